@@ -1,0 +1,1 @@
+"""Numbers and structs of other people's documents, spelled as there; no I/O."""

@@ -1,0 +1,26 @@
+"""How structs of other people's documents are declared here: packed, little-endian, with their size and source."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar, Self
+
+
+class Struct(ctypes.LittleEndianStructure):
+    """A fixed-layout struct. Subclasses state ``SIZE`` in bytes and ``SOURCE``, the document that defines them.
+
+    A test holds SIZE against the layout that ctypes made of ``_fields_``.
+    """
+
+    _pack_ = 1
+    SIZE: ClassVar[int]
+    SOURCE: ClassVar[str]
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, offset: int = 0) -> Self:
+        """Copy the struct out of ``data`` at ``offset``. Raises ValueError if fewer than ``SIZE`` bytes are there."""
+        return cls.from_buffer_copy(data, offset)
+
+    def to_bytes(self) -> bytes:
+        """The struct's ``SIZE`` bytes."""
+        return bytes(self)

@@ -1,0 +1,50 @@
+"""Guest-physical and host-virtual addresses and half-open ranges of them (Linux Documentation/virt/kvm/api.rst)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+Gpa = NewType("Gpa", int)
+"""A guest-physical address, in bytes."""
+
+Hva = NewType("Hva", int)
+"""A host-virtual address in this process, in bytes."""
+
+PAGE_SIZE = 4096
+"""Bytes in the smallest x86 page, the granularity of memory slots and of mprotect."""
+
+FOUR_GIB = 1 << 32
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GuestRange:
+    """A half-open range of guest-physical addresses: ``start`` inclusive, ``start + size`` exclusive, in bytes."""
+
+    start: Gpa
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.size <= 0:
+            raise ValueError(f"empty or negative guest range: start {self.start:#x}, size {self.size:#x}")
+
+    @property
+    def end(self) -> Gpa:
+        """First address behind the range."""
+        return Gpa(self.start + self.size)
+
+    def contains(self, gpa: int, size: int = 1) -> bool:
+        """Whether all of ``[gpa, gpa + size)`` lies inside."""
+        return self.start <= gpa and gpa + size <= self.start + self.size
+
+    def intersection(self, other: GuestRange) -> GuestRange | None:
+        """The part that both ranges share, or None."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        return GuestRange(start, end - start) if start < end else None
+
+    def is_page_aligned(self) -> bool:
+        """Whether both ends lie on 4 KiB boundaries."""
+        return not (self.start | self.size) & (PAGE_SIZE - 1)
+
+    def __str__(self) -> str:
+        return f"[{self.start:#x}, {self.end:#x})"

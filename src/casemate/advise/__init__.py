@@ -1,0 +1,1 @@
+"""Findings about images and configurations, with cause and remedy; pure."""

@@ -1,0 +1,1 @@
+"""Firmware files as data: images, volumes, tables, variable stores; pure."""

@@ -1,0 +1,1 @@
+"""Tiny guests, a few bytes of machine code each, that probe and prove."""

@@ -1,0 +1,53 @@
+"""Why a vCPU stopped running: the closed union of exits a run loop must handle (Linux api.rst, struct kvm_run).
+
+Port and MMIO accesses are not in the union: they are the hot path, and go straight to the ``IoBus`` the vCPU
+was created with (docs/decisions/0003-exits.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hlt:
+    """The guest halted and nothing can wake it: interrupts are off, or no interrupt source is armed."""
+
+    interrupts_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Triple fault."""
+
+    rip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFault:
+    """A guest access that the host could not back, such as a store to a write-protected mapping.
+
+    ``gpa``, ``size``, ``value`` and ``rip`` are None where the host cannot know them. Memory is unchanged and
+    ``rip`` stands on the instruction, so that the access may be retried.
+    """
+
+    gpa: int | None = None
+    size: int | None = None
+    value: int | None = None
+    rip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InternalFault:
+    """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
+
+    detail: str
+    rip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """``Vcpu.stop`` was called."""
+
+
+VmExit = Hlt | Shutdown | MemoryFault | InternalFault | Interrupted

@@ -1,0 +1,95 @@
+"""The seam between casemate and whatever executes a guest: hypervisor, VM and vCPU (Linux Documentation/virt/kvm/api.rst)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from casemate.address import Gpa, Hva
+from casemate.host.capabilities import VmCapabilities
+from casemate.host.exits import VmExit
+from casemate.host.guest_kind import GuestKind
+from casemate.host.slots import MemorySlot
+
+
+class IoBus(Protocol):
+    """Where port and MMIO accesses of the guest go; called on the vCPU's thread, values are little-endian ints."""
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN of ``size`` bytes (1, 2, 4)."""
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT of ``size`` bytes (1, 2, 4)."""
+
+    def read_mmio(self, gpa: int, size: int) -> int:
+        """Load of ``size`` bytes (1, 2, 4, 8) that no slot backs."""
+
+    def write_mmio(self, gpa: int, size: int, value: int) -> None:
+        """Store of ``size`` bytes that no slot backs, or that hit a read-only slot."""
+
+
+class InterruptController(Protocol):
+    """Interrupt sources of a host without an in-kernel irqchip; times are guest nanoseconds."""
+
+    def deadline(self) -> int | None:
+        """When the next timer interrupt is due, or None if no timer is armed."""
+
+    def pending(self) -> bool:
+        """Whether an interrupt waits for the CPU now; takes expired timers into account."""
+
+    def acknowledge(self) -> int:
+        """Hand the highest-priority vector to the CPU; call only after ``pending()`` said True."""
+
+
+class Vcpu(Protocol):
+    """One virtual CPU. Everything but ``stop`` is called on the thread that runs it."""
+
+    def run(self) -> VmExit:
+        """Execute the guest until something happens that the bus cannot handle."""
+
+    def stop(self) -> None:
+        """Make ``run`` return ``Interrupted`` soon; callable from any thread, from a bus callback, or a signal handler."""
+
+    def wake(self) -> None:
+        """End a wait in HLT early because an interrupt source changed; callable from any thread."""
+
+    def reset(self) -> None:
+        """Back to the x86 reset state: real mode at 0xFFFFFFF0."""
+
+    def rip(self) -> int | None:
+        """Instruction pointer, or None where the guest's state is sealed."""
+
+
+class Vm(Protocol):
+    """One virtual machine, made for a ``GuestKind``."""
+
+    @property
+    def capabilities(self) -> VmCapabilities:
+        """What this VM answered."""
+
+    def add_slot(self, slot: MemorySlot) -> None:
+        """Back a guest range with host memory. Raises HostError EEXIST on overlap, EINVAL on misalignment or a live number."""
+
+    def delete_slot(self, number: int) -> None:
+        """Remove a live slot; accesses to its range become MMIO. Raises HostError ENOENT if there is none."""
+
+    def mapping_changed(self, hva: Hva, size: int) -> None:
+        """The host mapping under ``[hva, hva + size)`` changed its protection (the kernel learns it by its MMU notifier)."""
+
+    def memory_written(self, gpa: Gpa, size: int) -> None:
+        """The VMM stored into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""
+
+    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> Vcpu:
+        """Add a vCPU in reset state; ``interrupts`` is None when the irqchip is in the kernel."""
+
+    def close(self) -> None:
+        """Give everything back; no vCPU may be running."""
+
+
+class Hypervisor(Protocol):
+    """A host that can make VMs."""
+
+    name: str
+    """``kvm`` or ``model``."""
+
+    def create_vm(self, kind: GuestKind) -> Vm:
+        """A VM for this kind of guest. Raises UnsupportedError if this host has no such guests."""

@@ -1,0 +1,1 @@
+"""A KVM host in software: memory slots over real host mappings, the Unicorn engine as its CPU."""

@@ -1,0 +1,1 @@
+"""A machine built from a specification, run to an outcome."""

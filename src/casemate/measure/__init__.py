@@ -1,0 +1,1 @@
+"""Launch digests predicted from files; pure."""

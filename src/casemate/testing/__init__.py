@@ -1,0 +1,1 @@
+"""Public builders and fakes for tests; nothing in casemate imports them."""
