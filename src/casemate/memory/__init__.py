@@ -1,1 +1,1 @@
-"""Guest memory: regions, the flat view of them, slots, and the write protection of flash (QEMU docs/devel/memory.rst)."""
+"""Guest memory: regions, their flat view, slots, and the protection of flash (QEMU docs/devel/memory.rst)."""

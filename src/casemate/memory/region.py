@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from casemate.memory.backing import Backing
+from casemate.memory.backing import Backing, HostMapping
 
 
 class MmioHandler(Protocol):
@@ -46,12 +46,19 @@ class Rom:
 
 @dataclass(eq=False)
 class RomDevice:
-    """Flash: memory while ``romd`` (array mode), a device otherwise; stores always go to the device."""
+    """Flash: memory while ``romd`` (array mode), a device otherwise; stores always go to the device.
+
+    ``FlashMemory`` owns ``romd`` and the two fields that say how its slot is made.
+    """
 
     name: str
     backing: Backing
     handler: MmioHandler
-    romd: bool = field(default=True)
+    romd: bool = True
+    slot_mapping: HostMapping | None = None
+    """The mapping that the slot shows the guest; None is the writable one."""
+    slot_readonly: bool = True
+    """Whether the slot itself is read-only."""
 
     @property
     def size(self) -> int:
@@ -78,4 +85,5 @@ class Alias:
     size: int
 
 
-MemoryRegion = Ram | Rom | RomDevice | Mmio | Alias
+LeafRegion = Ram | Rom | RomDevice | Mmio
+MemoryRegion = LeafRegion | Alias

@@ -1,0 +1,70 @@
+"""A VM that runs nothing, keeps KVM's rules for memory slots, and writes down every call (Linux api.rst)."""
+
+from __future__ import annotations
+
+import errno
+
+from casemate.address import PAGE_SIZE, Gpa, Hva
+from casemate.errors import HostError
+from casemate.events import Event
+from casemate.host.capabilities import VmCapabilities
+from casemate.host.hypervisor import InterruptController, IoBus, Vcpu
+from casemate.host.slots import MemorySlot
+
+
+class RecordingVm:
+    """Implements ``casemate.host.hypervisor.Vm``; ``calls`` holds tuples of method name and arguments."""
+
+    def __init__(self, capabilities: VmCapabilities | None = None) -> None:
+        self._capabilities = capabilities or VmCapabilities(readonly_memory=True)
+        self.calls: list[tuple[object, ...]] = []
+        self.slots: dict[int, MemorySlot] = {}
+
+    @property
+    def capabilities(self) -> VmCapabilities:
+        """As given to the constructor; read-only slots by default."""
+        return self._capabilities
+
+    def add_slot(self, slot: MemorySlot) -> None:
+        """Raises HostError EINVAL or EEXIST by KVM's rules."""
+        self.calls.append(("add_slot", slot))
+        unaligned = not slot.range.is_page_aligned() or slot.hva % PAGE_SIZE
+        refused = slot.readonly and not self._capabilities.readonly_memory
+        if unaligned or refused or slot.number in self.slots:
+            raise HostError("KVM_SET_USER_MEMORY_REGION", errno.EINVAL, f"slot {slot.number} {slot.range}")
+        if any(slot.range.intersection(other.range) for other in self.slots.values()):
+            raise HostError("KVM_SET_USER_MEMORY_REGION", errno.EEXIST, f"slot {slot.number} {slot.range}")
+        self.slots[slot.number] = slot
+
+    def delete_slot(self, number: int) -> None:
+        """Raises HostError ENOENT if ``number`` is not live."""
+        self.calls.append(("delete_slot", number))
+        if self.slots.pop(number, None) is None:
+            raise HostError("KVM_SET_USER_MEMORY_REGION", errno.ENOENT, f"slot {number}")
+
+    def mapping_changed(self, hva: Hva, size: int) -> None:
+        """Only recorded."""
+        self.calls.append(("mapping_changed", hva, size))
+
+    def memory_written(self, gpa: Gpa, size: int) -> None:
+        """Only recorded."""
+        self.calls.append(("memory_written", gpa, size))
+
+    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> Vcpu:
+        """There are no vCPUs here."""
+        raise NotImplementedError("RecordingVm runs nothing")
+
+    def close(self) -> None:
+        """Only recorded."""
+        self.calls.append(("close",))
+
+
+class RecordingSink:
+    """An ``EventSink`` that keeps what it is told in ``events``."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def report(self, event: Event) -> None:
+        """Append it."""
+        self.events.append(event)
