@@ -1,0 +1,150 @@
+"""Firmware descriptors and the usual folders: which pair is installed (QEMU docs/interop/firmware.json)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from casemate.errors import ImageError, UnsupportedError
+
+SYSTEM_ROOTS = (Path("/"),)
+ROOTS_VARIABLE = "CASEMATE_FIRMWARE"
+"""Environment variable: folders of unpacked packages, separated by colons, searched before the system."""
+
+_FOLDERS = ("etc/qemu/firmware", "usr/share/qemu/firmware")
+"""Highest precedence first; a file name in one hides the same name in the next."""
+
+_KNOWN_PAIRS = (
+    ("usr/share/OVMF", "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+    ("usr/share/OVMF", "OVMF_CODE.fd", "OVMF_VARS.fd"),
+    ("usr/share/edk2/x64", "OVMF_CODE.4m.fd", "OVMF_VARS.4m.fd"),
+    ("usr/share/edk2/ovmf", "OVMF_CODE.fd", "OVMF_VARS.fd"),
+    ("usr/share/edk2-ovmf", "OVMF_CODE.fd", "OVMF_VARS.fd"),
+    ("usr/share/qemu", "edk2-x86_64-code.fd", "edk2-i386-vars.fd"),
+    ("usr/share/qemu", "ovmf-x86_64-code.bin", "ovmf-x86_64-vars.bin"),
+)
+"""Debian, Arch, Fedora, Gentoo, QEMU's own build, openSUSE."""
+
+_REMEDY = (
+    "install it (Debian, Ubuntu: ovmf; Fedora, Arch: edk2-ovmf), or name the files with --code and --vars"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What one descriptor says; paths are inside ``root``."""
+
+    path: Path
+    description: str
+    device: str
+    """``flash``, ``memory`` or ``kernel``."""
+    executable: Path
+    vars_template: Path | None
+    architectures: tuple[str, ...]
+    features: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it names."""
+        return (self.executable,) if self.vars_template is None else (self.executable, self.vars_template)
+
+    def refusal(self) -> str | None:
+        """Why a plain x86_64 guest without SMM cannot boot from this in flash, or None if it can."""
+        if "x86_64" not in self.architectures:
+            return f"for {', '.join(self.architectures) or 'no architecture'}"
+        if self.device != "flash":
+            return f"mapped as {self.device}, not as flash"
+        if "requires-smm" in self.features:
+            return "requires-smm"
+        missing = [str(path) for path in self.files if not path.is_file()]
+        return f"{missing[0]} is not there" if missing else None
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwarePair:
+    """CODE, the template of its VARS (None for a stateless image), why, and what was passed over."""
+
+    code: Path
+    vars_template: Path | None
+    why: str
+    skipped: tuple[str, ...] = ()
+
+
+def firmware_roots(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """The folders to search: those that the environment names, then the system."""
+    named = environ.get(ROOTS_VARIABLE, "")
+    return (*(Path(part) for part in named.split(":") if part), *SYSTEM_ROOTS)
+
+
+def find_firmware(roots: Sequence[Path] = SYSTEM_ROOTS) -> FirmwarePair:
+    """The first pair that a plain x86_64 guest can boot. Raises UnsupportedError if there is none.
+
+    Roots in order; in each the descriptors by precedence, then the usual names.
+    """
+    skipped: list[str] = []
+    for root in roots:
+        for descriptor in read_descriptors(root, skipped):
+            if (refusal := descriptor.refusal()) is None:
+                why = f"{descriptor.path.name}: {descriptor.description}"
+                return FirmwarePair(descriptor.executable, descriptor.vars_template, why, tuple(skipped))
+            skipped.append(f"{descriptor.path.name}: {refusal}")
+        for folder, code, variables in _KNOWN_PAIRS:
+            if (root / folder / code).is_file() and (root / folder / variables).is_file():
+                why = f"{code} in its usual folder {root / folder}"
+                return FirmwarePair(root / folder / code, root / folder / variables, why, tuple(skipped))
+    passed_over = f" (passed over: {'; '.join(skipped)})" if skipped else ""
+    raise UnsupportedError(f"no x86_64 guest firmware found{passed_over}", _REMEDY)
+
+
+def read_descriptors(root: Path = SYSTEM_ROOTS[0], skipped: list[str] | None = None) -> Iterator[Descriptor]:
+    """The descriptors of ``root`` by precedence; broken ones are left out, the reason goes to ``skipped``."""
+    by_name: dict[str, Path] = {}
+    for folder in _FOLDERS:
+        for path in (root / folder).glob("*.json"):
+            by_name.setdefault(path.name, path)
+    for name in sorted(by_name):
+        try:
+            descriptor = parse_descriptor(by_name[name], root)
+        except ImageError as error:
+            if skipped is not None:
+                skipped.append(str(error))
+        else:
+            if descriptor is not None:
+                yield descriptor
+
+
+def parse_descriptor(path: Path, root: Path = SYSTEM_ROOTS[0]) -> Descriptor | None:
+    """Read one descriptor; None if it is empty, which hides it. Raises ImageError if it is malformed."""
+    try:
+        text = path.read_text("utf-8")
+        return _descriptor(json.loads(text), path, root) if text.strip() else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ImageError(
+            path, f"cannot be read as JSON: {error}", "repair or remove the descriptor"
+        ) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        cause = f"no firmware descriptor: {type(error).__name__} {error}"
+        raise ImageError(path, cause, "repair or remove the descriptor") from None
+
+
+def _descriptor(content: dict[str, Any], path: Path, root: Path) -> Descriptor:
+    mapping = content["mapping"]
+    device = str(mapping["device"])
+    executable = mapping["executable"]["filename"] if device == "flash" else mapping["filename"]
+    template = mapping["nvram-template"]["filename"] if "nvram-template" in mapping else None
+    return Descriptor(
+        path=path,
+        description=str(content.get("description", "")),
+        device=device,
+        executable=_inside(root, executable),
+        vars_template=_inside(root, template) if template else None,
+        architectures=tuple(str(target["architecture"]) for target in content["targets"]),
+        features=tuple(str(feature) for feature in content["features"]),
+    )
+
+
+def _inside(root: Path, filename: str) -> Path:
+    return root / filename.lstrip("/")

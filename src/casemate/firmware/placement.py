@@ -1,0 +1,131 @@
+"""What flash and ``--bios`` demand of files (QEMU hw/i386/pc_sysfw.c, hw/i386/x86-common.c).
+
+edk2 images bring rules of their own: flash of 1, 2, 4 or 8 MiB in all, with the variable store at its bottom.
+They are checked only where CODE holds a firmware volume, so that other code may be tried with any store.
+"""
+
+from __future__ import annotations
+
+from casemate.address import PAGE_SIZE
+from casemate.errors import ImageError, SpecError
+from casemate.firmware.image import FirmwareImage
+from casemate.firmware.smm import requires_smm
+from casemate.firmware.varstore import parse_variable_store
+from casemate.firmware.wrapper import find_wrapper
+
+MAX_FLASH = 8 << 20
+"""Bytes of all flash units together, the default of QEMU's ``max-fw-size``."""
+BIOS_GRANULE = 64 << 10
+"""Bytes; the size of a ``--bios`` file must be a multiple."""
+_RESET_VECTOR_SIZE = 16
+_MIB = 1 << 20
+
+
+def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) -> None:
+    """Check the files for flash unit 0 (``code``) and 1. Raises ImageError or SpecError for the first rule broken."""
+    for image in (code, variables):
+        if image is not None:
+            _validate_raw(image)
+            _validate_multiple(image, PAGE_SIZE, "flash")
+    _validate_roles(code, variables)
+    total = code.size + (variables.size if variables else 0)
+    if total > MAX_FLASH:
+        cause = f"{total} bytes of flash in all, at most {MAX_FLASH} fit below 4 GiB"
+        raise ImageError(code.name, cause, "use an image for x86_64, of 2 or 4 MiB")
+    _validate_code(code, "--code")
+    if variables is not None and code.code_volumes:
+        _validate_store(variables)
+        _validate_pair(code, variables)
+
+
+def validate_bios(image: FirmwareImage) -> None:
+    """Check a file for ``--bios``. Raises ImageError for the first rule broken."""
+    _validate_raw(image)
+    if _is_store(image):
+        raise ImageError(image.name, "this is a variable store, it holds no code", "give the firmware itself")
+    remedy = "a split CODE image goes into flash: use --code"
+    _validate_multiple(image, BIOS_GRANULE, "--bios", remedy if image.code_volumes else "")
+    if image.size > MAX_FLASH:
+        raise ImageError(
+            image.name, f"{image.size} bytes, at most {MAX_FLASH} fit below 4 GiB", "use an x86_64 image"
+        )
+    _validate_code(image, "--bios")
+
+
+def _validate_raw(image: FirmwareImage) -> None:
+    if wrapper := find_wrapper(image.data):
+        what, remedy = wrapper
+        raise ImageError(image.name, f"this is {what}, not raw firmware", remedy)
+
+
+def _validate_multiple(image: FirmwareImage, granule: int, where: str, remedy: str = "") -> None:
+    if image.size % granule:
+        cause = f"size {image.size} is not a multiple of {granule >> 10} KiB, as {where} needs"
+        raise ImageError(image.name, cause, remedy or "give a raw, complete firmware image")
+
+
+def _is_store(image: FirmwareImage) -> bool:
+    return image.variable_volume is not None and not image.code_volumes
+
+
+def _validate_roles(code: FirmwareImage, variables: FirmwareImage | None) -> None:
+    if not _is_store(code):
+        return
+    if variables is not None and variables.code_volumes:
+        raise SpecError(
+            f"--code {code.name} is a variable store and --vars {variables.name} is code",
+            "swap the two files",
+        )
+    raise ImageError(
+        code.name, "this is a variable store, given as --code", "give OVMF_CODE here, OVMF_VARS as --vars"
+    )
+
+
+def _validate_code(image: FirmwareImage, option: str) -> None:
+    vector = image.data[-_RESET_VECTOR_SIZE:]
+    if vector.count(vector[0]) == len(vector):
+        cause = f"no reset vector: the last {len(vector)} bytes are all {vector[0]:#04x}"
+        raise ImageError(image.name, cause, f"{option} must end in code", image.size - len(vector))
+    if requires_smm(image.data):
+        cause = "this build needs System Management Mode (SMM_REQUIRE), which casemate's boards do not have"
+        raise ImageError(image.name, cause, "use a build without it, such as OVMF_CODE_4M.fd")
+
+
+def _validate_store(image: FirmwareImage) -> None:
+    if not image.data.strip(b"\xff") or not image.data.strip(b"\0"):
+        cause = (
+            f"the variable store is blank (all {image.data[0]:#04x}), which edk2 firmware does not survive"
+        )
+        raise ImageError(
+            image.name, cause, "copy the VARS template of the same package, such as OVMF_VARS_4M.fd"
+        )
+    volume = image.variable_volume
+    if volume is None or volume.offset:
+        raise ImageError(image.name, "no variable store: no NVRAM volume header", "copy a VARS template", 0)
+    if image.code_volumes:
+        raise ImageError(image.name, "this file holds code, given as --vars", "give the VARS file alone")
+    if volume.length != image.size:
+        cause = f"the variable store claims {volume.length:#x} bytes of a file of {image.size:#x}"
+        raise ImageError(image.name, cause, "the file is truncated or padded; copy a VARS template", 32)
+    if parse_variable_store(image.data, volume) is None:
+        raise ImageError(
+            image.name, "the variable store has no store header", "copy a VARS template", volume.header_length
+        )
+
+
+def _validate_pair(code: FirmwareImage, variables: FirmwareImage) -> None:
+    if code.variable_volume:
+        cause = "this image brings its own variable store, yet --vars is given"
+        raise ImageError(code.name, cause, "leave --vars out, or use the split CODE image")
+    expected = expected_store_size(code)
+    if variables.size != expected:
+        cause = (
+            f"{variables.size:#x} bytes of variables do not belong to {code.name}, a"
+            f" {(code.size + expected) // _MIB}M build that looks for {expected:#x} bytes"
+        )
+        raise ImageError(variables.name, cause, "take CODE and VARS from one pair (both 2M or both 4M)")
+
+
+def expected_store_size(code: FirmwareImage) -> int:
+    """Bytes of the store that a split edk2 CODE image looks for: together they fill a power of two."""
+    return (1 << (code.size - 1).bit_length()) - code.size

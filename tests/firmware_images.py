@@ -1,0 +1,35 @@
+"""Where the tests find real firmware: unpacked packages, or the system's own (Debian packages ovmf, seabios)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def firmware_roots() -> Iterator[Path]:
+    """Folders that hold usr/share/...: $CASEMATE_FIRMWARE, the user's cache, the system."""
+    for name in os.environ.get("CASEMATE_FIRMWARE", "").split(":"):
+        if name:
+            yield Path(name)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "casemate" / "firmware"
+    yield from sorted(cache.glob("*/"))
+    yield Path("/")
+
+
+def find_images() -> list[Path]:
+    """Every x86 firmware file there is, without links to others."""
+    patterns = ("usr/share/OVMF/*.fd", "usr/share/ovmf/*.fd", "usr/share/seabios/bios*.bin")
+    found = [path for root in firmware_roots() for pattern in patterns for path in sorted(root.glob(pattern))]
+    return [path for path in found if not path.is_symlink()]
+
+
+def require_image(name: str, release: str = "") -> Path:
+    """The first image called ``name`` in a folder whose name contains ``release``; skips without one."""
+    for path in find_images():
+        if path.name == name and release in str(path):
+            return path
+    where = f" of {release}" if release else ""
+    pytest.skip(f"no {name}{where}: unpack the package into $CASEMATE_FIRMWARE or install it")
