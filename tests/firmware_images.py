@@ -1,4 +1,4 @@
-"""Where the tests find real firmware: unpacked packages, or the system's own (Debian packages ovmf, seabios)."""
+"""Where the tests find real firmware: unpacked or installed (Debian packages ovmf, seabios)."""
 
 from __future__ import annotations
 

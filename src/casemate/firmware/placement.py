@@ -22,7 +22,7 @@ _MIB = 1 << 20
 
 
 def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) -> None:
-    """Check the files for flash unit 0 (``code``) and 1. Raises ImageError or SpecError for the first rule broken."""
+    """Check the files for flash unit 0 (``code``) and 1. Raises ImageError or SpecError for a broken rule."""
     for image in (code, variables):
         if image is not None:
             _validate_raw(image)
@@ -39,7 +39,7 @@ def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) 
 
 
 def validate_bios(image: FirmwareImage) -> None:
-    """Check a file for ``--bios``. Raises ImageError for the first rule broken."""
+    """Check a file for ``--bios``. Raises ImageError for a broken rule."""
     _validate_raw(image)
     if _is_store(image):
         raise ImageError(image.name, "this is a variable store, it holds no code", "give the firmware itself")

@@ -47,7 +47,7 @@ class SevMetadata:
 
 
 def parse_sev_metadata(data: bytes, table: GuidedTable | None, name: str) -> SevMetadata | None:
-    """The metadata that ``table`` points to, None without such an entry. Raises ImageError if it is broken."""
+    """The metadata that ``table`` points to, None without an entry. Raises ImageError if it is broken."""
     start = metadata_start(data, table, guids.SEV_METADATA_OFFSET)
     if start is None:
         return None

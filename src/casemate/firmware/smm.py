@@ -1,8 +1,8 @@
 """Whether an image was built to need System Management Mode (edk2 OvmfPkg/OvmfPkgX64.fdf, SMM_REQUIRE).
 
 Such a build holds the PEIM SmmAccessPei in its first compressed volume, 80 to 140 KB deep in every image seen
-(edk2 2022.11 to 2026.08), so only the head of the LZMA stream is unpacked: 5 ms where it is found, 12 ms where it
-is not, against 100 ms for the whole stream. File names say as much, but lie as soon as somebody copies a file.
+(edk2 2022.11 to 2026.08), so only the head of its LZMA stream is unpacked: 5 ms where it is found, 12 ms if
+not, against 100 ms for the whole stream. File names say as much, but lie once somebody copies a file.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class TdvfMetadata:
 
 
 def parse_tdvf(data: bytes, table: GuidedTable | None, name: str) -> TdvfMetadata | None:
-    """The metadata that ``table`` points to, None without such an entry. Raises ImageError if it is broken."""
+    """The metadata that ``table`` points to, None without an entry. Raises ImageError if it is broken."""
     start = metadata_start(data, table, guids.TDX_METADATA_OFFSET)
     if start is None:
         return None

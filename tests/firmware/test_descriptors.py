@@ -1,0 +1,112 @@
+"""Firmware descriptors: which pair is found, what is passed over and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casemate.errors import ImageError, UnsupportedError
+from casemate.firmware.descriptors import find_firmware, firmware_roots, parse_descriptor
+
+FOLDER = "usr/share/qemu/firmware"
+
+
+def descriptor(**changes: Any) -> dict[str, Any]:
+    return {
+        "description": "test firmware",
+        "interface-types": ["uefi"],
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": "/usr/share/OVMF/CODE.fd", "format": "raw"},
+            "nvram-template": {"filename": "/usr/share/OVMF/VARS.fd", "format": "raw"},
+        },
+        "targets": [{"architecture": "x86_64", "machines": ["pc-q35-*"]}],
+        "features": ["acpi-s3"],
+        "tags": [],
+    } | changes
+
+
+def install(root: Path, name: str, content: Any, folder: str = FOLDER) -> Path:
+    path = root / folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    for file in ("CODE.fd", "VARS.fd"):
+        (root / "usr/share/OVMF").mkdir(parents=True, exist_ok=True)
+        (root / "usr/share/OVMF" / file).touch()
+    return path
+
+
+def test_first_bootable_descriptor_wins(tmp_path: Path) -> None:
+    install(tmp_path, "40-secure.json", descriptor(features=["requires-smm", "secure-boot"]))
+    install(tmp_path, "50-ia32.json", descriptor(targets=[{"architecture": "i386", "machines": []}]))
+    install(tmp_path, "55-memory.json", descriptor(mapping={"device": "memory", "filename": "/x.fd"}))
+    install(tmp_path, "60-plain.json", descriptor())
+    pair = find_firmware([tmp_path])
+    assert pair.code == tmp_path / "usr/share/OVMF/CODE.fd"
+    assert pair.vars_template == tmp_path / "usr/share/OVMF/VARS.fd"
+    assert pair.skipped == (
+        "40-secure.json: requires-smm",
+        "50-ia32.json: for i386",
+        "55-memory.json: mapped as memory, not as flash",
+    )
+
+
+def test_etc_hides_the_same_name_in_usr(tmp_path: Path) -> None:
+    install(tmp_path, "60-plain.json", descriptor(description="from usr"))
+    install(tmp_path, "60-plain.json", descriptor(description="from etc"), "etc/qemu/firmware")
+    assert "from etc" in find_firmware([tmp_path]).why
+
+
+def test_empty_file_hides_a_descriptor(tmp_path: Path) -> None:
+    install(tmp_path, "60-plain.json", descriptor())
+    install(tmp_path, "60-plain.json", "", "etc/qemu/firmware")
+    with pytest.raises(UnsupportedError):
+        find_firmware([tmp_path])
+
+
+def test_missing_file_is_passed_over(tmp_path: Path) -> None:
+    install(tmp_path, "60-plain.json", descriptor())
+    (tmp_path / "usr/share/OVMF/VARS.fd").unlink()
+    with pytest.raises(UnsupportedError, match=r"VARS\.fd is not there"):
+        find_firmware([tmp_path])
+
+
+def test_usual_names_do_without_descriptors(tmp_path: Path) -> None:
+    folder = tmp_path / "usr/share/OVMF"
+    folder.mkdir(parents=True)
+    for name in ("OVMF_CODE.fd", "OVMF_VARS.fd", "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"):
+        (folder / name).touch()
+    assert find_firmware([tmp_path]).code.name == "OVMF_CODE_4M.fd"
+
+
+def test_nothing_installed_names_the_package(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="ovmf") as caught:
+        find_firmware([tmp_path])
+    assert caught.value.exit_code == 5
+
+
+def test_roots_are_searched_in_order(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        install(tmp_path / name, "60-plain.json", descriptor())
+    assert find_firmware([tmp_path / "two", tmp_path / "one"]).code.is_relative_to(tmp_path / "two")
+
+
+def test_environment_comes_before_the_system() -> None:
+    assert firmware_roots({"CASEMATE_FIRMWARE": "/a:/b"}) == (Path("/a"), Path("/b"), Path("/"))
+    assert firmware_roots({}) == (Path("/"),)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "1", '{"mapping": 3}', '{"mapping": {"device": "flash"}}', "\ud800", "[" * 100_000]
+)
+def test_broken_descriptor_is_refused_and_passed_over(tmp_path: Path, content: str) -> None:
+    path = tmp_path / FOLDER / "60.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ImageError):
+        parse_descriptor(path)
+    with pytest.raises(UnsupportedError, match=r"60\.json"):
+        find_firmware([tmp_path])
