@@ -1,0 +1,1 @@
+"""Serial ports (National Semiconductor PC16550D data sheet)."""
