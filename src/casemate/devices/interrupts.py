@@ -1,0 +1,76 @@
+"""The interrupt sources of a PC put together (Intel MultiProcessor Specification 1.4, 3.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from casemate.devices.device import IrqLine
+from casemate.devices.ioapic import Ioapic
+from casemate.devices.lapic import Lapic
+from casemate.devices.pic import PicPair
+from casemate.devices.pit import Pit
+from casemate.host.clock import GuestClock
+
+TIMER_IRQ = 0
+TIMER_PIN = 2
+"""The I/O APIC input that the timer uses; input 0 would be the 8259's."""
+
+
+class PcInterrupts:
+    """What the vCPU asks for interrupts (``casemate.host.hypervisor.InterruptController``).
+
+    Wires channel 0 of ``pit`` to IRQ 0. Everything is called on the vCPU's thread.
+    """
+
+    def __init__(self, clock: GuestClock, lapic: Lapic, pic: PicPair, pit: Pit, ioapic: Ioapic) -> None:
+        self._clock = clock
+        self._lapic = lapic
+        self._timer = lapic.timer
+        self._pic = pic
+        self._pit = pit
+        self._ioapic = ioapic
+        self._polls: tuple[Callable[[], None], ...] = ()
+        pit.irq = self.irq(TIMER_IRQ)
+
+    def irq(self, number: int) -> IrqLine:
+        """The wire of ISA interrupt ``number`` (0 to 15), to the 8259s and to the I/O APIC."""
+        pin = TIMER_PIN if number == TIMER_IRQ else number
+
+        def drive(level: bool) -> None:
+            self._pic.set_irq(number, level)
+            self._ioapic.set_irq(pin, level)
+
+        return drive
+
+    def watch(self, poll: Callable[[], None]) -> None:
+        """Call ``poll`` before every answer: a device whose input arrives from another thread."""
+        self._polls += (poll,)
+
+    def deadline(self) -> int | None:
+        """Guest time of the next timer interrupt that could reach the CPU, or None."""
+        lapic = self._lapic.timer_deadline()
+        pit = self._pit.deadline() if self._timer_irq_enabled() else None
+        if lapic is None or pit is None:
+            return pit if lapic is None else lapic
+        return min(lapic, pit)
+
+    def pending(self) -> bool:
+        """Whether an interrupt waits for the CPU now."""
+        now = self._clock.now()
+        if now >= self._timer.next_expiry:
+            self._lapic.advance(now)
+        if now >= self._pit.next_edge:
+            self._pit.advance(now)
+        for poll in self._polls:
+            poll()
+        return self._lapic.pending() or (self._pic.pending() and self._lapic.accepts_ext_int())
+
+    def acknowledge(self) -> int:
+        """The vector for the CPU: the 8259's first, as its INTR has no part in APIC priorities."""
+        if self._pic.pending() and self._lapic.accepts_ext_int():
+            return self._pic.acknowledge()
+        return self._lapic.acknowledge()
+
+    def _timer_irq_enabled(self) -> bool:
+        through_pic = self._pic.enabled(TIMER_IRQ) and self._lapic.accepts_ext_int()
+        return through_pic or self._ioapic.enabled(TIMER_PIN)
