@@ -1,1 +1,1 @@
-"""What runs a guest: the protocols that both hosts implement, KVM's in spirit (Linux Documentation/virt/kvm/api.rst)."""
+"""What runs a guest: the protocols both hosts implement, KVM's in spirit (Linux Documentation/virt/kvm/api.rst)."""

@@ -1,17 +1,25 @@
-"""The guest's clock: host time plus whatever the guest would only have waited for (docs/decisions/0004-guest-clock.md)."""
+"""The guest's clock: host time plus what the guest would only have waited for (docs/decisions/0004-guest-clock.md)."""
 
 from __future__ import annotations
 
 from time import monotonic_ns
 
+NANOSECONDS = 1_000_000_000
+
 
 class GuestClock:
-    """Guest time in nanoseconds since power-on; never runs backwards, and may be moved forward."""
+    """Guest time in nanoseconds since power-on; never runs backwards, and may be moved forward.
 
-    __slots__ = ("_offset",)
+    ``idle_allowance`` nanoseconds of idle time are skipped, then idling takes as long as it says; ``grant_idle``
+    renews the allowance. So a countdown costs nothing, and a guest that waits for good does not spin.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_allowance", "_left", "_offset")
+
+    def __init__(self, idle_allowance: int = 0) -> None:
         self._offset = -monotonic_ns()
+        self._allowance = idle_allowance
+        self._left = idle_allowance
 
     def now(self) -> int:
         """Guest time in nanoseconds."""
@@ -20,3 +28,18 @@ class GuestClock:
     def skip(self, nanoseconds: int) -> None:
         """Move guest time forward by ``nanoseconds``."""
         self._offset += nanoseconds
+
+    def grant_idle(self) -> None:
+        """The guest did something: idle time may be skipped again."""
+        self._left = self._allowance
+
+    def idle_until(self, deadline: int) -> int:
+        """Skip idle time up to guest time ``deadline``; returns the nanoseconds that must really be waited."""
+        wait = deadline - self.now()
+        if wait <= 0:
+            return 0
+        if wait > self._left:
+            return wait
+        self._left -= wait
+        self._offset += wait
+        return 0

@@ -1,4 +1,4 @@
-"""The seam between casemate and whatever executes a guest: hypervisor, VM and vCPU (Linux Documentation/virt/kvm/api.rst)."""
+"""The seam between casemate and whatever executes a guest: hypervisor, VM, vCPU (Linux api.rst of KVM)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Vcpu(Protocol):
         """Execute the guest until something happens that the bus cannot handle."""
 
     def stop(self) -> None:
-        """Make ``run`` return ``Interrupted`` soon; callable from any thread, from a bus callback, or a signal handler."""
+        """Make ``run`` return ``Interrupted`` soon; from any thread, a bus callback, or a signal handler."""
 
     def wake(self) -> None:
         """End a wait in HLT early because an interrupt source changed; callable from any thread."""
@@ -67,13 +67,16 @@ class Vm(Protocol):
         """What this VM answered."""
 
     def add_slot(self, slot: MemorySlot) -> None:
-        """Back a guest range with host memory. Raises HostError EEXIST on overlap, EINVAL on misalignment or a live number."""
+        """Back a guest range with host memory.
+
+        Raises HostError: EEXIST on overlap, EINVAL on misalignment or a live number.
+        """
 
     def delete_slot(self, number: int) -> None:
         """Remove a live slot; accesses to its range become MMIO. Raises HostError ENOENT if there is none."""
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
-        """The host mapping under ``[hva, hva + size)`` changed its protection (the kernel learns it by its MMU notifier)."""
+        """The mapping under ``[hva, hva + size)`` changed its protection (a kernel has an MMU notifier for it)."""
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """The VMM stored into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""

@@ -1,0 +1,174 @@
+"""One Unicorn engine as an x86 CPU in its reset state, with guest-physical memory mapped by the caller.
+
+Sources: unicorn/unicorn.h 2.1.4; Intel SDM volume 3, chapter 9 (state after RESET#).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from unicorn import Uc, unicorn_const, x86_const
+
+from casemate.errors import InternalError
+from casemate.host.model.cpu import native, unicorn_api
+from casemate.host.model.cpu.msr import ModelSpecificRegisters
+
+READ = unicorn_const.UC_PROT_READ
+WRITE = unicorn_const.UC_PROT_WRITE
+EXECUTE = unicorn_const.UC_PROT_EXEC
+
+RIP = x86_const.UC_X86_REG_RIP
+RSP = x86_const.UC_X86_REG_RSP
+RFLAGS = x86_const.UC_X86_REG_RFLAGS
+CS = x86_const.UC_X86_REG_CS
+SS = x86_const.UC_X86_REG_SS
+CR0 = x86_const.UC_X86_REG_CR0
+CR2 = x86_const.UC_X86_REG_CR2
+CR4 = x86_const.UC_X86_REG_CR4
+IDTR = x86_const.UC_X86_REG_IDTR
+GDTR = x86_const.UC_X86_REG_GDTR
+RAX = x86_const.UC_X86_REG_RAX
+RCX = x86_const.UC_X86_REG_RCX
+RDX = x86_const.UC_X86_REG_RDX
+RSI = x86_const.UC_X86_REG_RSI
+RDI = x86_const.UC_X86_REG_RDI
+
+RESET_IP = 0xFFF0
+_RESET_CS = 0xF000
+
+
+class Engine:
+    """A CPU. All methods but ``stop`` belong to the thread that runs it."""
+
+    def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool) -> None:
+        self.msrs = msrs
+        real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
+        real_mode.reg_write(CS, _RESET_CS)
+        self._reset_state = real_mode.context_save()
+        self.uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
+        self.uc.ctl_exits_enabled(True)
+        self.handle: int = self.uc._uch.value
+        self.reset()
+        attached = native.attach(self.handle, msrs.read, msrs.write) if fast else "not asked for"
+        self.fast = attached if isinstance(attached, native.FastPath) else None
+        self.slow_reason = attached if isinstance(attached, str) else None
+        self._hooks: list[Any] = []
+
+    def reset(self) -> None:
+        """Real mode with the registers of RESET#. The caller starts execution at ``RESET_IP``."""
+        self.uc.context_restore(self._reset_state)
+        self.write(RIP, RESET_IP)
+        self.msrs.reset()
+
+    def close(self) -> None:
+        """Give the engine back."""
+        if self.fast:
+            self.fast.detach()
+        self._hooks.clear()
+
+    def hook(self, kind: int, callback: Any, **where: int) -> None:
+        """Register a ctypes callback (see ``unicorn_api.hook_add``) and keep it alive as long as the engine."""
+        self._hooks.append(callback)
+        unicorn_api.hook_add(self.handle, kind, callback, **where)
+
+    def start(self, rip: int) -> int:
+        """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""
+        return int(unicorn_api.emu_start(self.handle, rip, 0, 0, 0))
+
+    def stop(self) -> None:
+        """End ``start``: at the next block on the fast path, else only safe inside a code hook or for good."""
+        unicorn_api.emu_stop(self.handle)
+
+    def read(self, register: int) -> int:
+        """One register."""
+        return int(self.uc.reg_read(register))
+
+    def read_many(self, registers: tuple[int, ...]) -> tuple[int, ...]:
+        """Several registers at once."""
+        return tuple(self.uc.reg_read_batch(registers))
+
+    def write(self, register: int, value: int) -> None:
+        """Set one register."""
+        self.uc.reg_write(register, value)
+
+    def write_many(self, values: dict[int, int]) -> None:
+        """Set several registers; unlike ``write`` also right inside an interrupt hook, RIP included."""
+        self.uc.reg_write_batch(list(values.items()))
+
+    def table_register(self, register: int) -> tuple[int, int]:
+        """Base and limit of IDTR or GDTR."""
+        _, base, limit, _ = self.uc.reg_read(register)
+        return int(base), int(limit)
+
+    def instruction_address(self) -> int:
+        """Linear address of the next instruction; code segments are taken to be flat outside of real mode."""
+        rip, cs, cr0 = self.read_many((RIP, CS, CR0))
+        return rip if cr0 & 1 else (cs << 4) + rip
+
+    def read_virtual(self, gva: int, size: int) -> bytes | None:
+        """Memory as the guest sees it, or None where it is not mapped."""
+        buffer = ctypes.create_string_buffer(size)
+        error = unicorn_api.vmem_read(self.handle, gva, READ, buffer, size)
+        self._forget_lookup_fault()
+        return None if error else buffer.raw
+
+    def write_virtual(self, gva: int, data: bytes) -> bool:
+        """Store as the guest would; False where it could not."""
+        error = unicorn_api.vmem_write(self.handle, gva, WRITE, data, len(data))
+        self._forget_lookup_fault()
+        return not error
+
+    def translate(self, gva: int, access: int = READ) -> int | None:
+        """Guest-virtual to guest-physical, or None where it is not mapped for ``access``."""
+        result = ctypes.c_uint64()
+        error = unicorn_api.vmem_translate(self.handle, gva, access, ctypes.byref(result))
+        self._forget_lookup_fault()
+        return None if error else result.value
+
+    def _forget_lookup_fault(self) -> None:
+        # A lookup that misses leaves its page fault behind, and the guest's next one would count as double.
+        if self.fast:
+            self.fast.clear_exception()
+
+    def map(self, gpa: int, size: int, hva: int, *, writable: bool) -> None:
+        """Back guest memory by host memory. Read-only memory must be mapped writable first to be protected at all."""
+        self._check(
+            "uc_mem_map_ptr", unicorn_api.mem_map_ptr(self.handle, gpa, size, READ | WRITE | EXECUTE, hva)
+        )
+        if not writable:
+            self.protect(gpa, size, writable=False)
+
+    def protect(self, gpa: int, size: int, *, writable: bool) -> None:
+        """Change whether stores to mapped memory are allowed."""
+        access = READ | EXECUTE | (WRITE if writable else 0)
+        self._check("uc_mem_protect", unicorn_api.mem_protect(self.handle, gpa, size, access))
+        self._forget_lookup_fault()
+
+    def unmap(self, gpa: int, size: int) -> None:
+        """Remove mapped memory or MMIO."""
+        self._check("uc_mem_unmap", unicorn_api.mem_unmap(self.handle, gpa, size))
+        self._forget_lookup_fault()
+
+    def map_mmio(self, gpa: int, size: int, read: Any, write: Any) -> None:
+        """Send accesses to callbacks; they get the region's ``gpa`` as user data."""
+        self._check("uc_mmio_map", unicorn_api.mmio_map(self.handle, gpa, size, read, gpa, write, gpa))
+
+    def flush_translations(self) -> None:
+        """Forget all translated code; only while not executing."""
+        self.uc.ctl_flush_tb()
+        if self.fast:
+            self.fast.translations_flushed()
+
+    def drop_translation(self, start: int, end: int) -> None:
+        """Forget translated code in ``[start, end)`` (guest-virtual)."""
+        self.uc.ctl_remove_cache(start, end)
+
+    @staticmethod
+    def error_text(error: int) -> str:
+        """The engine's words for an error number."""
+        return str(unicorn_api.strerror(error).decode())
+
+    def _check(self, call: str, error: int) -> None:
+        if error:
+            raise InternalError(f"{call}: {self.error_text(error)}")

@@ -1,0 +1,284 @@
+"""The fast path of the modelled CPU: small patches inside the pinned Unicorn 2.1.4 (docs/decisions/0002-fast-path.md).
+
+The engine's public API makes every store to executable memory slow, cannot trap RDMSR, and can only be stopped
+between blocks at a price. This module rewrites the entry of four exported engine functions for that. Each is
+recognised by the exact bytes of its first instructions; when any differs (another build, another processor) nothing
+is touched and the CPU runs on the public API alone.
+
+Stores: the engine keeps a store slow while its page may be executed, since it finds out only then that code
+changed. Here a page that is filled into the TLB for data is entered as not executable, so its stores turn fast; a
+page that is ever fetched from is remembered in ``_fetched`` and from then on entered as the engine would. The first
+fetch of a page flushes the TLB, so that no store can go on through an entry made before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from casemate.host.model.cpu.unicorn_api import library
+
+FAULT_VECTOR = 0x2600
+"""Pseudo exception number under which a store to a write-protected mapping arrives at the interrupt hook."""
+
+_PAGE_INDEX_BITS = 24
+_CELLS = 4096
+_STUB_BYTES = 4096
+_RDX, _RAX, _RCX = 2, 0, 1
+
+_PROLOGUES = {
+    "x86_cpu_tlb_fill_x86_64": "41574156415541 89cd41544989f4",
+    "tlb_set_page_with_attrs_x86_64": "41574989f731f641564989fe",
+    "helper_rdmsr_x86_64": "53488b4c24084889fb31d2be7c000000",
+    "helper_wrmsr_x86_64": "55488b4c24084889fdba01000000be7c000000",
+    "raise_exception_ra_x86_64": "4989d14883ec084531c031c931d2e8",
+    "resume_all_vcpus_x86_64": "415541544989fc55534883ec084c8bafb801000041c7859881000000000000",
+    "do_interrupt_x86_hardirq_x86_64": "4189d14881ef508a0000",
+    "check_exit_request_x86_64": "488bb77099000080bef207000000",
+    "tlb_flush_x86_64": "be07000000e9",
+}
+_ENGINE_CPU = 0x1B8
+_ENGINE_NO_EXIT_REQUEST = 0x7F2
+_CPU_HALTED = 0x8198
+_CPU_ENV = 0x8A50
+_ENV_OLD_EXCEPTION = 5496
+_ENV_ERROR_CODE = 0x9F58 - _CPU_ENV
+
+_MsrHelper = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+MsrRead = Callable[[int], int | None]
+MsrWrite = Callable[[int, int], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attached:
+    read: MsrRead
+    write: MsrWrite
+    cell: int
+
+
+def _address(symbol: str) -> int:
+    return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value or 0
+
+
+def _u64(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+def _jump(target: int) -> bytes:
+    return b"\xff\x25\x00\x00\x00\x00" + _u64(target)  # jmp [rip+0]
+
+
+def unavailable() -> str | None:
+    """Why the fast path cannot be used with this engine and processor, or None if it can."""
+    if platform.machine() != "x86_64":
+        return f"the fast path knows x86-64 hosts only, this is {platform.machine()}"
+    for symbol, text in _PROLOGUES.items():
+        prologue = bytes.fromhex(text)
+        if not hasattr(library, symbol):
+            return f"the engine does not export {symbol}"
+        if ctypes.string_at(_address(symbol), len(prologue)) != prologue and not _installed:
+            return f"the engine's {symbol} is not the one of version 2.1.4"
+    return None
+
+
+class _Patches:
+    """The process-wide stubs, and which engines use them."""
+
+    def __init__(self) -> None:
+        self.attached: dict[int, _Attached] = {}
+        self._fetched = mmap.mmap(-1, 1 << _PAGE_INDEX_BITS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._cells = mmap.mmap(-1, _CELLS * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._stubs = mmap.mmap(-1, _STUB_BYTES, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._stubs_at = _buffer_address(self._stubs)
+        self._stubs_end = 0
+        self._replace("x86_cpu_tlb_fill_x86_64", 14, self._tlb_fill())
+        self._replace("tlb_set_page_with_attrs_x86_64", 12, self._tlb_set_page())
+        self._rdmsr = _MsrHelper(self._on_rdmsr)
+        self._wrmsr = _MsrHelper(self._on_wrmsr)
+        self._engine_rdmsr = _MsrHelper(self._replace("helper_rdmsr_x86_64", 16, self._call(self._rdmsr)))
+        self._engine_wrmsr = _MsrHelper(self._replace("helper_wrmsr_x86_64", 14, self._call(self._wrmsr)))
+        self.fault_stub = self._emit(self._memory_fault())
+
+    def _emit(self, code: bytes) -> int:
+        start = self._stubs_end
+        self._stubs[start : start + len(code)] = code
+        self._stubs_end = (start + len(code) + 15) & ~15
+        return self._stubs_at + start
+
+    def _replace(self, symbol: str, length: int, stub: Callable[[int], bytes]) -> int:
+        """Send calls of ``symbol`` to ``stub``; returns where the original function can still be entered."""
+        entry = _address(symbol)
+        original = self._emit(ctypes.string_at(entry, length) + _jump(entry + length))
+        target = self._emit(stub(original))
+        _overwrite(entry, b"\x48\xb8" + _u64(target) + b"\xff\xe0")  # mov rax, target; jmp rax
+        return original
+
+    def _tlb_fill(self) -> Callable[[int], bytes]:
+        """Note the access type (ecx) in the cell of this CPU (rdi)."""
+        return lambda original: (
+            b"\x48\x89\xf8\x48\xc1\xe8\x06"  # mov rax, rdi; shr rax, 6
+            + b"\x25" + struct.pack("<I", _CELLS - 1)  # and eax, CELLS - 1
+            + b"\x49\xba" + _u64(_buffer_address(self._cells))  # mov r10, cells
+            + b"\x41\x89\x0c\x82"  # mov [r10 + rax*4], ecx
+            + _jump(original)
+        )  # fmt: skip
+
+    def _tlb_set_page(self) -> Callable[[int], bytes]:
+        """Arguments: rdi cpu, rsi vaddr, rdx paddr, ecx attributes, r8d protection (4 = execute)."""
+        saved = b"\x57\x56\x52\x51\x41\x50\x41\x51\x48\x83\xec\x08"  # push rdi rsi rdx rcx r8 r9; sub rsp, 8
+        restored = b"\x48\x83\xc4\x08\x41\x59\x41\x58\x59\x5a\x5e\x5f"
+        flush = saved + b"\x48\xb8" + _u64(_address("tlb_flush_x86_64")) + b"\xff\xd0" + restored
+        first_fetch = b"\x43\xc6\x04\x13\x01" + flush  # mov byte [r11 + r10], 1; tlb_flush(cpu)
+
+        def stub(original: int) -> bytes:
+            go_on = _jump(original)
+            fetched_before = b"\x43\x80\x3c\x13\x00"  # cmp byte [r11 + r10], 0
+            for_data = fetched_before + b"\x75\x04" + b"\x41\x83\xe0\xfb" + go_on  # jne +4; and r8d, ~4
+            for_fetch = fetched_before + b"\x75" + bytes([len(first_fetch)]) + first_fetch + go_on
+            return (
+                b"\x49\x89\xd2\x49\xc1\xea\x0c"  # mov r10, rdx; shr r10, 12
+                + b"\x41\x81\xe2" + struct.pack("<I", (1 << _PAGE_INDEX_BITS) - 1)  # and r10d, mask
+                + b"\x49\xbb" + _u64(_buffer_address(self._fetched))  # mov r11, fetched
+                + b"\x48\x89\xf8\x48\xc1\xe8\x06"  # mov rax, rdi; shr rax, 6
+                + b"\x25" + struct.pack("<I", _CELLS - 1)  # and eax, CELLS - 1
+                + b"\x57\x48\xbf" + _u64(_buffer_address(self._cells))  # push rdi; mov rdi, cells
+                + b"\x83\x3c\x87\x02"  # cmp dword [rdi + rax*4], 2 (instruction fetch)
+                + b"\x5f"  # pop rdi
+                + b"\x74" + bytes([len(for_data)])  # je for_fetch
+                + for_data
+                + for_fetch
+            )  # fmt: skip
+
+        return stub
+
+    def _call(self, helper: object) -> Callable[[int], bytes]:
+        target = ctypes.cast(helper, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        return lambda _original: _jump(target)
+
+    def _memory_fault(self) -> bytes:
+        """A write-protection hook (rdx address, rcx size, r8 value, r9 user data) that undoes the instruction."""
+        return (
+            b"\x49\x89\x51\x08\x49\x89\x49\x10\x4d\x89\x41\x18"  # mov [r9+8], rdx; [r9+16], rcx; [r9+24], r8
+            + b"\x49\x8b\x39"  # mov rdi, [r9]
+            + b"\xbe" + struct.pack("<I", FAULT_VECTOR) + b"\x31\xd2"  # mov esi, vector; xor edx, edx
+            + _jump(_address("raise_exception_ra_x86_64"))
+        )  # fmt: skip
+
+    def _on_rdmsr(self, env: int) -> None:
+        registers = (ctypes.c_uint64 * 3).from_address(env)
+        engine = self.attached.get(env)
+        value = engine.read(registers[_RCX] & 0xFFFFFFFF) if engine else None
+        if value is None:
+            self._engine_rdmsr(env)
+        else:
+            registers[_RAX], registers[_RDX] = value & 0xFFFFFFFF, value >> 32
+
+    def _on_wrmsr(self, env: int) -> None:
+        registers = (ctypes.c_uint64 * 3).from_address(env)
+        engine = self.attached.get(env)
+        value = (registers[_RDX] & 0xFFFFFFFF) << 32 | registers[_RAX] & 0xFFFFFFFF
+        if engine is None or not engine.write(registers[_RCX] & 0xFFFFFFFF, value):
+            self._engine_wrmsr(env)
+
+    def claim_cell(self, cpu: int) -> int | None:
+        """The access-type cell of this CPU, or None if another live engine has the same one."""
+        cell = (cpu >> 6) & (_CELLS - 1)
+        return None if any(engine.cell == cell for engine in self.attached.values()) else cell
+
+    def holds_code(self, gpa: int, size: int) -> bool:
+        """Whether any page of the range was ever executed."""
+        first, last = gpa >> 12, (gpa + size - 1) >> 12
+        return self._fetched.find(b"\x01", first, last + 1) >= 0
+
+    def forget_code(self) -> None:
+        """All translations are gone: no page holds code now."""
+        self._fetched.madvise(mmap.MADV_DONTNEED)
+
+
+class _FaultRecord(ctypes.Structure):
+    """What the memory-fault stub leaves behind; its address is the hook's user data."""
+
+    _fields_ = (("env", ctypes.c_uint64), ("gpa", ctypes.c_uint64), ("size", ctypes.c_uint32),
+                ("_", ctypes.c_uint32), ("value", ctypes.c_uint64))  # fmt: skip
+
+
+class FastPath:
+    """One engine's use of the patches. ``attach`` makes it, ``detach`` must be called before the engine goes."""
+
+    def __init__(self, patches: _Patches, cpu: int) -> None:
+        self._patches = patches
+        self._env = cpu + _CPU_ENV
+        self.fault = _FaultRecord(env=self._env)
+        self.fault_hook = patches.fault_stub
+        self._halted = ctypes.c_uint32.from_address(cpu + _CPU_HALTED)
+        self._old_exception = ctypes.c_int32.from_address(self._env + _ENV_OLD_EXCEPTION)
+        self._error_code = ctypes.c_int32.from_address(self._env + _ENV_ERROR_CODE)
+
+    @property
+    def halted(self) -> bool:
+        """Whether the CPU executed HLT."""
+        return bool(self._halted.value)
+
+    def take_error_code(self) -> int:
+        """Error code of the exception being delivered; the engine forgets that it is in one."""
+        self.clear_exception()
+        return self._error_code.value
+
+    def clear_exception(self) -> None:
+        """Forget the last exception: the engine would call the next one a double fault."""
+        self._old_exception.value = -1
+
+    def holds_code(self, gpa: int, size: int) -> bool:
+        """Whether translated code may come from this range of guest memory."""
+        return self._patches.holds_code(gpa, size)
+
+    def translations_flushed(self) -> None:
+        """The engine dropped all of its translations."""
+        if len(self._patches.attached) == 1:
+            self._patches.forget_code()
+
+    def detach(self) -> None:
+        """Stop using the patches; they stay in place for the next engine."""
+        self._patches.attached.pop(self._env, None)
+
+
+def _buffer_address(buffer: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def _overwrite(address: int, code: bytes) -> None:
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(address)
+        memory.write(code)
+
+
+_installed: list[_Patches] = []
+_lock = threading.Lock()
+
+
+def attach(engine: int, read: MsrRead, write: MsrWrite) -> FastPath | str:
+    """Put an engine (its ``uc_engine`` address, already initialised) on the fast path, or say why not."""
+    with _lock:
+        if reason := unavailable():
+            return reason
+        if not _installed:
+            try:
+                _installed.append(_Patches())
+            except OSError as error:
+                return f"the engine's code cannot be changed: {error}"
+        patches = _installed[0]
+        cpu = ctypes.c_uint64.from_address(engine + _ENGINE_CPU).value
+        cell = patches.claim_cell(cpu)
+        if cell is None:
+            return "another CPU of this process uses the same fast-path cell"
+        if not patches.attached:
+            patches.forget_code()
+        ctypes.c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
+        fast = FastPath(patches, cpu)
+        patches.attached[cpu + _CPU_ENV] = _Attached(read, write, cell)
+        return fast

@@ -1,0 +1,107 @@
+"""Guest-physical memory of a modelled VM: slots over real host mappings, MMIO everywhere else.
+
+Source: Linux virt/kvm/kvm_main.c (__kvm_set_memory_region) for the rules of slots. Whether a slot can be stored to
+follows from its flag and from the protection that its host mapping really has, as in KVM.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from errno import EEXIST, EINVAL, ENOENT
+
+from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
+from casemate.errors import HostError
+from casemate.host.model import vma
+from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.traps import Traps
+from casemate.host.slots import MemorySlot
+
+ADDRESS_SPACE = GuestRange(Gpa(0), 1 << 40)
+"""What the engine's CPU can address."""
+
+_CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
+
+
+class PhysicalMemory:
+    """The slots of one VM, mapped into its engine. Stores that a slot does not take go to ``traps``."""
+
+    def __init__(self, engine: Engine, traps: Traps) -> None:
+        self._engine = engine
+        self._traps = traps
+        self._slots: dict[int, MemorySlot] = {}
+        self._writable: dict[int, bool] = {}
+        self._hole_starts: list[int] = []
+        self._hole_ends: list[int] = []
+        self._map_hole(ADDRESS_SPACE.start, ADDRESS_SPACE.end)
+
+    def add(self, slot: MemorySlot) -> None:
+        """Back ``slot.range`` with host memory. Raises HostError as KVM does."""
+        if slot.number in self._slots:
+            raise HostError(_CALL, EINVAL, f"slot {slot.number} is live; delete it first")
+        if not slot.range.is_page_aligned() or slot.hva % PAGE_SIZE or slot.range.end > ADDRESS_SPACE.end:
+            raise HostError(
+                _CALL, EINVAL, f"slot {slot.number} at {slot.range} is misaligned or out of reach"
+            )
+        for other in self._slots.values():
+            if other.range.intersection(slot.range):
+                raise HostError(_CALL, EEXIST, f"slot {slot.number} at {slot.range} overlaps {other.range}")
+        self._open_hole(slot.range)
+        writable = not slot.readonly and vma.is_writable(slot.hva, slot.range.size)
+        self._engine.map(slot.range.start, slot.range.size, slot.hva, writable=writable)
+        self._slots[slot.number] = slot
+        self._writable[slot.number] = writable
+        if not writable:
+            self._traps.trap_stores(slot)
+
+    def delete(self, number: int) -> None:
+        """Take a slot away; its range becomes MMIO. Raises HostError ENOENT if there is no such slot."""
+        slot = self._slots.pop(number, None)
+        if slot is None:
+            raise HostError(_CALL, ENOENT, f"there is no slot {number}")
+        del self._writable[number]
+        self._engine.unmap(slot.range.start, slot.range.size)
+        self._map_hole(slot.range.start, slot.range.end)
+
+    def mapping_changed(self, hva: Hva, size: int) -> None:
+        """Look again whether the slots over ``[hva, hva + size)`` can be stored to."""
+        for number, slot in self._slots.items():
+            if slot.readonly or slot.hva >= hva + size or hva >= slot.hva + slot.range.size:
+                continue
+            writable = vma.is_writable(slot.hva, slot.range.size)
+            if writable != self._writable[number]:
+                self._engine.protect(slot.range.start, slot.range.size, writable=writable)
+                self._writable[number] = writable
+                if not writable:
+                    self._traps.trap_stores(slot)
+
+    def slot_at(self, gpa: int) -> MemorySlot | None:
+        """The slot that backs ``gpa``, if any."""
+        return next((slot for slot in self._slots.values() if slot.range.contains(gpa)), None)
+
+    def writable_hva(self, gpa: int, size: int) -> int | None:
+        """Host address of ``[gpa, gpa + size)`` if one slot backs it and the guest may store there."""
+        for number, slot in self._slots.items():
+            if slot.range.contains(gpa, size):
+                return slot.hva + gpa - slot.range.start if self._writable[number] else None
+        return None
+
+    def readable_hva(self, gpa: int, size: int) -> int | None:
+        """Host address of ``[gpa, gpa + size)`` if one slot backs it."""
+        slot = self.slot_at(gpa)
+        return slot.hva + gpa - slot.range.start if slot and slot.range.contains(gpa, size) else None
+
+    def _map_hole(self, start: int, end: int) -> None:
+        if start < end:
+            self._engine.map_mmio(start, end - start, self._traps.mmio_read, self._traps.mmio_write)
+            place = bisect_right(self._hole_starts, start)
+            self._hole_starts.insert(place, start)
+            self._hole_ends.insert(place, end)
+
+    def _open_hole(self, wanted: GuestRange) -> None:
+        first = bisect_right(self._hole_starts, wanted.start) - 1
+        while first < len(self._hole_starts) and self._hole_starts[first] < wanted.end:
+            start, end = self._hole_starts.pop(first), self._hole_ends.pop(first)
+            self._engine.unmap(start, end - start)
+            self._map_hole(start, wanted.start)
+            self._map_hole(wanted.end, end)
+            first = bisect_right(self._hole_starts, wanted.start - 1)

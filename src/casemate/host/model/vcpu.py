@@ -1,0 +1,218 @@
+"""A modelled vCPU: runs the engine, delivers interrupts, waits in HLT (Linux api.rst, KVM_RUN)."""
+
+from __future__ import annotations
+
+import threading
+from time import sleep
+
+from unicorn import unicorn_const
+
+from casemate.address import Gpa
+from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown, VmExit
+from casemate.host.hypervisor import InterruptController
+from casemate.host.model.cpu import delivery, native
+from casemate.host.model.cpu import engine as registers
+from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.cpu.sites import InstructionSites
+from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
+from casemate.host.model.physical_memory import PhysicalMemory
+from casemate.host.model.traps import Traps
+
+_TICK_SECONDS = 0.002
+_RFLAGS_IF = 1 << 9
+_HLT = b"\xf4"
+_STI = b"\xfb"
+
+
+class ModelVcpu:
+    """One modelled CPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        memory: PhysicalMemory,
+        traps: Traps,
+        interrupts: InterruptController | None,
+        clock: GuestClock,
+    ) -> None:
+        self._engine = engine
+        self._traps = traps
+        self._interrupts = interrupts
+        self._clock = clock
+        self._exit: VmExit | None = None
+        self._stop_wanted = False
+        self._interrupted_by_us = False
+        self._flush_wanted = False
+        self._sti_seen_at = -1
+        self._interrupt_waits = False
+        self._awake = threading.Condition()
+        self._closed = False
+        self._executing = threading.Event()
+        self._sites = None if engine.fast else InstructionSites(engine, memory, self._interrupt_due)
+        engine.hook(unicorn_const.UC_HOOK_INTR, InterruptHook(self._on_exception))
+        engine.hook(unicorn_const.UC_HOOK_INSN_INVALID, InvalidInstructionHook(self._on_invalid_instruction))
+        self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
+        self._ticker.start()
+
+    def run(self) -> VmExit:
+        """Execute until something happens that the bus cannot handle."""
+        while True:
+            if self._stop_wanted:
+                self._stop_wanted = False
+                return Interrupted()
+            if self._interrupts is not None and self._interrupts.pending():
+                self._deliver_interrupt()
+            if self._exit is None:
+                error = self._execute()
+                self._traps.take_error()
+                self._after_execution(error)
+            if self._exit is not None:
+                vm_exit, self._exit = self._exit, None
+                return vm_exit
+
+    def stop(self) -> None:
+        """Make ``run`` return soon; from any thread."""
+        self._stop_wanted = True
+        self.wake()
+        self._engine.stop()
+
+    def wake(self) -> None:
+        """End a wait in HLT early; from any thread."""
+        with self._awake:
+            self._awake.notify()
+
+    def reset(self) -> None:
+        """The x86 reset state; translated code is forgotten."""
+        self._engine.flush_translations()
+        self._engine.reset()
+
+    def rip(self) -> int | None:
+        """The instruction pointer."""
+        return self._engine.read(registers.RIP)
+
+    def set_rip(self, rip: int) -> None:
+        """Go on elsewhere."""
+        self._engine.write(registers.RIP, rip)
+
+    def read_virtual(self, gva: int, size: int) -> bytes | None:
+        """Guest memory as the guest sees it."""
+        return self._engine.read_virtual(gva, size)
+
+    def memory_written(self, gpa: Gpa, size: int) -> None:
+        """Translations of this range are stale: drop them all before the next block runs."""
+        holder = self._engine.fast or self._sites
+        if holder is not None and holder.holds_code(gpa, size):
+            self._flush_wanted = True
+            self._request_stop()
+
+    def close(self) -> None:
+        """End the ticker."""
+        self._closed = True
+        self._executing.set()
+        self._ticker.join()
+
+    def _execute(self) -> int:
+        self._interrupted_by_us = False
+        self._executing.set()
+        error = self._engine.start(self._engine.read(registers.RIP))
+        self._executing.clear()
+        return error
+
+    def _after_execution(self, error: int) -> None:
+        if self._flush_wanted:
+            self._flush_wanted = False
+            self._engine.flush_translations()
+        if self._sites is not None and self._sites.install_pending():
+            self._interrupted_by_us = True
+        if self._traps.fault is not None:
+            self._exit, self._traps.fault = self._traps.fault, None
+        elif self._exit is not None:
+            return
+        elif error:
+            self._exit = InternalFault(f"the CPU model stopped: {self._engine.error_text(error)}", self.rip())
+        elif self._is_halted():
+            self._exit = self._halt()
+
+    def _is_halted(self) -> bool:
+        if self._engine.fast:
+            return self._engine.fast.halted
+        # The public API does not tell why the engine returned; if nobody asked it to stop, HLT did.
+        return not self._interrupted_by_us and not self._stop_wanted and self._code_before_rip() == _HLT
+
+    def _halt(self) -> VmExit | None:
+        interrupts = self._interrupts
+        if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
+            return Hlt(interrupts_enabled=False)
+        while not interrupts.pending() and not self._stop_wanted:
+            deadline = interrupts.deadline()
+            wait = None if deadline is None else self._clock.idle_until(deadline) / NANOSECONDS
+            if wait != 0:
+                with self._awake:
+                    self._awake.wait(0.1 if wait is None else min(wait, 0.1))
+        return None
+
+    def _deliver_interrupt(self) -> None:
+        assert self._interrupts is not None
+        rip, rflags = self._engine.read_many((registers.RIP, registers.RFLAGS))
+        # STI holds interrupts back for one instruction.
+        behind_sti = rip != self._sti_seen_at and self._code_before_rip() == _STI
+        self._sti_seen_at = rip if behind_sti else -1
+        self._interrupt_waits = behind_sti or not rflags & _RFLAGS_IF
+        if self._interrupt_waits:
+            return
+        self._deliver(self._interrupts.acknowledge(), None)
+
+    def _deliver(self, vector: int, error_code: int | None) -> None:
+        try:
+            try:
+                delivery.deliver(self._engine, vector, error_code)
+            except delivery.CannotDeliverError:
+                delivery.deliver(self._engine, delivery.DOUBLE_FAULT, 0)
+        except delivery.CannotDeliverError:
+            self._exit = Shutdown(self.rip())
+        except delivery.NotModelledError as reason:
+            self._exit = InternalFault(f"not modelled: {reason}", self.rip())
+
+    def _code_before_rip(self) -> bytes | None:
+        return self._engine.read_virtual(self._engine.instruction_address() - 1, 1)
+
+    def _on_exception(self, _uc: int, vector: int, _user: int | None) -> None:
+        try:
+            fast = self._engine.fast
+            if fast and vector == native.FAULT_VECTOR:
+                self._traps.fast_path_fault(fast)
+                return
+            code = fast.take_error_code() if fast else 0
+            self._deliver(vector, code if vector in delivery.WITH_ERROR_CODE else None)
+            if self._exit is not None:
+                self._request_stop()
+        except BaseException as error:
+            self._traps.error = error
+            self._request_stop()
+
+    def _on_invalid_instruction(self, _uc: int, _user: int | None) -> bool:
+        self._on_exception(0, delivery.INVALID_OPCODE, None)
+        return True
+
+    def _interrupt_due(self) -> bool:
+        """Whether the guest should be stopped for an interrupt; called from sites where that is safe."""
+        interrupts = self._interrupts
+        if interrupts is None:
+            return False
+        deadline = interrupts.deadline()
+        due = self._interrupt_waits or (deadline is not None and self._clock.now() >= deadline)
+        self._interrupted_by_us |= due
+        return due
+
+    def _request_stop(self) -> None:
+        self._interrupted_by_us = True
+        self._engine.stop()
+
+    def _tick(self) -> None:
+        while not self._closed:
+            self._executing.wait()
+            sleep(_TICK_SECONDS)
+            # Without the fast path a stop from here would run an instruction twice: only good for the end.
+            if self._stop_wanted or (self._engine.fast and self._interrupt_due()):
+                self._request_stop()

@@ -1,0 +1,21 @@
+"""What protection the host mappings of this process really have (Linux proc(5), /proc/pid/maps)."""
+
+from __future__ import annotations
+
+
+def is_writable(hva: int, size: int) -> bool:
+    """Whether all of ``[hva, hva + size)`` is mapped with PROT_WRITE, as KVM finds when it pins a page for writing."""
+    end = hva + size
+    with open("/proc/self/maps", "rb", buffering=1 << 16) as maps:
+        for line in maps:
+            start_text, _, rest = line.partition(b"-")
+            end_text, _, permissions = rest.partition(b" ")
+            vma_end = int(end_text, 16)
+            if vma_end <= hva:
+                continue
+            if int(start_text, 16) > hva or permissions[1:2] != b"w":
+                return False
+            if vma_end >= end:
+                return True
+            hva = vma_end
+    return False
