@@ -80,8 +80,7 @@ def ask(
 
 @pytest.mark.parametrize("row", REQUEST_ROWS)
 def test_protection_on_request(row: RequestRow) -> None:
-    *question, expected = row
-    answer = ask(*question)
+    answer, expected = ask(*row[:5]), row[5]
     assert (answer.protection if isinstance(answer, ProtectionChoice) else type(answer)) is expected
 
 

@@ -70,6 +70,10 @@ class FlashMemory:
         region.romd = False
         region.slot_mapping = self._backing.map_again(readonly=True) if view else None
         region.slot_readonly = self.protection is WriteProtection.READONLY_SLOT
+        region.unit = self.unit
+        # A sealed guest asks for its commands (GHCB); others would have to get past the read-only mapping.
+        mapped = self.protection in (WriteProtection.READONLY_VMA, WriteProtection.READONLY_VIEW)
+        region.array_stores_are_commands = self._vm.capabilities.sealed_state or not mapped
         memory_map.add(region, gpa)
         self._map, self._region, self.gpa = memory_map, region, gpa
         self.enter_array_mode()

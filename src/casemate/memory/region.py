@@ -48,7 +48,7 @@ class Rom:
 class RomDevice:
     """Flash: memory while ``romd`` (array mode), a device otherwise; stores always go to the device.
 
-    ``FlashMemory`` owns ``romd`` and the two fields that say how its slot is made.
+    ``FlashMemory`` owns ``romd`` and all fields below it.
     """
 
     name: str
@@ -59,6 +59,10 @@ class RomDevice:
     """The mapping that the slot shows the guest; None is the writable one."""
     slot_readonly: bool = True
     """Whether the slot itself is read-only."""
+    unit: int | None = None
+    """Number of the flash unit, for reports."""
+    array_stores_are_commands: bool = True
+    """Whether a store that reaches the bus in array mode is a command, or else a violation."""
 
     @property
     def size(self) -> int:

@@ -1,0 +1,190 @@
+"""The command state machine of a flash unit (JEDEC JESD68.01, behaviour of QEMU hw/block/pflash_cfi01.c)."""
+
+from __future__ import annotations
+
+from casemate.devices.flash import spec
+from casemate.devices.flash.file import FlashFile
+from casemate.events import EventSink, Violation, ViolationKind
+from casemate.memory.flash_memory import FlashMemory
+
+_ARRAY_COMMANDS = frozenset({spec.READ_ARRAY, spec.READ_ARRAY_AMD, spec.READ_ARRAY_ZERO, spec.CLEAR_STATUS})
+_ONE_CYCLE_COMMANDS = frozenset({spec.READ_STATUS, spec.READ_IDENT})
+_TWO_CYCLE_COMMANDS = frozenset(
+    {spec.PROGRAM, spec.PROGRAM_ALTERNATE, spec.ERASE, spec.LOCK_SETUP, spec.QUERY, spec.BUFFERED_PROGRAM}
+)
+_COMMANDS = _ARRAY_COMMANDS | _ONE_CYCLE_COMMANDS | _TWO_CYCLE_COMMANDS
+_STATUS_COMMANDS = _TWO_CYCLE_COMMANDS - {spec.QUERY} | {spec.READ_STATUS}
+_ACCEPTED = frozenset(
+    {(spec.ERASE, spec.CONFIRM), (spec.LOCK_SETUP, spec.CONFIRM), (spec.LOCK_SETUP, spec.LOCK)}
+)
+_ERASED_SECTOR = b"\xff" * spec.SECTOR_SIZE
+_NO_COMMAND = 0x00
+
+
+class CfiFlash:
+    """Flash ``unit``: decodes the stores that reach it, and keeps ``memory`` and ``file`` the same.
+
+    Without a file, contents live as long as the guest. A read-only unit answers commands and changes nothing.
+    ``commands`` counts the first cycles that were a command, ``violations`` the stores that were reported.
+    """
+
+    def __init__(
+        self,
+        unit: int,
+        memory: FlashMemory,
+        file: FlashFile | None,
+        sink: EventSink,
+        *,
+        readonly: bool = False,
+    ) -> None:
+        self.unit = unit
+        self.readonly = readonly or (file is not None and file.readonly)
+        self.commands = 0
+        self.violations = 0
+        self._memory = memory
+        self._file = file
+        self._sink = sink
+        self._query = spec.query_table(memory.size)
+        self._cycle = 0
+        self._command = _NO_COMMAND
+        self._status = spec.STATUS_READY
+        self._words_left = 0
+        self._buffer: bytearray | None = None
+        self._buffer_start = 0
+        self._cycles = (self._first_cycle, self._second_cycle, self._buffer_cycle, self._confirm_cycle)
+
+    @property
+    def status(self) -> int:
+        """The status register."""
+        return self._status
+
+    def reset(self) -> None:
+        """Back to array mode; contents stay."""
+        self._status = spec.STATUS_READY
+        self._read_array()
+
+    def read_mmio(self, offset: int, size: int) -> int | None:
+        """Load of 1, 2, 4 or 8 bytes: contents, status, identifier or query table, by the last command."""
+        if not 0 <= offset <= self._memory.size - size:
+            return None
+        command = self._command
+        if command == _NO_COMMAND:
+            return int.from_bytes(self._memory.view[offset : offset + size], "little")
+        if size == 8:
+            return self._answer(offset, 4) | self._answer(offset + 4, 4) << 32
+        return self._answer(offset, size)
+
+    def write_mmio(self, offset: int, size: int, value: int) -> bool:
+        """Store of 1, 2, 4 or 8 bytes: one write cycle, or two for 8 bytes."""
+        if not 0 <= offset <= self._memory.size - size:
+            return False
+        if self.readonly:
+            self._violation(ViolationKind.READONLY_UNIT, offset, size, value)
+        if size == 8:
+            self._cycles[self._cycle](offset, 4, value & 0xFFFFFFFF)
+            self._cycles[self._cycle](offset + 4, 4, value >> 32)
+        else:
+            self._cycles[self._cycle](offset, size, value)
+        return True
+
+    def _answer(self, offset: int, size: int) -> int:
+        if self._command in _STATUS_COMMANDS:
+            # The upper half of a wide bus would be a second chip.
+            return self._status | self._status << 16 if size > 2 else self._status
+        if self._command == spec.QUERY:
+            index = offset & 0xFF
+            return self._query[index] if index < len(self._query) else 0
+        return 0  # identifiers of the PC's flash are all zero
+
+    def _first_cycle(self, offset: int, size: int, value: int) -> None:
+        command = value & 0xFF
+        if command in _ONE_CYCLE_COMMANDS:
+            self._begin(command, 0)
+        elif command in _TWO_CYCLE_COMMANDS:
+            self._begin(command, 1)
+            if command == spec.ERASE:
+                self._erase(offset & ~(spec.SECTOR_SIZE - 1))
+            elif command == spec.BUFFERED_PROGRAM:
+                self._status |= spec.STATUS_READY
+        else:
+            if command == spec.CLEAR_STATUS:
+                self._status = 0
+            self._read_array()
+        if command in _COMMANDS:
+            self.commands += 1
+        elif not self.readonly:
+            self._violation(ViolationKind.NOT_A_COMMAND, offset, size, value)
+
+    def _second_cycle(self, offset: int, size: int, value: int) -> None:
+        command, data = self._command, value & 0xFF
+        if command in (spec.PROGRAM, spec.PROGRAM_ALTERNATE):
+            if self.readonly:
+                self._status |= spec.STATUS_PROGRAM_ERROR
+            else:
+                self._store(offset, _to_bytes(size, value))
+            self._finish()
+        elif command == spec.BUFFERED_PROGRAM:
+            self._words_left = data
+            self._cycle = 2
+        elif (command, data) in _ACCEPTED:
+            self._finish()
+        elif command != spec.QUERY or data == spec.READ_ARRAY:
+            self._read_array()
+
+    def _buffer_cycle(self, offset: int, size: int, value: int) -> None:
+        if self._buffer is None and self._words_left:
+            self._buffer_start = offset & ~(spec.WRITE_BLOCK_SIZE - 1)
+            self._buffer = bytearray(self._memory.read(self._buffer_start, spec.WRITE_BLOCK_SIZE))
+        start = offset - self._buffer_start
+        fits = 0 <= start <= spec.WRITE_BLOCK_SIZE - size
+        if self.readonly or self._buffer is None or not fits:
+            self._status |= spec.STATUS_PROGRAM_ERROR
+        else:
+            self._buffer[start : start + size] = _to_bytes(size, value)
+        self._status |= spec.STATUS_READY
+        if self._words_left == 0:
+            self._cycle = 3
+        else:
+            self._words_left -= 1
+
+    def _confirm_cycle(self, offset: int, size: int, value: int) -> None:
+        confirmed = value & 0xFF == spec.CONFIRM and not self._status & spec.STATUS_PROGRAM_ERROR
+        if confirmed and self._buffer is not None:
+            self._store(self._buffer_start, self._buffer)
+            self._buffer = None
+            self._finish()
+        else:
+            self._read_array()
+
+    def _begin(self, command: int, cycle: int) -> None:
+        self._memory.leave_array_mode()
+        self._command, self._cycle = command, cycle
+
+    def _finish(self) -> None:
+        self._status |= spec.STATUS_READY
+        self._cycle = 0
+
+    def _read_array(self) -> None:
+        self._command, self._cycle, self._buffer = _NO_COMMAND, 0, None
+        self._memory.enter_array_mode()
+
+    def _erase(self, start: int) -> None:
+        if self.readonly:
+            self._status |= spec.STATUS_ERASE_ERROR
+        else:
+            self._store(start, _ERASED_SECTOR)
+        self._status |= spec.STATUS_READY
+
+    def _store(self, offset: int, data: bytes | bytearray) -> None:
+        self._memory.store(offset, data)
+        if self._file is not None:
+            self._file.write_back(offset, data)
+
+    def _violation(self, kind: ViolationKind, offset: int, size: int, value: int) -> None:
+        self.violations += 1
+        gpa = None if self._memory.gpa is None else self._memory.gpa + offset
+        self._sink.report(Violation(kind, self.unit, gpa, size, value))
+
+
+def _to_bytes(size: int, value: int) -> bytes:
+    return (value & (1 << 8 * size) - 1).to_bytes(size, "little")

@@ -1,0 +1,184 @@
+"""The file behind a flash unit: locked, read once, and written back as the guest programs (flock(2), pwrite(2))."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from casemate.devices.flash.spec import SECTOR_SIZE
+from casemate.errors import HostError, ImageError
+
+_NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class FlashFile:
+    """An open image. A writable one belongs to one guest alone; read-only ones are shared."""
+
+    def __init__(self, path: Path, fd: int, size: int, readonly: bool) -> None:
+        self.path = path
+        self.size = size
+        """Bytes."""
+        self.readonly = readonly
+        self._fd = fd
+        self._dirty = False
+
+    @classmethod
+    def open(cls, path: str | Path, *, readonly: bool) -> FlashFile:
+        """Open and lock an image.
+
+        Raises ImageError for a file that cannot be read (or written), that another guest uses, or whose size is not
+        a positive multiple of 4096 bytes, and HostError if the disk has no room for all of a sparse file.
+        """
+        path = Path(path)
+        fd = _open(path, readonly)
+        try:
+            size = _checked_size(path, fd)
+            _lock(path, fd, readonly)
+            if not readonly:
+                _reserve(path, fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, size, readonly)
+
+    def read(self) -> bytes:
+        """All of the image. Raises ImageError if it became shorter."""
+        data = b""
+        try:
+            while len(data) < self.size and (part := os.pread(self._fd, self.size - len(data), len(data))):
+                data += part
+        except OSError as error:
+            raise ImageError(self.path, f"cannot be read: {error.strerror}") from error
+        if len(data) < self.size:
+            raise ImageError(
+                self.path, f"became shorter than {self.size:#x} bytes", "leave it alone in use", len(data)
+            )
+        return data
+
+    def write_back(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Overwrite the bytes at ``offset``. Raises HostError if the disk is full or broken."""
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+        except OSError as error:
+            raise HostError(
+                "pwrite",
+                error.errno or 0,
+                f"{self.path} at offset {offset + done:#x}",
+                "make room, or use another disk",
+            ) from error
+        self._dirty = True
+
+    def close(self) -> None:
+        """Bring changes to the disk and unlock; harmless when repeated. Raises HostError if the disk refuses."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            if self._dirty:
+                os.fsync(fd)
+        except OSError as error:
+            raise HostError("fsync", error.errno or 0, str(self.path)) from error
+        finally:
+            os.close(fd)
+
+
+def copy_template(template: str | Path, target: str | Path) -> None:
+    """Make ``target`` a copy of ``template``, all of it or nothing.
+
+    Raises ImageError if the template cannot be read, HostError if the copy cannot be written.
+    """
+    source = FlashFile.open(template, readonly=True)
+    try:
+        data = source.read()
+    finally:
+        source.close()
+    target = Path(target)
+    try:
+        _write_whole(target, data)
+    except OSError as error:
+        raise HostError(
+            "write",
+            error.errno or 0,
+            f"copying {template} to {target}",
+            "choose a folder with room that you may write to",
+        ) from error
+
+
+def _write_whole(target: Path, data: bytes) -> None:
+    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _open(path: Path, readonly: bool) -> int:
+    flags = os.O_RDONLY if readonly else os.O_RDWR
+    try:
+        # O_NONBLOCK: a pipe must be refused, not waited for.
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        remedy = "check the path"
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            remedy = (
+                "check its permissions" if readonly else "make it writable, or give the guest a copy of it"
+            )
+        if error.errno == errno.EISDIR:
+            remedy = "name the image file in it"
+        what = "read" if readonly else "written"
+        raise ImageError(path, f"cannot be {what}: {error.strerror}", remedy) from error
+    except ValueError as error:
+        raise ImageError(repr(str(path)), "is no file name", "check the path") from error
+
+
+def _checked_size(path: Path, fd: int) -> int:
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(path, "is a directory", "name the image file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(path, "is no regular file", "copy the image into one")
+    if status.st_size == 0:
+        raise ImageError(path, "is empty", "give a firmware image or a copy of its variable store")
+    if status.st_size % SECTOR_SIZE:
+        raise ImageError(
+            path,
+            f"has {status.st_size:#x} bytes, which is no multiple of {SECTOR_SIZE:#x}",
+            "flash images come in whole 4 KiB sectors; pad it, or load it with --bios",
+        )
+    return status.st_size
+
+
+def _lock(path: Path, fd: int, readonly: bool) -> None:
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise HostError("flock", error.errno or 0, str(path)) from error
+        raise ImageError(
+            path, "is in use by another guest", "give every guest its own copy, or stop the other one"
+        ) from error
+
+
+def _reserve(path: Path, fd: int, size: int) -> None:
+    if os.fstat(fd).st_blocks * 512 >= size:
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _NO_SUPPORT:
+            raise HostError(
+                "posix_fallocate", error.errno or 0, str(path), "make room on the disk"
+            ) from error
