@@ -1,0 +1,44 @@
+"""vCPU signatures, CPUID leaf 1 EAX, which the save area shows in RDX (AMD 25481 CPUID specification, Fn0000_0001)."""
+
+from __future__ import annotations
+
+import re
+
+from casemate.errors import SpecError
+
+
+def cpu_signature(family: int, model: int, stepping: int) -> int:
+    """The signature of a family, model and stepping. Raises SpecError if a number does not fit."""
+    for name, value, limit in (
+        ("family", family, 0xF + 0xFF),
+        ("model", model, 0xFF),
+        ("stepping", stepping, 0xF),
+    ):
+        if not 0 <= value <= limit:
+            raise SpecError(
+                f"vCPU {name} {value} is not between 0 and {limit}", "give the numbers that CPUID shows"
+            )
+    extended_family, base_family = max(family - 0xF, 0), min(family, 0xF)
+    return extended_family << 20 | (model >> 4) << 16 | base_family << 8 | (model & 0xF) << 4 | stepping
+
+
+CPU_MODELS = {
+    "EPYC": cpu_signature(23, 1, 2),
+    "EPYC-IBPB": cpu_signature(23, 1, 2),
+    "EPYC-Rome": cpu_signature(23, 49, 0),
+    "EPYC-Milan": cpu_signature(25, 1, 1),
+    "EPYC-Genoa": cpu_signature(25, 17, 0),
+    "EPYC-Turin": cpu_signature(26, 0, 0),
+}
+"""QEMU's names of the CPUs that have SEV; all versions of one (``EPYC-v4``) share its signature."""
+
+
+def model_signature(name: str) -> int:
+    """The signature of a QEMU CPU model, with or without ``-vN``. Raises SpecError if the name is unknown."""
+    signature = CPU_MODELS.get(re.sub(r"-v[1-9][0-9]*$", "", name))
+    if signature is None:
+        known = ", ".join(CPU_MODELS)
+        raise SpecError(
+            f"unknown vCPU type {name!r}", f"use one of {known}, with or without -vN, or --vcpu-sig"
+        )
+    return signature

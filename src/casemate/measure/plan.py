@@ -1,0 +1,106 @@
+"""A confidential launch as a value: the ordered steps that are measured (AMD 55766 SEV API 0.24, chapter 6).
+
+Predicting the digest, executing the launch and modelling the secure processor all read this one list.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from casemate.address import Gpa
+from casemate.errors import SpecError
+from casemate.host.guest_kind import GuestKind
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateData:
+    """LAUNCH_UPDATE_DATA: encrypt ``data`` at ``gpa`` and extend the digest by it; ``what`` names it for people."""
+
+    what: str
+    gpa: Gpa
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateVmsa:
+    """LAUNCH_UPDATE_VMSA: encrypt the registers of one vCPU; ``data`` is its save area, a whole page."""
+
+    vcpu: int
+    data: bytes = field(repr=False)
+
+    @property
+    def what(self) -> str:
+        """The step's name for people."""
+        return f"VMSA of vCPU {self.vcpu}"
+
+
+LaunchStep = UpdateData | UpdateVmsa
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """The steps in their order, for a guest of ``kind``."""
+
+    kind: GuestKind
+    steps: tuple[LaunchStep, ...]
+
+    def to_json(self) -> str:
+        """The plan as one JSON document; each distinct content is in it once, under its SHA-256."""
+        contents: dict[str, str] = {}
+        digests: dict[bytes, str] = {}
+        steps = []
+        for step in self.steps:
+            digest = digests.get(step.data)
+            if digest is None:
+                digest = digests[step.data] = hashlib.sha256(step.data).hexdigest()
+                contents[digest] = base64.b64encode(step.data).decode()
+            steps.append(_step_to_json(step, digest))
+        document = {"format": FORMAT, "kind": self.kind.value, "steps": steps, "contents": contents}
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> LaunchPlan:
+        """Read ``to_json``'s document. Raises SpecError if it is not one, or a content is not what its key says."""
+        try:
+            document = json.loads(text)
+            if document["format"] != FORMAT:
+                raise SpecError(f"launch plan of format {document['format']}, not {FORMAT}", "write it anew")
+            contents = {key: _content(key, value) for key, value in document["contents"].items()}
+            steps = tuple(_step_from_json(step, contents) for step in document["steps"])
+            return cls(GuestKind(document["kind"]), steps)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            cause = f"this is no launch plan: {type(error).__name__}: {error}"
+            raise SpecError(cause, "give a document that LaunchPlan.to_json wrote") from None
+
+
+def _step_to_json(step: LaunchStep, digest: str) -> dict[str, Any]:
+    match step:
+        case UpdateData(what, gpa):
+            return {"step": "update-data", "what": what, "gpa": f"{gpa:#x}", "sha256": digest}
+        case UpdateVmsa(vcpu):
+            return {"step": "update-vmsa", "vcpu": vcpu, "sha256": digest}
+
+
+def _step_from_json(step: dict[str, Any], contents: dict[str, bytes]) -> LaunchStep:
+    data = contents[step["sha256"]]
+    match step["step"]:
+        case "update-data":
+            return UpdateData(str(step["what"]), Gpa(int(step["gpa"], 16)), data)
+        case "update-vmsa":
+            return UpdateVmsa(int(step["vcpu"]), data)
+        case unknown:
+            raise ValueError(f"unknown step {unknown!r}")
+
+
+def _content(digest: str, encoded: str) -> bytes:
+    data = base64.b64decode(encoded, validate=True)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"content {digest} has another SHA-256")
+    return data
