@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,13 +168,10 @@ def _dump_vmsas(plan: LaunchPlan) -> None:
 def _print_trace(plan: LaunchPlan) -> None:
     from casemate.measure.trace import trace_digest
 
-    print(_COLUMNS.format("step", "gpa", "bytes", "sha256", "running digest"), file=sys.stderr)
+    print(_COLUMNS.format("step", "gpa", "bytes", "sha256", "running digest"))
     for step in trace_digest(plan):
         gpa = "-" if step.gpa is None else f"{step.gpa:#x}"
-        print(
-            _COLUMNS.format(step.what, gpa, step.length, step.sha256.hex(), step.running.hex()),
-            file=sys.stderr,
-        )
+        print(_COLUMNS.format(step.what, gpa, step.length, step.sha256.hex(), step.running.hex()))
 
 
 def _print_json(args: argparse.Namespace, plan: LaunchPlan, digest: bytes, measurement: bytes | None) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.errors import ImageError, UnsupportedError
 
@@ -33,8 +32,7 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """What one descriptor says; paths are inside ``root``."""
 
     path: Path
@@ -63,8 +61,7 @@ class Descriptor:
         return f"{missing[0]} is not there" if missing else None
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwarePair:
+class FirmwarePair(NamedTuple):
     """CODE, the template of its VARS (None for a stateless image), why, and what was passed over."""
 
     code: Path

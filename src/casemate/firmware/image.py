@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
-from casemate.firmware.sev_metadata import SevMetadata, parse_sev_metadata
-from casemate.firmware.tdvf import TdvfMetadata, parse_tdvf
-from casemate.firmware.volume_header import VolumeHeader, find_volumes
+
+if TYPE_CHECKING:
+    from casemate.firmware.sev_metadata import SevMetadata
+    from casemate.firmware.tdvf import TdvfMetadata
+    from casemate.firmware.volume_header import VolumeHeader
 
 LARGEST_FILE = 64 << 20
 """Bytes; a file over this is not read at all, for no firmware of any architecture is as large."""
 
 
-@dataclass(frozen=True)
 class FirmwareImage:
-    """The bytes of one firmware or variable-store file.
+    """The bytes of one firmware or variable-store file, and its name: the path as the user gave it.
 
-    The properties parse on first use; those that read tables raise ImageError where a table is broken.
+    The properties parse (and load their parsers) on first use; those that read tables raise ImageError where a
+    table is broken.
     """
 
-    name: str
-    """The path as the user gave it."""
-    data: bytes = field(repr=False)
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name = name
+        self.data = data
 
     @classmethod
     def load(cls, path: str | Path) -> FirmwareImage:
@@ -41,6 +43,9 @@ class FirmwareImage:
         if not data:
             raise ImageError(name, "the file is empty", "give a firmware image")
         return cls(name, data)
+
+    def __repr__(self) -> str:
+        return f"FirmwareImage({self.name!r}, {self.size} bytes)"
 
     @property
     def size(self) -> int:
@@ -55,6 +60,8 @@ class FirmwareImage:
     @cached_property
     def volumes(self) -> tuple[VolumeHeader, ...]:
         """The firmware volumes that lie open in the file."""
+        from casemate.firmware.volume_header import find_volumes
+
         return tuple(find_volumes(self.data))
 
     @property
@@ -90,11 +97,15 @@ class FirmwareImage:
     @cached_property
     def sev_metadata(self) -> SevMetadata | None:
         """The pages that an SNP launch must prepare, or None."""
+        from casemate.firmware.sev_metadata import parse_sev_metadata
+
         return parse_sev_metadata(self.data, self.guided_table, self.name)
 
     @cached_property
     def tdvf(self) -> TdvfMetadata | None:
         """The sections that a TDX launch must add, or None."""
+        from casemate.firmware.tdvf import parse_tdvf
+
         return parse_tdvf(self.data, self.guided_table, self.name)
 
 

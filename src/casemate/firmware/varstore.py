@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.firmware import guids
 from casemate.firmware.volume_header import VolumeHeader
@@ -13,8 +13,7 @@ _FORMATTED = 0x5A
 _HEALTHY = 0xFE
 
 
-@dataclass(frozen=True, slots=True)
-class VariableStoreHeader:
+class VariableStoreHeader(NamedTuple):
     """The start of a store, right behind the header of its volume."""
 
     offset: int

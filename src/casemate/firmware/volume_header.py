@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.firmware import guids
 
@@ -12,8 +12,7 @@ _SIGNATURE = b"_FVH"
 _SIGNATURE_OFFSET = 40
 
 
-@dataclass(frozen=True, slots=True)
-class VolumeHeader:
+class VolumeHeader(NamedTuple):
     """One volume: where it starts in the file, what its header claims, and whether the checksum is right."""
 
     offset: int

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from casemate.errors import SpecError
 
 
@@ -35,7 +33,8 @@ CPU_MODELS = {
 
 def model_signature(name: str) -> int:
     """The signature of a QEMU CPU model, with or without ``-vN``. Raises SpecError if the name is unknown."""
-    signature = CPU_MODELS.get(re.sub(r"-v[1-9][0-9]*$", "", name))
+    model, _, version = name.rpartition("-v")
+    signature = CPU_MODELS.get(model if version.isdigit() else name)
     if signature is None:
         known = ", ".join(CPU_MODELS)
         raise SpecError(

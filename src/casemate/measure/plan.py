@@ -5,11 +5,8 @@ Predicting the digest, executing the launch and modelling the secure processor a
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.address import Gpa
 from casemate.errors import SpecError
@@ -19,21 +16,25 @@ FORMAT = 1
 """Version of the JSON form."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateData:
+class UpdateData(NamedTuple):
     """LAUNCH_UPDATE_DATA: encrypt ``data`` at ``gpa`` and extend the digest by it; ``what`` names it for people."""
 
     what: str
     gpa: Gpa
-    data: bytes = field(repr=False)
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"UpdateData({self.what!r}, {self.gpa:#x}, {len(self.data)} bytes)"
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateVmsa:
+class UpdateVmsa(NamedTuple):
     """LAUNCH_UPDATE_VMSA: encrypt the registers of one vCPU; ``data`` is its save area, a whole page."""
 
     vcpu: int
-    data: bytes = field(repr=False)
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"UpdateVmsa({self.vcpu}, {len(self.data)} bytes)"
 
     @property
     def what(self) -> str:
@@ -44,8 +45,7 @@ class UpdateVmsa:
 LaunchStep = UpdateData | UpdateVmsa
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
+class LaunchPlan(NamedTuple):
     """The steps in their order, for a guest of ``kind``."""
 
     kind: GuestKind
@@ -53,6 +53,9 @@ class LaunchPlan:
 
     def to_json(self) -> str:
         """The plan as one JSON document; each distinct content is in it once, under its SHA-256."""
+        import json
+        from base64 import b64encode
+
         contents: dict[str, str] = {}
         digests: dict[bytes, str] = {}
         steps = []
@@ -60,7 +63,7 @@ class LaunchPlan:
             digest = digests.get(step.data)
             if digest is None:
                 digest = digests[step.data] = hashlib.sha256(step.data).hexdigest()
-                contents[digest] = base64.b64encode(step.data).decode()
+                contents[digest] = b64encode(step.data).decode()
             steps.append(_step_to_json(step, digest))
         document = {"format": FORMAT, "kind": self.kind.value, "steps": steps, "contents": contents}
         return json.dumps(document, indent=1)
@@ -68,6 +71,8 @@ class LaunchPlan:
     @classmethod
     def from_json(cls, text: str) -> LaunchPlan:
         """Read ``to_json``'s document. Raises SpecError if it is not one, or a content is not what its key says."""
+        import json
+
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
@@ -100,7 +105,9 @@ def _step_from_json(step: dict[str, Any], contents: dict[str, bytes]) -> LaunchS
 
 
 def _content(digest: str, encoded: str) -> bytes:
-    data = base64.b64decode(encoded, validate=True)
+    from base64 import b64decode
+
+    data = b64decode(encoded, validate=True)
     if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(f"content {digest} has another SHA-256")
     return data

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.measure.plan import LaunchPlan, UpdateData
 
 
-@dataclass(frozen=True, slots=True)
-class TracedStep:
+class TracedStep(NamedTuple):
     """One step: what, where (None for registers), how many bytes, their SHA-256, and the digest if it ended here."""
 
     what: str
