@@ -132,7 +132,8 @@ class CfiFlash:
             self._read_array()
 
     def _buffer_cycle(self, offset: int, size: int, value: int) -> None:
-        if self._buffer is None and self._words_left:
+        if self._buffer is None:
+            # The first data word says which block; QEMU 8.1 took the word count's, later ones refuse a single word.
             self._buffer_start = offset & ~(spec.WRITE_BLOCK_SIZE - 1)
             self._buffer = bytearray(self._memory.read(self._buffer_start, spec.WRITE_BLOCK_SIZE))
         start = offset - self._buffer_start
@@ -149,7 +150,7 @@ class CfiFlash:
 
     def _confirm_cycle(self, offset: int, size: int, value: int) -> None:
         confirmed = value & 0xFF == spec.CONFIRM and not self._status & spec.STATUS_PROGRAM_ERROR
-        if confirmed and self._buffer is not None:
+        if self._buffer is not None and confirmed:
             self._store(self._buffer_start, self._buffer)
             self._buffer = None
             self._finish()
