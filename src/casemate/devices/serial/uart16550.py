@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
 
 from casemate.devices.device import IrqLine
 
@@ -12,7 +11,7 @@ FIFO_SIZE = 16
 TRIGGER_LEVELS = (1, 4, 8, 14)
 
 
-class Register(IntEnum):
+class Register:
     """Offsets; 0 and 1 are the divisor latch while LCR.DLAB is set, 2 reads IIR and writes FCR."""
 
     DATA = 0
@@ -25,7 +24,7 @@ class Register(IntEnum):
     SCR = 7
 
 
-class Ier(IntFlag):
+class Ier:
     """Interrupt enables."""
 
     RECEIVED = 0x01
@@ -34,7 +33,7 @@ class Ier(IntFlag):
     MODEM_STATUS = 0x08
 
 
-class Iir(IntEnum):
+class Iir:
     """Interrupt identification; this port has no line errors, so 0x06 never appears."""
 
     NONE = 0x01
@@ -187,12 +186,12 @@ class Uart16550:
 
     def _read_iir(self) -> int:
         source = self._interrupt_source()
-        if source is Iir.TRANSMIT_EMPTY:
+        if source == Iir.TRANSMIT_EMPTY:
             self._transmit_empty = False
             self._update_irq()
         return source | (IIR_FIFOS_ENABLED if self._fcr & FCR_ENABLE else 0)
 
-    def _interrupt_source(self) -> Iir:
+    def _interrupt_source(self) -> int:
         ier = self._ier
         if ier & Ier.RECEIVED and self._fifo:
             full = not self._fcr & FCR_ENABLE or len(self._fifo) >= TRIGGER_LEVELS[self._fcr >> 6]
@@ -215,7 +214,7 @@ class Uart16550:
 
     def _update_irq(self) -> None:
         connected = self._mcr & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
-        line = connected and self._interrupt_source() is not Iir.NONE
+        line = connected and self._interrupt_source() != Iir.NONE
         if line != self._line:
             self._line = line
             self._irq(line)
