@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from enum import IntEnum
 
 from casemate.address import FOUR_GIB
 from casemate.host.clock import GuestClock
@@ -15,7 +14,7 @@ KIB, MIB = 1 << 10, 1 << 20
 EPOCH = datetime(1970, 1, 1)
 
 
-class Register(IntEnum):
+class Register:
     """Clock registers, and the bytes of CMOS memory that this machine fills."""
 
     SECONDS = 0x00
