@@ -35,8 +35,11 @@ class PmBlock:
 
     def read_port(self, offset: int, size: int) -> int:
         """Any width at any offset."""
+        if offset == PM_TMR and size == 4:
+            return self._timer.read()
         if offset >= PM_TMR:
-            return self._timer.read() >> 8 * (offset - PM_TMR) if offset < PM_TMR + 4 else 0
+            timer = self._timer.read() if offset < PM_TMR + 4 else 0
+            return timer >> 8 * (offset - PM_TMR) & (1 << 8 * size) - 1
         registers = self._enable << 8 * PM1_EN | self._control << 8 * PM1_CNT
         return registers >> 8 * offset & (1 << 8 * size) - 1
 

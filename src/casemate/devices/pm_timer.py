@@ -41,7 +41,8 @@ class PmTimer:
                 step = self._step
                 self._clock.skip(step)
                 now += step
-                self._step = min(2 * step, LAST_STEP_NS)
+                if step < LAST_STEP_NS:
+                    self._step = min(2 * step, LAST_STEP_NS)
             else:
                 self._step = FIRST_STEP_NS
             self._last_read = now
