@@ -1,0 +1,295 @@
+"""8254: counts and outputs against tick-by-tick counting, access modes, latches, and interrupts from channel 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casemate.devices.pit import FREQUENCY_HZ, Pit, PitChannel, Port61
+from casemate.testing.manual_clock import ManualClock
+
+SECOND = 1_000_000_000
+
+
+def at_tick(tick: int) -> int:
+    """A guest time inside input clock ``tick``."""
+    return (2 * tick + 1) * SECOND // (2 * FREQUENCY_HZ)
+
+
+@dataclass
+class Counter:
+    """The data sheet's counting element, one input clock at a time; gate high from the start."""
+
+    mode: int
+    initial: int
+    value: int = field(init=False)
+    out: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.value = self.initial & ~1 if self.mode == 3 else self.initial
+        self.out = self.mode not in (0, 1)
+        self._expired = False
+
+    def clock(self) -> None:
+        if self.mode == 3:
+            self._clock_square()
+            return
+        self.value -= 1
+        if self.mode == 2:
+            if self.value == 0:
+                self.value = self.initial
+            self.out = self.value != 1
+            return
+        if self.mode in (0, 1):
+            self.out = self.out or self.value == 0
+        else:
+            self.out = self._expired or self.value != 0
+            self._expired = self._expired or self.value == 0
+        self.value &= 0xFFFF
+
+    def _clock_square(self) -> None:
+        """Odd counts: high lasts one clock longer, as the count of 0 is waited out only while high."""
+        last = 0 if self.initial & 1 and self.out else 2
+        if self.value == last:
+            self.value = self.initial & ~1
+            self.out = not self.out
+        else:
+            self.value -= 2
+
+
+def programmed(mode: int, count: int) -> tuple[ManualClock, PitChannel]:
+    clock = ManualClock()
+    channel = PitChannel(clock)
+    if mode in (1, 5):
+        channel.set_gate(False)
+    channel.set_mode(3, mode, bcd=False)
+    channel.write(count & 0xFF)
+    channel.write(count >> 8 & 0xFF)
+    channel.set_gate(True)
+    return clock, channel
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 3, 4, 5])
+@given(count=st.integers(2, 40), ticks=st.integers(1, 200))
+def test_channel_counts_as_the_data_sheet_does(mode: int, count: int, ticks: int) -> None:
+    clock, channel = programmed(mode, count)
+    expected = Counter(mode, count)
+    for _ in range(ticks):
+        expected.clock()
+    clock.time = at_tick(ticks)
+    assert (channel.value(), channel.output()) == (expected.value, expected.out)
+
+
+@pytest.mark.parametrize(("mode", "out"), [(0, False), (1, True), (2, True), (3, True), (4, True), (5, True)])
+def test_channel_output_before_a_count_is_written(mode: int, out: bool) -> None:
+    channel = PitChannel(ManualClock())
+    channel.set_mode(3, mode, bcd=False)
+    assert channel.output() is out
+
+
+@given(ticks=st.integers(0, 300_000))
+def test_channel_zero_counts_65536_or_10000_in_bcd(ticks: int) -> None:
+    clock = ManualClock()
+    binary, decimal = PitChannel(clock), PitChannel(clock)
+    for channel, bcd in ((binary, False), (decimal, True)):
+        channel.set_mode(3, 2, bcd=bcd)
+        channel.write(0)
+        channel.write(0)
+    clock.time = at_tick(ticks)
+    assert binary.value() == -ticks % 0x10000
+    assert decimal.value() == int(str(-ticks % 10_000), 16)
+
+
+def test_channel_gate_stops_and_resumes_mode_0() -> None:
+    clock, channel = programmed(0, 1000)
+    clock.time = at_tick(400)
+    channel.set_gate(False)
+    clock.time = at_tick(5000)
+    assert channel.value() == 600
+    assert not channel.output()
+    channel.set_gate(True)
+    clock.skip(599 * SECOND // FREQUENCY_HZ)
+    assert not channel.output()
+    clock.skip(3 * SECOND // FREQUENCY_HZ)
+    assert channel.output()
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_channel_gate_restarts_periodic_modes(mode: int) -> None:
+    clock, channel = programmed(mode, 1000)
+    clock.time = at_tick(777)
+    channel.set_gate(False)
+    assert channel.output()
+    channel.set_gate(True)
+    assert channel.value() == 1000
+
+
+class Timer:
+    """A PIT on its ports, with the interrupts that came."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.pit = Pit(self.clock)
+        self.edges = 0
+        self.pit.irq = self.drive
+
+    def drive(self, level: bool) -> None:
+        self.edges += level
+
+    def start(self, mode: int, count: int, channel: int = 0) -> None:
+        self.write(3, channel << 6 | 0x30 | mode << 1)
+        self.write(channel, count & 0xFF)
+        self.write(channel, count >> 8 & 0xFF)
+
+    def write(self, offset: int, value: int) -> None:
+        assert self.pit.write_port(offset, 1, value)
+
+    def read(self, offset: int) -> int:
+        value = self.pit.read_port(offset, 1)
+        assert value is not None
+        return value
+
+    def run_to(self, time: int) -> None:
+        self.clock.time = time
+        self.pit.advance(time)
+
+
+def test_pit_access_modes_read_and_write_the_bytes_they_name() -> None:
+    timer = Timer()
+    timer.write(3, 0x14)
+    timer.write(0, 0x80)
+    assert timer.read(0) == timer.read(0) == 0x80
+    timer.write(3, 0x24)
+    timer.write(0, 0x12)
+    assert timer.read(0) == 0x12
+    timer.start(2, 0x1234)
+    assert (timer.read(0), timer.read(0), timer.read(0)) == (0x34, 0x12, 0x34)
+
+
+def test_pit_latch_holds_the_count_until_both_bytes_are_read() -> None:
+    timer = Timer()
+    timer.start(2, 0xABCD)
+    timer.clock.time = at_tick(0x1111)
+    timer.write(3, 0x00)
+    timer.clock.time = at_tick(0x2222)
+    timer.write(3, 0x00)
+    assert timer.read(0) | timer.read(0) << 8 == 0xABCD - 0x1111
+    assert timer.read(0) | timer.read(0) << 8 == 0xABCD - 0x2222
+
+
+def test_pit_read_back_latches_status_before_count_in_the_chosen_channels() -> None:
+    timer = Timer()
+    timer.start(0, 0x4000, channel=1)
+    timer.write(3, 0xC4)
+    timer.clock.time = at_tick(0x100)
+    assert timer.read(1) == 0x30
+    assert timer.read(1) | timer.read(1) << 8 == 0x4000
+    timer.clock.time = at_tick(0x5000)
+    timer.write(3, 0xE4)
+    assert timer.read(1) == 0xB0
+
+
+def test_pit_status_tells_that_no_count_was_written() -> None:
+    timer = Timer()
+    timer.write(3, 0x36)
+    timer.write(3, 0xE2)
+    assert timer.read(0) == 0x80 | 0x40 | 0x36
+
+
+@pytest.mark.parametrize("mode", [2, 3, 6, 7])
+@given(count=st.integers(2, 0x10000), periods=st.integers(1, 50))
+def test_pit_periodic_interrupts_come_once_a_period_and_do_not_drift(
+    mode: int, count: int, periods: int
+) -> None:
+    timer = Timer()
+    timer.start(mode, count & 0xFFFF)
+    for period in range(1, periods + 1):
+        deadline = timer.pit.deadline()
+        assert deadline is not None
+        assert abs(deadline - period * count * SECOND / FREQUENCY_HZ) <= 1
+        timer.run_to(deadline - 1)
+        assert timer.edges == period - 1
+        timer.run_to(deadline)
+        assert timer.edges == period
+
+
+def test_pit_missed_periods_are_one_interrupt_and_the_next_is_in_the_future() -> None:
+    timer = Timer()
+    timer.start(2, 11_932)
+    timer.run_to(SECOND)
+    assert timer.edges == 1
+    deadline = timer.pit.deadline()
+    assert deadline is not None
+    assert SECOND < deadline <= SECOND + 10_000_200
+
+
+@pytest.mark.parametrize(("mode", "ticks"), [(0, 1000), (4, 1001)])
+def test_pit_one_shot_interrupts_once(mode: int, ticks: int) -> None:
+    timer = Timer()
+    timer.start(mode, 1000)
+    deadline = timer.pit.deadline()
+    assert deadline is not None
+    assert abs(deadline - ticks * SECOND / FREQUENCY_HZ) <= 1
+    timer.run_to(deadline)
+    timer.run_to(100 * SECOND)
+    assert timer.edges == 1
+    assert timer.pit.deadline() is None
+    timer.start(mode, 1000)
+    assert timer.pit.deadline() is not None
+
+
+@pytest.mark.parametrize("mode", [1, 5])
+def test_pit_triggered_modes_never_start_on_channel_0(mode: int) -> None:
+    timer = Timer()
+    timer.start(mode, 1000)
+    assert timer.pit.deadline() is None
+
+
+def test_pit_control_word_stops_the_interrupt_until_a_count_is_written() -> None:
+    timer = Timer()
+    timer.start(2, 1000)
+    timer.write(3, 0x34)
+    assert timer.pit.deadline() is None
+    timer.write(0, 0x10)
+    assert timer.pit.deadline() is None
+    timer.write(0, 0x10)
+    assert timer.pit.deadline() is not None
+
+
+def test_pit_refuses_wide_accesses_and_reads_of_the_control_word() -> None:
+    timer = Timer()
+    assert timer.pit.read_port(3, 1) is None
+    assert timer.pit.read_port(0, 2) is None
+    assert not timer.pit.write_port(0, 2, 0)
+
+
+def test_port_61_gates_and_shows_channel_2() -> None:
+    """The calibration loop of an operating system: mode 0, gate on, wait for OUT."""
+    timer = Timer()
+    port = Port61(timer.clock, timer.pit)
+    assert port.write_port(0, 1, 0x00)
+    timer.start(0, 11_932, channel=2)
+    timer.clock.skip(SECOND)
+    assert not (port.read_port(0, 1) or 0) & 0x20
+    port.write_port(0, 1, 0x01)
+    start = timer.clock.now()
+    while not (port.read_port(0, 1) or 0) & 0x20:
+        timer.clock.skip(10_000)
+    assert 10_000_000 <= timer.clock.now() - start <= 10_020_000
+
+
+def test_port_61_refresh_toggles_and_speaker_bits_read_back() -> None:
+    clock = ManualClock()
+    port = Port61(clock, Pit(clock))
+    port.write_port(0, 1, 0xFF)
+    seen = set()
+    for _ in range(10):
+        value = port.read_port(0, 1)
+        assert value is not None
+        assert value & 0x03 == 0x03
+        seen.add(value >> 4 & 1)
+        clock.skip(15_085)
+    assert seen == {0, 1}
