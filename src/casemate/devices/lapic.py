@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 
 from casemate.devices.lapic_timer import LapicTimer
 from casemate.host.clock import GuestClock
@@ -13,7 +12,7 @@ VERSION = 0x50014
 """An integrated APIC with six LVT entries."""
 
 
-class Register(IntEnum):
+class Register:
     """Offsets in the page."""
 
     ID = 0x020
@@ -41,7 +40,7 @@ class Register(IntEnum):
     TIMER_DIVIDE = 0x3E0
 
 
-class DeliveryMode(IntEnum):
+class DeliveryMode:
     """Bits 10:8 of ICR and LVT entries."""
 
     FIXED = 0
@@ -192,6 +191,9 @@ class Lapic:
         return task if task & 0xF0 >= service else service
 
     def _read(self, register: int) -> int:
+        stored = self._registers.get(register)
+        if stored is not None:
+            return stored
         if register == Register.TIMER_CURRENT:
             now = self._clock.now()
             self.advance(now)
@@ -206,7 +208,7 @@ class Lapic:
                 return self.timer.initial_count
             case Register.TIMER_DIVIDE:
                 return self.timer.divide_configuration
-        return self._registers.get(register, 0)
+        return 0
 
     def _write(self, register: int, value: int) -> None:
         mask = WRITABLE.get(register)
@@ -271,7 +273,7 @@ class Lapic:
         if to_self or (shorthand == 0 and self.is_destination(destination, bool(command & ICR_LOGICAL))):
             self.accept(vector, level=False)
 
-    def _raise_local(self, register: Register) -> None:
+    def _raise_local(self, register: int) -> None:
         entry = self._registers[register]
         if not entry & LVT_MASKED:
             self.accept(entry & 0xFF, level=False)
