@@ -186,6 +186,16 @@ def test_jump_over_many_ticks_leaves_one_of_each_timer() -> None:
     assert pc.clock.now() < deadline <= pc.clock.now() + TEN_MS
 
 
+def test_deadline_is_over_while_a_device_waits_for_the_cpu() -> None:
+    pc = Pc()
+    pc.enable_lapic()
+    pc.start_lapic_timer()
+    pc.interrupts.irq(4)(True)
+    assert pc.interrupts.deadline() == 0
+    pc.interrupts.acknowledge()
+    assert pc.interrupts.deadline() == TEN_MS
+
+
 def test_watched_device_interrupts_when_its_input_arrived_meanwhile() -> None:
     pc = Pc()
     uart = Uart16550(lambda byte: None, pc.interrupts.irq(4))

@@ -66,7 +66,7 @@ def test_lapic_power_on_state() -> None:
 
 def test_lapic_reads_bytes_of_a_register_and_zero_between_registers() -> None:
     apic = Apic()
-    assert apic.lapic.read_mmio(Register.VERSION + 2, 1) == 0x05
+    assert [apic.lapic.read_mmio(Register.VERSION + byte, 1) for byte in range(4)] == [0x14, 0x00, 0x05, 0x00]
     assert apic.lapic.read_mmio(Register.VERSION, 2) == 0x0014
     assert apic.lapic.read_mmio(Register.VERSION + 4, 4) == 0
     assert not apic.lapic.write_mmio(Register.TPR, 1, 0xFF)
@@ -207,6 +207,16 @@ def test_lapic_errors_are_collected_and_shown_after_a_write() -> None:
     assert apic.read(Register.ESR) == 0x20
     apic.write(Register.ESR, 0)
     assert apic.read(Register.ESR) == 0
+
+
+@pytest.mark.parametrize(("vector", "legal"), [(15, False), (16, True)])
+def test_lapic_vectors_start_at_16(vector: int, legal: bool) -> None:
+    apic = Apic()
+    assert apic.lapic.accept(vector, level=False) is legal
+    apic.write(Register.ICR_LOW, 0x0004_0000 | vector)
+    assert apic.bits(Register.IRR) == ({16} if legal else set())
+    apic.write(Register.ESR, 0)
+    assert apic.read(Register.ESR) == (0 if legal else 0x60)
 
 
 def test_lapic_error_interrupt_with_illegal_vector_does_not_recurse() -> None:

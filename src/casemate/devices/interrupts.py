@@ -47,7 +47,12 @@ class PcInterrupts:
         self._polls += (poll,)
 
     def deadline(self) -> int | None:
-        """Guest time of the next timer interrupt that could reach the CPU, or None."""
+        """Guest time of the next timer interrupt that could reach the CPU, or None; 0 if one waits already.
+
+        Only looks, so that it may be called from any thread.
+        """
+        if self._requested():
+            return 0
         lapic = self._lapic.timer_deadline()
         pit = self._pit.deadline() if self._timer_irq_enabled() else None
         if lapic is None or pit is None:
@@ -63,13 +68,17 @@ class PcInterrupts:
             self._pit.advance(now)
         for poll in self._polls:
             poll()
-        return self._lapic.pending() or (self._pic.pending() and self._lapic.accepts_ext_int())
+        return self._requested()
 
     def acknowledge(self) -> int:
         """The vector for the CPU: the 8259's first, as its INTR has no part in APIC priorities."""
-        if self._pic.pending() and self._lapic.accepts_ext_int():
-            return self._pic.acknowledge()
-        return self._lapic.acknowledge()
+        return self._pic.acknowledge() if self._ext_int() else self._lapic.acknowledge()
+
+    def _requested(self) -> bool:
+        return self._ext_int() or self._lapic.pending()
+
+    def _ext_int(self) -> bool:
+        return self._pic.pending() and self._lapic.accepts_ext_int()
 
     def _timer_irq_enabled(self) -> bool:
         through_pic = self._pic.enabled(TIMER_IRQ) and self._lapic.accepts_ext_int()
