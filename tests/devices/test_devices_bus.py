@@ -9,6 +9,7 @@ from casemate.devices.bus import Access, Bus
 from casemate.errors import InternalError
 from casemate.events import Violation, ViolationKind
 from casemate.host.capabilities import VmCapabilities
+from casemate.host.hypervisor import IoBus
 from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.map import MemoryMap
@@ -180,5 +181,6 @@ def test_bus_store_to_flash_in_array_mode(
 def test_bus_store_to_flash_in_command_mode_is_a_command() -> None:
     machine = Machine(WriteProtection.READONLY_VMA)
     machine.flash.leave_array_mode()
-    machine.bus.write_mmio(FLASH, 1, 0xFF)
+    bus: IoBus = machine.bus
+    bus.write_mmio(FLASH, 1, 0xFF)
     assert machine.device.seen == [("write", 0, 1, 0xFF)]

@@ -118,6 +118,18 @@ def test_flash_file_sparse_gets_its_blocks_when_writable(tmp_path: Path) -> None
     assert path.read_bytes() == bytes(1 << 20)
 
 
+def test_flash_file_close_brings_changes_to_the_disk(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    FlashFile.open(image, readonly=False).close()
+    assert synced == []
+    file = FlashFile.open(image, readonly=False)
+    file.write_back(0, b"new")
+    file.close()
+    file.close()
+    assert len(synced) == 1
+
+
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     """Files may not grow over 8 KiB: writes fail as on a full disk."""

@@ -133,7 +133,7 @@ class CfiFlash:
 
     def _buffer_cycle(self, offset: int, size: int, value: int) -> None:
         if self._buffer is None:
-            # The first data word says which block; QEMU 8.1 took the word count's, later ones refuse a single word.
+            # The first data word says which block. (Of QEMU some versions go by the word count, some refuse one word.)
             self._buffer_start = offset & ~(spec.WRITE_BLOCK_SIZE - 1)
             self._buffer = bytearray(self._memory.read(self._buffer_start, spec.WRITE_BLOCK_SIZE))
         start = offset - self._buffer_start
