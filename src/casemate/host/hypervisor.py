@@ -58,6 +58,12 @@ class Vcpu(Protocol):
     def rip(self) -> int | None:
         """Instruction pointer, or None where the guest's state is sealed."""
 
+    def set_rip(self, rip: int) -> None:
+        """Go on at another instruction; only where the guest's state is not sealed."""
+
+    def code_at_rip(self) -> tuple[bytes, int] | None:
+        """The next bytes of code (at most 15) and their width in bits (16, 32, 64), or None where nobody can know."""
+
 
 class Vm(Protocol):
     """One virtual machine, made for a ``GuestKind``."""

@@ -6,7 +6,6 @@ follows from its flag and from the protection that its host mapping really has, 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from errno import EEXIST, EINVAL, ENOENT
 
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
@@ -30,9 +29,22 @@ class PhysicalMemory:
         self._traps = traps
         self._slots: dict[int, MemorySlot] = {}
         self._writable: dict[int, bool] = {}
-        self._hole_starts: list[int] = []
-        self._hole_ends: list[int] = []
-        self._map_hole(ADDRESS_SPACE.start, ADDRESS_SPACE.end)
+        self._holes: dict[int, int] = {}
+        self._holes_mapped = False
+
+    def map_holes(self) -> None:
+        """Make everything that no slot backs MMIO. Call before the guest runs, when most slots are there.
+
+        The engine takes time by the page to give a hole up again, so none is mapped before.
+        """
+        if self._holes_mapped:
+            return
+        self._holes_mapped = True
+        start: int = ADDRESS_SPACE.start
+        for slot in sorted(self._slots.values(), key=lambda slot: slot.range):
+            self._map_hole(start, slot.range.start)
+            start = slot.range.end
+        self._map_hole(start, ADDRESS_SPACE.end)
 
     def add(self, slot: MemorySlot) -> None:
         """Back ``slot.range`` with host memory. Raises HostError as KVM does."""
@@ -91,17 +103,16 @@ class PhysicalMemory:
         return slot.hva + gpa - slot.range.start if slot and slot.range.contains(gpa, size) else None
 
     def _map_hole(self, start: int, end: int) -> None:
-        if start < end:
+        if start < end and self._holes_mapped:
             self._engine.map_mmio(start, end - start, self._traps.mmio_read, self._traps.mmio_write)
-            place = bisect_right(self._hole_starts, start)
-            self._hole_starts.insert(place, start)
-            self._hole_ends.insert(place, end)
+            self._holes[start] = end
 
     def _open_hole(self, wanted: GuestRange) -> None:
-        first = bisect_right(self._hole_starts, wanted.start) - 1
-        while first < len(self._hole_starts) and self._hole_starts[first] < wanted.end:
-            start, end = self._hole_starts.pop(first), self._hole_ends.pop(first)
+        overlapping = [
+            (start, end) for start, end in self._holes.items() if start < wanted.end and wanted.start < end
+        ]
+        for start, end in overlapping:
+            del self._holes[start]
             self._engine.unmap(start, end - start)
             self._map_hole(start, wanted.start)
             self._map_hole(wanted.end, end)
-            first = bisect_right(self._hole_starts, wanted.start - 1)

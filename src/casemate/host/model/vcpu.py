@@ -7,7 +7,7 @@ from time import sleep
 
 from unicorn import unicorn_const
 
-from casemate.address import Gpa
+from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
@@ -37,6 +37,7 @@ class ModelVcpu:
         clock: GuestClock,
     ) -> None:
         self._engine = engine
+        self._memory = memory
         self._traps = traps
         self._interrupts = interrupts
         self._clock = clock
@@ -49,7 +50,7 @@ class ModelVcpu:
         self._awake = threading.Condition()
         self._closed = False
         self._executing = threading.Event()
-        self._sites = None if engine.fast else InstructionSites(engine, memory, self._interrupt_due)
+        self._sites = None if engine.fast else InstructionSites(engine, memory, self._stop_here)
         engine.hook(unicorn_const.UC_HOOK_INTR, InterruptHook(self._on_exception))
         engine.hook(unicorn_const.UC_HOOK_INSN_INVALID, InvalidInstructionHook(self._on_invalid_instruction))
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
@@ -57,6 +58,7 @@ class ModelVcpu:
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
+        self._memory.map_holes()
         while True:
             if self._stop_wanted:
                 self._stop_wanted = False
@@ -95,9 +97,12 @@ class ModelVcpu:
         """Go on elsewhere."""
         self._engine.write(registers.RIP, rip)
 
-    def read_virtual(self, gva: int, size: int) -> bytes | None:
-        """Guest memory as the guest sees it."""
-        return self._engine.read_virtual(gva, size)
+    def code_at_rip(self) -> tuple[bytes, int] | None:
+        """The next bytes of code and their width in bits."""
+        rip = self._engine.instruction_address()
+        in_page = PAGE_SIZE - rip % PAGE_SIZE
+        code = self._engine.read_virtual(rip, 15) or self._engine.read_virtual(rip, min(15, in_page))
+        return None if code is None else (code, self._engine.code_bits())
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Translations of this range are stale: drop them all before the next block runs."""
@@ -195,15 +200,18 @@ class ModelVcpu:
         self._on_exception(0, delivery.INVALID_OPCODE, None)
         return True
 
-    def _interrupt_due(self) -> bool:
-        """Whether the guest should be stopped for an interrupt; called from sites where that is safe."""
-        interrupts = self._interrupts
-        if interrupts is None:
+    def _timer_expired(self) -> bool:
+        if self._interrupts is None:
             return False
-        deadline = interrupts.deadline()
-        due = self._interrupt_waits or (deadline is not None and self._clock.now() >= deadline)
-        self._interrupted_by_us |= due
-        return due
+        deadline = self._interrupts.deadline()
+        return deadline is not None and self._clock.now() >= deadline
+
+    def _stop_here(self) -> bool:
+        """Whether to stop at a site for an interrupt; one that the guest masks would stop it there for ever."""
+        waits = self._interrupt_waits and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
+        stop = waits or self._timer_expired()
+        self._interrupted_by_us |= stop
+        return stop
 
     def _request_stop(self) -> None:
         self._interrupted_by_us = True
@@ -214,5 +222,5 @@ class ModelVcpu:
             self._executing.wait()
             sleep(_TICK_SECONDS)
             # Without the fast path a stop from here would run an instruction twice: only good for the end.
-            if self._stop_wanted or (self._engine.fast and self._interrupt_due()):
+            if self._stop_wanted or (self._engine.fast and (self._interrupt_waits or self._timer_expired())):
                 self._request_stop()

@@ -106,6 +106,15 @@ class Engine:
         rip, cs, cr0 = self.read_many((RIP, CS, CR0))
         return rip if cr0 & 1 else (cs << 4) + rip
 
+    def code_bits(self) -> int:
+        """Width of the code that runs: 64 in long mode, else by the code segment's descriptor; 16 in real mode."""
+        cs, cr0 = self.read_many((CS, CR0))
+        if not cr0 & 1:
+            return 16
+        base, _ = self.table_register(GDTR)
+        descriptor = self.read_virtual(base + (cs & ~7), 8) or bytes(8)
+        return 64 if descriptor[6] & 0x20 else 32 if descriptor[6] & 0x40 else 16
+
     def read_virtual(self, gva: int, size: int) -> bytes | None:
         """Memory as the guest sees it, or None where it is not mapped."""
         buffer = ctypes.create_string_buffer(size)

@@ -1,0 +1,5 @@
+"""``python -m casemate`` is the ``casemate`` command (docs/guide)."""
+
+from casemate.cli import main
+
+raise SystemExit(main())

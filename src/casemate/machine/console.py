@@ -1,0 +1,104 @@
+"""The machine's serial console: collects output, recognises texts in it, types at prompts (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from casemate.events import EventSink, Milestone
+
+_KEPT = 1 << 20
+_ESCAPE = b"\x1b"
+_COUNTDOWN = b"Press ESC in "
+
+_PHASES = ((b"BdsDxe: ", "BDS"), (b"UEFI Interactive Shell", "shell"))
+
+
+class Console:
+    """One guest's console.
+
+    Each text of ``typed`` goes to the guest, with a carriage return, when ``prompt`` is printed; ``until`` counts only
+    behind the last of them. With no ``until``, the prompt that follows the last typed text ends the run. While there is
+    somebody to type for, countdowns are ended with ESC.
+    """
+
+    def __init__(
+        self,
+        sink: EventSink,
+        *,
+        until: str | None = None,
+        typed: Sequence[str] = (),
+        prompt: str = "Shell> ",
+        output: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.text = bytearray()
+        """The last megabyte that the guest printed."""
+        self._until_seen: Callable[[], None] = lambda: None
+        self._feed: Callable[[bytes], None] = lambda data: None
+        self._debug = bytearray()
+        self._sink = sink
+        self._prompt = prompt.encode()
+        self._typed = [text.encode() + b"\r" for text in typed]
+        self._until = until.encode() if until is not None else (self._prompt if typed else None)
+        self._skips_countdowns = self._until is not None
+        self._output = output
+        self._phases = list(_PHASES)
+        self._endings = self._last_bytes()
+
+    def connect(self, feed: Callable[[bytes], None], until_seen: Callable[[], None]) -> None:
+        """``feed`` takes bytes for the guest, from any thread; ``until_seen`` is called once."""
+        self._feed, self._until_seen = feed, until_seen
+
+    def type(self, data: bytes) -> None:
+        """Input from somebody at the console; from any thread."""
+        self._feed(data)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is a text that was not printed yet."""
+        return self._until is not None
+
+    def put(self, byte: int) -> None:
+        """One byte that the guest printed."""
+        text = self.text
+        text.append(byte)
+        if self._output is not None:
+            self._output(bytes((byte,)))
+        if byte in self._endings:
+            self._recognise(text)
+        if len(text) > 2 * _KEPT:
+            del text[:_KEPT]
+
+    def debug(self, byte: int) -> None:
+        """One byte of debug output; only ``until`` is looked for in it."""
+        self._debug.append(byte)
+        if len(self._debug) > 2 * _KEPT:
+            del self._debug[:_KEPT]
+        if self._until is not None and not self._typed and self._debug.endswith(self._until):
+            self._seen()
+
+    @property
+    def debug_text(self) -> bytes:
+        """What the guest wrote to the debug port, the last megabyte of it."""
+        return bytes(self._debug)
+
+    def _last_bytes(self) -> frozenset[int]:
+        texts = [self._until, self._prompt if self._typed else None, *(text for text, _ in self._phases)]
+        texts.append(_COUNTDOWN if self._skips_countdowns else None)
+        return frozenset(text[-1] for text in texts if text)
+
+    def _recognise(self, text: bytearray) -> None:
+        for marker, phase in self._phases:
+            if text.endswith(marker):
+                self._sink.report(Milestone(phase))
+                self._phases.remove((marker, phase))
+                break
+        if self._skips_countdowns and text.endswith(_COUNTDOWN):
+            self._feed(_ESCAPE)
+        if self._typed and text.endswith(self._prompt):
+            self._feed(self._typed.pop(0))
+        elif self._until is not None and not self._typed and text.endswith(self._until):
+            self._seen()
+
+    def _seen(self) -> None:
+        self._until = None
+        self._until_seen()

@@ -1,0 +1,169 @@
+"""The devices of a board, put on its bus (docs/design/machine.md)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from casemate.address import FOUR_GIB, Gpa
+from casemate.devices import debugcon, exit_port
+from casemate.devices.bus import Bus
+from casemate.devices.cmos import Cmos
+from casemate.devices.device import PortIo, Resettable
+from casemate.devices.fw_cfg.fw_cfg import FwCfg
+from casemate.devices.fw_cfg.keys import PORT as FW_CFG_PORT
+from casemate.devices.fw_cfg.keys import PORT_COUNT as FW_CFG_PORTS
+from casemate.devices.fw_cfg.keys import Key
+from casemate.devices.i8042 import I8042
+from casemate.devices.interrupts import PcInterrupts
+from casemate.devices.ioapic import IOAPIC_SIZE, Ioapic
+from casemate.devices.lapic import LAPIC_SIZE, Lapic
+from casemate.devices.pci.bus import PciHost
+from casemate.devices.pic import ElcrPorts, PicPair
+from casemate.devices.pit import Pit, Port61
+from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
+from casemate.devices.pm_timer import PmTimer
+from casemate.devices.reset import Port92, ResetControl
+from casemate.devices.serial.uart16550 import Uart16550
+from casemate.events import EventSink, Milestone
+from casemate.host.clock import GuestClock
+from casemate.machine.boards.board import (
+    IOAPIC,
+    LAPIC,
+    SERIAL_IRQ,
+    SERIAL_PORT,
+    Board,
+    ChipsetEvents,
+)
+from casemate.machine.console import Console
+from casemate.memory.guest_memory import GuestMemory
+from casemate.memory.map import MemoryMap
+from casemate.memory.region import Mmio
+
+_E820_RAM = 1
+
+
+class MachineInterrupts(PcInterrupts):
+    """The board's interrupts; the first one that reaches the CPU shows that DXE set up its timer."""
+
+    sink: EventSink | None = None
+
+    def acknowledge(self) -> int:
+        """The vector for the CPU."""
+        if self.sink is not None:
+            self.sink.report(Milestone("DXE"))
+            self.sink = None
+        return super().acknowledge()
+
+
+class MachineDevices:
+    """Everything on the bus of one board. ``power_off``, ``reset`` and ``exit`` are called on the vCPU's thread."""
+
+    def __init__(
+        self,
+        board: Board,
+        memory: int,
+        bus: Bus,
+        memory_map: MemoryMap,
+        guest_memory: GuestMemory,
+        clock: GuestClock,
+        sink: EventSink,
+        console: Console,
+        *,
+        power_off: Callable[[], None],
+        reset: Callable[[], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self._bus = bus
+        self._map = memory_map
+        self._resettable: list[Resettable] = []
+        lapic, pic, pit = Lapic(clock), PicPair(), Pit(clock)
+        ioapic = Ioapic(lapic)
+        self.interrupts = MachineInterrupts(clock, lapic, pic, pit, ioapic)
+        self.interrupts.sink = sink
+        self.serial = Uart16550(console.put, self.interrupts.irq(SERIAL_IRQ))
+        self.interrupts.watch(self.serial.poll)
+        self.exit_port = exit_port.ExitPort(stop)
+        self._pm = PmBlock(PmTimer(clock), power_off)
+        self._pci = PciHost()
+        self._ecam: Mmio | None = None
+        self._place(SERIAL_PORT, 8, self.serial)
+        self._place(debugcon.PORT, 1, debugcon.DebugCon(console.debug))
+        self._place(exit_port.PORT, 1, self.exit_port)
+        self._resettable += [self.serial, self._pm, lapic, pic, pit, ioapic]
+        if board.pm_base is not None:
+            self._move_pm(board.pm_base)
+        if board.pci is None:
+            return
+        self._place_pc(board, memory, guest_memory, clock, sink, pic, pit, reset)
+        self._map.add(Mmio("lapic", LAPIC_SIZE, lapic), LAPIC)
+        self._map.add(Mmio("ioapic", IOAPIC_SIZE, ioapic), IOAPIC)
+
+    def reset(self) -> None:
+        """All devices to their power-on state."""
+        for device in self._resettable:
+            device.reset()
+
+    def _place_pc(
+        self,
+        board: Board,
+        memory: int,
+        guest_memory: GuestMemory,
+        clock: GuestClock,
+        sink: EventSink,
+        pic: PicPair,
+        pit: Pit,
+        reset: Callable[[], None],
+    ) -> None:
+        low = board.low_memory(memory)
+        fw_cfg = _fw_cfg(guest_memory, sink, low, memory)
+        cmos = Cmos(clock, low, memory - low)
+        keyboard = I8042(reset, self.interrupts.irq(1))
+        reset_control, port92, port61 = ResetControl(reset), Port92(reset), Port61(clock, pit)
+        self._place(0x20, 2, pic.master)
+        self._place(0xA0, 2, pic.slave)
+        self._place(0x4D0, 2, ElcrPorts(pic.master, pic.slave))
+        self._place(0x40, 4, pit)
+        self._place(0x60, 5, keyboard)
+        self._bus.claim_ports(0x61, 1, port61, over=True)
+        self._place(0x70, 2, cmos)
+        self._place(0x92, 1, port92)
+        self._place(FW_CFG_PORT, FW_CFG_PORTS, fw_cfg)
+        self._place(0xCF8, 8, self._pci)
+        self._bus.claim_ports(0xCF9, 1, reset_control, over=True)
+        assert board.pci is not None
+        events = ChipsetEvents(pm_base=self._move_pm, ecam=self._move_ecam)
+        for (device, function), pci_function in board.pci(events).items():
+            self._pci.add(device, function, pci_function)
+        self._resettable += [fw_cfg, cmos, keyboard, reset_control, port92, port61, self._pci]
+
+    def _place(self, first: int, count: int, device: PortIo) -> None:
+        self._bus.claim_ports(first, count, device)
+
+    def _move_pm(self, base: int | None) -> None:
+        self._bus.release_ports(self._pm)
+        if base is not None:
+            self._bus.claim_ports(base, PM_BLOCK_SIZE, self._pm, over=True)
+
+    def _move_ecam(self, base: int | None, size: int) -> None:
+        if self._ecam is not None:
+            self._map.remove(self._ecam)
+            self._ecam = None
+        if base is not None:
+            self._ecam = Mmio("ecam", size, self._pci)
+            self._map.add(self._ecam, Gpa(base))
+        self._map.commit()
+
+
+def _fw_cfg(guest_memory: GuestMemory, sink: EventSink, low: int, memory: int) -> FwCfg:
+    fw_cfg = FwCfg(guest_memory, sink)
+    fw_cfg.add_item(Key.RAM_SIZE, memory.to_bytes(8, "little"))
+    fw_cfg.add_item(Key.NOGRAPHIC, (1).to_bytes(2, "little"))
+    fw_cfg.add_item(Key.NB_CPUS, (1).to_bytes(2, "little"))
+    fw_cfg.add_item(Key.MAX_CPUS, (1).to_bytes(2, "little"))
+    fw_cfg.add_item(Key.BOOT_MENU, bytes(2))
+    e820 = struct.pack("<QQI", 0, low, _E820_RAM)
+    if memory > low:
+        e820 += struct.pack("<QQI", FOUR_GIB, memory - low, _E820_RAM)
+    fw_cfg.add_file("etc/e820", e820)
+    return fw_cfg

@@ -1,0 +1,53 @@
+"""Firmware files opened for a machine: flash units with their locks, or one ``--bios`` image (QEMU hw/i386/pc_sysfw.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.address import FOUR_GIB, Gpa
+from casemate.devices.flash.file import FlashFile
+from casemate.firmware.image import FirmwareImage
+from casemate.firmware.placement import validate_bios, validate_flash
+from casemate.machine.spec import MachineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareFile:
+    """One image, where it goes, and its lock; a ``--bios`` image has no lock, for nobody writes it back."""
+
+    path: Path
+    gpa: Gpa
+    data: bytes
+    file: FlashFile | None = None
+
+
+def open_firmware(spec: MachineSpec) -> list[FirmwareFile]:
+    """The images of ``spec``, the topmost first, checked. Raises ImageError or SpecError."""
+    if spec.bios is not None:
+        image = FirmwareImage.load(spec.bios)
+        validate_bios(image)
+        return [FirmwareFile(spec.bios, Gpa(FOUR_GIB - image.size), image.data)]
+    assert spec.code is not None
+    paths = [spec.code] if spec.variables is None else [spec.code, spec.variables]
+    files: list[FirmwareFile] = []
+    end = FOUR_GIB
+    try:
+        for unit, path in enumerate(paths):
+            file = FlashFile.open(path, readonly=unit == 0)
+            end -= file.size
+            files.append(FirmwareFile(path, Gpa(end), b"", file))
+            files[-1] = FirmwareFile(path, Gpa(end), file.read(), file)
+        validate_flash(*(FirmwareImage.from_bytes(entry.data, str(entry.path)) for entry in files))
+    except BaseException:
+        close_firmware(files)
+        raise
+    return files
+
+
+def close_firmware(files: list[FirmwareFile]) -> None:
+    """Bring what was written to the disk and unlock. Raises HostError if the disk refuses."""
+    for entry in files:
+        if entry.file is not None:
+            entry.file.close()
+

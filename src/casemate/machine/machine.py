@@ -1,0 +1,235 @@
+"""A machine put together in named stages: created, memory registered, firmware placed, ready (docs/design/machine.md)."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from enum import IntEnum
+
+from casemate.address import FOUR_GIB, Gpa
+from casemate.devices.bus import Bus
+from casemate.devices.flash.cfi import CfiFlash
+from casemate.errors import InternalError
+from casemate.host.clock import GuestClock
+from casemate.host.hypervisor import Hypervisor
+from casemate.machine.boards import BOARDS
+from casemate.machine.boards.board import VGA_HOLE
+from casemate.machine.console import Console
+from casemate.machine.devices import MachineDevices
+from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
+from casemate.machine.outcome import Ending
+from casemate.machine.recorder import Recorder
+from casemate.machine.spec import MachineSpec
+from casemate.memory.backing import Backing
+from casemate.memory.flash_memory import FlashMemory
+from casemate.memory.guest_memory import GuestMemory
+from casemate.memory.map import MemoryMap
+from casemate.memory.protection import WriteProtection, choose
+from casemate.memory.region import Alias, Ram, Rom, RomDevice
+
+_LEGACY_BIOS_SIZE = 128 << 10
+_MIB = 1 << 20
+
+
+class Stage(IntEnum):
+    """How far a machine has been put together."""
+
+    CREATED = 1
+    MEMORY_REGISTERED = 2
+    FIRMWARE_PLACED = 3
+    READY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FlashUnit:
+    """One flash unit: its file, its memory and its command state machine."""
+
+    number: int
+    source: FirmwareFile
+    memory: FlashMemory
+    device: CfiFlash
+
+
+class Machine:
+    """One guest and everything it sees. ``assemble`` goes through the stages; a launch may step in between them.
+
+    Raises SpecError, ImageError, UnsupportedError or HostError while it is put together; what was opened until
+    then is given back. Use as a context manager, or call ``close``.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        hypervisor: Hypervisor,
+        clock: GuestClock,
+        console: Console,
+        recorder: Recorder,
+    ) -> None:
+        self.spec = spec
+        self.clock = clock
+        self.console = console
+        self.recorder = recorder
+        self.host_name = hypervisor.name
+        self.host_why = ""
+        """Why this host was taken, for the report."""
+        self.ending: Ending | None = None
+        self._ended = threading.Event()
+        self.resets = 0
+        self.reset_wanted = False
+        self.flash: list[FlashUnit] = []
+        self.firmware = open_firmware(spec)
+        self._backings: list[Backing] = []
+        try:
+            self.vm = hypervisor.create_vm(spec.kind)
+        except BaseException:
+            close_firmware(self.firmware)
+            raise
+        try:
+            self._create()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self) -> None:
+        spec, board = self.spec, BOARDS[self.spec.machine]
+        self.protection = choose(
+            spec.kind,
+            flash=spec.bios is None,
+            capabilities=self.vm.capabilities,
+            requested=spec.protection,
+            on_write=spec.on_write,
+        )
+        self.map = MemoryMap(self.vm)
+        self.bus = Bus(self.map, self.vm, self.recorder)
+        self.devices = MachineDevices(
+            board,
+            spec.memory,
+            self.bus,
+            self.map,
+            GuestMemory(self.map, self.vm, self.recorder),
+            self.clock,
+            self.recorder,
+            self.console,
+            power_off=lambda: self.end(Ending.POWER_OFF),
+            reset=self.request_reset,
+            stop=lambda: self.end(Ending.EXIT_PORT),
+        )
+        self.vcpu = self.vm.create_vcpu(self.bus, self.devices.interrupts)
+        self.console.connect(self.devices.serial.feed, lambda: self.end(Ending.UNTIL))
+        self.stage = Stage.CREATED
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def assemble(self) -> Machine:
+        """All stages in order."""
+        self.register_memory()
+        self.place_firmware()
+        self.ready()
+        return self
+
+    def register_memory(self) -> None:
+        """Allocate RAM and place it around the holes of a PC."""
+        self._advance(Stage.MEMORY_REGISTERED)
+        size = self.spec.memory
+        low = BOARDS[self.spec.machine].low_memory(size)
+        ram = Ram("ram", self._backing("casemate-ram", size))
+        hole_start, hole_end = VGA_HOLE
+        self.map.add(Alias("ram below 640 KiB", ram, 0, hole_start), Gpa(0))
+        self.map.add(Alias("ram above 768 KiB", ram, hole_end, low - hole_end), Gpa(hole_end))
+        if size > low:
+            self.map.add(Alias("ram above 4 GiB", ram, low, size - low), Gpa(FOUR_GIB))
+        self.map.commit()
+
+    def place_firmware(self) -> None:
+        """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB."""
+        self._advance(Stage.FIRMWARE_PLACED)
+        if self.spec.bios is None:
+            for number, source in enumerate(self.firmware):
+                self._place_unit(number, source)
+        else:
+            self._place_bios(self.firmware[0])
+        self.map.commit()
+
+    def ready(self) -> None:
+        """The vCPU stands at the reset vector."""
+        self._advance(Stage.READY)
+
+    def reset(self) -> None:
+        """A platform reset: RAM and flash keep their contents."""
+        self.reset_wanted = False
+        self.resets += 1
+        self.devices.reset()
+        for unit in self.flash:
+            unit.device.reset()
+        self.vcpu.reset()
+
+    def request_reset(self) -> None:
+        """Reset as soon as the vCPU stops; called by devices."""
+        self.reset_wanted = True
+        self.vcpu.stop()
+
+    def end(self, ending: Ending) -> None:
+        """End the run; the first reason stays. From any thread."""
+        if self.ending is None:
+            self.ending = ending
+        self._ended.set()
+        self.vcpu.stop()
+
+    def wait_for_ending(self) -> None:
+        """Sleep until ``end`` is called: the vCPU halted for good."""
+        self._ended.wait()
+
+    def unit_at(self, gpa: int | None) -> int | None:
+        """Number of the flash unit at ``gpa``."""
+        if gpa is None:
+            return None
+        for unit in self.flash:
+            if unit.source.gpa <= gpa < unit.source.gpa + unit.memory.size:
+                return unit.number
+        return None
+
+    def close(self) -> None:
+        """Give everything back; variables reach the disk. Raises HostError if the disk refuses."""
+        self.vm.close()
+        close_firmware(self.firmware)
+        for backing in self._backings:
+            backing.close()
+
+    def _advance(self, stage: Stage) -> None:
+        if stage != self.stage + 1:
+            raise InternalError(f"machine stage {stage.name} does not follow {self.stage.name}")
+        self.stage = stage
+
+    def _backing(self, name: str, size: int) -> Backing:
+        backing = Backing(name, size)
+        self._backings.append(backing)
+        return backing
+
+    def _place_unit(self, number: int, source: FirmwareFile) -> None:
+        backing = self._backing(f"casemate-flash{number}", len(source.data))
+        backing.writable.view[:] = source.data
+        memory = FlashMemory(number, backing, self.protection.protection, self.vm, self.recorder)
+        device = CfiFlash(number, memory, source.file, self.recorder)
+        region = RomDevice(f"flash{number}", backing, device, unit=number)
+        commands = self.protection.protection is WriteProtection.READONLY_SLOT
+        region.array_stores_are_commands = commands or self.vm.capabilities.sealed_state
+        memory.attach(self.map, region, source.gpa)
+        self.flash.append(FlashUnit(number, source, memory, device))
+        if number == 0:
+            self._place_legacy_window(region)
+
+    def _place_bios(self, source: FirmwareFile) -> None:
+        backing = self._backing("casemate-bios", len(source.data))
+        backing.writable.view[:] = source.data
+        writable = self.protection.protection is WriteProtection.WRITABLE
+        region = Ram("bios", backing) if writable else Rom("bios", backing)
+        self.map.add(region, source.gpa)
+        self._place_legacy_window(region)
+
+    def _place_legacy_window(self, region: Ram | Rom | RomDevice) -> None:
+        size = min(region.size, _LEGACY_BIOS_SIZE)
+        self.map.add(Alias("isa-bios", region, region.size - size, size), Gpa(_MIB - size), priority=1)

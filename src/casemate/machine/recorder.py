@@ -1,0 +1,63 @@
+"""Keeps what devices and memory report while a guest runs, in bounded memory (docs/design/events.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Generic, TypeVar
+
+from casemate.events import Event, EventSink, Milestone, ProtectionChange, Violation
+
+_KEPT = 1000
+
+
+EventT = TypeVar("EventT")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[EventT]):
+    """An event and when it happened, in seconds of host time since the machine was built."""
+
+    at: float
+    event: EventT
+
+
+class Recorder(EventSink):
+    """The machine's event sink. Lists keep the first thousand events of a kind; the counts go on."""
+
+    def __init__(self) -> None:
+        self.violations: list[Timed[Violation]] = []
+        self.violation_count = 0
+        self.protection: list[Timed[ProtectionChange]] = []
+        self.protection_count = 0
+        self.phases: dict[str, float] = {}
+        """Seconds at which each firmware phase was first seen, in that order."""
+        self.on_violation: Callable[[Violation], None] | None = None
+        self.on_phase: Callable[[str], None] | None = None
+        self._started = monotonic()
+
+    def seconds(self) -> float:
+        """Host time since the start."""
+        return monotonic() - self._started
+
+    def report(self, event: Event) -> None:
+        """Take note of one event."""
+        if isinstance(event, Milestone):
+            self._phase(event.phase)
+        elif isinstance(event, Violation):
+            self.violation_count += 1
+            if len(self.violations) < _KEPT:
+                self.violations.append(Timed(self.seconds(), event))
+            if self.on_violation:
+                self.on_violation(event)
+        elif isinstance(event, ProtectionChange):
+            self.protection_count += 1
+            if len(self.protection) < _KEPT:
+                self.protection.append(Timed(self.seconds(), event))
+
+    def _phase(self, phase: str) -> None:
+        if phase not in self.phases:
+            self.phases[phase] = self.seconds()
+            if self.on_phase:
+                self.on_phase(phase)

@@ -1,0 +1,103 @@
+"""What a run showed, as plain data in the documented JSON form (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from casemate.events import ProtectionChange, Violation
+from casemate.machine.machine import FlashUnit, Machine
+from casemate.machine.recorder import Timed
+
+
+def make_report(machine: Machine) -> dict[str, Any]:
+    """Everything about a machine after its run but how it ended."""
+    return {
+        "warnings": [machine.protection.warning] if machine.protection.warning else [],
+        "host": {
+            "backend": machine.host_name,
+            "era": None,
+            "modelled": machine.host_name == "model",
+            "why": machine.host_why,
+        },
+        "guest": {
+            "kind": str(machine.spec.kind),
+            "machine": machine.spec.machine,
+            "vcpus": 1,
+            "memory": machine.spec.memory,
+            "features": [],
+            "resets": machine.resets,
+        },
+        "flash": [_flash(machine, unit) for unit in machine.flash],
+        "bios": _bios(machine),
+        "protection_audit": [_change(timed) for timed in machine.recorder.protection],
+        "launch": None,
+        "measurement": None,
+        "writes": {
+            "commands": sum(unit.device.commands for unit in machine.flash),
+            "violations": machine.recorder.violation_count,
+            "events": [_violation(timed) for timed in machine.recorder.violations],
+        },
+        "phases": [{"name": name, "at": round(at, 3)} for name, at in machine.recorder.phases.items()],
+        "unclaimed": [
+            {"kind": str(kind), "where": where, "count": count}
+            for (kind, where), count in machine.bus.unclaimed.most_common()
+        ],
+        "exit_port": machine.devices.exit_port.value,
+    }
+
+
+def _protection(machine: Machine) -> dict[str, Any]:
+    choice = machine.protection
+    return {
+        "protection": str(choice.protection),
+        "reason": choice.reason,
+        "rejected": [
+            {"protection": str(other.protection), "reason": other.reason} for other in choice.rejected
+        ],
+    }
+
+
+def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
+    return {
+        "unit": unit.number,
+        "file": str(unit.source.path),
+        "sha256": hashlib.sha256(unit.memory.view).hexdigest(),
+        "gpa": unit.source.gpa,
+        "size": unit.memory.size,
+        "readonly": unit.device.readonly,
+    } | _protection(machine)
+
+
+def _bios(machine: Machine) -> dict[str, Any] | None:
+    if machine.spec.bios is None:
+        return None
+    image = machine.firmware[0]
+    return {
+        "file": str(image.path),
+        "sha256": hashlib.sha256(image.data).hexdigest(),
+        "gpa": image.gpa,
+        "size": len(image.data),
+    } | _protection(machine)
+
+
+def _change(timed: Timed[ProtectionChange]) -> dict[str, Any]:
+    return {
+        "what": str(timed.event.what),
+        "unit": timed.event.unit,
+        "why": timed.event.why,
+        "at": round(timed.at, 3),
+    }
+
+
+def _violation(timed: Timed[Violation]) -> dict[str, Any]:
+    event = timed.event
+    return {
+        "kind": str(event.kind),
+        "unit": event.unit,
+        "gpa": event.gpa,
+        "size": event.size,
+        "value": event.value,
+        "rip": event.rip,
+        "at": round(timed.at, 3),
+    }

@@ -1,0 +1,144 @@
+"""Runs a machine to its outcome: the vCPU on a thread of its own, signals and time on the caller's (docs/design/machine.md)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from types import FrameType
+
+from casemate.events import Violation
+from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
+from casemate.machine.machine import Machine, Stage
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.report import make_report
+from casemate.machine.violation import describe, judge_fault
+from casemate.memory.protection import OnWrite
+
+_POLL_SECONDS = 0.2
+
+
+class Run:
+    """One run of one machine. ``wait`` is what the caller's thread does meanwhile: it returns when its argument is set."""
+
+    def __init__(self, machine: Machine, timeout: float | None) -> None:
+        self._machine = machine
+        self._timeout = timeout
+        self._finished = threading.Event()
+        self._error: BaseException | None = None
+        self._detail = ""
+
+    def run(self, wait: Callable[[threading.Event, float], None] | None = None) -> Outcome:
+        """Run until something ends it. Raises HostError if variables cannot be written; signals become endings."""
+        machine = self._machine
+        assert machine.stage is Stage.READY
+        machine.recorder.on_violation = self._on_violation
+        thread = threading.Thread(target=self._vcpu_thread, name="casemate-vcpu")
+        deadline = None if self._timeout is None else monotonic() + self._timeout
+        started = monotonic()
+        with _signals(machine):
+            thread.start()
+            while not self._finished.is_set():
+                left = _POLL_SECONDS if deadline is None else min(_POLL_SECONDS, deadline - monotonic())
+                if left <= 0:
+                    machine.end(Ending.TIMEOUT)
+                    left = _POLL_SECONDS
+                (wait or _wait)(self._finished, left)
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._outcome(monotonic() - started)
+
+    def _vcpu_thread(self) -> None:
+        try:
+            while self._machine.ending is None:
+                self._handle(self._machine.vcpu.run())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._finished.set()
+
+    def _handle(self, vm_exit: VmExit) -> None:
+        machine = self._machine
+        match vm_exit:
+            case Interrupted():
+                if machine.reset_wanted and machine.ending is None:
+                    machine.reset()
+            case Hlt():
+                # Nothing can wake it; somebody outside has to end the run.
+                machine.wait_for_ending()
+            case Shutdown(rip):
+                self._end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
+            case MemoryFault():
+                verdict = judge_fault(machine, vm_exit)
+                if not verdict.goes_on:
+                    self._end(Ending.VIOLATION, verdict.text)
+            case InternalFault(detail, rip):
+                self._end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}")
+
+    def _end(self, ending: Ending, detail: str) -> None:
+        self._detail = self._detail or detail
+        self._machine.end(ending)
+
+    def _on_violation(self, violation: Violation) -> None:
+        # A store that a slot traps is the device's business unless the user said otherwise.
+        if self._machine.spec.on_write is OnWrite.KILL:
+            self._end(Ending.VIOLATION, describe(violation))
+
+    def _outcome(self, seconds: float) -> Outcome:
+        machine = self._machine
+        ending = machine.ending or Ending.NO_PROGRESS
+        detail = self._detail or _DETAILS.get(ending, "")
+        if ending in (Ending.POWER_OFF, Ending.EXIT_PORT) and machine.console.is_waiting:
+            detail = f"the guest ended ({ending.word}) before it printed what was waited for"
+            ending = Ending.NO_PROGRESS
+        text = bytes(machine.console.text).decode(errors="replace")
+        return Outcome(ending, detail, seconds, text, make_report(machine))
+
+
+_DETAILS = {
+    Ending.UNTIL: "the text was printed",
+    Ending.LEFT: "left at the console",
+    Ending.POWER_OFF: "the guest powered off",
+    Ending.EXIT_PORT: "the guest wrote to the exit port",
+    Ending.TIMEOUT: "timed out",
+    Ending.INTERRUPTED: "interrupted",
+    Ending.TERMINATED: "terminated",
+}
+
+
+def run(
+    machine: Machine,
+    timeout: float | None = None,
+    wait: Callable[[threading.Event, float], None] | None = None,
+) -> Outcome:
+    """Run an assembled machine; ``timeout`` in seconds. See ``Run``."""
+    return Run(machine, timeout).run(wait)
+
+
+def _wait(finished: threading.Event, seconds: float) -> None:
+    finished.wait(seconds)
+
+
+def _at(rip: int | None) -> str:
+    return "" if rip is None else f" at {rip:#x}"
+
+
+@contextmanager
+def _signals(machine: Machine) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    endings = {signal.SIGINT: Ending.INTERRUPTED, signal.SIGTERM: Ending.TERMINATED}
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        machine.end(endings[signal.Signals(number)])
+
+    before = {number: signal.signal(number, end) for number in endings}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

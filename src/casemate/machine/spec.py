@@ -1,0 +1,48 @@
+"""What machine to build: a frozen description, checked before anything is opened (docs/design/machine.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from casemate.address import PAGE_SIZE
+from casemate.errors import SpecError
+from casemate.host.guest_kind import GuestKind
+from casemate.memory.protection import OnWrite, Requested
+
+MIB = 1 << 20
+MIN_MEMORY = 1 * MIB
+MAX_MEMORY = 64 << 30
+
+BoardName = Literal["q35", "pc", "bare"]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """One guest. Firmware is ``code`` with ``variables`` (or without) in flash, or ``bios``; sizes in bytes."""
+
+    code: Path | None = None
+    variables: Path | None = None
+    bios: Path | None = None
+    machine: BoardName = "q35"
+    memory: int = 256 * MIB
+    kind: GuestKind = GuestKind.PLAIN
+    protection: Requested = "auto"
+    on_write: OnWrite | None = None
+    fast: bool = True
+    """False keeps the modelled CPU to its engine's public API."""
+
+    def __post_init__(self) -> None:
+        if (self.code is None) == (self.bios is None):
+            raise SpecError("the firmware is given by code and variables, or by bios", "give one of them")
+        if self.bios is not None and self.variables is not None:
+            raise SpecError(
+                "a variable store needs flash, and --bios firmware is no flash",
+                "give the code with --code, or leave --vars out",
+            )
+        if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:
+            raise SpecError(
+                f"{self.memory} bytes of memory",
+                f"give a multiple of {PAGE_SIZE} bytes from {MIN_MEMORY // MIB}M to {MAX_MEMORY >> 30}G",
+            )

@@ -1,0 +1,57 @@
+"""What to do about a guest access that ended in a memory fault (docs/design/protection.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from casemate.events import Violation, ViolationKind
+from casemate.host.exits import MemoryFault
+from casemate.machine.machine import Machine
+from casemate.memory.protection import OnWrite
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the guest goes on, and what to tell."""
+
+    goes_on: bool
+    text: str
+
+
+def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
+    """Report a store to protected memory; drop it if that was asked for and can be done, else end the run."""
+    unit = machine.unit_at(fault.gpa)
+    report = Violation(
+        ViolationKind.PROTECTED_MEMORY, unit, fault.gpa, fault.size, fault.value, fault.rip
+    )
+    machine.recorder.report(report)
+    text = describe(report)
+    if machine.spec.on_write is not OnWrite.DROP:
+        return Verdict(False, text)
+    length = _plain_store_length(machine)
+    if length is None or fault.rip is None:
+        return Verdict(False, f"{text}; it cannot be dropped, for the instruction does more than store")
+    machine.vcpu.set_rip(fault.rip + length)
+    return Verdict(True, text)
+
+
+def describe(violation: Violation) -> str:
+    """One line about a violation, with what is known."""
+    where = "at an address the host does not tell" if violation.gpa is None else f"at {violation.gpa:#x}"
+    unit = "" if violation.unit is None else f" in flash unit {violation.unit}"
+    value = "" if violation.value is None else f", value {violation.value:#x}"
+    rip = "" if violation.rip is None else f", by the instruction at {violation.rip:#x}"
+    return f"{violation.kind} {where}{unit}{value}{rip}"
+
+
+def _plain_store_length(machine: Machine) -> int | None:
+    from iced_x86 import Decoder, Mnemonic, OpKind
+
+    found = machine.vcpu.code_at_rip()
+    if found is None:
+        return None
+    code, bits = found
+    instruction = Decoder(bits, code).decode()
+    # MOV to memory has no other effect; anything else (XCHG, string, read-modify-write) would have half happened.
+    plain = instruction.mnemonic == Mnemonic.MOV and instruction.op0_kind == OpKind.MEMORY
+    return instruction.len if plain else None
