@@ -34,7 +34,7 @@ class VolumeHeader(NamedTuple):
         return self.file_system == guids.NVRAM_VOLUME
 
 
-def parse_volume_header(data: bytes, offset: int = 0) -> VolumeHeader | None:
+def parse_volume_header(data: bytes | memoryview, offset: int = 0) -> VolumeHeader | None:
     """The volume header at ``offset``, or None if there is none."""
     if offset < 0 or offset + _HEADER.size > len(data):
         return None

@@ -1,0 +1,154 @@
+"""``casemate inspect``: says what firmware files are and which guests can use them (docs/guide/inspect.md)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.tree import Tree
+
+    from casemate.advise.claims import Claim
+    from casemate.advise.inspect import Inspection
+    from casemate.firmware.volume import FirmwareVolume
+
+HELP = "say what firmware files are and which guests can use them"
+
+EPILOG = """\
+examples:
+  casemate inspect /usr/share/OVMF/OVMF_CODE_4M.fd
+  casemate inspect OVMF_CODE_4M.fd OVMF_VARS_4M.fd     also checks that the two belong together
+  casemate inspect --files OVMF.fd                     lists every driver
+  casemate inspect --json OVMF.fd
+
+exit code: 0 if every file is usable and every pair fits, else 4
+"""
+
+_UNUSABLE = 4
+_WIDTH_OF_FILES = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The files, and how to show them."""
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="firmware or variable store")
+    parser.add_argument(
+        "--files", dest="list_files", action="store_true", help="list the files in each volume"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document, with all files of all volumes"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Inspect each file, pair them up, print; 0, or 4 if something is not usable."""
+    from casemate.advise.claims import find_claims
+    from casemate.advise.inspect import inspect_image
+    from casemate.advise.pairing import check_pairs
+    from casemate.firmware.image import FirmwareImage
+
+    inspections = [inspect_image(FirmwareImage.load(path)) for path in args.files]
+    claims = [find_claims(inspection) for inspection in inspections]
+    pairs = check_pairs(inspections)
+    if args.json:
+        import json
+
+        from casemate.advise.inspection_json import report_to_dict
+
+        print(json.dumps(report_to_dict(list(zip(inspections, claims, strict=True)), pairs), indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
+        for inspection, claim in zip(inspections, claims, strict=True):
+            console.print(_show(inspection, claim, args.list_files))
+        for pair in pairs:
+            verdict = f"[red]no[/]: {_safe(pair.fault)}" if pair.fault else "[green]belong together[/]"
+            console.print(f"{_safe(pair.code)} and {_safe(pair.variables)}: {verdict}")
+    is_good = all(inspection.is_usable for inspection in inspections) and not any(
+        pair.fault for pair in pairs
+    )
+    return 0 if is_good else _UNUSABLE
+
+
+def _safe(text: str) -> str:
+    """Text out of a file or a path, with nothing in it that the terminal or rich would obey."""
+    from rich.markup import escape
+
+    return escape("".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text))
+
+
+def _show(inspection: Inspection, claims: tuple[Claim, ...], list_files: bool) -> RenderableType:
+    from rich.tree import Tree
+
+    image = inspection.image
+    what = inspection.wrapper or inspection.role.value
+    tree = Tree(f"[bold]{_safe(image.name)}[/]: {what}, {image.size:#x} bytes", highlight=False)
+    for problem in inspection.problems:
+        tree.add(f"[red]damaged[/]: {_safe(problem)}")
+    if inspection.verdicts:
+        tree.add(_verdict_table(inspection))
+    _add_areas(tree, inspection)
+    if store := inspection.store:
+        kind = "authenticated" if store.is_authenticated else "not authenticated"
+        tree.add(f"variable store: {store.size:#x} bytes, {kind}")
+    for volume in inspection.volumes:
+        _add_volume(tree, volume, list_files)
+    for claim in claims:
+        _add_claim(tree, claim)
+    return tree
+
+
+def _verdict_table(inspection: Inspection) -> RenderableType:
+    from rich.table import Table
+
+    table = Table("guest", "by", "usable", "why not", box=None, padding=(0, 2, 0, 0))
+    for verdict in inspection.verdicts:
+        mark = "[green]yes[/]" if verdict.is_usable else "[red]no[/]"
+        table.add_row(verdict.guest.value, verdict.placement.value, mark, _safe("; ".join(verdict.reasons)))
+    return table
+
+
+def _add_areas(tree: Tree, inspection: Inspection) -> None:
+    from casemate.advise.inspect import describe_area, try_read
+
+    image = inspection.image
+    table = try_read(lambda: image.guided_table)
+    if table is None:
+        return
+    branch = tree.add("GUIDed table: " + ", ".join(entry.name for entry in table.entries))
+    if reset := try_read(lambda: image.sev_es_reset):
+        branch.add(f"SEV-ES vCPUs start at {reset:#x}")
+    branch.add(f"kernel hashes: {describe_area(try_read(lambda: image.sev_hashes))}")
+    branch.add(f"launch secret: {describe_area(try_read(lambda: image.sev_secret))}")
+    if sev := try_read(lambda: image.sev_metadata):
+        branch.add(f"SEV metadata: {len(sev.sections)} sections")
+    if tdvf := try_read(lambda: image.tdvf):
+        branch.add(f"TDX metadata: {len(tdvf.sections)} sections")
+
+
+def _add_volume(tree: Tree, volume: FirmwareVolume, list_files: bool) -> None:
+    from casemate.firmware.guids import guid_text
+
+    files = [file for file in volume.files if not file.is_padding]
+    branch = tree.add(
+        f"volume at {volume.header.offset:#x}, {volume.header.length:#x} bytes, {len(files)} files"
+    )
+    for file in files:
+        if list_files:
+            name = _safe(file.name) or guid_text(file.guid)
+            leaf = branch.add(f"{name} ({file.type_name}, {file.size:#x} bytes)")
+        for inner in file.volumes:
+            _add_volume(leaf if list_files else branch, inner, list_files)
+
+
+def _add_claim(tree: Tree, claim: Claim) -> None:
+    branch = tree.add(
+        _safe(f"{claim.descriptor.name} offers it as {claim.device}: {', '.join(claim.features)}")
+    )
+    if claim.false:
+        branch.add(f"[red]claimed, yet not so[/]: {', '.join(claim.false)}")
+    if claim.silent:
+        branch.add(f"so, yet not claimed: {', '.join(claim.silent)}")
