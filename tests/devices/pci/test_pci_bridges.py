@@ -116,6 +116,12 @@ def test_lpc_keeps_interrupt_routes_and_rcba() -> None:
     assert lpc.read_config(0xF0, 4) == 0xFED1_C001
 
 
+def test_piix3_keeps_interrupt_routes() -> None:
+    piix3 = Piix3Isa()
+    piix3.write_config(0x60, 4, 0x0A0B_857A)
+    assert piix3.read_config(0x60, 4) == 0x0A0B_850A
+
+
 @pytest.mark.parametrize(("bridge", "pam"), [(Q35().bridge, 0x90), (I440fxHostBridge(), 0x59)])
 def test_pam_registers_keep_their_attribute_bits(bridge: Q35HostBridge | I440fxHostBridge, pam: int) -> None:
     for index in range(7):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 
 from casemate.devices.pci.config import PciFunction, Register
+from casemate.devices.pci.pm_base import OnPmBase, PmBase
 
 PAM0, SMRAM = 0x59, 0x72
 PIRQ_A = 0x60
@@ -42,22 +42,18 @@ class Piix3Isa(PciFunction):
 
 
 class Piix4Pm(PciFunction):
-    """8086:7113 at 1.3; ``on_pm_base`` hears where the ACPI block goes, or None when it is off."""
+    """8086:7113 at 1.3; ``on_pm_base`` hears where the ACPI block goes, or None."""
 
-    def __init__(self, on_pm_base: Callable[[int | None], None]) -> None:
+    def __init__(self, on_pm_base: OnPmBase) -> None:
         super().__init__(0x8086, 0x7113, class_code=0x068000, revision=3)
         self.define(Register.INTERRUPT_LINE, 1, SCI_IRQ, 0xFF)
         self.define(Register.INTERRUPT_PIN, 1, 1)
         self.define(PmRegister.PMBA, 4, 0x01, PMBA_ADDRESS)
         self.define(PmRegister.PMREGMISC, 1, 0, PMREGMISC_ENABLE)
-        self._on_pm_base = on_pm_base
-        self._pm_base: int | None = None
+        self._pm_base = PmBase(
+            self, PmRegister.PMBA, PMBA_ADDRESS, PmRegister.PMREGMISC, PMREGMISC_ENABLE, on_pm_base
+        )
 
     def config_written(self, register: int, size: int) -> None:
         """Tell where the ACPI block is if that changed."""
-        base = self.read_config(PmRegister.PMBA, 2) & PMBA_ADDRESS
-        enabled = self.read_config(PmRegister.PMREGMISC, 1) & PMREGMISC_ENABLE
-        pm_base = base if base and enabled else None
-        if pm_base != self._pm_base:
-            self._pm_base = pm_base
-            self._on_pm_base(pm_base)
+        self._pm_base.update()

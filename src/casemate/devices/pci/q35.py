@@ -6,11 +6,10 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from casemate.devices.pci.config import PciFunction
+from casemate.devices.pci.pm_base import OnPmBase, PmBase
 
 OnEcam = Callable[[int | None, int], None]
 """Called with the new base of the ECAM window, or None when it is off, and its size in bytes."""
-OnPmBase = Callable[[int | None], None]
-"""Called with the first port of the ACPI block, or None when it is off."""
 
 
 class HostRegister(IntEnum):
@@ -75,14 +74,10 @@ class Ich9Lpc(PciFunction):
         for first in (LpcRegister.PIRQ_A, LpcRegister.PIRQ_E):
             self.define(first, 4, PIRQ_DISABLED * 0x01010101, 0x8F8F8F8F)
         self.define(LpcRegister.RCBA, 4, 0, 0xFFFF_C001)
-        self._on_pm_base = on_pm_base
-        self._pm_base: int | None = None
+        self._pm_base = PmBase(
+            self, LpcRegister.PMBASE, PMBASE_ADDRESS, LpcRegister.ACPI_CNTL, ACPI_ENABLE, on_pm_base
+        )
 
     def config_written(self, register: int, size: int) -> None:
         """Tell where the ACPI block is if that changed."""
-        base = self.read_config(LpcRegister.PMBASE, 2) & PMBASE_ADDRESS
-        enabled = self.read_config(LpcRegister.ACPI_CNTL, 1) & ACPI_ENABLE
-        pm_base = base if base and enabled else None
-        if pm_base != self._pm_base:
-            self._pm_base = pm_base
-            self._on_pm_base(pm_base)
+        self._pm_base.update()
