@@ -179,6 +179,23 @@ def test_alarm_flag_matches_time_and_wildcards(
     assert bool(rtc.read(Register.C) & 0x20) is expected
 
 
+def test_registers_lie_where_firmware_expects_them() -> None:
+    clock = [
+        Register.SECONDS,
+        Register.MINUTES,
+        Register.HOURS,
+        Register.DAY_OF_WEEK,
+        Register.DAY,
+        Register.MONTH,
+    ]
+    assert clock == [0, 2, 4, 6, 7, 8]
+    assert [Register.YEAR, Register.CENTURY] == [9, 0x32]
+    assert [Register.A, Register.B, Register.C, Register.D] == [10, 11, 12, 13]
+    memory = [Register.BASE_MEMORY, Register.EXTENDED_MEMORY, Register.EXTENDED_MEMORY_2]
+    assert memory == [0x15, 0x17, 0x30]
+    assert [Register.MEMORY_ABOVE_16M, Register.MEMORY_ABOVE_4G] == [0x34, 0x5B]
+
+
 def test_index_ignores_the_nmi_mask_and_cannot_be_read() -> None:
     rtc = Rtc()
     rtc.write(0x40, 0x77)

@@ -64,6 +64,33 @@ def test_lapic_power_on_state() -> None:
     assert lapic.timer_deadline() is None
 
 
+def test_lapic_registers_lie_where_the_sdm_has_them() -> None:
+    expected = {
+        0x020: "ID",
+        0x030: "VERSION",
+        0x080: "TPR",
+        0x0A0: "PPR",
+        0x0B0: "EOI",
+        0x0D0: "LDR",
+        0x0E0: "DFR",
+        0x0F0: "SVR",
+        0x100: "ISR",
+        0x180: "TMR",
+        0x200: "IRR",
+        0x280: "ESR",
+        0x300: "ICR_LOW",
+        0x310: "ICR_HIGH",
+        0x320: "LVT_TIMER",
+        0x350: "LVT_LINT0",
+        0x360: "LVT_LINT1",
+        0x370: "LVT_ERROR",
+        0x380: "TIMER_INITIAL",
+        0x390: "TIMER_CURRENT",
+        0x3E0: "TIMER_DIVIDE",
+    }
+    assert {offset: getattr(Register, name) for offset, name in expected.items()} == {o: o for o in expected}
+
+
 def test_lapic_reads_bytes_of_a_register_and_zero_between_registers() -> None:
     apic = Apic()
     assert [apic.lapic.read_mmio(Register.VERSION + byte, 1) for byte in range(4)] == [0x14, 0x00, 0x05, 0x00]

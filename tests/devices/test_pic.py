@@ -233,6 +233,43 @@ def test_pic_initialisation_clears_mask_and_requests() -> None:
     assert pic.acknowledge() == 0x54
 
 
+def test_pic_initialisation_without_icw4_takes_three_words() -> None:
+    pic = PicPair()
+    pic.master.write_port(0, 1, 0x10)
+    for value in (0x40, 0x04, 0xF7):
+        pic.master.write_port(1, 1, value)
+    assert pic.master.read_port(1, 1) == 0xF7
+    pulse(pic, 3)
+    assert pic.acknowledge() == 0x43
+
+
+def test_pic_line_that_is_up_interrupts_when_it_becomes_level_triggered() -> None:
+    pic = pair()
+    pic.set_irq(5, True)
+    pic.acknowledge()
+    end(pic, 5)
+    assert not pic.pending()
+    pic.elcr.write_port(0, 1, 0x20)
+    assert pic.pending()
+
+
+def test_pic_ocw3_without_selection_changes_nothing() -> None:
+    pic = pair()
+    pulse(pic, 1)
+    pic.acknowledge()
+    pic.master.write_port(0, 1, 0x0B)
+    pic.master.write_port(0, 1, 0x08)
+    assert pic.master.read_port(0, 1) == 0x02
+
+
+def test_pic_refuses_wide_accesses() -> None:
+    pic = pair()
+    for device in (pic.master, pic.slave, pic.elcr):
+        assert device.read_port(0, 2) is None
+        assert not device.write_port(1, 2, 0xFFFF)
+    assert pic.master.read_port(1, 1) == 0
+
+
 def test_pic_reset_forgets_everything() -> None:
     pic = pair()
     pic.elcr.write_port(0, 1, 0x20)

@@ -68,3 +68,23 @@ def test_pm_block_other_sleep_types_do_not_power_off(value: int) -> None:
     block = Block()
     block.pm.write_port(4, 2, value)
     assert block.power_offs == 0
+
+
+@pytest.mark.parametrize(("offset", "size"), [(8, 1), (9, 2), (10, 2), (11, 1), (10, 4)])
+def test_pm_block_timer_bytes_are_those_of_the_counter(offset: int, size: int) -> None:
+    block = Block()
+    block.clock.skip(3_000_000_000)
+    counter = (3 * FREQUENCY_HZ & 0xFF_FFFF).to_bytes(8, "little")
+    expected = counter[offset - 8 : offset - 8 + size]
+    assert block.pm.read_port(offset, size) == int.from_bytes(expected, "little")
+    assert block.pm.read_port(12, 4) == 0
+
+
+def test_pm_block_byte_writes_leave_the_neighbours_alone() -> None:
+    block = Block()
+    block.pm.write_port(2, 2, 0x1234)
+    block.pm.write_port(4, 2, 0x0401)
+    block.pm.write_port(3, 1, 0x56)
+    block.pm.write_port(7, 1, 0xFF)
+    assert block.pm.read_port(2, 2) == 0x5634
+    assert block.pm.read_port(4, 4) == 0x0401

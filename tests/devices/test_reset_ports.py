@@ -45,3 +45,10 @@ def test_port_92_keeps_a20_and_resets_on_a_rising_bit_0() -> None:
     assert port.read_port(0, 1) == 0x03
     port.reset()
     assert port.read_port(0, 1) == 0x02
+
+
+def test_port_92_refuses_wide_accesses() -> None:
+    counter = Counter()
+    assert not Port92(counter).write_port(0, 2, 0x01)
+    assert Port92(counter).read_port(0, 2) is None
+    assert counter.calls == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from casemate.address import FOUR_GIB
-from casemate.host.clock import GuestClock
+from casemate.host.clock import NANOSECONDS, GuestClock
 
 CMOS_SIZE = 128
 KIB, MIB = 1 << 10, 1 << 20
@@ -143,7 +143,7 @@ class Cmos:
 
     def _store_time(self) -> None:
         """Guest time into the time registers."""
-        now = EPOCH + timedelta(seconds=self._now() // 1_000_000_000)
+        now = EPOCH + timedelta(seconds=self._now() // NANOSECONDS)
         self._bytes[Register.SECONDS] = self._encode(now.second)
         self._bytes[Register.MINUTES] = self._encode(now.minute)
         self._bytes[Register.HOURS] = self._encode_hour(now.hour)
@@ -164,7 +164,7 @@ class Cmos:
             minutes=field[Register.MINUTES],
             seconds=field[Register.SECONDS],
         )
-        self._offset = int((moment - EPOCH).total_seconds()) * 1_000_000_000 - self._clock.now()
+        self._offset = int((moment - EPOCH).total_seconds()) * NANOSECONDS - self._clock.now()
         self._flags_since = self._now()
 
     def _encode(self, value: int) -> int:
@@ -187,9 +187,9 @@ class Cmos:
         since, now = self._flags_since, self._now()
         self._flags_since = now
         flags = 0
-        if self._bytes[Register.B] & B_SET == 0 and now // 1_000_000_000 != since // 1_000_000_000:
+        if self._bytes[Register.B] & B_SET == 0 and now // NANOSECONDS != since // NANOSECONDS:
             flags |= C_UPDATE
-            if self._alarm_passed(since // 1_000_000_000, now // 1_000_000_000):
+            if self._alarm_passed(since // NANOSECONDS, now // NANOSECONDS):
                 flags |= C_ALARM
         period = self._period_ns()
         if period and now // period != since // period:
@@ -200,7 +200,7 @@ class Cmos:
         rate = self._bytes[Register.A] & 0x0F
         if rate in (1, 2):
             rate += 7
-        return (1_000_000_000 << rate - 1) // 32_768 if rate else 0
+        return (NANOSECONDS << rate - 1) // 32_768 if rate else 0
 
     def _alarm_passed(self, since: int, now: int) -> bool:
         """Whether a second in ``(since, now]`` matches the alarm; times are in seconds."""

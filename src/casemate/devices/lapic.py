@@ -1,4 +1,4 @@
-"""The local APIC of the only CPU, in xAPIC mode (Intel SDM volume 3A, chapter 12)."""
+"""The local APIC of the only CPU, in xAPIC mode (Intel SDM volume 3A, "Advanced Programmable Interrupt Controller")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The timer of the local APIC (Intel SDM volume 3A, 12.5.4)."""
+"""The timer of the local APIC (Intel SDM volume 3A, "APIC Timer")."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.host.clock import GuestClock
+from casemate.host.clock import NANOSECONDS, GuestClock
 
 FREQUENCY_HZ = 3_579_545
 COUNTER_MASK = (1 << 24) - 1
@@ -46,4 +46,4 @@ class PmTimer:
             else:
                 self._step = FIRST_STEP_NS
             self._last_read = now
-        return now * FREQUENCY_HZ // 1_000_000_000 & COUNTER_MASK
+        return now * FREQUENCY_HZ // NANOSECONDS & COUNTER_MASK

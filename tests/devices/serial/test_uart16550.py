@@ -38,6 +38,14 @@ class Port:
         return self.read(Register.IIR_FCR) & 0x0F
 
 
+def test_uart_registers_lie_where_drivers_expect_them() -> None:
+    names = ("DATA", "IER", "IIR_FCR", "LCR", "MCR", "LSR", "MSR", "SCR")
+    assert [getattr(Register, name) for name in names] == list(range(8))
+    assert (Ier.RECEIVED, Ier.TRANSMIT_EMPTY, Ier.LINE_STATUS, Ier.MODEM_STATUS) == (1, 2, 4, 8)
+    sources = (Iir.MODEM_STATUS, Iir.NONE, Iir.TRANSMIT_EMPTY, Iir.RECEIVED, Iir.CHARACTER_TIMEOUT)
+    assert sources == (0x0, 0x1, 0x2, 0x4, 0xC)
+
+
 def test_uart_sends_bytes_at_once_and_is_always_ready() -> None:
     port = Port()
     for byte in b"BdsDxe":
@@ -117,6 +125,17 @@ def test_uart_clearing_the_fifo_drops_only_what_arrived() -> None:
     port.uart.poll()
     port.write(Register.IIR_FCR, 0x03)
     assert port.read(Register.DATA) == FIFO_SIZE
+
+
+def test_uart_changing_the_trigger_level_keeps_what_arrived() -> None:
+    port = Port()
+    port.write(Register.IIR_FCR, 0x01)
+    port.uart.feed(b"ab")
+    port.uart.poll()
+    port.write(Register.IIR_FCR, 0xC1)
+    assert port.read(Register.DATA) == ord("a")
+    port.write(Register.IIR_FCR, 0x00)
+    assert not port.read(Register.LSR) & 1, "turning the FIFOs off clears them"
 
 
 def test_uart_transmit_interrupt_comes_when_enabled_and_goes_when_identified() -> None:
