@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from casemate.advise.inspect import Inspection, Role
 from casemate.errors import CasemateError
-from casemate.firmware.placement import validate_flash
+from casemate.firmware.placement import validate_pair
 
 
 class Pair(NamedTuple):
@@ -34,7 +34,7 @@ def check_pairs(inspections: Sequence[Inspection]) -> tuple[Pair, ...]:
 def _check(code: Inspection, variables: Inspection) -> Pair:
     fault = None
     try:
-        validate_flash(code.image, variables.image)
+        validate_pair(code.image, variables.image)
     except CasemateError as error:
         fault = str(error)
     return Pair(code.image.name, variables.image.name, fault)

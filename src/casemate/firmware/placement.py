@@ -34,8 +34,22 @@ def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) 
         raise ImageError(code.name, cause, "use an image for x86_64, of 2 or 4 MiB")
     _validate_code(code, "--code")
     if variables is not None and code.code_volumes:
-        _validate_store(variables)
-        _validate_pair(code, variables)
+        validate_pair(code, variables)
+
+
+def validate_pair(code: FirmwareImage, variables: FirmwareImage) -> None:
+    """Check that a variable store is healthy and the one that an edk2 image looks for. Raises ImageError if not."""
+    _validate_store(variables)
+    if code.variable_volume:
+        cause = "this image brings its own variable store, yet --vars is given"
+        raise ImageError(code.name, cause, "leave --vars out, or use the split CODE image")
+    expected = expected_store_size(code)
+    if variables.size != expected:
+        cause = (
+            f"{variables.size:#x} bytes of variables do not belong to {code.name}, a"
+            f" {(code.size + expected) // _MIB}M build that looks for {expected:#x} bytes"
+        )
+        raise ImageError(variables.name, cause, "take CODE and VARS from one pair (both 2M or both 4M)")
 
 
 def validate_bios(image: FirmwareImage) -> None:
@@ -111,19 +125,6 @@ def _validate_store(image: FirmwareImage) -> None:
         raise ImageError(
             image.name, "the variable store has no store header", "copy a VARS template", volume.header_length
         )
-
-
-def _validate_pair(code: FirmwareImage, variables: FirmwareImage) -> None:
-    if code.variable_volume:
-        cause = "this image brings its own variable store, yet --vars is given"
-        raise ImageError(code.name, cause, "leave --vars out, or use the split CODE image")
-    expected = expected_store_size(code)
-    if variables.size != expected:
-        cause = (
-            f"{variables.size:#x} bytes of variables do not belong to {code.name}, a"
-            f" {(code.size + expected) // _MIB}M build that looks for {expected:#x} bytes"
-        )
-        raise ImageError(variables.name, cause, "take CODE and VARS from one pair (both 2M or both 4M)")
 
 
 def expected_store_size(code: FirmwareImage) -> int:

@@ -149,10 +149,15 @@ def _file(header: bytes, body: memoryview, size: int, walk: _Walk, depth: int) -
     if kind in FILE_TYPES and kind not in (_RAW, _PADDING):
         for section, contents in _sections(body, walk, depth):
             if section == _USER_INTERFACE:
-                name = bytes(contents).decode("utf-16-le", "replace").rstrip("\0")
+                name = _printable(bytes(contents))
             elif section == _VOLUME_IMAGE and (inner := parse_volume_header(contents)):
                 volumes.append(_read_volume(contents, inner, walk, depth + 1))
     return FirmwareFile(header[:16], kind, size, name, tuple(volumes))
+
+
+def _printable(text: bytes) -> str:
+    name = text.decode("utf-16-le", "replace").partition("\0")[0]
+    return "".join(char if char.isprintable() else "?" for char in name)
 
 
 def _sections(data: memoryview, walk: _Walk, depth: int) -> Iterator[tuple[int, memoryview]]:
