@@ -46,7 +46,7 @@ class ImageBuilder:
     """Collects what an image of ``size`` bytes shall contain; ``build`` puts it together."""
 
     def __init__(self, size: int = 128 << 10, volume: bool = False) -> None:
-        self._size = size
+        self.size = size
         self._volume = volume
         self._entries: list[tuple[bytes, bytes]] = []
         self._pieces: list[tuple[int, bytes]] = [(16, HALT_AT_RESET)]
@@ -92,12 +92,12 @@ class ImageBuilder:
 
     def build(self) -> bytes:
         """The image's bytes."""
-        image = bytearray(b"\xff" * self._size)
+        image = bytearray(b"\xff" * self.size)
         if self._volume:
-            image[:_VOLUME_HEADER_SIZE] = volume_header(self._size)
+            image[:_VOLUME_HEADER_SIZE] = volume_header(self.size)
         pieces = [*self._pieces, self._table()] if self._entries else self._pieces
         for from_end, data in pieces:
-            start = self._size - from_end
+            start = self.size - from_end
             image[start : start + len(data)] = data
         return bytes(image)
 
