@@ -214,9 +214,7 @@ class Machine:
         backing.writable.view[:] = source.data
         memory = FlashMemory(number, backing, self.protection.protection, self.vm, self.recorder)
         device = CfiFlash(number, memory, source.file, self.recorder)
-        region = RomDevice(f"flash{number}", backing, device, unit=number)
-        commands = self.protection.protection is WriteProtection.READONLY_SLOT
-        region.array_stores_are_commands = commands or self.vm.capabilities.sealed_state
+        region = RomDevice(f"flash{number}", backing, device)
         memory.attach(self.map, region, source.gpa)
         self.flash.append(FlashUnit(number, source, memory, device))
         if number == 0:

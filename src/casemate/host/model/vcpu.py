@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from time import sleep
+from time import monotonic_ns, sleep
 
 from unicorn import unicorn_const
 
@@ -20,6 +20,7 @@ from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.traps import Traps
 
 _TICK_SECONDS = 0.002
+_CHECK_NS = 500_000
 _RFLAGS_IF = 1 << 9
 _HLT = b"\xf4"
 _STI = b"\xfb"
@@ -47,6 +48,7 @@ class ModelVcpu:
         self._flush_wanted = False
         self._sti_seen_at = -1
         self._interrupt_waits = False
+        self._next_check = 0
         self._awake = threading.Condition()
         self._closed = False
         self._executing = threading.Event()
@@ -208,8 +210,12 @@ class ModelVcpu:
 
     def _stop_here(self) -> bool:
         """Whether to stop at a site for an interrupt; one that the guest masks would stop it there for ever."""
-        waits = self._interrupt_waits and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
-        stop = waits or self._timer_expired()
+        now = monotonic_ns()
+        if now < self._next_check:
+            return False
+        self._next_check = now + _CHECK_NS
+        due = self._interrupt_waits or self._timer_expired()
+        stop = due and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
         self._interrupted_by_us |= stop
         return stop
 

@@ -43,6 +43,7 @@ class Engine:
 
     def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool) -> None:
         self.msrs = msrs
+        self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
         real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
         real_mode.reg_write(CS, _RESET_CS)
         self._reset_state = real_mode.context_save()
@@ -81,12 +82,14 @@ class Engine:
         unicorn_api.emu_stop(self.handle)
 
     def read(self, register: int) -> int:
-        """One register."""
-        return int(self.uc.reg_read(register))
+        """One general, control or segment register."""
+        return self.read_many((register,))[0]
 
-    def read_many(self, registers: tuple[int, ...]) -> tuple[int, ...]:
+    def read_many(self, registers: tuple[int, ...]) -> list[int]:
         """Several registers at once."""
-        return tuple(self.uc.reg_read_batch(registers))
+        batch = self._batch(registers)
+        unicorn_api.reg_read_batch(self.handle, batch.numbers, batch.pointers, len(registers))
+        return batch.values[:]
 
     def write(self, register: int, value: int) -> None:
         """Set one register."""
@@ -94,7 +97,17 @@ class Engine:
 
     def write_many(self, values: dict[int, int]) -> None:
         """Set several registers; unlike ``write`` also right inside an interrupt hook, RIP included."""
-        self.uc.reg_write_batch(list(values.items()))
+        batch = self._batch(tuple(values))
+        batch.values[:] = list(values.values())
+        unicorn_api.reg_write_batch(self.handle, batch.numbers, batch.pointers, len(values))
+
+    def _batch(self, registers: tuple[int, ...]) -> unicorn_api.RegisterBatch:
+        batch = self._batches.get(registers)
+        if batch is None:
+            batch = self._batches[registers] = unicorn_api.RegisterBatch(registers)
+        # The engine writes 2 bytes of a segment register: what an earlier use left behind must not show.
+        ctypes.memset(batch.values, 0, ctypes.sizeof(batch.values))
+        return batch
 
     def table_register(self, register: int) -> tuple[int, int]:
         """Base and limit of IDTR or GDTR."""

@@ -16,7 +16,7 @@ from casemate.host.model.cpu.engine import READ, WRITE, Engine
 from casemate.host.model.physical_memory import PhysicalMemory
 
 _DF = 1 << 10
-_WORTH_IT = 64
+_WORTH_IT = 4
 _64_BIT = 1 << 64
 
 
@@ -47,7 +47,7 @@ def run(
     )
     size = rcx * kind.width
     overlaps = kind.copies and rsi < rdi < rsi + size
-    if size < _WORTH_IT or rflags & _DF or overlaps or max(rsi, rdi) + size >= _64_BIT:
+    if rcx < _WORTH_IT or rflags & _DF or overlaps or max(rsi, rdi) + size >= _64_BIT:
         return
     fill = (rax & (1 << 8 * kind.width) - 1).to_bytes(kind.width, "little")
     done = 0

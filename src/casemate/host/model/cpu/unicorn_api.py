@@ -51,8 +51,23 @@ mmio_map = _declare("uc_mmio_map", c_void_p, c_uint64, c_size_t, MmioRead, c_uin
 vmem_read = _declare("uc_vmem_read", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
 vmem_write = _declare("uc_vmem_write", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
 vmem_translate = _declare("uc_vmem_translate", c_void_p, c_uint64, c_uint32, ctypes.POINTER(c_uint64))
+reg_read_batch = _declare("uc_reg_read_batch", c_void_p, c_void_p, c_void_p, c_int)
+reg_write_batch = _declare("uc_reg_write_batch", c_void_p, c_void_p, c_void_p, c_int)
 strerror = library.uc_strerror
 strerror.restype = ctypes.c_char_p
+
+
+class RegisterBatch:
+    """Arguments of a batch call for the same registers again and again: numbers, values and pointers to these."""
+
+    __slots__ = ("numbers", "pointers", "values")
+
+    def __init__(self, registers: tuple[int, ...]) -> None:
+        count = len(registers)
+        self.numbers = (c_int * count)(*registers)
+        self.values = (c_uint64 * count)()
+        first = ctypes.addressof(self.values)
+        self.pointers = (c_void_p * count)(*range(first, first + 8 * count, 8))
 
 
 def hook_add(
