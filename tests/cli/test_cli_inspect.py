@@ -72,7 +72,7 @@ def test_broken_table_is_a_problem_and_no_exception(folder: Path, capsys: pytest
     data[-50:-48] = b"\1\0"
     (folder / "broken.fd").write_bytes(data)
     run("broken.fd")
-    assert "damaged: the GUIDed table claims 1 bytes" in capsys.readouterr().out
+    assert "damaged: at offset 0x37bfce: the GUIDed table claims 1 bytes" in capsys.readouterr().out
     run("--json", "broken.fd")
     assert json.loads(capsys.readouterr().out)["files"][0]["file"] == "broken.fd"
 
