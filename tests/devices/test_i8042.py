@@ -143,6 +143,15 @@ def test_reset_forgets_answers() -> None:
     assert controller.i8042.read_port(0, 1) == 0
 
 
+def test_reset_lowers_the_interrupt_line() -> None:
+    controller = Controller()
+    controller.command(0x60, 0x01)
+    controller.i8042.write_port(0, 1, 0xF4)
+    assert controller.line
+    controller.i8042.reset()
+    assert not controller.line
+
+
 def test_other_ports_and_widths_are_not_there() -> None:
     controller = Controller()
     assert controller.i8042.read_port(1, 1) is None

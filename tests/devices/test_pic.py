@@ -173,19 +173,19 @@ def test_pic_specific_eoi_ends_the_one_it_names() -> None:
     assert pic.master.read_port(0, 1) == 0x02
 
 
-@pytest.mark.parametrize("eoi", [0xA0, 0xE3])
+@pytest.mark.parametrize("eoi", [0xA0, 0xE4])
 def test_pic_rotating_eoi_makes_the_served_input_last(eoi: int) -> None:
     pic = pair()
-    pulse(pic, 3)
+    pulse(pic, 4)
     pic.acknowledge()
     pic.master.write_port(0, 1, eoi)
-    for irq in (0, 3, 4):
+    for irq in (0, 4, 5):
         pulse(pic, irq)
     order = []
     while pic.pending():
         order.append(pic.acknowledge() - MASTER_BASE)
         pic.master.write_port(0, 1, EOI)
-    assert order == [4, 0, 3]
+    assert order == [5, 0, 4]
 
 
 def test_pic_set_priority_rotates_without_eoi() -> None:
@@ -251,6 +251,14 @@ def test_pic_line_that_is_up_interrupts_when_it_becomes_level_triggered() -> Non
     assert not pic.pending()
     pic.elcr.write_port(0, 1, 0x20)
     assert pic.pending()
+
+
+def test_pic_initialisation_keeps_a_level_that_is_up() -> None:
+    pic = pair()
+    pic.elcr.write_port(0, 1, 0x20)
+    pic.set_irq(5, True)
+    initialise(pic.master, MASTER_BASE)
+    assert pic.acknowledge() == MASTER_BASE + 5
 
 
 def test_pic_ocw3_without_selection_changes_nothing() -> None:

@@ -157,6 +157,20 @@ def test_pit_refuses_wide_accesses_and_reads_of_the_control_word() -> None:
     assert not timer.pit.write_port(0, 2, 0)
 
 
+def test_pit_at_power_on_has_no_interrupt_and_a_closed_gate() -> None:
+    pit = Pit(ManualClock())
+    assert pit.deadline() is None
+    assert [channel.gate for channel in pit.channels] == [True, True, False]
+
+
+def test_port_61_refuses_wide_accesses() -> None:
+    timer = Timer()
+    port = Port61(timer.clock, timer.pit)
+    assert port.read_port(0, 2) is None
+    assert not port.write_port(0, 2, 1)
+    assert not timer.pit.channels[2].gate
+
+
 def test_port_61_gates_and_shows_channel_2() -> None:
     """The calibration loop of an operating system: mode 0, gate on, wait for OUT."""
     timer = Timer()

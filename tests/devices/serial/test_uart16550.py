@@ -158,6 +158,13 @@ def test_uart_transmit_interrupt_comes_again_after_each_byte() -> None:
         assert port.line
 
 
+def test_uart_transmit_interrupt_stays_away_while_disabled() -> None:
+    port = Port()
+    port.write(Register.DATA, 0x41)
+    assert not port.line
+    assert port.iir() == NO_INTERRUPT
+
+
 def test_uart_transmit_interrupt_is_not_repeated_by_rewriting_the_enable() -> None:
     port = Port()
     port.write(Register.IER, Ier.TRANSMIT_EMPTY)
