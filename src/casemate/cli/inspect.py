@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from casemate.advise.inspect import Inspection
     from casemate.firmware.volume import FirmwareVolume
 
-HELP = "say what firmware files are and which guests can use them"
-
 EPILOG = """\
 examples:
   casemate inspect /usr/share/OVMF/OVMF_CODE_4M.fd

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from casemate.measure.kernel_hashes import KernelHashes
     from casemate.measure.plan import LaunchPlan
 
-HELP = "predict the launch digest of a SEV or SEV-ES guest"
-
 EPILOG = """\
 examples:
   casemate measure --mode sev --ovmf OVMF_CODE.fd

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import Gpa
 from casemate.errors import ImageError, SpecError
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
-from casemate.measure.kernel_hashes import KernelHashes, find_hashes_area
 from casemate.measure.plan import LaunchPlan, LaunchStep, UpdateData, UpdateVmsa
 from casemate.measure.vmsa_pages import SevInit, vmsa_pages
+
+if TYPE_CHECKING:
+    from casemate.measure.kernel_hashes import KernelHashes
 
 MAX_VCPUS = 4096
 """KVM's own limit (arch/x86/include/asm/kvm_host.h, KVM_MAX_VCPUS)."""
@@ -73,6 +77,8 @@ def _data_steps(image: FirmwareImage, hashes: KernelHashes | None) -> list[Launc
         raise ImageError(image.name, cause, "the image is truncated; use a complete one")
     steps: list[LaunchStep] = [UpdateData("firmware", image.base, image.data)]
     if hashes is not None:
+        from casemate.measure.kernel_hashes import find_hashes_area
+
         area = find_hashes_area(image)
         steps.append(UpdateData("kernel hashes", Gpa(area.base), hashes.to_bytes()))
     return steps
