@@ -29,6 +29,7 @@ class PhysicalMemory:
         self._traps = traps
         self._slots: dict[int, MemorySlot] = {}
         self._writable: dict[int, bool] = {}
+        self._last: MemorySlot | None = None
         self._holes: dict[int, int] = {}
         self._holes_mapped = False
 
@@ -71,6 +72,7 @@ class PhysicalMemory:
         if slot is None:
             raise HostError(_CALL, ENOENT, f"there is no slot {number}")
         del self._writable[number]
+        self._last = None
         self._engine.unmap(slot.range.start, slot.range.size)
         self._map_hole(slot.range.start, slot.range.end)
 
@@ -86,21 +88,15 @@ class PhysicalMemory:
                 if not writable:
                     self._traps.trap_stores(slot)
 
-    def slot_at(self, gpa: int) -> MemorySlot | None:
-        """The slot that backs ``gpa``, if any."""
-        return next((slot for slot in self._slots.values() if slot.range.contains(gpa)), None)
-
-    def writable_hva(self, gpa: int, size: int) -> int | None:
-        """Host address of ``[gpa, gpa + size)`` if one slot backs it and the guest may store there."""
-        for number, slot in self._slots.items():
-            if slot.range.contains(gpa, size):
-                return slot.hva + gpa - slot.range.start if self._writable[number] else None
-        return None
-
-    def readable_hva(self, gpa: int, size: int) -> int | None:
-        """Host address of ``[gpa, gpa + size)`` if one slot backs it."""
-        slot = self.slot_at(gpa)
-        return slot.hva + gpa - slot.range.start if slot and slot.range.contains(gpa, size) else None
+    def hva(self, gpa: int, size: int, *, writable: bool) -> int | None:
+        """Host address of ``[gpa, gpa + size)`` if one slot backs it and, if so asked, the guest may store there."""
+        slot = self._last
+        if slot is None or not slot.range.start <= gpa < slot.range.end:
+            slot = next((slot for slot in self._slots.values() if slot.range.contains(gpa)), None)
+            self._last = slot
+        if slot is None or gpa + size > slot.range.end or (writable and not self._writable[slot.number]):
+            return None
+        return slot.hva + gpa - slot.range.start
 
     def _map_hole(self, start: int, end: int) -> None:
         if start < end and self._holes_mapped:

@@ -43,6 +43,8 @@ class Engine:
 
     def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool) -> None:
         self.msrs = msrs
+        self._scratch = ctypes.c_uint64()
+        self._scratch_at = ctypes.addressof(self._scratch)
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
         real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
         real_mode.reg_write(CS, _RESET_CS)
@@ -92,8 +94,9 @@ class Engine:
         return batch.values[:]
 
     def write(self, register: int, value: int) -> None:
-        """Set one register."""
-        self.uc.reg_write(register, value)
+        """Set one general or control register."""
+        self._scratch.value = value
+        unicorn_api.reg_write(self.handle, register, self._scratch_at)
 
     def write_many(self, values: dict[int, int]) -> None:
         """Set several registers; unlike ``write`` also right inside an interrupt hook, RIP included."""

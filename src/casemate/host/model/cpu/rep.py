@@ -78,10 +78,10 @@ def _piece(
     if kind.copies:
         length = min(length, PAGE_SIZE - rsi % PAGE_SIZE)
         source_gpa = cpu.translate(rsi, READ)
-        source = None if source_gpa is None else memory.readable_hva(source_gpa, length)
+        source = None if source_gpa is None else memory.hva(source_gpa, length, writable=False)
     length -= length % kind.width
     gpa = cpu.translate(rdi, WRITE)
-    target = None if gpa is None or not length else memory.writable_hva(gpa, length)
+    target = None if gpa is None or not length else memory.hva(gpa, length, writable=True)
     if target is None or source is None or gpa is None:
         return None
     return target, source, gpa, length

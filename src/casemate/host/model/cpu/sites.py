@@ -53,7 +53,7 @@ class InstructionSites:
 
     def holds_code(self, gpa: int, size: int) -> bool:
         """Whether translated code may come from this range of guest memory."""
-        return any(page in self._code_pages for page in range(gpa >> 12, (gpa + size - 1 >> 12) + 1))
+        return not self._code_pages.isdisjoint(range(gpa >> 12, (gpa + size - 1 >> 12) + 1))
 
     def _on_block(self, _uc: int, block: Any, _previous: Any, _user: int | None) -> None:
         pc, size = block.contents.pc, block.contents.size

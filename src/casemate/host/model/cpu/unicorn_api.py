@@ -51,6 +51,7 @@ mmio_map = _declare("uc_mmio_map", c_void_p, c_uint64, c_size_t, MmioRead, c_uin
 vmem_read = _declare("uc_vmem_read", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
 vmem_write = _declare("uc_vmem_write", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
 vmem_translate = _declare("uc_vmem_translate", c_void_p, c_uint64, c_uint32, ctypes.POINTER(c_uint64))
+reg_write = _declare("uc_reg_write", c_void_p, c_int, c_void_p)
 reg_read_batch = _declare("uc_reg_read_batch", c_void_p, c_void_p, c_void_p, c_int)
 reg_write_batch = _declare("uc_reg_write_batch", c_void_p, c_void_p, c_void_p, c_int)
 strerror = library.uc_strerror
