@@ -75,19 +75,19 @@ def _target(data: bytes, choose: random.Random) -> int:
 def images(count: int, seed: int, real: float) -> Iterator[bytes]:
     """``count`` images; the share ``real`` starts from installed firmware, if there is any."""
     choose = random.Random(seed)
-    originals = [path.read_bytes() for path in find_images()]
+    originals = find_images()
     for _ in range(count):
         is_real = bool(originals) and choose.random() < real
-        yield damaged(choose.choice(originals) if is_real else synthetic(choose), choose)
+        yield damaged(choose.choice(originals).read_bytes() if is_real else synthetic(choose), choose)
 
 
 def inspect_all(data: bytes) -> float:
-    """Everything that ``casemate inspect`` does with two files; the seconds that it took."""
-    start = time.perf_counter()
+    """Everything that ``casemate inspect`` does with two files; the CPU seconds that it took."""
+    start = time.process_time()
     inspection = inspect_image(FirmwareImage.from_bytes(data, "fuzzed.fd"))
     pairs = check_pairs([inspection, inspect_image(FirmwareImage.from_bytes(variable_store(), "vars.fd"))])
     json.dumps(report_to_dict([(inspection, ())], pairs))
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> int:
@@ -95,7 +95,7 @@ def main() -> int:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     slowest = max(inspect_all(data) for data in images(count, seed=1, real=0.33))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"{count} images, no exception, slowest {slowest:.2f} s, peak memory {memory} MiB")
+    print(f"{count} images, no exception, slowest {slowest:.2f} s of CPU, peak memory {memory} MiB")
     return 0
 
 

@@ -17,7 +17,7 @@ from casemate.measure.plan import LaunchPlan, UpdateData, UpdateVmsa
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
 from casemate.measure.trace import trace_digest
 from casemate.measure.vmsa_pages import SevInit
-from casemate.testing.images import ImageBuilder
+from casemate.testing.images import ImageBuilder, variable_store
 
 EPYC = 0x800F12
 HASHES = KernelHashes.of(b"kernel-bytes", b"initrd-bytes", "console=ttyS0")
@@ -72,9 +72,25 @@ def test_hashes_without_usable_area_are_refused(builder: ImageBuilder, message: 
     assert caught.value.exit_code == 4
 
 
-def test_truncated_image_is_refused() -> None:
-    with pytest.raises(ImageError, match="multiple of 16"):
-        plan_sev(FirmwareImage.from_bytes(IMAGE.data[:-3], "x.fd"))
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (IMAGE.data[:-3], "not a multiple of 4 KiB"),
+        (
+            ImageBuilder(0x37C000, volume=True).build()[:0x1000],
+            "the volume claims 0x37c000 bytes, 0x1000 are there",
+        ),
+        (IMAGE.data[:0x10000], "no reset vector"),
+        (variable_store(), "variable store"),
+        (b"QFI\xfb".ljust(0x1000), "qcow2"),
+    ],
+)
+def test_what_is_not_whole_firmware_is_refused(data: bytes, message: str) -> None:
+    for plan in (plan_sev, lambda image: plan_sev_es(image, 1, EPYC)):
+        with pytest.raises(ImageError, match=message) as caught:
+            plan(FirmwareImage.from_bytes(data, "x.fd"))
+        assert caught.value.exit_code == 4
+        assert caught.value.remedy
 
 
 @pytest.mark.parametrize("vcpus", [-1, 0, 4097])

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError, SpecError
+from casemate.firmware.completeness import is_variable_store, validate_code, validate_multiple, validate_raw
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.smm import requires_smm
 from casemate.firmware.varstore import parse_variable_store
-from casemate.firmware.wrapper import find_wrapper
 
 MAX_FLASH = 8 << 20
 """Bytes of all flash units together, the default of QEMU's ``max-fw-size``."""
 BIOS_GRANULE = 64 << 10
 """Bytes; the size of a ``--bios`` file must be a multiple."""
-_RESET_VECTOR_SIZE = 16
 _MIB = 1 << 20
 
 
@@ -25,14 +24,14 @@ def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) 
     """Check the files for flash unit 0 (``code``) and 1. Raises ImageError or SpecError for a broken rule."""
     for image in (code, variables):
         if image is not None:
-            _validate_raw(image)
-            _validate_multiple(image, PAGE_SIZE, "flash")
+            validate_raw(image)
+            validate_multiple(image, PAGE_SIZE, "flash")
     _validate_roles(code, variables)
     total = code.size + (variables.size if variables else 0)
     if total > MAX_FLASH:
         cause = f"{total} bytes of flash in all, at most {MAX_FLASH} fit below 4 GiB"
         raise ImageError(code.name, cause, "use an image for x86_64, of 2 or 4 MiB")
-    _validate_code(code, "--code")
+    _validate_boots_without_smm(code)
     if variables is not None and code.code_volumes:
         validate_pair(code, variables)
 
@@ -54,36 +53,20 @@ def validate_pair(code: FirmwareImage, variables: FirmwareImage) -> None:
 
 def validate_bios(image: FirmwareImage) -> None:
     """Check a file for ``--bios``. Raises ImageError for a broken rule."""
-    _validate_raw(image)
-    if _is_store(image):
+    validate_raw(image)
+    if is_variable_store(image):
         raise ImageError(image.name, "this is a variable store, it holds no code", "give the firmware itself")
     remedy = "a split CODE image goes into flash: use --code"
-    _validate_multiple(image, BIOS_GRANULE, "--bios", remedy if image.code_volumes else "")
+    validate_multiple(image, BIOS_GRANULE, "--bios", remedy if image.code_volumes else "")
     if image.size > MAX_FLASH:
         raise ImageError(
             image.name, f"{image.size} bytes, at most {MAX_FLASH} fit below 4 GiB", "use an x86_64 image"
         )
-    _validate_code(image, "--bios")
-
-
-def _validate_raw(image: FirmwareImage) -> None:
-    if wrapper := find_wrapper(image.data):
-        what, remedy = wrapper
-        raise ImageError(image.name, f"this is {what}, not raw firmware", remedy)
-
-
-def _validate_multiple(image: FirmwareImage, granule: int, where: str, remedy: str = "") -> None:
-    if image.size % granule:
-        cause = f"size {image.size} is not a multiple of {granule >> 10} KiB, as {where} needs"
-        raise ImageError(image.name, cause, remedy or "give a raw, complete firmware image")
-
-
-def _is_store(image: FirmwareImage) -> bool:
-    return image.variable_volume is not None and not image.code_volumes
+    _validate_boots_without_smm(image)
 
 
 def _validate_roles(code: FirmwareImage, variables: FirmwareImage | None) -> None:
-    if not _is_store(code):
+    if not is_variable_store(code):
         return
     if variables is not None and variables.code_volumes:
         raise SpecError(
@@ -95,11 +78,8 @@ def _validate_roles(code: FirmwareImage, variables: FirmwareImage | None) -> Non
     )
 
 
-def _validate_code(image: FirmwareImage, option: str) -> None:
-    vector = image.data[-_RESET_VECTOR_SIZE:]
-    if vector.count(vector[0]) == len(vector):
-        cause = f"no reset vector: the last {len(vector)} bytes are all {vector[0]:#04x}"
-        raise ImageError(image.name, cause, f"{option} must end in code", image.size - len(vector))
+def _validate_boots_without_smm(image: FirmwareImage) -> None:
+    validate_code(image)
     if requires_smm(image.data):
         cause = "this build needs System Management Mode (SMM_REQUIRE), which casemate's boards do not have"
         raise ImageError(image.name, cause, "use a build without it, such as OVMF_CODE_4M.fd")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import Gpa
 from casemate.errors import ImageError, SpecError
+from casemate.firmware.completeness import validate_complete
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, LaunchStep, UpdateData, UpdateVmsa
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 MAX_VCPUS = 4096
 """KVM's own limit (arch/x86/include/asm/kvm_host.h, KVM_MAX_VCPUS)."""
-_LAUNCH_GRANULE = 16
 _LARGEST_U32 = 0xFFFFFFFF
 
 
@@ -72,9 +72,7 @@ def _ap_reset(image: FirmwareImage, vcpus: int) -> int:
 
 
 def _data_steps(image: FirmwareImage, hashes: KernelHashes | None) -> list[LaunchStep]:
-    if image.size % _LAUNCH_GRANULE:
-        cause = f"size {image.size} is not a multiple of {_LAUNCH_GRANULE} bytes, as LAUNCH_UPDATE_DATA needs"
-        raise ImageError(image.name, cause, "the image is truncated; use a complete one")
+    validate_complete(image)
     steps: list[LaunchStep] = [UpdateData("firmware", image.base, image.data)]
     if hashes is not None:
         from casemate.measure.kernel_hashes import find_hashes_area
