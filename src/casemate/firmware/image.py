@@ -117,9 +117,7 @@ def _read(path: str | Path) -> bytes:
             _validate_file(path, os.fstat(descriptor))
             return file.read(LARGEST_FILE)
     except FileNotFoundError:
-        raise ImageError(
-            path, "no such file", "check the path; `casemate inspect` lists what a file is"
-        ) from None
+        raise ImageError(path, "no such file", "check the path") from None
     except IsADirectoryError:
         raise ImageError(path, "this is a directory", "give a firmware file inside it") from None
     except OSError as error:

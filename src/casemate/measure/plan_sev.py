@@ -66,7 +66,7 @@ def validate_features(features: int, init: SevInit) -> None:
 def _ap_reset(image: FirmwareImage, vcpus: int) -> int:
     address = image.sev_es_reset
     if address is None and vcpus > 1:
-        cause = f"no SEV-ES reset block: nothing says where vCPUs 1 to {vcpus - 1} start"
+        cause = "no SEV-ES reset block: nothing says where all vCPUs but the first start"
         raise ImageError(image.name, cause, "use firmware built with SEV-ES support, or one vCPU")
     return address or 0
 
