@@ -77,7 +77,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        print(
-            f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr
-        )
+        print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return 6

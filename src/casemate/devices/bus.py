@@ -59,6 +59,14 @@ class Bus:
             self._port_reads[port] = device.read_port, offset
             self._port_writes[port] = device.write_port, offset
 
+    def claim_free_ports(self, first: int, count: int, device: PortIo) -> None:
+        """Give ``device`` those of the ports that nobody has: for blocks that the guest itself may move."""
+        for port in range(first, first + count):
+            if port not in self._owners:
+                self._owners[port] = device
+                self._port_reads[port] = device.read_port, port - first
+                self._port_writes[port] = device.write_port, port - first
+
     def release_ports(self, device: PortIo) -> None:
         """Take all ports back from ``device``."""
         for port in [port for port, owner in self._owners.items() if owner is device]:

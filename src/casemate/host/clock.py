@@ -41,5 +41,5 @@ class GuestClock:
         if wait > self._left:
             return wait
         self._left -= wait
-        self._offset += wait
+        self.skip(wait)
         return 0

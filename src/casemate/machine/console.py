@@ -8,7 +8,7 @@ from casemate.events import EventSink, Milestone
 
 _KEPT = 1 << 20
 _ESCAPE = b"\x1b"
-_COUNTDOWN = b"Press ESC in "
+_COUNTDOWN = b" seconds to skip "
 
 _PHASES = ((b"BdsDxe: ", "BDS"), (b"UEFI Interactive Shell", "shell"))
 
@@ -29,6 +29,8 @@ class Console:
         typed: Sequence[str] = (),
         prompt: str = "Shell> ",
         output: Callable[[bytes], None] | None = None,
+        debug_output: Callable[[bytes], None] | None = None,
+        on_activity: Callable[[], None] = lambda: None,
     ) -> None:
         self.text = bytearray()
         """The last megabyte that the guest printed."""
@@ -38,9 +40,12 @@ class Console:
         self._sink = sink
         self._prompt = prompt.encode()
         self._typed = [text.encode() + b"\r" for text in typed]
+        self._until_was_given = until is not None
         self._until = until.encode() if until is not None else (self._prompt if typed else None)
         self._skips_countdowns = self._until is not None
         self._output = output
+        self._debug_output = debug_output
+        self._on_activity = on_activity
         self._phases = list(_PHASES)
         self._endings = self._last_bytes()
 
@@ -54,13 +59,14 @@ class Console:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is a text that was not printed yet."""
-        return self._until is not None
+        """Whether the guest still owes a text that was asked for, or a prompt to type at."""
+        return bool(self._typed) or (self._until_was_given and self._until is not None)
 
     def put(self, byte: int) -> None:
         """One byte that the guest printed."""
         text = self.text
         text.append(byte)
+        self._on_activity()
         if self._output is not None:
             self._output(bytes((byte,)))
         if byte in self._endings:
@@ -71,6 +77,8 @@ class Console:
     def debug(self, byte: int) -> None:
         """One byte of debug output; only ``until`` is looked for in it."""
         self._debug.append(byte)
+        if self._debug_output is not None:
+            self._debug_output(bytes((byte,)))
         if len(self._debug) > 2 * _KEPT:
             del self._debug[:_KEPT]
         if self._until is not None and not self._typed and self._debug.endswith(self._until):

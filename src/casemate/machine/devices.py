@@ -19,7 +19,7 @@ from casemate.devices.interrupts import PcInterrupts
 from casemate.devices.ioapic import IOAPIC_SIZE, Ioapic
 from casemate.devices.lapic import LAPIC_SIZE, Lapic
 from casemate.devices.pci.bus import PciHost
-from casemate.devices.pic import ElcrPorts, PicPair
+from casemate.devices.pic import PicPair
 from casemate.devices.pit import Pit, Port61
 from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
 from casemate.devices.pm_timer import PmTimer
@@ -122,7 +122,7 @@ class MachineDevices:
         reset_control, port92, port61 = ResetControl(reset), Port92(reset), Port61(clock, pit)
         self._place(0x20, 2, pic.master)
         self._place(0xA0, 2, pic.slave)
-        self._place(0x4D0, 2, ElcrPorts(pic.master, pic.slave))
+        self._place(0x4D0, 2, pic.elcr)
         self._place(0x40, 4, pit)
         self._place(0x60, 5, keyboard)
         self._bus.claim_ports(0x61, 1, port61, over=True)
@@ -143,7 +143,7 @@ class MachineDevices:
     def _move_pm(self, base: int | None) -> None:
         self._bus.release_ports(self._pm)
         if base is not None:
-            self._bus.claim_ports(base, PM_BLOCK_SIZE, self._pm, over=True)
+            self._bus.claim_free_ports(base, PM_BLOCK_SIZE, self._pm)
 
     def _move_ecam(self, base: int | None, size: int) -> None:
         if self._ecam is not None:

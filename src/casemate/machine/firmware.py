@@ -1,4 +1,4 @@
-"""Firmware files opened for a machine: flash units with their locks, or one ``--bios`` image (QEMU hw/i386/pc_sysfw.c)."""
+"""Firmware files opened for a machine: flash units and their locks, or one ``--bios`` image (QEMU hw/i386/pc_sysfw.c)."""
 
 from __future__ import annotations
 
@@ -50,4 +50,3 @@ def close_firmware(files: list[FirmwareFile]) -> None:
     for entry in files:
         if entry.file is not None:
             entry.file.close()
-

@@ -1,4 +1,4 @@
-"""A machine put together in named stages: created, memory registered, firmware placed, ready (docs/design/machine.md)."""
+"""A machine, put together in named stages (docs/design/machine.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a machine to its outcome: the vCPU on a thread of its own, signals and time on the caller's (docs/design/machine.md)."""
+"""Runs a machine to its outcome: vCPU on its own thread, signals and time on the caller's (docs/design/machine.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.2
 
 
 class Run:
-    """One run of one machine. ``wait`` is what the caller's thread does meanwhile: it returns when its argument is set."""
+    """One run of one machine, once."""
 
     def __init__(self, machine: Machine, timeout: float | None) -> None:
         self._machine = machine
@@ -31,7 +31,10 @@ class Run:
         self._detail = ""
 
     def run(self, wait: Callable[[threading.Event, float], None] | None = None) -> Outcome:
-        """Run until something ends it. Raises HostError if variables cannot be written; signals become endings."""
+        """Run until something ends it; ``wait`` is what the caller's thread does meanwhile, for some seconds at a time.
+
+        Raises HostError if variables cannot be written; signals become endings.
+        """
         machine = self._machine
         assert machine.stage is Stage.READY
         machine.recorder.on_violation = self._on_violation

@@ -21,9 +21,7 @@ class Verdict:
 def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
     """Report a store to protected memory; drop it if that was asked for and can be done, else end the run."""
     unit = machine.unit_at(fault.gpa)
-    report = Violation(
-        ViolationKind.PROTECTED_MEMORY, unit, fault.gpa, fault.size, fault.value, fault.rip
-    )
+    report = Violation(ViolationKind.PROTECTED_MEMORY, unit, fault.gpa, fault.size, fault.value, fault.rip)
     machine.recorder.report(report)
     text = describe(report)
     if machine.spec.on_write is not OnWrite.DROP:

@@ -1,0 +1,97 @@
+"""What ``casemate boot`` tells a person: the live phase line and the summary (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from casemate.machine.outcome import Outcome
+
+_ALL_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class StatusLine:
+    """One line on a terminal's standard error that shows the firmware phase, until the guest prints something."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._shown = False
+        self.phase("SEC")
+
+    def phase(self, name: str) -> None:
+        """The guest reached a phase."""
+        if self._enabled:
+            line = " ".join(f"[{phase}]" if phase == name else phase for phase in _ALL_PHASES)
+            print(f"{_CLEAR_LINE}casemate: {line} ", end="", file=sys.stderr, flush=True)
+            self._shown = True
+
+    def clear(self) -> None:
+        """Give the line back."""
+        if self._shown:
+            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+        self._shown = self._enabled = False
+
+    def before(self, output: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """``output``, with the line cleared before the first byte if both go to a terminal."""
+        if not self._enabled or not sys.stdout.isatty():
+            return output
+
+        def write(data: bytes) -> None:
+            if self._shown:
+                self.clear()
+            output(data)
+
+        return write
+
+
+def summary(outcome: Outcome, *, verbose: bool) -> str:
+    """Lines about a run, without a newline at the end."""
+    report = outcome.report
+    guest, host = report["guest"], report["host"]
+    modelled = " (modelled)" if host["modelled"] else ""
+    lines = [
+        f"casemate: {outcome.ending.word} after {outcome.seconds:.1f} s: {outcome.detail}",
+        f"  guest     {guest['kind']}, {guest['machine']}, {guest['memory'] >> 20} MiB",
+        f"  host      {host['backend']}{modelled}: {host['why']}",
+    ]
+    lines += [f"  warning   {warning}" for warning in report["warnings"]]
+    for unit in report["flash"]:
+        mode = "read-only file" if unit["readonly"] else "written back"
+        name = f"flash {unit['unit']}   {Path(unit['file']).name}"
+        lines.append(f"  {name} at {unit['gpa']:#x}, {mode}, {unit['protection']}")
+    if report["bios"]:
+        bios = report["bios"]
+        lines.append(f"  bios      {Path(bios['file']).name} at {bios['gpa']:#x}, {bios['protection']}")
+    lines.append(f"  why       {(report['flash'] or [report['bios']])[0]['reason']}")
+    if report["phases"]:
+        reached = ", ".join(f"{phase['name']} {phase['at']:.1f} s" for phase in report["phases"])
+        lines.append(f"  phases    {reached}")
+    writes = report["writes"]
+    lines.append(f"  firmware  {writes['commands']} flash commands, {writes['violations']} violations")
+    if verbose:
+        lines += _details(report)
+    return "\n".join(lines)
+
+
+def _details(report: dict[str, Any]) -> list[str]:
+    units = report["flash"] or [report["bios"]]
+    lines = [f"  not       {other['protection']}: {other['reason']}" for other in units[0]["rejected"]]
+    lines += [_violation(event) for event in report["writes"]["events"][:20]]
+    lines += [
+        f"  audit     unit {change['unit']} {change['what']}: {change['why']}, {change['at']:.3f} s"
+        for change in report["protection_audit"][:20]
+    ]
+    lines += [
+        f"  unclaimed {entry['kind']} {entry['where']:#x}: {entry['count']}"
+        for entry in report["unclaimed"][:20]
+    ]
+    return lines
+
+
+def _violation(event: dict[str, Any]) -> str:
+    where = "an unknown address" if event["gpa"] is None else f"{event['gpa']:#x}"
+    return f"  violation {event['kind']} at {where}, value {event['value']}, {event['at']:.3f} s"

@@ -1,0 +1,72 @@
+"""Boot a machine from its specification to an outcome: the main job as one call (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.machine.console import Console
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import Outcome
+from casemate.machine.recorder import Recorder
+from casemate.machine.run_loop import run
+from casemate.machine.spec import MachineSpec
+
+_IDLE_ALLOWANCE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """Who watches and talks to the guest from outside; the callbacks run on the vCPU's thread."""
+
+    output: Callable[[bytes], None] | None = None
+    """Takes what the guest prints on its serial port."""
+    debug_output: Callable[[bytes], None] | None = None
+    """Takes what the guest writes to its debug port."""
+    on_phase: Callable[[str], None] | None = None
+    """Hears of firmware phases as they are reached."""
+    on_start: Callable[[Machine], None] | None = None
+    """Gets the machine before it runs."""
+    wait: Callable[[threading.Event, float], None] | None = None
+    """What the caller's thread does meanwhile: called again and again with the event of the end, and seconds."""
+    real_time: bool = False
+    """Idle time is waited for, not skipped: for somebody at the console."""
+
+
+def boot(
+    spec: MachineSpec,
+    *,
+    until: str | None = None,
+    timeout: float | None = None,
+    typed: Sequence[str] = (),
+    prompt: str = "Shell> ",
+    attachments: Attachments | None = None,
+) -> Outcome:
+    """Boot one guest and run it until ``until`` is printed, ``timeout`` seconds passed, or it ends by itself.
+
+    Each text of ``typed`` is typed at a ``prompt``. Raises SpecError, ImageError, UnsupportedError or HostError.
+    """
+    from casemate.host.model.hypervisor import ModelHypervisor
+
+    attached = attachments or Attachments()
+    clock = GuestClock(0 if attached.real_time else _IDLE_ALLOWANCE_SECONDS * NANOSECONDS)
+    recorder = Recorder()
+    recorder.on_phase = attached.on_phase
+    console = Console(
+        recorder,
+        until=until,
+        typed=typed,
+        prompt=prompt,
+        output=attached.output,
+        debug_output=attached.debug_output,
+        on_activity=clock.grant_idle,
+    )
+    hypervisor = ModelHypervisor(clock, fast=spec.fast)
+    with Machine(spec, hypervisor, clock, console, recorder) as machine:
+        machine.assemble()
+        machine.host_why = "the modelled host needs no privilege and no special CPU"
+        if attached.on_start:
+            attached.on_start(machine)
+        return run(machine, timeout, attached.wait)
