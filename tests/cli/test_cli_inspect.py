@@ -112,7 +112,7 @@ def test_descriptor_in_the_same_tree_is_compared(folder: Path, capsys: pytest.Ca
     (folder / "usr/share/OVMF").mkdir()
     (folder / "usr/share/OVMF/code.fd").write_bytes(CODE)
     content = {
-        "description": "x",
+        "interface-types": ["uefi"],
         "mapping": {"device": "flash", "executable": {"filename": "/usr/share/OVMF/code.fd"}},
         "targets": [],
         "features": ["intel-tdx", "requires-smm"],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from casemate.errors import ImageError, UnsupportedError
-from casemate.firmware.descriptors import find_firmware, firmware_roots, parse_descriptor
+from casemate.firmware.descriptors import find_firmware, find_pairs, firmware_roots, parse_descriptor
 
 FOLDER = "usr/share/qemu/firmware"
 
@@ -43,6 +43,9 @@ def test_first_bootable_descriptor_wins(tmp_path: Path) -> None:
     install(tmp_path, "40-secure.json", descriptor(features=["requires-smm", "secure-boot"]))
     install(tmp_path, "50-ia32.json", descriptor(targets=[{"architecture": "i386", "machines": []}]))
     install(tmp_path, "55-memory.json", descriptor(mapping={"device": "memory", "filename": "/x.fd"}))
+    install(tmp_path, "56-bios.json", descriptor(**{"interface-types": ["bios"]}))
+    qcow2 = {"filename": "/usr/share/OVMF/CODE.fd", "format": "qcow2"}
+    install(tmp_path, "57-qcow2.json", descriptor(mapping={"device": "flash", "executable": qcow2}))
     install(tmp_path, "60-plain.json", descriptor())
     pair = find_firmware([tmp_path])
     assert pair.code == tmp_path / "usr/share/OVMF/CODE.fd"
@@ -51,7 +54,24 @@ def test_first_bootable_descriptor_wins(tmp_path: Path) -> None:
         "40-secure.json: requires-smm",
         "50-ia32.json: for i386",
         "55-memory.json: mapped as memory, not as flash",
+        "56-bios.json: offers bios, not uefi",
+        "57-qcow2.json: in format qcow2",
     )
+
+
+def test_all_pairs_are_listed_in_order(tmp_path: Path) -> None:
+    for name in ("60-second.json", "50-first.json"):
+        install(tmp_path, name, descriptor(description=name))
+    pairs = list(find_pairs([tmp_path], []))
+    assert [pair.why for pair in pairs] == ["50-first.json: 50-first.json", "60-second.json: 60-second.json"]
+
+
+def test_stateless_descriptor_has_no_variables(tmp_path: Path) -> None:
+    code = {"filename": "/usr/share/OVMF/CODE.fd", "format": "raw"}
+    install(
+        tmp_path, "60.json", descriptor(mapping={"device": "flash", "mode": "stateless", "executable": code})
+    )
+    assert find_firmware([tmp_path]).vars_template is None
 
 
 def test_etc_hides_the_same_name_in_usr(tmp_path: Path) -> None:
@@ -97,6 +117,12 @@ def test_roots_are_searched_in_order(tmp_path: Path) -> None:
 def test_environment_comes_before_the_system() -> None:
     assert firmware_roots({"CASEMATE_FIRMWARE": "/a:/b"}) == (Path("/a"), Path("/b"), Path("/"))
     assert firmware_roots({}) == (Path("/"),)
+
+
+def test_nul_in_a_file_name_is_refused(tmp_path: Path) -> None:
+    mapping = {"device": "flash", "executable": {"filename": "/a\0b", "format": "raw"}}
+    with pytest.raises(ImageError, match="no file name"):
+        parse_descriptor(install(tmp_path, "60.json", descriptor(mapping=mapping)))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,11 @@ class Claim(NamedTuple):
 
 def find_claims(inspection: Inspection) -> tuple[Claim, ...]:
     """The claims of the descriptors that lie in the same tree (``.../usr/share/qemu/firmware``) as the file."""
-    path = Path(inspection.image.name).resolve()
+    path = Path(os.path.realpath(inspection.image.name))
     descriptors = (descriptor for root in path.parents for descriptor in read_descriptors(root))
-    return tuple(_compare(each, inspection) for each in descriptors if each.executable.resolve() == path)
+    return tuple(
+        _compare(each, inspection) for each in descriptors if os.path.realpath(each.executable) == str(path)
+    )
 
 
 def _compare(descriptor: Descriptor, inspection: Inspection) -> Claim:

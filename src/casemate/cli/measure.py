@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boot.add_argument("--initrd", metavar="FILE", type=Path)
     boot.add_argument("--append", metavar="CMDLINE", help="kernel command line")
     cpu = parser.add_argument_group("vCPUs (seves)")
-    cpu.add_argument("--vcpus", metavar="N", type=_integer, help="how many")
+    cpu.add_argument("--vcpus", metavar="N", type=integer, help="how many")
     cpu.add_argument("--vcpu-type", metavar="MODEL", help="QEMU's name, such as EPYC-v4")
-    cpu.add_argument("--vcpu-sig", metavar="N", type=_integer, help="CPUID signature instead of a name")
+    cpu.add_argument("--vcpu-sig", metavar="N", type=integer, help="CPUID signature instead of a name")
     for name in ("family", "model", "stepping"):
-        cpu.add_argument(f"--vcpu-{name}", metavar="N", type=_integer, help="all three instead of a name")
+        cpu.add_argument(f"--vcpu-{name}", metavar="N", type=integer, help="all three instead of a name")
     cpu.add_argument(
-        "--guest-features", metavar="N", type=_integer, default=0, help="VMSA features (default: 0)"
+        "--guest-features", metavar="N", type=integer, default=0, help="VMSA features (default: 0)"
     )
     cpu.add_argument(
         "--init",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     owner.add_argument("--tik", metavar="FILE", type=Path, help="transport integrity key, 16 bytes")
     owner.add_argument("--nonce", metavar="HEX", help="the measurement's nonce, 16 bytes")
     for name in ("policy", "api-major", "api-minor", "build-id"):
-        owner.add_argument(f"--{name}", metavar="N", type=_integer)
+        owner.add_argument(f"--{name}", metavar="N", type=integer)
     output = parser.add_argument_group("output")
     output.add_argument("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)")
     output.add_argument(
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _integer(text: str) -> int:
+def integer(text: str) -> int:
+    """A number in any base that Python writes; argparse shows this function's name."""
     return int(text, 0)
 
 

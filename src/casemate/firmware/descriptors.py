@@ -41,6 +41,10 @@ class Descriptor(NamedTuple):
     """``flash``, ``memory`` or ``kernel``."""
     executable: Path
     vars_template: Path | None
+    formats: frozenset[str]
+    """Of its files: ``raw``, ``qcow2``."""
+    interfaces: tuple[str, ...]
+    """``uefi``, ``bios`` or others."""
     architectures: tuple[str, ...]
     features: tuple[str, ...]
 
@@ -53,8 +57,12 @@ class Descriptor(NamedTuple):
         """Why a plain x86_64 guest without SMM cannot boot from this in flash, or None if it can."""
         if "x86_64" not in self.architectures:
             return f"for {', '.join(self.architectures) or 'no architecture'}"
+        if "uefi" not in self.interfaces:
+            return f"offers {', '.join(self.interfaces) or 'nothing'}, not uefi"
         if self.device != "flash":
             return f"mapped as {self.device}, not as flash"
+        if self.formats != {"raw"}:
+            return f"in format {', '.join(sorted(self.formats - {'raw'}))}"
         if "requires-smm" in self.features:
             return "requires-smm"
         missing = [str(path) for path in self.files if not path.is_file()]
@@ -77,23 +85,30 @@ def firmware_roots(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def find_firmware(roots: Sequence[Path] = SYSTEM_ROOTS) -> FirmwarePair:
-    """The first pair that a plain x86_64 guest can boot. Raises UnsupportedError if there is none.
+    """The first of ``find_pairs``. Raises UnsupportedError if there is none."""
+    skipped: list[str] = []
+    for pair in find_pairs(roots, skipped):
+        return pair
+    passed_over = f" (passed over: {'; '.join(skipped)})" if skipped else ""
+    raise UnsupportedError(f"no x86_64 guest firmware found{passed_over}", _REMEDY)
+
+
+def find_pairs(roots: Sequence[Path], skipped: list[str]) -> Iterator[FirmwarePair]:
+    """Every pair that a plain x86_64 guest can boot; what is passed over on the way is appended to ``skipped``.
 
     Roots in order; in each the descriptors by precedence, then the usual names.
     """
-    skipped: list[str] = []
     for root in roots:
         for descriptor in read_descriptors(root, skipped):
             if (refusal := descriptor.refusal()) is None:
                 why = f"{descriptor.path.name}: {descriptor.description}"
-                return FirmwarePair(descriptor.executable, descriptor.vars_template, why, tuple(skipped))
-            skipped.append(f"{descriptor.path.name}: {refusal}")
+                yield FirmwarePair(descriptor.executable, descriptor.vars_template, why, tuple(skipped))
+            else:
+                skipped.append(f"{descriptor.path.name}: {refusal}")
         for folder, code, variables in _KNOWN_PAIRS:
             if (root / folder / code).is_file() and (root / folder / variables).is_file():
                 why = f"{code} in its usual folder {root / folder}"
-                return FirmwarePair(root / folder / code, root / folder / variables, why, tuple(skipped))
-    passed_over = f" (passed over: {'; '.join(skipped)})" if skipped else ""
-    raise UnsupportedError(f"no x86_64 guest firmware found{passed_over}", _REMEDY)
+                yield FirmwarePair(root / folder / code, root / folder / variables, why, tuple(skipped))
 
 
 def read_descriptors(root: Path = SYSTEM_ROOTS[0], skipped: list[str] | None = None) -> Iterator[Descriptor]:
@@ -130,18 +145,24 @@ def parse_descriptor(path: Path, root: Path = SYSTEM_ROOTS[0]) -> Descriptor | N
 def _descriptor(content: dict[str, Any], path: Path, root: Path) -> Descriptor:
     mapping = content["mapping"]
     device = str(mapping["device"])
-    executable = mapping["executable"]["filename"] if device == "flash" else mapping["filename"]
-    template = mapping["nvram-template"]["filename"] if "nvram-template" in mapping else None
+    # Files in flash come with their format, files in memory are raw and named directly.
+    executable = mapping["executable"] if device == "flash" else mapping
+    template = mapping.get("nvram-template")
+    files = [executable] if template is None else [executable, template]
     return Descriptor(
         path=path,
         description=str(content.get("description", "")),
         device=device,
-        executable=_inside(root, executable),
-        vars_template=_inside(root, template) if template else None,
+        executable=_inside(root, executable["filename"]),
+        vars_template=_inside(root, template["filename"]) if template else None,
+        formats=frozenset(str(file.get("format", "raw")) for file in files),
+        interfaces=tuple(str(interface) for interface in content["interface-types"]),
         architectures=tuple(str(target["architecture"]) for target in content["targets"]),
         features=tuple(str(feature) for feature in content["features"]),
     )
 
 
 def _inside(root: Path, filename: str) -> Path:
+    if "\0" in filename:
+        raise ValueError(f"{filename!r} is no file name")
     return root / filename.lstrip("/")
