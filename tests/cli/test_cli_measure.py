@@ -6,6 +6,8 @@ import argparse
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,13 @@ def test_impossible_request_is_refused_with_exit_code_4(line: str, message: str)
     assert caught.value.exit_code == 4
     assert caught.value.remedy
     assert "\n" not in str(caught.value)
+
+
+def test_command_loads_no_host_and_nothing_heavy() -> None:
+    program = (
+        "import sys; from casemate.cli import main; main(['measure', '--mode', 'sev', '--ovmf', 'x.fd'])\n"
+        "print([name for name in ('rich', 'unicorn', 'uefi_firmware', 'lzma', 'json', 'casemate.host.kvm',"
+        " 'casemate.host.model', 'casemate.machine') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [hashlib.sha256(FIRMWARE).hexdigest(), "[]"]

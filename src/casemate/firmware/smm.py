@@ -7,24 +7,14 @@ not, against 100 ms for the whole stream. File names say as much, but lie once s
 
 from __future__ import annotations
 
-from casemate.firmware import guids
+import lzma
 
-_GUID_DEFINED_SECTION = 0x02
+from casemate.firmware import guids
+from casemate.firmware.lzma_section import find_lzma_stream, open_decoder
+
 _HEAD = 1 << 20
 """Bytes; the PEI volume ends below this in every OVMF layout (OvmfPkg/OvmfPkgX64.fdf)."""
 _STEP = 128 << 10
-_LZMA_MEMORY = 64 << 20
-
-
-def find_lzma_stream(data: bytes) -> int | None:
-    """Offset of the first LZMA stream that a firmware section holds, or None."""
-    position = data.find(guids.LZMA_SECTION)
-    while position >= 0:
-        start = position - 4
-        if start >= 0 and data[start + 3] == _GUID_DEFINED_SECTION:
-            return start + int.from_bytes(data[position + 16 : position + 18], "little")
-        position = data.find(guids.LZMA_SECTION, position + 1)
-    return None
 
 
 def requires_smm(data: bytes) -> bool:
@@ -36,9 +26,7 @@ def requires_smm(data: bytes) -> bool:
 
 
 def _unpack_head(data: bytes, stream: int) -> bytes:
-    import lzma
-
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY)
+    decoder = open_decoder()
     head, feed = bytearray(), data[stream:]
     try:
         while len(head) < _HEAD and not decoder.eof and guids.SMM_ACCESS_PEIM not in head:

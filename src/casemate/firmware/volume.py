@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from casemate.firmware import guids
+from casemate.firmware.lzma_section import open_decoder
 from casemate.firmware.volume_header import VolumeHeader, parse_volume_header
 
-LARGEST_UNPACKED = 64 << 20
+LARGEST_UNPACKED = 48 << 20
 """Bytes that all LZMA streams of an image may unpack to; OVMF's take 16 MiB."""
-LZMA_MEMORY = 80 << 20
 MAX_FILES = 4096
 MAX_DEPTH = 6
 
@@ -181,7 +181,7 @@ def _sections(data: memoryview, walk: _Walk, depth: int) -> Iterator[tuple[int, 
 
 
 def _unpack(stream: memoryview, walk: _Walk) -> bytes:
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=LZMA_MEMORY)
+    decoder = open_decoder()
     try:
         unpacked = decoder.decompress(stream, walk.unpackable)
     except (lzma.LZMAError, MemoryError) as error:
