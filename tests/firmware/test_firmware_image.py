@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -40,13 +41,13 @@ def test_nul_in_path_is_refused() -> None:
         FirmwareImage.load("a\0b")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_unreadable_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "secret.fd"
-    path.write_bytes(b"x")
-    path.chmod(0)
-    with pytest.raises(ImageError, match="Permission denied"):
-        FirmwareImage.load(path)
+def test_unreadable_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ImageError, match="cannot be read: Permission denied"):
+        FirmwareImage.load("secret.fd")
 
 
 def test_huge_file_is_refused_unread(tmp_path: Path) -> None:

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from casemate.errors import ImageError, SpecError
+from casemate.host.guest_kind import GuestKind
 from casemate.measure.cpu_models import cpu_signature, model_signature
-from casemate.measure.measurement import PlatformVersion, parse_nonce, predict_measurement, read_tik
+from casemate.measure.measurement import (
+    PlatformVersion,
+    parse_nonce,
+    predict_measurement,
+    read_tik,
+    validate_policy,
+)
 
 DIGEST, TIK, NONCE = bytes(range(32)), bytes(16), bytes(range(16))
 
@@ -27,9 +34,23 @@ def test_version_of_more_than_a_byte_is_refused(numbers: tuple[int, int, int]) -
         PlatformVersion(*numbers)
 
 
-def test_policy_of_more_than_32_bits_is_refused() -> None:
-    with pytest.raises(SpecError, match="32-bit"):
-        predict_measurement(DIGEST, TIK, NONCE, 1 << 32, PlatformVersion(1, 1, 1))
+@pytest.mark.parametrize(
+    ("policy", "kind", "message"),
+    [
+        (1 << 32, GuestKind.SEV, "32-bit"),
+        (-1, GuestKind.SEV, "32-bit"),
+        (0x1, GuestKind.SEV_ES, "does not ask for SEV-ES"),
+        (0x5, GuestKind.SEV, "asks for SEV-ES"),
+    ],
+)
+def test_policy_that_does_not_fit_the_guest_is_refused(policy: int, kind: GuestKind, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        validate_policy(policy, kind)
+
+
+@pytest.mark.parametrize(("policy", "kind"), [(0x1, GuestKind.SEV), (0x33_01_0007, GuestKind.SEV_ES)])
+def test_policy_of_the_guest_is_taken(policy: int, kind: GuestKind) -> None:
+    validate_policy(policy, kind)
 
 
 @pytest.mark.parametrize("text", ["", "xyz", "00" * 15, "00" * 17, "é" * 32])

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     digest = predict_digest(plan)
-    measurement = _measurement(args, digest)
+    measurement = _measurement(args, plan, digest)
     if args.dump_vmsa:
         _dump_vmsas(plan)
     if args.json:
@@ -105,14 +105,16 @@ def _plan(args: argparse.Namespace) -> LaunchPlan:
 
 def _hashes(args: argparse.Namespace) -> KernelHashes | None:
     from casemate.errors import SpecError
+
+    if args.kernel is None:
+        for option in ("initrd", "append"):
+            if getattr(args, option) is not None:
+                raise SpecError(f"--{option} without --kernel", "give the kernel, or leave both out")
+        return None
+
     from casemate.measure.kernel_hashes import KernelHashes
 
-    if args.kernel is not None:
-        return KernelHashes.of_files(args.kernel, args.initrd, args.append or "")
-    for option in ("initrd", "append"):
-        if getattr(args, option) is not None:
-            raise SpecError(f"--{option} without --kernel", "give the kernel, or leave both out")
-    return None
+    return KernelHashes.of_files(args.kernel, args.initrd, args.append or "")
 
 
 def _signature(args: argparse.Namespace) -> int:
@@ -133,7 +135,7 @@ def _signature(args: argparse.Namespace) -> int:
     return cpu_signature(*numbers)
 
 
-def _measurement(args: argparse.Namespace, digest: bytes) -> bytes | None:
+def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> bytes | None:
     from casemate.errors import SpecError
 
     names = ("tik", "nonce", "policy", "api_major", "api_minor", "build_id")
@@ -143,10 +145,12 @@ def _measurement(args: argparse.Namespace, digest: bytes) -> bytes | None:
     if missing:
         raise SpecError(f"a launch measurement also needs {', '.join(missing)}", "all of them are signed")
 
-    from casemate.measure.measurement import PlatformVersion, parse_nonce, predict_measurement, read_tik
+    from casemate.measure import measurement as owner
 
-    version = PlatformVersion(args.api_major, args.api_minor, args.build_id)
-    return predict_measurement(digest, read_tik(args.tik), parse_nonce(args.nonce), args.policy, version)
+    owner.validate_policy(args.policy, plan.kind)
+    version = owner.PlatformVersion(args.api_major, args.api_minor, args.build_id)
+    tik, nonce = owner.read_tik(args.tik), owner.parse_nonce(args.nonce)
+    return owner.predict_measurement(digest, tik, nonce, args.policy, version)
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:

@@ -7,8 +7,9 @@ import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
-from casemate.abi.sev.policy import LARGEST_POLICY
+from casemate.abi.sev.policy import LARGEST_POLICY, SevPolicy
 from casemate.errors import ImageError, SpecError
+from casemate.host.guest_kind import GuestKind
 
 KEY_SIZE = 16
 """Bytes of the transport integrity key (TIK) and of the nonce."""
@@ -48,12 +49,20 @@ def predict_measurement(
             raise SpecError(
                 f"the {name} has {len(value)} bytes, not {KEY_SIZE}", f"give a {name} of {KEY_SIZE} bytes"
             )
+    message = _MEASUREMENT_CONTEXT + version.to_bytes() + policy.to_bytes(4, "little") + digest + nonce
+    return hmac.new(tik, message, hashlib.sha256).digest()
+
+
+def validate_policy(policy: int, kind: GuestKind) -> None:
+    """Check that a guest of ``kind`` can be launched under ``policy``. Raises SpecError if not."""
     if not 0 <= policy <= LARGEST_POLICY:
         raise SpecError(
             f"policy {policy:#x} is no 32-bit number", "give the policy that the guest is launched with"
         )
-    message = _MEASUREMENT_CONTEXT + version.to_bytes() + policy.to_bytes(4, "little") + digest + nonce
-    return hmac.new(tik, message, hashlib.sha256).digest()
+    if bool(policy & SevPolicy.ES) != (kind is GuestKind.SEV_ES):
+        says = "asks for" if policy & SevPolicy.ES else "does not ask for"
+        cause = f"policy {policy:#x} {says} SEV-ES (bit 2), the guest is {kind.value}"
+        raise SpecError(cause, "correct the policy or the kind of guest")
 
 
 def parse_nonce(text: str) -> bytes:
