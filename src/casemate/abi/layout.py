@@ -1,4 +1,4 @@
-"""How structs of other people's documents are declared here: packed, little-endian, with their size and source."""
+"""How structs of other people's documents are declared: packed, with size and source (Python's ctypes)."""
 
 from __future__ import annotations
 
