@@ -190,7 +190,7 @@ class ModelVcpu:
             if fast and vector == native.FAULT_VECTOR:
                 self._traps.fast_path_fault(fast)
                 return
-            code = fast.take_error_code() if fast else 0
+            code = self._engine.take_error_code(vector)
             self._deliver(vector, code if vector in delivery.WITH_ERROR_CODE else None)
             if self._exit is not None:
                 self._request_stop()

@@ -36,6 +36,8 @@ RDI = x86_const.UC_X86_REG_RDI
 
 RESET_IP = 0xFFF0
 _RESET_CS = 0xF000
+_CONTEXT_OLD_EXCEPTION = 5536
+"""Where a saved context of version 2.1.4 keeps the last exception; only touched where it does."""
 
 
 class Engine:
@@ -150,6 +152,21 @@ class Engine:
         error = unicorn_api.vmem_translate(self.handle, gva, access, ctypes.byref(result))
         self._forget_lookup_fault()
         return None if error else result.value
+
+    def take_error_code(self, vector: int) -> int:
+        """Error code of the exception in an interrupt hook (0 without the fast path, which alone can tell).
+
+        The engine would call the next exception a double fault: it is made to forget this one.
+        """
+        if self.fast:
+            return self.fast.take_error_code()
+        context = self.uc.context_save()
+        at = ctypes.cast(context.context, ctypes.c_void_p).value or 0
+        last = ctypes.c_int32.from_address(at + _CONTEXT_OLD_EXCEPTION)
+        if last.value == vector:
+            last.value = -1
+            self.uc.context_restore(context)
+        return 0
 
     def _forget_lookup_fault(self) -> None:
         # A lookup that misses leaves its page fault behind, and the guest's next one would count as double.
