@@ -9,6 +9,7 @@ import mmap
 import pytest
 from model_rig import PROTECTED, ModelRig
 
+from casemate.address import Hva
 from casemate.errors import HostError
 from casemate.host.exits import Hlt, MemoryFault
 
@@ -20,7 +21,7 @@ both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "public
 
 
 def protect(rig: ModelRig, prot: int) -> None:
-    hva = rig.ram.writable.hva + PROTECTED
+    hva = Hva(rig.ram.writable.hva + PROTECTED)
     assert libc.mprotect(ctypes.c_void_p(hva), ctypes.c_size_t(0x1000), prot) == 0
     rig.vm.mapping_changed(hva, 0x1000)
 
@@ -102,7 +103,7 @@ def test_reading_and_executing_a_protected_mapping_works(fast: bool) -> None:
 def test_deleted_slot_becomes_mmio_and_returns(fast: bool) -> None:
     code = f"{MOV_STORE} e680 {MOV_STORE} a0 00003000 e681 a0 00003000 f4"
     with ModelRig(code, fast=fast) as rig:
-        hva = rig.ram.writable.hva + PROTECTED
+        hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.answers[PROTECTED] = 0x99
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, 0x1000, hva)
@@ -119,7 +120,7 @@ def test_hundreds_of_flips_keep_memory_and_mmio_apart(fast: bool) -> None:
     # 300 times: port 0x80 removes the slot, a store goes to the bus, port 0x81 returns it, a store lands.
     code = f"b9 2c010000 e680 {MOV_STORE} e681 ff05 04003000 49 75ea f4".replace(" ", "")
     with ModelRig(code, fast=fast) as rig:
-        hva = rig.ram.writable.hva + PROTECTED
+        hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, 0x1000, hva)
         assert rig.run() == HALTED
@@ -128,28 +129,26 @@ def test_hundreds_of_flips_keep_memory_and_mmio_apart(fast: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "number"),
+    ("number", "gpa", "size", "expected"),
     [
-        ("overlap", errno.EEXIST),
-        ("misaligned", errno.EINVAL),
-        ("live number", errno.EINVAL),
-        ("unknown number", errno.ENOENT),
+        (9, PROTECTED - 0x1000, 0x2000, errno.EEXIST),
+        (9, 0x700800, 0x1000, errno.EINVAL),
+        (3, 0x700000, 0x1000, errno.EINVAL),
     ],
+    ids=["overlap", "misaligned", "live-number"],
 )
-def test_slot_rules_are_kvms(change: str, number: int) -> None:
+def test_slot_rules_are_kvms(number: int, gpa: int, size: int, expected: int) -> None:
     with ModelRig("f4", fast=True) as rig:
-        hva = rig.ram.writable.hva
         with pytest.raises(HostError) as caught:
-            match change:
-                case "overlap":
-                    rig.add(9, PROTECTED - 0x1000, 0x2000, hva)
-                case "misaligned":
-                    rig.add(9, 0x700800, 0x1000, hva)
-                case "live number":
-                    rig.add(3, 0x700000, 0x1000, hva)
-                case _:
-                    rig.vm.delete_slot(77)
-        assert caught.value.errno == number
+            rig.add(number, gpa, size, rig.ram.writable.hva)
+        assert caught.value.errno == expected
+
+
+def test_deleting_a_slot_that_is_not_there_is_enoent() -> None:
+    with ModelRig("f4", fast=True) as rig:
+        with pytest.raises(HostError) as caught:
+            rig.vm.delete_slot(77)
+        assert caught.value.errno == errno.ENOENT
 
 
 @both_paths
