@@ -1,33 +1,31 @@
-"""Launch digests: casemate and sev-snp-measure side by side, as processes and as a library (docs/guide/measure.md).
-
-python benches/measure.py [OVMF_CODE.fd]
-"""
+"""Launch digests: casemate and sev-snp-measure side by side, as processes and as a library (docs/guide/measure.md)."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from casemate.firmware.descriptors import find_firmware
+from benches.table import Table
+from casemate.errors import InternalError
+from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
 from casemate.measure.cpu_models import model_signature
 from casemate.measure.digest_sev import predict_digest
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
 
-RUNS = 5
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 CASES = ((0, "sev"), (1, "seves, 1 vCPU"), (64, "seves, 64 vCPUs"), (512, "seves, 512 vCPUs"))
 
 
-def median_ms(work: Callable[[], object]) -> float:
-    """Median of RUNS runs, in milliseconds."""
+def median_ms(runs: int, work: Callable[[], object]) -> float:
+    """Median of ``runs`` runs, in milliseconds."""
     durations = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
         work()
         durations.append(time.perf_counter() - start)
@@ -47,39 +45,31 @@ def library_call(image: FirmwareImage, vcpus: int) -> str:
     return predict_digest(plan_sev_es(image, vcpus, model_signature("EPYC-v4"))).hex()
 
 
-def main() -> int:
-    """Print the table; 1 if two answers differ."""
-    firmware = sys.argv[1] if len(sys.argv) > 1 else str(find_firmware().code)
+def tables(runs: int) -> list[Table]:
+    """One table. Raises InternalError if two answers differ."""
+    firmware = str(find_firmware(firmware_roots(os.environ)).code)
     image = FirmwareImage.load(firmware)
-    print(f"{firmware}, medians of {RUNS} runs in ms")
-    print(
-        f"{'case':<20}{'casemate':>10}{'sev-snp-measure':>17}{'ratio':>8}{'library':>9}{'library/process':>17}"
+    rows = [_row(runs, firmware, image, vcpus, name) for vcpus, name in CASES]
+    columns = ("ms", "casemate", "sev-snp-measure", "ratio", "library", "library / process")
+    notes = (f"{firmware}, medians of {runs} runs; a process is Python's start, too",)
+    return [Table("Launch digests, casemate beside sev-snp-measure", columns, tuple(rows), notes)]
+
+
+def _row(
+    runs: int, firmware: str, image: FirmwareImage, vcpus: int, name: str
+) -> tuple[str, float, float, float, float, float]:
+    kind = (
+        ["--mode", "seves", "--vcpus", str(vcpus), "--vcpu-type", "EPYC-v4"] if vcpus else ["--mode", "sev"]
     )
-    for vcpus, name in CASES:
-        options = (
-            ["--mode", "seves", "--vcpus", str(vcpus), "--vcpu-type", "EPYC-v4"]
-            if vcpus
-            else ["--mode", "sev"]
-        )
-        options += ["--ovmf", firmware]
-        answers = {
-            run("casemate", "measure", *options),
-            run("sev-snp-measure", *options),
-            library_call(image, vcpus),
-        }
-        if len(answers) != 1:
-            print(f"{name}: the digests differ: {answers}")
-            return 1
-        ours = median_ms(lambda options=options: run("casemate", "measure", *options))  # type: ignore[misc]
-        theirs = median_ms(lambda options=options: run("sev-snp-measure", *options))  # type: ignore[misc]
-        library = median_ms(lambda vcpus=vcpus: library_call(image, vcpus))  # type: ignore[misc]
-        print(
-            f"{name:<20}{ours:>10.1f}{theirs:>17.1f}{ours / theirs:>8.2f}{library:>9.2f}{library / theirs:>17.3f}"
-        )
-    bare = median_ms(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
-    print(f"{'python -c pass':<20}{bare:>10.1f}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    options = [*kind, "--ovmf", firmware]
+    answers = {
+        run("casemate", "measure", *options),
+        run("sev-snp-measure", *options),
+        library_call(image, vcpus),
+    }
+    if len(answers) != 1:
+        raise InternalError(f"{name}: the digests differ: {answers}")
+    ours = median_ms(runs, lambda: run("casemate", "measure", *options))
+    theirs = median_ms(runs, lambda: run("sev-snp-measure", *options))
+    library = median_ms(runs, lambda: library_call(image, vcpus))
+    return name, ours, theirs, ours / theirs, library, library / theirs

@@ -1,0 +1,1 @@
+"""Timings of casemate beside other programs, in one run, as ratios (./dev bench)."""
