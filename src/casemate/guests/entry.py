@@ -1,7 +1,7 @@
 """A 64 KiB firmware image around a few bytes of machine code: from the reset vector into the mode they want.
 
 Source: Intel SDM volume 3, 9.8 and 9.9 (mode switching). The image works as ``--bios`` and as flash unit 0, for it
-reaches itself through the window below 1 MiB. RAM must reach up to ``STACK_TOP`` and ``PAGE_TABLES`` plus 24 KiB.
+stays where the reset vector is, below 4 GiB. RAM must reach up to ``STACK_TOP`` and ``PAGE_TABLES`` plus 24 KiB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CODE32, DATA, CODE64 = 0x08, 0x10, 0x18
 
 Bits = Literal[16, 32, 64]
 
-_WINDOW = 0xF0000
+_BASE = 0xFFFF0000
 _GDT = 0xFF00
 _RESET_VECTOR = 0xFFF0
 _DESCRIPTORS = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
@@ -28,7 +28,8 @@ _DESCRIPTORS = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
 def make_image(payload: bytes, bits: Bits = 16) -> bytes:
     """The image; ``payload`` starts in 16-bit real, flat 32-bit or 64-bit mode, interrupts off.
 
-    In 16-bit mode CS is 0xF000. In the others all of memory is flat, the stack is at ``STACK_TOP``.
+    In 16-bit mode CS is 0xF000 with the base that reset gave it: far jumps lead elsewhere. In the others all of
+    memory is flat, the stack is at ``STACK_TOP``.
     """
     image = bytearray(b"\xf4" * IMAGE_SIZE)
     code = payload if bits == 16 else _to_protected_mode(payload, bits)
@@ -36,8 +37,8 @@ def make_image(payload: bytes, bits: Bits = 16) -> bytes:
         raise ValueError(f"{len(code)} bytes of code do not fit")
     image[: len(code)] = code
     struct.pack_into("<4Q", image, _GDT, *_DESCRIPTORS)
-    struct.pack_into("<HI", image, _GDT + 32, 31, _WINDOW + _GDT)
-    image[_RESET_VECTOR : _RESET_VECTOR + 5] = b"\xea\x00\x00\x00\xf0"  # jmp 0xf000:0
+    struct.pack_into("<HI", image, _GDT + 32, 31, _BASE + _GDT)
+    image[_RESET_VECTOR : _RESET_VECTOR + 3] = b"\xe9\x0d\x00"  # jmp 0
     return bytes(image)
 
 
@@ -48,7 +49,7 @@ def _to_protected_mode(payload: bytes, bits: Bits) -> bytes:
         + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0"  # mov eax, cr0; or al, 1; mov cr0, eax
     )  # fmt: skip
     start = len(real_mode) + 8
-    jump = b"\x66\xea" + struct.pack("<IH", _WINDOW + start, CODE32)
+    jump = b"\x66\xea" + struct.pack("<IH", _BASE + start, CODE32)
     segments = (
         b"\x66\xb8\x10\x00\x8e\xd8\x8e\xd0\x8e\xc0"  # mov ax, DATA; mov ds, ax; mov ss, ax; mov es, ax
         + b"\xbc" + struct.pack("<I", STACK_TOP)  # mov esp, STACK_TOP
@@ -56,7 +57,7 @@ def _to_protected_mode(payload: bytes, bits: Bits) -> bytes:
     code = real_mode + jump + segments
     if bits == 64:
         code += _to_long_mode()
-        code += b"\xea" + struct.pack("<IH", _WINDOW + len(code) + 7, CODE64)
+        code += b"\xea" + struct.pack("<IH", _BASE + len(code) + 7, CODE64)
     return code + payload
 
 

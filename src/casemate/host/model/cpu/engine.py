@@ -6,6 +6,7 @@ Sources: unicorn/unicorn.h 2.1.4; Intel SDM volume 3, chapter 9 (state after RES
 from __future__ import annotations
 
 import ctypes
+import struct
 from typing import Any
 
 from unicorn import Uc, unicorn_const, x86_const
@@ -36,6 +37,9 @@ RDI = x86_const.UC_X86_REG_RDI
 
 RESET_IP = 0xFFF0
 _RESET_CS = 0xF000
+_RESET_CS_BASE = 0xFFFF0000
+_SEGMENT = struct.Struct("<I4xQ")
+"""Selector and base, as the engine keeps a segment."""
 _CONTEXT_OLD_EXCEPTION = 5536
 """Where a saved context of version 2.1.4 keeps the last exception; only touched where it does."""
 
@@ -51,6 +55,8 @@ class Engine:
         real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
         real_mode.reg_write(CS, _RESET_CS)
         self._reset_state = real_mode.context_save()
+        self._state = real_mode.context_save()
+        self._cs_base_at = self._start_below_four_gib()
         self.uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
@@ -121,8 +127,21 @@ class Engine:
 
     def instruction_address(self) -> int:
         """Linear address of the next instruction; code segments are taken to be flat outside of real mode."""
-        rip, cs, cr0 = self.read_many((RIP, CS, CR0))
-        return rip if cr0 & 1 else (cs << 4) + rip
+        rip, cr0 = self.read_many((RIP, CR0))
+        return rip if cr0 & 1 else self._code_base() + rip
+
+    def _start_below_four_gib(self) -> int:
+        """Give the reset state the code base that no register interface can set; returns where a state keeps it."""
+        state = bytes(self._reset_state)
+        at = state.find(_SEGMENT.pack(_RESET_CS, _RESET_CS << 4)) + 8
+        if at < 8:
+            raise InternalError("this build of the engine keeps its code segment elsewhere")
+        ctypes.c_uint64.from_address(_address_of(self._reset_state) + at).value = _RESET_CS_BASE
+        return at
+
+    def _code_base(self) -> int:
+        self.uc.context_update(self._state)
+        return ctypes.c_uint64.from_address(_address_of(self._state) + self._cs_base_at).value
 
     def code_bits(self) -> int:
         """Width of the code that runs: 64 in long mode, else by the code segment's descriptor; 16 in real mode."""
@@ -214,3 +233,7 @@ class Engine:
     def _check(self, call: str, error: int) -> None:
         if error:
             raise InternalError(f"{call}: {self.error_text(error)}")
+
+
+def _address_of(state: Any) -> int:
+    return ctypes.cast(state.context, ctypes.c_void_p).value or 0
