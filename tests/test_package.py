@@ -239,6 +239,17 @@ def test_pages_that_are_pointed_to_exist() -> None:
     assert not missing
 
 
+def test_promises_name_tests_that_exist() -> None:
+    named = re.findall(
+        r"`((?:\w+/)*\w+(?:\.py|/))(?:::(test_\w+))?`", (ROOT / "SPECIFICATION.md").read_text("utf-8")
+    )
+    assert named
+    for file, test in named:
+        path = ROOT / "tests" / file
+        assert path.exists(), file
+        assert not test or f"def {test}(" in path.read_text("utf-8"), f"{file}::{test}"
+
+
 def test_the_readme_shows_the_example_that_the_tests_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert blocks == [(ROOT / "examples" / "boot_to_shell.py").read_text("utf-8")]
