@@ -1,4 +1,4 @@
-"""Firmware files opened for a machine: flash units and their locks, or one ``--bios`` image (QEMU hw/i386/pc_sysfw.c)."""
+"""Firmware files opened for a machine: flash units with locks, or one ``--bios`` image (QEMU hw/i386/pc_sysfw.c)."""
 
 from __future__ import annotations
 
