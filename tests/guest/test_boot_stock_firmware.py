@@ -102,7 +102,7 @@ def test_variable_set_in_one_run_is_there_in_the_next_and_for_others(tmp_path: P
     if not tool.exists():
         pytest.skip("virt-fw-vars is not installed: pip install virt-firmware")
     listed = subprocess.run(
-        [tool, "--input", files["variables"], "--print", "--verbose"],
+        [tool, "--input", str(spec.variables), "--print", "--verbose"],
         capture_output=True,
         text=True,
         check=True,
@@ -148,9 +148,9 @@ def test_plain_firmware_dies_of_its_own_flash_probe_behind_a_protected_mapping(
 
 
 def test_plain_firmware_with_dropped_probes_boots_without_flash(tmp_path: Path) -> None:
-    files = pair("2M", "bookworm", tmp_path)
-    before = sha256(files["variables"])
-    outcome = boot(MachineSpec(protection="vma", on_write=OnWrite.DROP, **files), until=PROMPT, timeout=100)
+    spec = spec_of("2M", "bookworm", tmp_path, protection="vma", on_write=OnWrite.DROP)
+    before = sha256(spec.variables)
+    outcome = boot(spec, until=PROMPT, timeout=100)
     assert outcome.ending is Ending.UNTIL, outcome
     assert outcome.report["writes"]["commands"] == 0
     assert sha256(spec.variables) == before
