@@ -38,6 +38,14 @@ class MemoryFault:
 
 
 @dataclass(frozen=True, slots=True)
+class NestedFaultLoop:
+    """The same nested page fault for ever: a sealed guest stored to a read-only slot.
+
+    A real host never tells: its ``KVM_RUN`` just does not return. The model does, at the first fault.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class InternalFault:
     """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
 
@@ -50,4 +58,4 @@ class Interrupted:
     """``Vcpu.stop`` was called."""
 
 
-VmExit = Hlt | Shutdown | MemoryFault | InternalFault | Interrupted
+VmExit = Hlt | Shutdown | MemoryFault | NestedFaultLoop | InternalFault | Interrupted

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from casemate.abi.kvm.vm_types import VmType
 from casemate.address import Gpa, Hva
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.exits import VmExit
 from casemate.host.guest_kind import GuestKind
+from casemate.host.secure_processor import SecureProcessor, SevSetup
 from casemate.host.slots import MemorySlot
 
 
@@ -72,6 +74,10 @@ class Vm(Protocol):
     def capabilities(self) -> VmCapabilities:
         """What this VM answered."""
 
+    @property
+    def secure_processor(self) -> SecureProcessor | None:
+        """Who launches this guest, or None if it needs no launch."""
+
     def add_slot(self, slot: MemorySlot) -> None:
         """Back a guest range with host memory.
 
@@ -99,6 +105,20 @@ class Hypervisor(Protocol):
 
     name: str
     """``kvm`` or ``model``."""
+    era: str | None
+    """The kernel release that is modelled, as ``linux-6.18``; None on a real host."""
+    vm_types: frozenset[VmType]
+    """What KVM_CREATE_VM takes (KVM_CAP_VM_TYPES)."""
+    vmsa_features: int
+    """``sev_features`` bits that KVM_SEV_INIT2 takes for a SEV-ES guest."""
+    legacy_vmsa_features: int
+    """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
 
-    def create_vm(self, kind: GuestKind) -> Vm:
-        """A VM for this kind of guest. Raises UnsupportedError if this host has no such guests."""
+    def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
+        """What such a VM would answer, without making it; None where only the VM can say."""
+
+    def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> Vm:
+        """A VM for this kind of guest, ready for its launch.
+
+        Raises UnsupportedError if this host has no such guests, HostError if KVM refuses ``sev``.
+        """

@@ -9,6 +9,7 @@ from casemate.errors import HostError
 from casemate.events import Event
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus, Vcpu
+from casemate.host.secure_processor import SecureProcessor
 from casemate.host.slots import MemorySlot
 
 
@@ -24,6 +25,11 @@ class RecordingVm:
     def capabilities(self) -> VmCapabilities:
         """As given to the constructor; read-only slots by default."""
         return self._capabilities
+
+    @property
+    def secure_processor(self) -> SecureProcessor | None:
+        """There is none here."""
+        return None
 
     def add_slot(self, slot: MemorySlot) -> None:
         """Raises HostError EINVAL or EEXIST by KVM's rules."""

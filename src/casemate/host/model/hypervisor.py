@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
-from casemate.errors import UnsupportedError
+from errno import EINVAL
+
+from casemate.errors import HostError, UnsupportedError
+from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
-from casemate.host.model.vm import ModelVm
+from casemate.host.model.eras import NEWEST, KernelEra, find_era
+from casemate.host.model.vm import ModelVm, answer_capabilities
+from casemate.host.secure_processor import SevSetup
 
 
 class ModelHypervisor:
-    """Makes modelled VMs. ``fast=False`` keeps the CPU to the engine's public API."""
+    """Makes modelled VMs as the kernels of one era did. ``fast=False`` keeps the CPU to the engine's public API.
+
+    ``lock_limit`` is the bytes that may be pinned, None for any.
+    """
 
     name = "model"
 
-    def __init__(self, clock: GuestClock, *, fast: bool = True) -> None:
+    def __init__(
+        self,
+        clock: GuestClock,
+        *,
+        era: str | KernelEra = NEWEST,
+        fast: bool = True,
+        lock_limit: int | None = None,
+    ) -> None:
         self._clock = clock
+        self._era = find_era(era) if isinstance(era, str) else era
         self._fast = fast
+        self._lock_limit = lock_limit
+        self.era: str | None = self._era.name
+        self.vm_types = self._era.vm_types
+        self.vmsa_features = self._era.init2_vmsa_features
+        self.legacy_vmsa_features = self._era.legacy_vmsa_features
 
-    def create_vm(self, kind: GuestKind) -> ModelVm:
-        """A VM with one vCPU. Raises UnsupportedError for kinds that are not modelled."""
-        if kind is not GuestKind.PLAIN:
-            raise UnsupportedError(f"the modelled host does not run {kind} guests", "use a plain guest")
-        return ModelVm(self._clock, fast=self._fast)
+    def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities:
+        """What the era's table says."""
+        return answer_capabilities(kind, (sev or SevSetup()).vm_type, self._era)
+
+    def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> ModelVm:
+        """A VM with one vCPU. Raises UnsupportedError for kinds that are not modelled, HostError as KVM does."""
+        if not kind.takes_flash:
+            raise UnsupportedError(
+                f"the modelled host does not run {kind} guests", "use plain, sev or sev-es"
+            )
+        setup = sev or SevSetup()
+        if setup.vm_type not in self.vm_types:
+            raise _refused("KVM_CREATE_VM", f"{self.era} has no {setup.vm_type.kernel_name}")
+        allowed = self.vmsa_features if kind is GuestKind.SEV_ES else 0
+        if setup.vmsa_features & ~allowed:
+            raise _refused(
+                "KVM_SEV_INIT2", f"vmsa_features {setup.vmsa_features:#x}, allowed are {allowed:#x}"
+            )
+        return ModelVm(self._clock, kind, setup, self._era, fast=self._fast, lock_limit=self._lock_limit)
+
+
+def _refused(call: str, detail: str) -> HostError:
+    return HostError(f"{call} (modelled)", EINVAL, detail)

@@ -6,12 +6,15 @@ follows from its flag and from the protection that its host mapping really has, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from errno import EEXIST, EINVAL, ENOENT
+from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.host.model import vma
 from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.private_pages import PrivatePages
 from casemate.host.model.traps import Traps
 from casemate.host.slots import MemorySlot
 
@@ -21,15 +24,30 @@ ADDRESS_SPACE = GuestRange(Gpa(0), 1 << 40)
 _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
 
 
-class PhysicalMemory:
-    """The slots of one VM, mapped into its engine. Stores that a slot does not take go to ``traps``."""
+class _Piece(NamedTuple):
+    """A part of a slot that lies in one piece in host memory."""
 
-    def __init__(self, engine: Engine, traps: Traps) -> None:
+    start: int
+    end: int
+    hva: int
+    slot: int
+
+
+class PhysicalMemory:
+    """The slots of one VM, mapped into its engine. Stores that a slot does not take go to ``traps``.
+
+    ``takes_readonly`` is whether slots may be read-only. Where ``private`` has pages, the guest sees those.
+    """
+
+    def __init__(self, engine: Engine, traps: Traps, *, takes_readonly: bool = True) -> None:
         self._engine = engine
         self._traps = traps
+        self._takes_readonly = takes_readonly
+        self._private = PrivatePages()
         self._slots: dict[int, MemorySlot] = {}
         self._writable: dict[int, bool] = {}
-        self._last: MemorySlot | None = None
+        self._pieces: list[_Piece] = []
+        self._last: _Piece | None = None
         self._holes: dict[int, int] = {}
         self._holes_mapped = False
 
@@ -55,14 +73,16 @@ class PhysicalMemory:
             raise HostError(
                 _CALL, EINVAL, f"slot {slot.number} at {slot.range} is misaligned or out of reach"
             )
+        if slot.readonly and not self._takes_readonly:
+            raise HostError(_CALL, EINVAL, f"slot {slot.number}: this VM has no read-only memory (flags 0x2)")
         for other in self._slots.values():
             if other.range.intersection(slot.range):
                 raise HostError(_CALL, EEXIST, f"slot {slot.number} at {slot.range} overlaps {other.range}")
         self._open_hole(slot.range)
         writable = not slot.readonly and vma.is_writable(slot.hva, slot.range.size)
-        self._engine.map(slot.range.start, slot.range.size, slot.hva, writable=writable)
         self._slots[slot.number] = slot
         self._writable[slot.number] = writable
+        self._map(slot)
         if not writable:
             self._traps.trap_stores(slot)
 
@@ -72,8 +92,7 @@ class PhysicalMemory:
         if slot is None:
             raise HostError(_CALL, ENOENT, f"there is no slot {number}")
         del self._writable[number]
-        self._last = None
-        self._engine.unmap(slot.range.start, slot.range.size)
+        self._unmap(slot)
         self._map_hole(slot.range.start, slot.range.end)
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
@@ -88,15 +107,43 @@ class PhysicalMemory:
                 if not writable:
                     self._traps.trap_stores(slot)
 
+    def make_private(self, hva: Hva, plaintext: bytes) -> None:
+        """The guest goes on to read ``plaintext`` where the host sees what is at ``hva`` from now on.
+
+        The pages around it become the guest's alone. Call it before the host's bytes change, and before the guest runs.
+        """
+        pages = self._private.add(hva, plaintext)
+        for slot in self._slots.values():
+            if slot.hva < pages.stop and pages.start < slot.hva + slot.range.size:
+                self._unmap(slot)
+                self._map(slot)
+
     def hva(self, gpa: int, size: int, *, writable: bool) -> int | None:
-        """Host address of ``[gpa, gpa + size)`` if one slot backs it and, if so asked, the guest may store there."""
-        slot = self._last
-        if slot is None or not slot.range.start <= gpa < slot.range.end:
-            slot = next((slot for slot in self._slots.values() if slot.range.contains(gpa)), None)
-            self._last = slot
-        if slot is None or gpa + size > slot.range.end or (writable and not self._writable[slot.number]):
+        """Host address of ``[gpa, gpa + size)`` if it lies in one piece and, if so asked, the guest may store there."""
+        piece = self._last
+        if piece is None or not piece.start <= gpa < piece.end:
+            piece = next((piece for piece in self._pieces if piece.start <= gpa < piece.end), None)
+            self._last = piece
+        if piece is None or gpa + size > piece.end or (writable and not self._writable[piece.slot]):
             return None
-        return slot.hva + gpa - slot.range.start
+        return piece.hva + gpa - piece.start
+
+    def _map(self, slot: MemorySlot) -> None:
+        writable = self._writable[slot.number]
+        for piece in self._cut(slot):
+            self._engine.map(piece.start, piece.end - piece.start, piece.hva, writable=writable)
+            self._pieces.append(piece)
+
+    def _unmap(self, slot: MemorySlot) -> None:
+        self._engine.unmap(slot.range.start, slot.range.size)
+        self._pieces = [piece for piece in self._pieces if piece.slot != slot.number]
+        self._last = None
+
+    def _cut(self, slot: MemorySlot) -> Iterator[_Piece]:
+        gpa: int = slot.range.start
+        for hva, size in self._private.cut(slot.hva, slot.range.size):
+            yield _Piece(gpa, gpa + size, hva, slot.number)
+            gpa += size
 
     def _map_hole(self, start: int, end: int) -> None:
         if start < end and self._holes_mapped:

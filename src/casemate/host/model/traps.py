@@ -10,23 +10,32 @@ from typing import cast
 
 from unicorn import unicorn_const, x86_const
 
-from casemate.host.exits import MemoryFault
+from casemate.host.exits import MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu import native
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.unicorn_api import MemoryFaultHook, MmioRead, MmioWrite, PortRead, PortWrite
+from casemate.host.model.eras import StoreEnd
 from casemate.host.slots import MemorySlot
 
 
 class Traps:
-    """The engine's memory and port callbacks. An exception in one of them ends the run and is kept in ``error``."""
+    """The engine's memory and port callbacks. An exception in one of them ends the run and is kept in ``error``.
 
-    def __init__(self, engine: Engine) -> None:
+    ``readonly_slot`` and ``readonly_mapping`` say how a store ends that the slot or its mapping does not take. Of a
+    ``sealed`` guest the host learns no more than that there was one.
+    """
+
+    def __init__(
+        self, engine: Engine, readonly_slot: StoreEnd, readonly_mapping: StoreEnd, *, sealed: bool
+    ) -> None:
         self.bus = cast(IoBus, None)
         self.error: BaseException | None = None
-        self.fault: MemoryFault | None = None
+        self.fault: MemoryFault | NestedFaultLoop | None = None
         self._engine = engine
+        self._ends = {True: readonly_slot, False: readonly_mapping}
+        self._sealed = sealed
         self._trapped: set[tuple[int, int, bool]] = set()
         self.mmio_read = MmioRead(self._read_mmio)
         self.mmio_write = MmioWrite(self._write_mmio)
@@ -40,7 +49,7 @@ class Traps:
         )
 
     def trap_stores(self, slot: MemorySlot) -> None:
-        """Catch stores to a slot that does not take them: a read-only one makes them MMIO, a protected one faults.
+        """Catch stores to a slot that does not take them.
 
         A range once trapped stays so: the hook costs nothing where stores are refused, and stays out of others.
         """
@@ -50,7 +59,7 @@ class Traps:
         self._trapped.add((first, last, slot.readonly))
         kind = unicorn_const.UC_HOOK_MEM_WRITE_PROT
         fast = self._engine.fast
-        if slot.readonly:
+        if self._ends[slot.readonly] is StoreEnd.MMIO:
             self._engine.hook(kind, self._readonly_store, begin=first, end=last)
         elif fast:
             record = ctypes.addressof(fast.fault)
@@ -70,8 +79,14 @@ class Traps:
             raise error
 
     def _record_fault(self, gpa: int, size: int, value: int) -> None:
-        rip = self._engine.read(registers.RIP)
-        self.fault = MemoryFault(gpa, size, value & (1 << 8 * size) - 1, rip)
+        on_readonly_slot = any(readonly and first <= gpa <= last for first, last, readonly in self._trapped)
+        if self._ends[on_readonly_slot] is StoreEnd.LIVELOCK:
+            self.fault = NestedFaultLoop()
+        elif self._sealed:
+            self.fault = MemoryFault()
+        else:
+            rip = self._engine.read(registers.RIP)
+            self.fault = MemoryFault(gpa, size, value & (1 << 8 * size) - 1, rip)
         self._engine.stop()
 
     def _on_readonly_store(

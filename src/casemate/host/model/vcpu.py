@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from time import monotonic_ns, sleep
+from typing import NamedTuple
 
 from unicorn import unicorn_const
 
@@ -26,6 +28,14 @@ _HLT = b"\xf4"
 _STI = b"\xfb"
 
 
+class Secrecy(NamedTuple):
+    """What of a guest its host cannot see, and whether it may run yet."""
+
+    memory: bool
+    registers: bool
+    may_run: Callable[[], bool]
+
+
 class ModelVcpu:
     """One modelled CPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol."""
 
@@ -36,12 +46,14 @@ class ModelVcpu:
         traps: Traps,
         interrupts: InterruptController | None,
         clock: GuestClock,
+        secrecy: Secrecy,
     ) -> None:
         self._engine = engine
         self._memory = memory
         self._traps = traps
         self._interrupts = interrupts
         self._clock = clock
+        self._secrecy = secrecy
         self._exit: VmExit | None = None
         self._stop_wanted = False
         self._interrupted_by_us = False
@@ -60,6 +72,8 @@ class ModelVcpu:
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
+        if not self._secrecy.may_run():
+            return InternalFault("KVM_RUN refused (modelled): the launch of this guest is not finished")
         self._memory.map_holes()
         while True:
             if self._stop_wanted:
@@ -92,15 +106,17 @@ class ModelVcpu:
         self._engine.reset()
 
     def rip(self) -> int | None:
-        """The instruction pointer."""
-        return self._engine.read(registers.RIP)
+        """The instruction pointer, or None behind a seal."""
+        return None if self._secrecy.registers else self._engine.read(registers.RIP)
 
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""
         self._engine.write(registers.RIP, rip)
 
     def code_at_rip(self) -> tuple[bytes, int] | None:
-        """The next bytes of code and their width in bits."""
+        """The next bytes of code and their width in bits; None where they are encrypted."""
+        if self._secrecy.memory:
+            return None
         rip = self._engine.instruction_address()
         in_page = PAGE_SIZE - rip % PAGE_SIZE
         code = self._engine.read_virtual(rip, 15) or self._engine.read_virtual(rip, min(15, in_page))

@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 from errno import EEXIST
+from typing import TYPE_CHECKING
 
+from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.commands import GuestState
 from casemate.address import Gpa, Hva
 from casemate.errors import HostError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
+from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import InterruptController, IoBus
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.eras import KernelEra
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.traps import Traps
-from casemate.host.model.vcpu import ModelVcpu
+from casemate.host.model.vcpu import ModelVcpu, Secrecy
+from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
+
+if TYPE_CHECKING:
+    from casemate.host.model.sev import ModelSev
+
+
+def answer_capabilities(kind: GuestKind, vm_type: VmType, era: KernelEra) -> VmCapabilities:
+    """What a VM for ``kind`` answers in ``era``."""
+    sealed = kind not in (GuestKind.PLAIN, GuestKind.SEV)
+    return VmCapabilities(era.answers_readonly_memory(vm_type), sealed_state=sealed)
 
 
 class ModelVm:
     """One modelled VM; see ``casemate.host.hypervisor.Vm`` for the protocol."""
 
-    def __init__(self, clock: GuestClock, *, fast: bool) -> None:
-        self.capabilities = VmCapabilities(readonly_memory=True)
+    def __init__(
+        self,
+        clock: GuestClock,
+        kind: GuestKind,
+        setup: SevSetup,
+        era: KernelEra,
+        *,
+        fast: bool,
+        lock_limit: int | None = None,
+    ) -> None:
+        self.capabilities = answer_capabilities(kind, setup.vm_type, era)
         self.msrs = ModelSpecificRegisters()
         self._clock = clock
+        sealed = self.capabilities.sealed_state
+        readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
         self._engine = Engine(self.msrs, fast=fast)
-        self._traps = Traps(self._engine)
-        self._memory = PhysicalMemory(self._engine, self._traps)
+        self._traps = Traps(self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed)
+        takes_readonly = era.takes_readonly_slot(setup.vm_type)
+        self._memory = PhysicalMemory(self._engine, self._traps, takes_readonly=takes_readonly)
+        self._secrecy = Secrecy(kind.is_confidential, sealed, self._may_run)
         self._vcpu: ModelVcpu | None = None
+        self.secure_processor: ModelSev | None = None
+        if kind.is_confidential:
+            from casemate.host.model.sev import ModelSev
+
+            self.secure_processor = ModelSev(
+                era, setup, self._memory.make_private, sev_es=sealed, lock_limit=lock_limit
+            )
+
+    def _may_run(self) -> bool:
+        return self.secure_processor is None or self.secure_processor.state is GuestState.RUNNING
 
     @property
     def slow_reason(self) -> str | None:
@@ -56,7 +94,9 @@ class ModelVm:
         if self._vcpu:
             raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")
         self._traps.bus = bus
-        self._vcpu = ModelVcpu(self._engine, self._memory, self._traps, interrupts, self._clock)
+        self._vcpu = ModelVcpu(
+            self._engine, self._memory, self._traps, interrupts, self._clock, self._secrecy
+        )
         return self._vcpu
 
     def close(self) -> None:

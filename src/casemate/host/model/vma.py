@@ -5,15 +5,24 @@ from __future__ import annotations
 
 def is_writable(hva: int, size: int) -> bool:
     """Whether all of ``[hva, hva + size)`` is mapped with PROT_WRITE, as KVM finds when it pins a page for writing."""
+    return _is_mapped(hva, size, b"rw")
+
+
+def is_readable(hva: int, size: int) -> bool:
+    """Whether all of ``[hva, hva + size)`` is mapped with PROT_READ."""
+    return _is_mapped(hva, size, b"r")
+
+
+def _is_mapped(hva: int, size: int, permissions: bytes) -> bool:
     end = hva + size
     with open("/proc/self/maps", "rb", buffering=1 << 16) as maps:
         for line in maps:
             start_text, _, rest = line.partition(b"-")
-            end_text, _, permissions = rest.partition(b" ")
+            end_text, _, found = rest.partition(b" ")
             vma_end = int(end_text, 16)
             if vma_end <= hva:
                 continue
-            if int(start_text, 16) > hva or permissions[1:2] != b"w":
+            if int(start_text, 16) > hva or not found.startswith(permissions):
                 return False
             if vma_end >= end:
                 return True

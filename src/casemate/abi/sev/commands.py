@@ -1,0 +1,40 @@
+"""Launch commands of SEV guests, through KVM_MEMORY_ENCRYPT_OP (Linux include/uapi/linux/kvm.h, enum sev_cmd_id)."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class SevCommand(IntEnum):
+    """``kvm_sev_cmd.id``; the kernel's names without ``KVM_SEV_``."""
+
+    INIT = 0
+    ES_INIT = 1
+    LAUNCH_START = 2
+    LAUNCH_UPDATE_DATA = 3
+    LAUNCH_UPDATE_VMSA = 4
+    LAUNCH_SECRET = 5
+    LAUNCH_MEASURE = 6
+    LAUNCH_FINISH = 7
+    INIT2 = 22
+
+    @property
+    def kernel_name(self) -> str:
+        """As the header spells it."""
+        return f"KVM_SEV_{self.name}"
+
+
+class GuestState(StrEnum):
+    """The states of a guest during its launch, as QMP words them (QEMU qapi/misc-i386.json, SevState)."""
+
+    UNINIT = "uninit"
+    LAUNCH_UPDATE = "launch-update"
+    LAUNCH_SECRET = "launch-secret"
+    RUNNING = "running"
+
+
+BLOCK_SIZE = 16
+"""Bytes; ranges that are encrypted in place start and end at multiples (AMD 55766 SEV API 0.24, 6.3)."""
+
+MAX_SECRET = 16 << 10
+"""Bytes in one LAUNCH_SECRET (AMD 55766 SEV API 0.24, 6.6)."""
