@@ -12,6 +12,7 @@ class ViolationKind(StrEnum):
 
     READONLY_UNIT = "store to a read-only flash unit"
     PROTECTED_MEMORY = "store to write-protected memory"
+    LIVELOCK = "livelock (endless nested page fault): store of a sealed guest to a read-only slot"
     NOT_A_COMMAND = "byte that is no flash command"
     DMA = "device DMA outside of RAM"
 

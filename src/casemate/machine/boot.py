@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.hypervisor import Hypervisor
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Outcome
@@ -43,13 +44,15 @@ def boot(
     typed: Sequence[str] = (),
     prompt: str = "Shell> ",
     attachments: Attachments | None = None,
+    hypervisor: Callable[[GuestClock], Hypervisor] | None = None,
+    assemble: Callable[[Machine], object] = Machine.assemble,
 ) -> Outcome:
     """Boot one guest and run it until ``until`` is printed, ``timeout`` seconds passed, or it ends by itself.
 
-    Each text of ``typed`` is typed at a ``prompt``. Raises SpecError, ImageError, UnsupportedError or HostError.
+    Each text of ``typed`` is typed at a ``prompt``. ``hypervisor`` makes the host (the model by default), ``assemble``
+    takes the machine through its stages, with a launch in between if the guest needs one. Raises SpecError, ImageError,
+    UnsupportedError or HostError.
     """
-    from casemate.host.model.hypervisor import ModelHypervisor
-
     attached = attachments or Attachments()
     clock = GuestClock(0 if attached.real_time else _IDLE_ALLOWANCE_SECONDS * NANOSECONDS)
     recorder = Recorder()
@@ -63,10 +66,16 @@ def boot(
         debug_output=attached.debug_output,
         on_activity=clock.grant_idle,
     )
-    hypervisor = ModelHypervisor(clock, fast=spec.fast)
-    with Machine(spec, hypervisor, clock, console, recorder) as machine:
-        machine.assemble()
+    host = hypervisor(clock) if hypervisor else _model(spec, clock)
+    with Machine(spec, host, clock, console, recorder) as machine:
+        assemble(machine)
         machine.host_why = "the modelled host needs no privilege and no special CPU"
         if attached.on_start:
             attached.on_start(machine)
         return run(machine, timeout, attached.wait)
+
+
+def _model(spec: MachineSpec, clock: GuestClock) -> Hypervisor:
+    from casemate.host.model.hypervisor import ModelHypervisor
+
+    return ModelHypervisor(clock, fast=spec.fast)

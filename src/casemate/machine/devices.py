@@ -36,6 +36,8 @@ from casemate.machine.boards.board import (
     ChipsetEvents,
 )
 from casemate.machine.console import Console
+from casemate.machine.direct_kernel import add_kernel
+from casemate.machine.spec import MachineSpec
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
@@ -62,7 +64,7 @@ class MachineDevices:
     def __init__(
         self,
         board: Board,
-        memory: int,
+        spec: MachineSpec,
         bus: Bus,
         memory_map: MemoryMap,
         guest_memory: GuestMemory,
@@ -95,7 +97,7 @@ class MachineDevices:
             self._move_pm(board.pm_base)
         if board.pci is None:
             return
-        self._place_pc(board, memory, guest_memory, clock, sink, pic, pit, reset)
+        self._place_pc(board, spec, guest_memory, clock, sink, pic, pit, reset)
         self._map.add(Mmio("lapic", LAPIC_SIZE, lapic), LAPIC)
         self._map.add(Mmio("ioapic", IOAPIC_SIZE, ioapic), IOAPIC)
 
@@ -107,7 +109,7 @@ class MachineDevices:
     def _place_pc(
         self,
         board: Board,
-        memory: int,
+        spec: MachineSpec,
         guest_memory: GuestMemory,
         clock: GuestClock,
         sink: EventSink,
@@ -115,9 +117,11 @@ class MachineDevices:
         pit: Pit,
         reset: Callable[[], None],
     ) -> None:
-        low = board.low_memory(memory)
-        fw_cfg = _fw_cfg(guest_memory, sink, low, memory)
-        cmos = Cmos(clock, low, memory - low)
+        low = board.low_memory(spec.memory)
+        fw_cfg = _fw_cfg(guest_memory, sink, low, spec.memory)
+        if spec.kernel is not None:
+            add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
+        cmos = Cmos(clock, low, spec.memory - low)
         keyboard = I8042(reset, self.interrupts.irq(1))
         reset_control, port92, port61 = ResetControl(reset), Port92(reset), Port61(clock, pit)
         self._place(0x20, 2, pic.master)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.bus import Bus
@@ -70,9 +72,20 @@ class Machine:
         self.console = console
         self.recorder = recorder
         self.host_name = hypervisor.name
+        self.host_era = hypervisor.era
         self.host_why = ""
         """Why this host was taken, for the report."""
         self.ending: Ending | None = None
+        self.ending_detail = ""
+        """What to tell about the ending, where whoever ended the run knew more than its name."""
+        self.features: list[str] = []
+        """Names of what the guest's save area says, for the report."""
+        self.launch: dict[str, Any] | None = None
+        self.measurement: dict[str, Any] | None = None
+        """What the launch showed, for the report; filled in by who launches."""
+        self.warnings: list[str] = []
+        self.on_memory: Callable[[Backing], None] | None = None
+        """Hears of every block of guest memory while it is still writable, before a slot shows it."""
         self._ended = threading.Event()
         self.resets = 0
         self.reset_wanted = False
@@ -80,7 +93,7 @@ class Machine:
         self.firmware = open_firmware(spec)
         self._backings: list[Backing] = []
         try:
-            self.vm = hypervisor.create_vm(spec.kind)
+            self.vm = hypervisor.create_vm(spec.kind, spec.sev)
         except BaseException:
             close_firmware(self.firmware)
             raise
@@ -99,11 +112,13 @@ class Machine:
             requested=spec.protection,
             on_write=spec.on_write,
         )
+        if self.protection.warning:
+            self.warnings.append(self.protection.warning)
         self.map = MemoryMap(self.vm)
         self.bus = Bus(self.map, self.vm, self.recorder)
         self.devices = MachineDevices(
             board,
-            spec.memory,
+            spec,
             self.bus,
             self.map,
             GuestMemory(self.map, self.vm, self.recorder),
@@ -159,8 +174,11 @@ class Machine:
         self._advance(Stage.READY)
 
     def reset(self) -> None:
-        """A platform reset: RAM and flash keep their contents."""
+        """A platform reset: RAM and flash keep their contents. It ends the run of a guest with sealed registers."""
         self.reset_wanted = False
+        if self.vm.capabilities.sealed_state:
+            self.end(Ending.RESET)
+            return
         self.resets += 1
         self.devices.reset()
         for unit in self.flash:
@@ -172,10 +190,10 @@ class Machine:
         self.reset_wanted = True
         self.vcpu.stop()
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: Ending, detail: str = "") -> None:
         """End the run; the first reason stays. From any thread."""
         if self.ending is None:
-            self.ending = ending
+            self.ending, self.ending_detail = ending, detail
         self._ended.set()
         self.vcpu.stop()
 
@@ -207,6 +225,8 @@ class Machine:
     def _backing(self, name: str, size: int) -> Backing:
         backing = Backing(name, size)
         self._backings.append(backing)
+        if self.on_memory:
+            self.on_memory(backing)
         return backing
 
     def _place_unit(self, number: int, source: FirmwareFile) -> None:
@@ -229,5 +249,7 @@ class Machine:
         self._place_legacy_window(region)
 
     def _place_legacy_window(self, region: Ram | Rom | RomDevice) -> None:
+        if not self.spec.legacy_window:
+            return
         size = min(region.size, _LEGACY_BIOS_SIZE)
         self.map.add(Alias("isa-bios", region, region.size - size, size), Gpa(_MIB - size), priority=1)

@@ -14,6 +14,8 @@ class Ending(Enum):
     LEFT = ("left", 0)
     POWER_OFF = ("power-off", 0)
     EXIT_PORT = ("exit-port", 0)
+    LAUNCHED = ("launched", 0)
+    RESET = ("reset", 0)
     VIOLATION = ("violation", 1)
     TRIPLE_FAULT = ("triple-fault", 1)
     NO_PROGRESS = ("ended-early", 1)

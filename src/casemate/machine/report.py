@@ -13,10 +13,10 @@ from casemate.machine.recorder import Timed
 def make_report(machine: Machine) -> dict[str, Any]:
     """Everything about a machine after its run but how it ended."""
     return {
-        "warnings": [machine.protection.warning] if machine.protection.warning else [],
+        "warnings": machine.warnings,
         "host": {
             "backend": machine.host_name,
-            "era": None,
+            "era": machine.host_era,
             "modelled": machine.host_name == "model",
             "why": machine.host_why,
         },
@@ -25,14 +25,14 @@ def make_report(machine: Machine) -> dict[str, Any]:
             "machine": machine.spec.machine,
             "vcpus": 1,
             "memory": machine.spec.memory,
-            "features": [],
+            "features": machine.features,
             "resets": machine.resets,
         },
         "flash": [_flash(machine, unit) for unit in machine.flash],
         "bios": _bios(machine),
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
-        "launch": None,
-        "measurement": None,
+        "launch": machine.launch,
+        "measurement": machine.measurement,
         "writes": {
             "commands": sum(unit.device.commands for unit in machine.flash),
             "violations": machine.recorder.violation_count,
@@ -62,7 +62,8 @@ def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
     return {
         "unit": unit.number,
         "file": str(unit.source.path),
-        "sha256": hashlib.sha256(unit.memory.view).hexdigest(),
+        # Memory that was encrypted in place shows ciphertext; a read-only unit still is what its file is.
+        "sha256": hashlib.sha256(unit.source.data if unit.device.readonly else unit.memory.view).hexdigest(),
         "gpa": unit.source.gpa,
         "size": unit.memory.size,
         "readonly": unit.device.readonly,

@@ -10,11 +10,19 @@ from time import monotonic
 from types import FrameType
 
 from casemate.events import Violation
-from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
+from casemate.host.exits import (
+    Hlt,
+    InternalFault,
+    Interrupted,
+    MemoryFault,
+    NestedFaultLoop,
+    Shutdown,
+    VmExit,
+)
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.report import make_report
-from casemate.machine.violation import describe, judge_fault
+from casemate.machine.violation import describe, judge_fault, judge_loop
 from casemate.memory.protection import OnWrite
 
 _POLL_SECONDS = 0.2
@@ -28,7 +36,6 @@ class Run:
         self._timeout = timeout
         self._finished = threading.Event()
         self._error: BaseException | None = None
-        self._detail = ""
 
     def run(self, wait: Callable[[threading.Event, float], None] | None = None) -> Outcome:
         """Run until something ends it; ``wait`` is what the caller's thread does meanwhile, for some seconds at a time.
@@ -73,28 +80,26 @@ class Run:
                 # Nothing can wake it; somebody outside has to end the run.
                 machine.wait_for_ending()
             case Shutdown(rip):
-                self._end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
+                machine.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
             case MemoryFault():
                 verdict = judge_fault(machine, vm_exit)
                 if not verdict.goes_on:
-                    self._end(Ending.VIOLATION, verdict.text)
+                    machine.end(Ending.VIOLATION, verdict.text)
+            case NestedFaultLoop():
+                machine.end(Ending.VIOLATION, judge_loop(machine))
             case InternalFault(detail, rip):
-                self._end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}")
-
-    def _end(self, ending: Ending, detail: str) -> None:
-        self._detail = self._detail or detail
-        self._machine.end(ending)
+                machine.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}")
 
     def _on_violation(self, violation: Violation) -> None:
         # A store that a slot traps is the device's business unless the user said otherwise.
         if self._machine.spec.on_write is OnWrite.KILL:
-            self._end(Ending.VIOLATION, describe(violation))
+            self._machine.end(Ending.VIOLATION, describe(self._machine, violation))
 
     def _outcome(self, seconds: float) -> Outcome:
         machine = self._machine
         ending = machine.ending or Ending.NO_PROGRESS
-        detail = self._detail or _DETAILS.get(ending, "")
-        if ending in (Ending.POWER_OFF, Ending.EXIT_PORT) and machine.console.is_waiting:
+        detail = machine.ending_detail or _DETAILS.get(ending, "")
+        if ending in (Ending.POWER_OFF, Ending.EXIT_PORT, Ending.RESET) and machine.console.is_waiting:
             detail = f"the guest ended ({ending.word}) before it printed what was waited for"
             ending = Ending.NO_PROGRESS
         text = bytes(machine.console.text).decode(errors="replace")
@@ -106,6 +111,7 @@ _DETAILS = {
     Ending.LEFT: "left at the console",
     Ending.POWER_OFF: "the guest powered off",
     Ending.EXIT_PORT: "the guest wrote to the exit port",
+    Ending.RESET: "the guest asked for a reset, which its sealed registers do not survive: launch it anew",
     Ending.TIMEOUT: "timed out",
     Ending.INTERRUPTED: "interrupted",
     Ending.TERMINATED: "terminated",

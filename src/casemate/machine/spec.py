@@ -9,6 +9,7 @@ from typing import Literal
 from casemate.address import PAGE_SIZE
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
+from casemate.host.secure_processor import SevSetup
 from casemate.memory.protection import OnWrite, Requested
 
 MIB = 1 << 20
@@ -32,6 +33,14 @@ class MachineSpec:
     on_write: OnWrite | None = None
     fast: bool = True
     """False keeps the modelled CPU to its engine's public API."""
+    sev: SevSetup | None = None
+    """How the VM of a SEV or SEV-ES guest is set up."""
+    legacy_window: bool = True
+    """Show the firmware's last 128 KiB below 1 MiB, too; a second slot over the same memory."""
+    kernel: Path | None = None
+    """A Linux kernel to hand over to the firmware, with ``initrd`` and the command line ``append``."""
+    initrd: Path | None = None
+    append: str = ""
 
     def __post_init__(self) -> None:
         if (self.code is None) == (self.bios is None):

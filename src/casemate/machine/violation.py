@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from casemate.events import Violation, ViolationKind
 from casemate.host.exits import MemoryFault
 from casemate.machine.machine import Machine
+from casemate.memory.flash_memory import FlashMode
 from casemate.memory.protection import OnWrite
 
 
@@ -23,23 +24,37 @@ def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
     unit = machine.unit_at(fault.gpa)
     report = Violation(ViolationKind.PROTECTED_MEMORY, unit, fault.gpa, fault.size, fault.value, fault.rip)
     machine.recorder.report(report)
-    text = describe(report)
+    text = describe(machine, report)
     if machine.spec.on_write is not OnWrite.DROP:
         return Verdict(False, text)
     length = _plain_store_length(machine)
     if length is None or fault.rip is None:
-        return Verdict(False, f"{text}; it cannot be dropped, for the instruction does more than store")
+        return Verdict(
+            False, f"{text}; it cannot be dropped, for the instruction is unknown or does more than store"
+        )
     machine.vcpu.set_rip(fault.rip + length)
     return Verdict(True, text)
 
 
-def describe(violation: Violation) -> str:
-    """One line about a violation, with what is known."""
-    where = "at an address the host does not tell" if violation.gpa is None else f"at {violation.gpa:#x}"
+def judge_loop(machine: Machine) -> str:
+    """Report a sealed guest that faults for ever on a read-only slot; returns what to tell."""
+    report = Violation(ViolationKind.LIVELOCK, None, None, None, None)
+    machine.recorder.report(report)
+    return describe(machine, report)
+
+
+def describe(machine: Machine, violation: Violation) -> str:
+    """One line about a violation, with what is known; of a sealed guest, which units it can have been."""
+    where = f" at {violation.gpa:#x}" if violation.gpa is not None else _suspects(machine)
     unit = "" if violation.unit is None else f" in flash unit {violation.unit}"
     value = "" if violation.value is None else f", value {violation.value:#x}"
     rip = "" if violation.rip is None else f", by the instruction at {violation.rip:#x}"
-    return f"{violation.kind} {where}{unit}{value}{rip}"
+    return f"{violation.kind}{where}{unit}{value}{rip}"
+
+
+def _suspects(machine: Machine) -> str:
+    units = [f"unit {unit.number}" for unit in machine.flash if unit.memory.mode is FlashMode.ARRAY]
+    return f", address unknown (sealed); armed: {', '.join(units) or 'nothing'}"
 
 
 def _plain_store_length(machine: Machine) -> int | None:
