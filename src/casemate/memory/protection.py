@@ -151,7 +151,7 @@ _TABLE = (
     ),
     _Row(
         _ES, True, True, "auto|slot", _SLOT,
-        "this VM has read-only memory slots; a direct store of a SEV-ES guest then livelocks",
+        "this VM has read-only memory slots; a direct store of a SEV-ES guest then faults for ever (livelock)",
     ),
     _Row(
         _ES, True, False, "auto", _VMA, f"{_NO_SLOTS}, so the host mapping is made read-only instead",
