@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType, Self
 
 Gpa = NewType("Gpa", int)
 """A guest-physical address, in bytes."""
@@ -17,16 +16,24 @@ PAGE_SIZE = 4096
 FOUR_GIB = 1 << 32
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class GuestRange:
-    """A half-open range of guest-physical addresses: ``start`` inclusive, ``start + size`` exclusive, in bytes."""
-
+class _StartAndSize(NamedTuple):
     start: Gpa
     size: int
 
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.size <= 0:
-            raise ValueError(f"empty or negative guest range: start {self.start:#x}, size {self.size:#x}")
+
+class GuestRange(_StartAndSize):
+    """A half-open range of guest-physical addresses: ``start`` inclusive, ``start + size`` exclusive, in bytes.
+
+    Raises ValueError if it would be empty or start below zero.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, start: Gpa, size: int) -> Self:
+        """Check, then build."""
+        if start < 0 or size <= 0:
+            raise ValueError(f"empty or negative guest range: start {start:#x}, size {size:#x}")
+        return super().__new__(cls, start, size)
 
     @property
     def end(self) -> Gpa:

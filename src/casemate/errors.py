@@ -15,7 +15,10 @@ What a guest does is never an exception: it is a device result, an exit, or an `
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class CasemateError(Exception):
@@ -46,7 +49,7 @@ class ImageError(CasemateError):
     def __init__(self, path: str | Path, cause: str, remedy: str = "", offset: int | None = None) -> None:
         where = f"{path}" if offset is None else f"{path} at offset {offset:#x}"
         super().__init__(f"{where}: {cause}", remedy)
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self.offset = offset
 
 

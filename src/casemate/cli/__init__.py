@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
-from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from casemate import __version__
 from casemate.errors import CasemateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMMANDS = {
     "boot": "boot firmware from protected flash or as --bios, and say what happened",
@@ -30,6 +33,21 @@ class Command(Protocol):
         """Do it; returns the exit code."""
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal; argparse's own way to ask for that loads modules of compression."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=terminal_width() - 2)
+
+
+def terminal_width() -> int:
+    """Columns: what COLUMNS says, else what the terminal says, else 80."""
+    try:
+        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+    except (ValueError, OSError):
+        return 80
+
+
 def load_command(name: str) -> Command:
     """The module of one subcommand."""
     return cast(Command, importlib.import_module(f"casemate.cli.{name}"))
@@ -40,6 +58,7 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(
         prog="casemate",
         description="A virtual machine monitor for guest firmware.",
+        formatter_class=HelpFormatter,
         epilog="exit codes: 0 success, 1 the guest misbehaved, 2 usage, 3 refused as insecure, 4 bad input,"
         " 5 this host cannot, 6 internal error, 7 timed out, 130 Ctrl-C, 143 SIGTERM",
     )
@@ -52,7 +71,7 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
             help=words,
             description=f"{words[0].upper()}{words[1:]}.",
             epilog=command.EPILOG if command else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         if command:
             command.add_arguments(sub)
@@ -75,7 +94,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if "--debug" in arguments:
-            raise
         print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return 6

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
+
     from casemate.measure.kernel_hashes import KernelHashes
     from casemate.measure.plan import LaunchPlan
 
@@ -26,12 +26,10 @@ _COLUMNS = "{:<16} {:>12} {:>9}  {:<64}  {}"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, named as those of sev-snp-measure where it has them."""
     parser.add_argument("--mode", choices=("sev", "seves"), required=True, help="kind of guest")
-    parser.add_argument(
-        "--ovmf", metavar="FILE", type=Path, required=True, help="firmware: flash unit 0, or -bios"
-    )
+    parser.add_argument("--ovmf", metavar="FILE", required=True, help="firmware: flash unit 0, or -bios")
     boot = parser.add_argument_group("direct kernel boot (kernel-hashes=on)")
-    boot.add_argument("--kernel", metavar="FILE", type=Path)
-    boot.add_argument("--initrd", metavar="FILE", type=Path)
+    boot.add_argument("--kernel", metavar="FILE")
+    boot.add_argument("--initrd", metavar="FILE")
     boot.add_argument("--append", metavar="CMDLINE", help="kernel command line")
     cpu = parser.add_argument_group("vCPUs (seves)")
     cpu.add_argument("--vcpus", metavar="N", type=integer, help="how many")
@@ -50,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cpu.add_argument("--dump-vmsa", action="store_true", help="write the save areas to vmsa<N>.bin")
     owner = parser.add_argument_group("launch measurement instead of digest (all needed)")
-    owner.add_argument("--tik", metavar="FILE", type=Path, help="transport integrity key, 16 bytes")
+    owner.add_argument("--tik", metavar="FILE", help="transport integrity key, 16 bytes")
     owner.add_argument("--nonce", metavar="HEX", help="the measurement's nonce, 16 bytes")
     for name in ("policy", "api-major", "api-minor", "build-id"):
         owner.add_argument(f"--{name}", metavar="N", type=integer)
@@ -159,13 +157,12 @@ def _dump_vmsas(plan: LaunchPlan) -> None:
 
     for step in plan.steps:
         if isinstance(step, UpdateVmsa):
-            path = Path(f"vmsa{step.vcpu}.bin")
+            path = f"vmsa{step.vcpu}.bin"
             try:
-                path.write_bytes(step.data)
+                with open(path, "wb") as file:
+                    file.write(step.data)
             except OSError as error:
-                raise HostError(
-                    "write", error.errno or 0, str(path), "run in a folder you may write to"
-                ) from None
+                raise HostError("write", error.errno or 0, path, "run in a folder you may write to") from None
 
 
 def _print_trace(plan: LaunchPlan) -> None:
@@ -194,7 +191,7 @@ def _print_json(args: argparse.Namespace, plan: LaunchPlan, digest: bytes, measu
     ]
     document = {
         "guest": plan.kind.value,
-        "firmware": str(args.ovmf),
+        "firmware": args.ovmf,
         "digest": _encode(digest, args.output_format),
         "measurement": _encode(measurement, args.output_format) if measurement else None,
         "steps": steps,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
@@ -13,6 +12,8 @@ from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from casemate.firmware.sev_metadata import SevMetadata
     from casemate.firmware.tdvf import TdvfMetadata
     from casemate.firmware.volume_header import VolumeHeader
@@ -114,8 +115,9 @@ def _read(path: str | Path) -> bytes:
         # Not blocking: opening a FIFO must fail in fstat's check, not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            _validate_file(path, os.fstat(descriptor))
-            return file.read(LARGEST_FILE)
+            status = os.fstat(descriptor)
+            _validate_file(path, status)
+            return file.read(status.st_size)
     except FileNotFoundError:
         raise ImageError(path, "no such file", "check the path") from None
     except IsADirectoryError:

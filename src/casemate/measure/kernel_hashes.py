@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.guids import guid
-from casemate.firmware.image import FirmwareImage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casemate.firmware.image import FirmwareImage
 
 TABLE_SIZE = 176
 """Bytes, with the padding that LAUNCH_UPDATE_DATA needs."""
@@ -37,7 +40,9 @@ class KernelHashes(NamedTuple):
         )
 
     @classmethod
-    def of_files(cls, kernel: Path, initrd: Path | None = None, cmdline: str = "") -> KernelHashes:
+    def of_files(
+        cls, kernel: str | Path, initrd: str | Path | None = None, cmdline: str = ""
+    ) -> KernelHashes:
         """Hash files of any size. Raises ImageError if one cannot be read."""
         nothing = cls.of(b"", b"", cmdline)
         return cls(_hash_file(kernel), _hash_file(initrd) if initrd else nothing.initrd, nothing.cmdline)
@@ -69,9 +74,9 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _hash_file(path: Path) -> bytes:
+def _hash_file(path: str | Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

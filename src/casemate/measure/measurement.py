@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.abi.sev.policy import LARGEST_POLICY, SevPolicy
 from casemate.errors import ImageError, SpecError
 from casemate.host.guest_kind import GuestKind
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEY_SIZE = 16
 """Bytes of the transport integrity key (TIK) and of the nonce."""
@@ -78,10 +81,10 @@ def parse_nonce(text: str) -> bytes:
     return nonce
 
 
-def read_tik(path: Path) -> bytes:
+def read_tik(path: str | Path) -> bytes:
     """The key out of a file of 16 raw bytes. Raises ImageError if it is not that."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             key = file.read(KEY_SIZE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
