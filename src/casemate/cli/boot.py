@@ -10,9 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate.cli import confidential_options
 from casemate.errors import HostError, SpecError
 
 if TYPE_CHECKING:
+    from casemate.confidential.preparation import PreparedLaunch
+    from casemate.host.clock import GuestClock
+    from casemate.host.hypervisor import Hypervisor
     from casemate.machine.machine import Machine
     from casemate.machine.outcome import Outcome
     from casemate.machine.spec import MachineSpec
@@ -25,6 +29,8 @@ examples:
       your files; on a terminal it is the guest's console, Ctrl-A X leaves
   casemate boot --bios OVMF.fd --json --until 'Shell> ' --timeout 60
       firmware as RAM or ROM, what happened as one JSON document
+  casemate boot --guest sev-es --feature debug-swap --code OVMF_CODE.fd --host model:linux-6.18 --dry-run
+      what launching a SEV-ES guest takes, step by step, with its digest
   casemate boot --type ver --type 'set -v greeting hello' --serial file:serial.log
       types at each prompt, ends at the one after the last text
 
@@ -48,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     firmware.add_argument("--name", default="default", help="guest whose kept variables to use (%(default)s)")
     guest = parser.add_argument_group("machine")
     guest.add_argument(
-        "--host", choices=["auto", "model"], default="auto", help="what runs the guest (%(default)s)"
+        "--host",
+        default="auto",
+        metavar="HOST",
+        help="what runs the guest: auto, model, or model:ERA for the kernel of an era as linux-6.18 (%(default)s)",
     )
     guest.add_argument("--machine", choices=["q35", "pc", "bare"], default="q35", help="board (%(default)s)")
     guest.add_argument(
@@ -68,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guest.add_argument(
         "--public-api", action="store_true", help="keep the modelled CPU to Unicorn's public interface"
     )
+    confidential_options.add_arguments(parser)
     console = parser.add_argument_group("console")
     console.add_argument("--serial", metavar="WHERE", help="stdio (default), none, or file:PATH")
     console.add_argument(
@@ -91,7 +101,20 @@ def run(args: argparse.Namespace) -> int:
     from casemate.cli import boot_text
     from casemate.machine.boot import Attachments, boot
 
+    era = _era(args.host)
+    options = confidential_options.launch_options(args)
     spec = make_spec(args)
+    prepared = None
+    if options is not None:
+        from casemate.confidential.preparation import prepare
+        from casemate.host.clock import GuestClock
+
+        host = _make_host(spec, era)(GuestClock())
+        prepared = prepare(spec, options, host)
+        spec = prepared.spec
+        if args.dry_run:
+            _print_dry_run(args, prepared, host)
+            return 0
     with ExitStack() as stack:
         serial = _serial_output(args, stack)
         interactive = serial is not None and _is_stdio(args) and _somebody_types(args)
@@ -119,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
                 wait=wait,
                 real_time=interactive,
             ),
+            hypervisor=_make_host(spec, era),
+            assemble=lambda machine: _assemble(machine, prepared),
         )
     _print(args, outcome)
     return outcome.exit_code
@@ -126,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
+    from casemate.host.guest_kind import GuestKind
     from casemate.machine.spec import MachineSpec
     from casemate.memory.protection import OnWrite
 
@@ -143,10 +169,55 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         bios=args.bios,
         machine=args.machine,
         memory=args.memory,
+        kind=GuestKind(args.guest),
         protection=args.protection,
         on_write=OnWrite(args.on_write) if args.on_write else None,
         fast=not args.public_api,
+        kernel=args.kernel,
+        initrd=args.initrd,
+        append=args.append or "",
     )
+
+
+def _era(host: str) -> str | None:
+    kind, separator, era = host.partition(":")
+    if kind == "model" and separator:
+        from casemate.host.model.eras import find_era
+
+        return find_era(era).name
+    if host not in ("auto", "model"):
+        raise SpecError(f"--host {host!r} is not known", "use auto, model, or model:ERA")
+    return None
+
+
+def _make_host(spec: MachineSpec, era: str | None) -> Callable[[GuestClock], Hypervisor]:
+    from casemate.host.model.eras import NEWEST
+    from casemate.host.model.hypervisor import ModelHypervisor
+
+    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, fast=spec.fast)
+
+
+def _assemble(machine: Machine, prepared: PreparedLaunch | None) -> None:
+    for warning in machine.warnings:
+        print(f"casemate: warning: {warning}", file=sys.stderr)
+    if prepared is None:
+        machine.assemble()
+    else:
+        from casemate.confidential.stages import launch
+
+        launch(machine, prepared)
+
+
+def _print_dry_run(args: argparse.Namespace, prepared: PreparedLaunch, host: Hypervisor) -> None:
+    from casemate.confidential.dry_run import dry_run
+
+    plan = dry_run(prepared, host)
+    if args.json:
+        import json
+
+        print(json.dumps(plan, indent=2))
+    else:
+        print(confidential_options.dry_run_text(plan))
 
 
 def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:

@@ -52,13 +52,14 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     """Lines about a run, without a newline at the end."""
     report = outcome.report
     guest, host = report["guest"], report["host"]
+    era = f" {host['era']}" if host["era"] else ""
     modelled = " (modelled)" if host["modelled"] else ""
     lines = [
         f"casemate: {outcome.ending.word} after {outcome.seconds:.1f} s: {outcome.detail}",
         f"  guest     {guest['kind']}, {guest['machine']}, {guest['memory'] >> 20} MiB",
-        f"  host      {host['backend']}{modelled}: {host['why']}",
+        f"  host      {host['backend']}{era}{modelled}: {host['why']}",
     ]
-    lines += [f"  warning   {warning}" for warning in report["warnings"]]
+    lines += _launch(report)
     for unit in report["flash"]:
         mode = "read-only file" if unit["readonly"] else "written back"
         name = f"flash {unit['unit']}   {Path(unit['file']).name}"
@@ -75,6 +76,17 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     if verbose:
         lines += _details(report)
     return "\n".join(lines)
+
+
+def _launch(report: dict[str, Any]) -> list[str]:
+    launch, measurement = report["launch"], report["measurement"]
+    if not launch:
+        return []
+    return [
+        f"  launch    {launch['state']}, {launch['init']} on {launch['vm_type']}, policy {launch['policy']:#x}",
+        f"  digest    {launch['digest']}",
+        f"  measured  {measurement['mac']}, {measurement['note']}",
+    ]
 
 
 def _details(report: dict[str, Any]) -> list[str]:

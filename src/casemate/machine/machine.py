@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from casemate.address import FOUR_GIB, Gpa
+from casemate.address import Gpa
 from casemate.devices.bus import Bus
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.errors import InternalError
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boards import BOARDS
-from casemate.machine.boards.board import VGA_HOLE
 from casemate.machine.console import Console
 from casemate.machine.devices import MachineDevices
 from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
@@ -150,13 +149,9 @@ class Machine:
         """Allocate RAM and place it around the holes of a PC."""
         self._advance(Stage.MEMORY_REGISTERED)
         size = self.spec.memory
-        low = BOARDS[self.spec.machine].low_memory(size)
         ram = Ram("ram", self._backing("casemate-ram", size))
-        hole_start, hole_end = VGA_HOLE
-        self.map.add(Alias("ram below 640 KiB", ram, 0, hole_start), Gpa(0))
-        self.map.add(Alias("ram above 768 KiB", ram, hole_end, low - hole_end), Gpa(hole_end))
-        if size > low:
-            self.map.add(Alias("ram above 4 GiB", ram, low, size - low), Gpa(FOUR_GIB))
+        for piece in BOARDS[self.spec.machine].ram(size):
+            self.map.add(Alias(piece.name, ram, piece.offset, piece.size), piece.gpa)
         self.map.commit()
 
     def place_firmware(self) -> None:

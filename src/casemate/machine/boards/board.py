@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from casemate.address import Gpa
+from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.pci.config import PciFunction
 
 LAPIC = Gpa(0xFEE00000)
@@ -27,6 +28,15 @@ class ChipsetEvents:
     """The ECAM window moved; None is off."""
 
 
+class RamPiece(NamedTuple):
+    """``size`` bytes of RAM at ``gpa``, out of one block from ``offset`` on."""
+
+    name: str
+    gpa: Gpa
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Board:
     """An address table. ``pci`` makes the functions, by device and function number; None is a board without PCI."""
@@ -37,3 +47,15 @@ class Board:
     pci: Callable[[ChipsetEvents], dict[tuple[int, int], PciFunction]] | None
     pm_base: int | None
     """First port of the ACPI block before firmware programs it."""
+
+    def ram(self, memory: int) -> list[RamPiece]:
+        """Where ``memory`` bytes of RAM lie, around the holes of a PC."""
+        low = self.low_memory(memory)
+        hole_start, hole_end = VGA_HOLE
+        pieces = [
+            RamPiece("ram below 640 KiB", Gpa(0), 0, hole_start),
+            RamPiece("ram above 768 KiB", Gpa(hole_end), hole_end, low - hole_end),
+        ]
+        if memory > low:
+            pieces.append(RamPiece("ram above 4 GiB", Gpa(FOUR_GIB), low, memory - low))
+        return pieces

@@ -1,0 +1,1 @@
+"""Launches of confidential guests: what is asked for, the plan, its execution between the machine's stages."""

@@ -1,0 +1,35 @@
+"""Features of a SEV-ES guest's save area, by the names that users give them (QEMU qapi/qom.json, sev-guest)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from casemate.abi.sev.vmsa import SevFeatures
+from casemate.errors import SpecError
+from casemate.host.guest_kind import GuestKind
+
+_BY_NAME = {
+    feature.name.lower().replace("_", "-"): feature
+    for feature in SevFeatures
+    if feature is not SevFeatures.SNP_ACTIVE and feature.name
+}
+
+
+def parse_features(names: Iterable[str], kind: GuestKind) -> int:
+    """The bits of ``sev_features``. Raises SpecError for an unknown name, or a guest without save area."""
+    bits = 0
+    for name in names:
+        if name not in _BY_NAME:
+            raise SpecError(f"--feature {name!r} is not known", f"the features are {', '.join(_BY_NAME)}")
+        if kind is not GuestKind.SEV_ES:
+            raise SpecError(
+                f"--feature {name}: a {kind} guest has no SEV-ES save area, which features belong to",
+                "use --guest sev-es, or leave the feature out",
+            )
+        bits |= _BY_NAME[name]
+    return bits
+
+
+def feature_names(bits: int) -> list[str]:
+    """The names of all known bits."""
+    return [name for name, feature in _BY_NAME.items() if bits & feature]

@@ -1,0 +1,134 @@
+"""A confidential launch, decided and predicted before any host is asked for a VM (docs/design/confidential.md)."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from casemate.confidential.features import parse_features
+from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
+from casemate.errors import InsecureError, SpecError, UnsupportedError
+from casemate.firmware.image import FirmwareImage
+from casemate.host.capabilities import VmCapabilities
+from casemate.host.guest_kind import GuestKind
+from casemate.host.hypervisor import Hypervisor
+from casemate.host.secure_processor import TransportKeys, VcpuReset
+from casemate.machine.spec import MachineSpec
+from casemate.measure.cpu_models import model_signature
+from casemate.measure.digest_sev import predict_digest
+from casemate.measure.kernel_hashes import KernelHashes
+from casemate.measure.measurement import validate_policy
+from casemate.measure.plan import LaunchPlan
+from casemate.measure.plan_sev import plan_sev, plan_sev_es
+from casemate.measure.vmsa_pages import RESET_VECTOR
+from casemate.memory.protection import choose
+
+DEFAULT_VCPU_TYPE = "EPYC-v4"
+
+_DEFAULT_POLICIES = {GuestKind.SEV: 0x1, GuestKind.SEV_ES: 0x5}
+_NO_SLOTS = VmCapabilities(readonly_memory=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSecret:
+    """A packet of the guest owner (AMD 55766, 6.6): header, ciphertext, and where its contents go."""
+
+    header: bytes
+    data: bytes = field(repr=False)
+    gpa: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """What a launch can be asked for beside the machine."""
+
+    policy: int | None = None
+    """None is no debugging, and for SEV-ES its bit."""
+    features: tuple[str, ...] = ()
+    init: InitRequest = "auto"
+    kernel_hashes: bool = False
+    """Measure the machine's kernel, initrd and command line."""
+    expected_digest: bytes | None = None
+    keys: TransportKeys | None = None
+    """What the launch session agreed on; without it nobody can verify the measurement."""
+    secret: LaunchSecret | None = None
+    vcpus: int = 1
+    """How many vCPUs are measured; a host may run fewer, then the guest stops after its launch."""
+    signature: int = model_signature(DEFAULT_VCPU_TYPE)
+    """CPUID leaf 1 EAX of the vCPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLaunch:
+    """Everything that is known before the launch; ``spec`` is the machine it is for."""
+
+    spec: MachineSpec
+    options: LaunchOptions
+    image: FirmwareImage
+    policy: int
+    setup: SetupChoice
+    vcpus: tuple[VcpuReset, ...]
+    plan: LaunchPlan
+    digest: bytes
+
+    @property
+    def stops_after_launch(self) -> str | None:
+        """Why the guest will not run, or None if it will."""
+        if self.spec.kind is not GuestKind.SEV_ES:
+            return None
+        if self.options.vcpus > 1:
+            return "the modelled host runs one vCPU of a guest"
+        if self.image.volumes:
+            return (
+                "the modelled CPU raises no #VC yet, so that edk2 firmware would take itself for a plain guest's,"
+                " and its flash probe would end the run"
+            )
+        return None
+
+
+def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> PreparedLaunch:
+    """Decide, plan and predict; only firmware and kernel files are read.
+
+    Raises SpecError, ImageError or UnsupportedError, InsecureError if the digest is not the expected one.
+    """
+    validate_kind(spec.kind, flash=spec.bios is None)
+    if options.kernel_hashes and spec.kernel is None:
+        raise SpecError("--kernel-hashes: there is no kernel to measure", "give it with --kernel")
+    setup = choose_setup(spec.kind, parse_features(options.features, spec.kind), options.init, host)
+    policy = _DEFAULT_POLICIES[spec.kind] if options.policy is None else options.policy
+    validate_policy(policy, spec.kind)
+    path = spec.code or spec.bios
+    assert path is not None
+    image = FirmwareImage.load(path)
+    plan = _plan(spec, options, setup, image)
+    digest = predict_digest(plan)
+    _expect(digest, options.expected_digest, path)
+    others = VcpuReset(image.sev_es_reset or 0, options.signature)
+    vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
+    launched = replace(spec, sev=setup.sev, legacy_window=False)
+    return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest)
+
+
+def validate_kind(kind: GuestKind, *, flash: bool) -> None:
+    """Check what needs no file. Raises SpecError or UnsupportedError for a guest that cannot be launched."""
+    if not kind.takes_flash:
+        choose(kind, flash=flash, capabilities=_NO_SLOTS)
+        raise UnsupportedError(f"{kind} guests cannot be launched yet", "use --guest sev or sev-es")
+
+
+def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: FirmwareImage) -> LaunchPlan:
+    hashes = None
+    if options.kernel_hashes and spec.kernel is not None:
+        hashes = KernelHashes.of_files(spec.kernel, spec.initrd, spec.append)
+    if spec.kind is GuestKind.SEV:
+        return plan_sev(image, hashes)
+    return plan_sev_es(image, options.vcpus, options.signature, hashes, setup.features, setup.init)
+
+
+def _expect(digest: bytes, expected: bytes | None, path: Path) -> None:
+    if expected is not None and not hmac.compare_digest(digest, expected):
+        raise InsecureError(
+            f"the launch digest with {path} would be {digest.hex()}, expected is {expected.hex()}",
+            "check firmware, features, --init and vCPUs; casemate measure --trace shows every step",
+        )

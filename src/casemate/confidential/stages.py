@@ -1,0 +1,167 @@
+"""The stages of a launch as types: only the one before makes the next (docs/design/confidential.md).
+
+LaunchStarted --measure--> LaunchMeasured --finish--> LaunchFinished --ready--> the machine may run
+      |                          |
+      +------ LaunchFailed ------+        which leads nowhere
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.confidential import sev
+from casemate.confidential.features import feature_names
+from casemate.confidential.preparation import PreparedLaunch
+from casemate.confidential.traced import TracedCommand, TracedProcessor
+from casemate.errors import InsecureError, InternalError
+from casemate.host.secure_processor import LaunchMeasurement
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import Ending
+from casemate.measure.measurement import PlatformVersion, predict_measurement
+from casemate.memory.backing import Backing
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What all stages know."""
+
+    machine: Machine
+    prepared: PreparedLaunch
+    processor: TracedProcessor
+
+
+class LaunchStarted(_Launch):
+    """The guest has a key; whatever memory the machine gets from now on is registered while it is still writable."""
+
+    @classmethod
+    def start(cls, machine: Machine, prepared: PreparedLaunch) -> LaunchStarted:
+        """LAUNCH_START on the VM of a machine that was just created."""
+        if machine.vm.secure_processor is None:
+            raise InternalError("this VM has no secure processor")
+        processor = TracedProcessor(machine.vm.secure_processor)
+        processor.launch_start(prepared.policy, prepared.options.keys)
+
+        def register(backing: Backing) -> None:
+            processor.register_region(backing.writable.hva, backing.size)
+
+        machine.on_memory = register
+        return cls(machine, prepared, processor)
+
+    def measure(self) -> LaunchMeasured:
+        """Place memory and firmware, measure them as planned, and check the measurement.
+
+        Raises InsecureError if the secure processor measured something else.
+        """
+        self.machine.register_memory()
+        self.machine.place_firmware()
+        sev.execute(self.prepared.plan, self.machine, self.processor, self.prepared.vcpus)
+        measurement = self.processor.launch_measure()
+        verified = _verify(self.prepared, self.processor.version, measurement)
+        return LaunchMeasured(self.machine, self.prepared, self.processor, measurement, verified)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchMeasured(_Launch):
+    """The digest is closed; ``is_verified`` says whether the measurement proves it, None that nobody has the key."""
+
+    measurement: LaunchMeasurement
+    is_verified: bool | None
+
+    def finish(self) -> LaunchFinished:
+        """Hand over the secret, if there is one, and close the launch."""
+        if self.prepared.options.secret is not None:
+            sev.inject(self.prepared.options.secret, self.machine, self.processor)
+        self.processor.launch_finish()
+        return LaunchFinished(self.machine, self.prepared, self.processor, self.measurement, self.is_verified)
+
+
+class LaunchFinished(LaunchMeasured):
+    """The guest may run."""
+
+    def ready(self) -> None:
+        """The machine's last stage; a guest that this host cannot run as it is ends here, saying why."""
+        self.machine.ready()
+        self.machine.features = feature_names(self.prepared.setup.features)
+        self.machine.launch = _report(self)
+        self.machine.measurement = _report_measurement(self)
+        if reason := self.prepared.stops_after_launch:
+            self.machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed:
+    """A launch that went wrong, if it had begun after the last of ``commands``; its guest never runs."""
+
+    commands: tuple[TracedCommand, ...]
+    error: BaseException
+
+    def report(self) -> dict[str, Any]:
+        """What the machine remembers of it."""
+        return {
+            "state": "failed",
+            "error": str(self.error),
+            "commands": [command._asdict() for command in self.commands],
+        }
+
+
+def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished:
+    """Take a created machine through its launch to its last stage.
+
+    Raises what went wrong; the machine is then not ready to run and never will be.
+    """
+    started: LaunchStarted | None = None
+    try:
+        started = LaunchStarted.start(machine, prepared)
+        finished = started.measure().finish()
+        finished.ready()
+        return finished
+    except BaseException as error:
+        commands = tuple(started.processor.commands) if started else ()
+        machine.launch = LaunchFailed(commands, error).report()
+        raise
+
+
+def _verify(
+    prepared: PreparedLaunch, version: tuple[int, int, int], measurement: LaunchMeasurement
+) -> bool | None:
+    keys = prepared.options.keys
+    if keys is None:
+        return None
+    expected = predict_measurement(
+        prepared.digest, keys.tik, measurement.nonce, prepared.policy, PlatformVersion(*version)
+    )
+    if not hmac.compare_digest(expected, measurement.mac):
+        raise InsecureError(
+            f"the launch measurement does not prove the digest {prepared.digest.hex()}",
+            "the host launched something else, or the session has another TIK: give this guest no secret",
+        )
+    return True
+
+
+def _report(launch: LaunchFinished) -> dict[str, Any]:
+    prepared = launch.prepared
+    return {
+        "state": str(launch.processor.state),
+        "vm_type": prepared.setup.sev.vm_type.kernel_name,
+        "init": prepared.setup.command.kernel_name,
+        "why": prepared.setup.reason,
+        "policy": prepared.policy,
+        "vcpus": len(prepared.vcpus),
+        "digest": prepared.digest.hex(),
+        "commands": [command._asdict() for command in launch.processor.commands],
+    }
+
+
+def _report_measurement(launch: LaunchFinished) -> dict[str, Any]:
+    major, minor, build = launch.processor.version
+    return {
+        "mac": launch.measurement.mac.hex(),
+        "nonce": launch.measurement.nonce.hex(),
+        "api_major": major,
+        "api_minor": minor,
+        "build_id": build,
+        "verified": launch.is_verified,
+        "note": "verified with the TIK" if launch.is_verified else "unverified: no TIK",
+    }
