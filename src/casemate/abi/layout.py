@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class Struct(ctypes.LittleEndianStructure):
@@ -17,7 +20,7 @@ class Struct(ctypes.LittleEndianStructure):
     SOURCE: ClassVar[str]
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview, offset: int = 0) -> Self:
+    def from_bytes(cls, data: Buffer, offset: int = 0) -> Self:
         """Copy the struct out of ``data`` at ``offset``. Raises ValueError if fewer than ``SIZE`` bytes are there."""
         return cls.from_buffer_copy(data, offset)
 

@@ -30,6 +30,8 @@ _PAGE_INDEX_BITS = 24
 _CELLS = 4096
 _STUB_BYTES = 4096
 _RDX, _RAX, _RCX = 2, 0, 1
+_CELL_OF_RDI = b"\x48\x89\xf8\x48\xc1\xe8\x06\x25" + struct.pack("<I", _CELLS - 1)
+"""mov rax, rdi; shr rax, 6; and eax, CELLS - 1"""
 
 _PROLOGUES = {
     "x86_cpu_tlb_fill_x86_64": "41574156415541 89cd41544989f4",
@@ -92,7 +94,7 @@ class _Patches:
     def __init__(self) -> None:
         self.attached: dict[int, _Attached] = {}
         self._fetched = mmap.mmap(-1, 1 << _PAGE_INDEX_BITS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._cells = mmap.mmap(-1, _CELLS * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._cells = mmap.mmap(-1, _CELLS * 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._stubs = mmap.mmap(-1, _STUB_BYTES, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._stubs_at = _buffer_address(self._stubs)
         self._stubs_end = 0
@@ -121,10 +123,9 @@ class _Patches:
     def _tlb_fill(self) -> Callable[[int], bytes]:
         """Note the access type (ecx) in the cell of this CPU (rdi)."""
         return lambda original: (
-            b"\x48\x89\xf8\x48\xc1\xe8\x06"  # mov rax, rdi; shr rax, 6
-            + b"\x25" + struct.pack("<I", _CELLS - 1)  # and eax, CELLS - 1
+            _CELL_OF_RDI
             + b"\x49\xba" + _u64(_buffer_address(self._cells))  # mov r10, cells
-            + b"\x41\x89\x0c\x82"  # mov [r10 + rax*4], ecx
+            + b"\x41\x89\x0c\xc2"  # mov [r10 + rax*8], ecx
             + _jump(original)
         )  # fmt: skip
 
@@ -141,14 +142,15 @@ class _Patches:
             for_data = fetched_before + b"\x75\x04" + b"\x41\x83\xe0\xfb" + go_on  # jne +4; and r8d, ~4
             for_fetch = fetched_before + b"\x75" + bytes([len(first_fetch)]) + first_fetch + go_on
             return (
-                b"\x49\x89\xd2\x49\xc1\xea\x0c"  # mov r10, rdx; shr r10, 12
+                _CELL_OF_RDI
+                + b"\x49\xba" + _u64(_buffer_address(self._cells))  # mov r10, cells
+                + b"\x49\x8d\x04\xc2"  # lea rax, [r10 + rax*8]
+                + b"\x83\x78\x04\x00"  # cmp dword [rax + 4], 0 (an engine without the fast path)
+                + b"\x75" + bytes([len(go_on)]) + go_on  # jne: go on below
+                + b"\x49\x89\xd2\x49\xc1\xea\x0c"  # mov r10, rdx; shr r10, 12
                 + b"\x41\x81\xe2" + struct.pack("<I", (1 << _PAGE_INDEX_BITS) - 1)  # and r10d, mask
                 + b"\x49\xbb" + _u64(_buffer_address(self._fetched))  # mov r11, fetched
-                + b"\x48\x89\xf8\x48\xc1\xe8\x06"  # mov rax, rdi; shr rax, 6
-                + b"\x25" + struct.pack("<I", _CELLS - 1)  # and eax, CELLS - 1
-                + b"\x57\x48\xbf" + _u64(_buffer_address(self._cells))  # push rdi; mov rdi, cells
-                + b"\x83\x3c\x87\x02"  # cmp dword [rdi + rax*4], 2 (instruction fetch)
-                + b"\x5f"  # pop rdi
+                + b"\x83\x38\x02"  # cmp dword [rax], 2 (an instruction fetch)
                 + b"\x74" + bytes([len(for_data)])  # je for_fetch
                 + for_data
                 + for_fetch
@@ -186,9 +188,16 @@ class _Patches:
             self._engine_wrmsr(env)
 
     def claim_cell(self, cpu: int) -> int | None:
-        """The access-type cell of this CPU, or None if another live engine has the same one."""
+        """The cell of this CPU (access type, whether it is in use), or None if another live engine has the same one."""
         cell = (cpu >> 6) & (_CELLS - 1)
-        return None if any(engine.cell == cell for engine in self.attached.values()) else cell
+        if any(engine.cell == cell for engine in self.attached.values()):
+            return None
+        self.use_cell(cell, True)
+        return cell
+
+    def use_cell(self, cell: int, used: bool) -> None:
+        """Let the stubs serve the CPU of this cell, or not."""
+        struct.pack_into("<I", self._cells, 8 * cell + 4, used)
 
     def holds_code(self, gpa: int, size: int) -> bool:
         """Whether any page of the range was ever executed."""
@@ -212,6 +221,7 @@ class FastPath:
 
     def __init__(self, patches: _Patches, cpu: int) -> None:
         self._patches = patches
+        self._cpu = cpu
         self._env = cpu + _CPU_ENV
         self.fault = _FaultRecord(env=self._env)
         self.fault_hook = patches.fault_stub
@@ -238,13 +248,20 @@ class FastPath:
         return self._patches.holds_code(gpa, size)
 
     def translations_flushed(self) -> None:
-        """The engine dropped all of its translations."""
+        """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
         if len(self._patches.attached) == 1:
             self._patches.forget_code()
+            _tlb_flush(self._cpu)
 
     def detach(self) -> None:
         """Stop using the patches; they stay in place for the next engine."""
-        self._patches.attached.pop(self._env, None)
+        attached = self._patches.attached.pop(self._env, None)
+        if attached is not None:
+            self._patches.use_cell(attached.cell, False)
+
+
+def _tlb_flush(cpu: int) -> None:
+    library.tlb_flush_x86_64(ctypes.c_void_p(cpu))
 
 
 def _buffer_address(buffer: mmap.mmap) -> int:

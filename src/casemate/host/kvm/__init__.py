@@ -1,0 +1,1 @@
+"""The machine's own KVM by ioctl (Linux Documentation/virt/kvm/api.rst)."""

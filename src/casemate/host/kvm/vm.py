@@ -1,0 +1,102 @@
+"""A VM of the machine's own KVM: slots, interrupt controllers, one vCPU (Linux api.rst, VM ioctls)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from casemate.abi.kvm.capabilities import Capability
+from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.kvm.structs import MEM_READONLY, IrqLevel, PitConfig, UserspaceMemoryRegion
+from casemate.abi.kvm.vm_types import VmType
+from casemate.address import Gpa, Hva
+from casemate.errors import HostError
+from casemate.host.capabilities import VmCapabilities
+from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.kvm.ioctl import call
+from casemate.host.kvm.system import KvmSystem
+from casemate.host.kvm.vcpu import KvmVcpu
+from casemate.host.secure_processor import SecureProcessor
+from casemate.host.slots import MemorySlot
+
+IDENTITY_MAP = 0xFEFFC000
+"""One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
+
+
+class KvmVm:
+    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol."""
+
+    def __init__(self, system: KvmSystem, vm_type: VmType) -> None:
+        self._system = system
+        self._fd = system.create_vm(vm_type)
+        self._slots: dict[int, MemorySlot] = {}
+        self._vcpu: KvmVcpu | None = None
+        self.secure_processor: SecureProcessor | None = None
+        try:
+            call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, IDENTITY_MAP.to_bytes(8, "little"))
+            call(self._fd, Ioctl.SET_TSS_ADDR, IDENTITY_MAP + 0x1000)
+            call(self._fd, Ioctl.CREATE_IRQCHIP)
+            call(self._fd, Ioctl.CREATE_PIT2, PitConfig())
+            self.capabilities = VmCapabilities(
+                readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
+                in_kernel_irqchip=True,
+                max_vcpus=system.extension(Capability.NR_VCPUS) or 1,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def add_slot(self, slot: MemorySlot) -> None:
+        """Back a guest range with host memory."""
+        if slot.number in self._slots:
+            raise HostError(Ioctl.SET_USER_MEMORY_REGION.kernel_name, 22, f"slot {slot.number} is live")
+        self._set(slot, slot.range.size)
+        self._slots[slot.number] = slot
+
+    def delete_slot(self, number: int) -> None:
+        """Remove a slot; its range becomes MMIO."""
+        slot = self._slots.pop(number, None)
+        if slot is None:
+            raise HostError(Ioctl.SET_USER_MEMORY_REGION.kernel_name, 2, f"there is no slot {number}")
+        self._set(slot, 0)
+
+    def mapping_changed(self, hva: Hva, size: int) -> None:
+        """Nothing to do: the kernel's MMU notifier saw it."""
+
+    def memory_written(self, gpa: Gpa, size: int) -> None:
+        """Nothing to do: the processor keeps its caches coherent."""
+
+    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> KvmVcpu:
+        """The VM's vCPU; interrupts come from the kernel's own controllers."""
+        fd = call(self._fd, Ioctl.CREATE_VCPU, 0)
+        self._vcpu = KvmVcpu(
+            fd, self._system.vcpu_mmap_size(), self._system.supported_cpuid(), bus, self._slots
+        )
+        return self._vcpu
+
+    def irq_line(self, gsi: int) -> Callable[[bool], None]:
+        """The wire to an input of the kernel's interrupt controllers."""
+
+        def drive(level: bool) -> None:
+            call(self._fd, Ioctl.IRQ_LINE, IrqLevel(irq=gsi, level=level))
+
+        return drive
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._vcpu is not None:
+            self._vcpu.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _set(self, slot: MemorySlot, size: int) -> None:
+        region = UserspaceMemoryRegion(
+            slot=slot.number,
+            flags=MEM_READONLY if slot.readonly else 0,
+            guest_phys_addr=slot.range.start,
+            memory_size=size,
+            userspace_addr=slot.hva,
+        )
+        detail = f"slot {slot.number} at {slot.range}, flags {region.flags:#x}, size {size:#x}"
+        call(self._fd, Ioctl.SET_USER_MEMORY_REGION, region, detail)
