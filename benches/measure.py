@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from casemate.measure.digest_sev import predict_digest
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
+BYTECODE = tempfile.TemporaryDirectory(prefix="casemate-bench-")
 CASES = ((0, "sev"), (1, "seves, 1 vCPU"), (64, "seves, 64 vCPUs"), (512, "seves, 512 vCPUs"))
 
 
@@ -34,8 +36,16 @@ def median_ms(runs: int, work: Callable[[], object]) -> float:
 
 def run(program: str, *arguments: str) -> str:
     """A program's standard output."""
-    done = subprocess.run([str(SCRIPTS / program), *arguments], capture_output=True, text=True, check=True)
+    command = [str(SCRIPTS / program), *arguments]
+    done = subprocess.run(command, env=compiled_environment(), capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def compiled_environment() -> dict[str, str]:
+    """The environment, in which both programs keep their bytecode as pip makes installed ones do."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": BYTECODE.name}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
 
 
 def library_call(image: FirmwareImage, vcpus: int) -> str:
