@@ -51,6 +51,7 @@ class Engine:
         self.msrs = msrs
         self._scratch = ctypes.c_uint64()
         self._scratch_at = ctypes.addressof(self._scratch)
+        self._scratch_ref = ctypes.byref(self._scratch)
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
         real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
         real_mode.reg_write(CS, _RESET_CS)
@@ -167,10 +168,9 @@ class Engine:
 
     def translate(self, gva: int, access: int = READ) -> int | None:
         """Guest-virtual to guest-physical, or None where it is not mapped for ``access``."""
-        result = ctypes.c_uint64()
-        error = unicorn_api.vmem_translate(self.handle, gva, access, ctypes.byref(result))
+        error = unicorn_api.vmem_translate(self.handle, gva, access, self._scratch_ref)
         self._forget_lookup_fault()
-        return None if error else result.value
+        return None if error else self._scratch.value
 
     def take_error_code(self, vector: int) -> int:
         """Error code of the exception in an interrupt hook (0 without the fast path, which alone can tell).
