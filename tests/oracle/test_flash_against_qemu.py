@@ -1,4 +1,4 @@
-"""The flash state machine against QEMU's own device, driven over the qtest protocol."""
+"""The flash state machine against QEMU's own device, driven over the qtest protocol (QEMU docs/devel/testing/qtest)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flash_grammar import FlashGrammar, Step
 
 from casemate.address import Gpa
 from casemate.devices.flash.cfi import CfiFlash
@@ -26,10 +27,28 @@ pytestmark = pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not 
 SIZE = 0x4000
 CODE_SIZE = 0x10000
 LETTERS = {1: "b", 2: "w", 4: "l"}
+OPERATIONS = {False: 50_000, True: 10_000}
+"""Of the grammar, on a writable and on a read-only unit."""
+EACH_ROW = 100
+BATCH = 500
 BUFFERED_PROGRAM = 0xE8
 COMMANDS = [0x00, 0x01, 0x10, 0x20, 0x28, 0x40, 0x50, 0x60, 0x70, 0x90, 0x98, 0xD0, 0xF0, 0xFF]
-Step = tuple[str, int, int, int]
+DIFFERENCES = {
+    "a buffered program of one word (0xE8, count 0)": "QEMU 7.2.9 to 9.0 never opens the buffer for it and drops the"
+    " word; before, it went straight into the array; later versions program it, as the unit here does",
+    "a word count in another block than the data": "QEMU 7.2.9 to 9.0 opens the buffer at the count's block, later"
+    " versions and the unit here at the first data word's",
+}
+"""What is left out of the comparison, and why."""
 CONTENTS = random.Random(1).randbytes(SIZE)
+
+
+def version() -> str:
+    """What the QEMU that is compared with calls itself."""
+    assert QEMU is not None
+    return subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[
+        0
+    ]
 
 
 class Qtest:
@@ -67,20 +86,17 @@ class Qtest:
         )
         self._base = (1 << 32) - CODE_SIZE - SIZE
 
-    def _ask(self, line: str) -> list[str]:
+    def run(self, steps: list[Step]) -> list[int | None]:
+        """What each step answers; a write answers None."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(line + "\n")
+        for what, offset, size, value in steps:
+            argument = f" {value:#x}" if what == "write" else ""
+            self._process.stdin.write(f"{what}{LETTERS[size]} {self._base + offset:#x}{argument}\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline().split()
-        assert answer[0] == "OK", answer
-        return answer[1:]
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self._ask(f"write{LETTERS[size]} {self._base + offset:#x} {value:#x}")
-
-    def read(self, offset: int, size: int) -> int:
-        return int(self._ask(f"read{LETTERS[size]} {self._base + offset:#x}")[0], 16)
+        answers = [self._process.stdout.readline().split() for _ in steps]
+        assert all(answer[0] == "OK" for answer in answers)
+        return [int(answer[1], 16) if answer[1:] else None for answer in answers]
 
     def close(self) -> None:
         self._process.terminate()
@@ -100,13 +116,15 @@ class Ours:
         self._flash = CfiFlash(1, memory, file, sink)
         memory.attach(MemoryMap(vm), RomDevice("vars", backing, self._flash), Gpa(0xFFC00000))
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        assert self._flash.write_mmio(offset, size, value)
+    def run(self, steps: list[Step]) -> list[int | None]:
+        """What each step answers; a write answers None."""
+        return [self._do(*step) for step in steps]
 
-    def read(self, offset: int, size: int) -> int:
-        value = self._flash.read_mmio(offset, size)
-        assert value is not None
-        return value
+    def _do(self, what: str, offset: int, size: int, value: int) -> int | None:
+        if what == "read":
+            return self._flash.read_mmio(offset, size)
+        assert self._flash.write_mmio(offset, size, value)
+        return None
 
 
 def random_steps(seed: int, count: int) -> Iterator[Step]:
@@ -167,20 +185,30 @@ def table_steps() -> Iterator[Step]:
         yield "write", 0, 1, 0xFF
 
 
-@pytest.mark.parametrize("readonly", [False, True])
-def test_flash_behaves_as_the_device_of_qemu(tmp_path: Path, readonly: bool) -> None:
-    theirs, ours = Qtest(tmp_path, readonly), Ours(tmp_path, readonly)
+def assert_same(folder: Path, readonly: bool, steps: list[Step]) -> None:
+    """Both units answer every step the same, and leave the same file."""
+    theirs, ours = Qtest(folder, readonly), Ours(folder, readonly)
     try:
-        steps = [*table_steps(), *buffered_steps(), *random_steps(7, 4000)]
-        for number, (what, offset, size, value) in enumerate(steps):
-            if what == "write":
-                theirs.write(offset, size, value)
-                ours.write(offset, size, value)
-            else:
-                context = (
-                    f"step {number}: read of {size} at {offset:#x} after {steps[max(0, number - 8) : number]}"
-                )
-                assert theirs.read(offset, size) == ours.read(offset, size), context
+        for start in range(0, len(steps), BATCH):
+            batch = steps[start : start + BATCH]
+            pairs = zip(theirs.run(batch), ours.run(batch), strict=True)
+            wrong = next((index for index, (their, our) in enumerate(pairs) if their != our), None)
+            assert wrong is None, (
+                f"{version()}: step {start + wrong} {batch[wrong]} differs, after {batch[max(0, wrong - 8) : wrong]}"
+            )
     finally:
         theirs.close()
-    assert theirs.vars.read_bytes() == ours.vars.read_bytes()
+    assert theirs.vars.read_bytes() == ours.vars.read_bytes(), version()
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_flash_behaves_as_the_device_of_qemu(tmp_path: Path, readonly: bool) -> None:
+    assert_same(tmp_path, readonly, [*table_steps(), *buffered_steps(), *random_steps(7, 10_000)])
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_every_row_of_the_write_cycle_table_is_that_of_qemu(tmp_path: Path, readonly: bool) -> None:
+    grammar = FlashGrammar(SIZE, seed=11)
+    assert_same(tmp_path, readonly, list(grammar.steps(OPERATIONS[readonly])))
+    assert len(grammar.rows) == 27
+    assert min(grammar.rows.values()) >= EACH_ROW or readonly
