@@ -73,9 +73,10 @@ class Run:
     def _handle(self, vm_exit: VmExit) -> None:
         machine = self._machine
         match vm_exit:
+            case Interrupted() | Hlt() if machine.reset_wanted and machine.ending is None:
+                machine.reset()
             case Interrupted():
-                if machine.reset_wanted and machine.ending is None:
-                    machine.reset()
+                pass
             case Hlt():
                 # Nothing can wake it; somebody outside has to end the run.
                 machine.wait_for_ending()
