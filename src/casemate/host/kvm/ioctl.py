@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-from typing import Any
+from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.errors import HostError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-def call(fd: int, request: Ioctl, argument: Any = 0, detail: str = "") -> int:
-    """One ioctl with an int, or a buffer that the kernel may change. Raises HostError with the call's name."""
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
+_RUN = int(Ioctl.RUN)
+
+
+def call(fd: int, request: Ioctl, argument: int | Buffer = 0, detail: str = "") -> int:
+    """One ioctl with an int, or a writable buffer that the kernel may change. Raises HostError with the call's name."""
+    if isinstance(argument, int):
+        # Python's own ioctl takes no int above 2 GiB, where KVM wants addresses.
+        result = int(_libc.ioctl(fd, request, argument))
+        failure = ctypes.get_errno() if result < 0 else 0
+    else:
+        result, failure = _call_with_buffer(fd, request, argument)
+    if failure:
+        raise HostError(request.kernel_name, failure, detail)
+    return result
+
+
+def _call_with_buffer(fd: int, request: Ioctl, buffer: Buffer) -> tuple[int, int]:
     try:
-        return int(fcntl.ioctl(fd, request, argument))
+        return int(fcntl.ioctl(fd, request, buffer)), 0
     except OSError as error:
-        raise HostError(request.kernel_name, error.errno or 0, detail) from error
+        return -1, error.errno or 0
 
 
 def run(fd: int) -> int:
     """KVM_RUN; returns 0, or the errno it failed with, for that is part of what the guest did."""
     try:
-        fcntl.ioctl(fd, Ioctl.RUN, 0)
+        fcntl.ioctl(fd, _RUN, 0)
     except OSError as error:
         return error.errno or 0
     return 0

@@ -8,7 +8,8 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import IntEnum
 from struct import Struct as Layout
 
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
@@ -29,6 +30,7 @@ from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
 from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
+from casemate.host.kvm.vcpu_state import VcpuState, read_block
 from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
@@ -36,16 +38,12 @@ _EXIT_REASON = 8
 _IO = Layout("<BBHIQ")
 _MMIO = Layout("<Q8sIB")
 _REASON = Layout("<I")
-_SAVED = (
-    (Ioctl.GET_SREGS, Ioctl.SET_SREGS, 312),
-    (Ioctl.GET_REGS, Ioctl.SET_REGS, 144),
-    (Ioctl.GET_FPU, Ioctl.SET_FPU, 416),
-    (Ioctl.GET_LAPIC, Ioctl.SET_LAPIC, 1024),
-    (Ioctl.GET_DEBUGREGS, Ioctl.SET_DEBUGREGS, 128),
-    (Ioctl.GET_VCPU_EVENTS, Ioctl.SET_VCPU_EVENTS, 64),
-    (Ioctl.GET_MP_STATE, Ioctl.SET_MP_STATE, 4),
-)
-"""State that a reset puts back to what it was when the vCPU was made; segments first, for they set the mode."""
+_MMIO_DATA = RUN_UNION + 8
+
+_IO_REASON, _MMIO_REASON = int(ExitReason.IO), int(ExitReason.MMIO)
+_RFLAGS_IF = 1 << 9
+_EFER_LMA = 1 << 10
+_LONGEST_INSTRUCTION = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -57,7 +55,7 @@ KICK = signal.SIGRTMIN + 3
 
 
 class KvmVcpu:
-    """One vCPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol."""
+    """One vCPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol. ``reset_chips`` resets what is around it."""
 
     def __init__(
         self,
@@ -66,62 +64,69 @@ class KvmVcpu:
         cpuid: list[CpuidEntry2],
         bus: IoBus,
         slots: Mapping[int, MemorySlot],
+        reset_chips: Callable[[], None],
     ) -> None:
         self._fd = fd
         self._page = mmap.mmap(fd, mmap_size)
         self._bus = bus
         self._slots = slots
+        self._reset_chips = reset_chips
         self._stop_wanted = False
+        # Reentrant, for a signal handler may call stop() while the same thread is in it.
+        self._lock = threading.RLock()
         self._thread: int | None = None
         _take_kicks()
-        head = len(cpuid).to_bytes(4, "little") + bytes(4)
+        head = len(cpuid).to_bytes(8, "little")
         ioctl.call(fd, Ioctl.SET_CPUID2, bytearray(head + b"".join(entry.to_bytes() for entry in cpuid)))
-        self._initial = [(put, self._get(get, size)) for get, put, size in _SAVED]
+        self._initial = VcpuState(fd)
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
-        page, reason_at = self._page, _EXIT_REASON
-        self._thread = threading.get_ident()
+        with self._lock:
+            self._thread = threading.get_ident()
         try:
-            while not self._stop_wanted:
-                # What is here after a failed KVM_RUN would be the last exit's.
-                _REASON.pack_into(page, reason_at, ExitReason.UNKNOWN)
-                failure = ioctl.run(self._fd)
-                reason = _REASON.unpack_from(page, reason_at)[0]
-                if failure:
-                    vm_exit = self._failed(failure, reason)
-                elif reason == ExitReason.IO:
-                    self._port_access()
-                    continue
-                elif reason == ExitReason.MMIO:
-                    self._mmio_access()
-                    continue
-                else:
-                    vm_exit = self._other(reason)
+            return self._run()
+        finally:
+            with self._lock:
+                self._thread = None
+
+    def _run(self) -> VmExit:
+        page, fd, run, unknown = self._page, self._fd, ioctl.run, int(ExitReason.UNKNOWN)
+        while True:
+            # What is here after a failed KVM_RUN would be the last exit's.
+            _REASON.pack_into(page, _EXIT_REASON, unknown)
+            failure = run(fd)
+            reason = _REASON.unpack_from(page, _EXIT_REASON)[0]
+            if failure:
+                vm_exit = self._failed(failure, reason)
                 if vm_exit is not None:
                     return vm_exit
-            self._stop_wanted = False
-            page[_IMMEDIATE_EXIT] = 0
-            return Interrupted()
-        finally:
-            self._thread = None
+            elif reason == _IO_REASON:
+                self._port_access()
+            elif reason == _MMIO_REASON:
+                self._mmio_access()
+            else:
+                return self._other(reason)
 
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
-        self._stop_wanted = True
-        self._page[_IMMEDIATE_EXIT] = 1
-        self.wake()
+        with self._lock:
+            if self._fd >= 0:
+                # KVM_RUN then finishes the access that it last reported, and fails with EINTR.
+                self._stop_wanted = True
+                self._page[_IMMEDIATE_EXIT] = 1
+                self.wake()
 
     def wake(self) -> None:
         """End a wait in the kernel; from any thread."""
-        thread = self._thread
-        if thread is not None and thread != threading.get_ident():
-            signal.pthread_kill(thread, KICK)
+        with self._lock:
+            if self._thread not in (None, threading.get_ident()):
+                signal.pthread_kill(self._thread, KICK)
 
     def reset(self) -> None:
-        """The state that the vCPU was made with."""
-        for request, state in self._initial:
-            ioctl.call(self._fd, request, bytearray(state))
+        """The state that the vCPU was made with; not while it runs."""
+        self._reset_chips()
+        self._initial.restore()
 
     def rip(self) -> int | None:
         """The instruction pointer."""
@@ -135,51 +140,58 @@ class KvmVcpu:
 
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code and their width in bits."""
-        sregs = Sregs.from_bytes(self._get(Ioctl.GET_SREGS, Sregs.SIZE))
-        address = sregs.cs.base + self._regs().rip
-        bits = 64 if sregs.cs.l else 32 if sregs.cs.db else 16
-        code = self._read_virtual(address, 15)
+        sregs = Sregs.from_bytes(read_block(self._fd, Ioctl.GET_SREGS, Sregs.SIZE))
+        bits = 64 if sregs.cs.l and sregs.efer & _EFER_LMA else 32 if sregs.cs.db else 16
+        code = self._read_virtual(sregs.cs.base + self._regs().rip, _LONGEST_INSTRUCTION)
         return (code, bits) if code else None
 
     def close(self) -> None:
         """Give the descriptor and the shared area back; harmless when repeated."""
-        if self._fd >= 0:
-            self._page.close()
-            os.close(self._fd)
-            self._fd = -1
+        with self._lock:
+            if self._fd >= 0:
+                self._page.close()
+                os.close(self._fd)
+                self._fd = -1
 
     def _port_access(self) -> None:
-        direction, size, port, count, offset = _IO.unpack_from(self._page, RUN_UNION)
-        for at in range(offset, offset + count * size, size):
+        page, bus = self._page, self._bus
+        direction, size, port, count, first = _IO.unpack_from(page, RUN_UNION)
+        for at in range(first, first + count * size, size):
             if direction == IO_IN:
-                self._page[at : at + size] = self._bus.read_port(port, size).to_bytes(size, "little")
+                page[at : at + size] = bus.read_port(port, size).to_bytes(size, "little")
             else:
-                self._bus.write_port(port, size, int.from_bytes(self._page[at : at + size], "little"))
+                bus.write_port(port, size, int.from_bytes(page[at : at + size], "little"))
 
     def _mmio_access(self) -> None:
         gpa, data, size, is_write = _MMIO.unpack_from(self._page, RUN_UNION)
         if is_write:
             self._bus.write_mmio(gpa, size, int.from_bytes(data[:size], "little"))
         else:
-            at = RUN_UNION + 8
-            self._page[at : at + size] = self._bus.read_mmio(gpa, size).to_bytes(size, "little")
+            value = self._bus.read_mmio(gpa, size)
+            self._page[_MMIO_DATA : _MMIO_DATA + size] = value.to_bytes(size, "little")
 
     def _failed(self, failure: int, reason: int) -> VmExit | None:
         if failure in (errno.EINTR, errno.EAGAIN):
-            return None
-        if failure == errno.EFAULT:
-            if reason == ExitReason.MEMORY_FAULT:
-                fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
-                return MemoryFault(fault.gpa, fault.size, None, self.rip())
-            # Nothing in the shared area is about this: the kernel only says that it could not reach the memory.
-            return MemoryFault(rip=self.rip())
-        return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
+            return self._interrupted() if self._stop_wanted else None
+        if failure != errno.EFAULT:
+            return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
+        if reason == ExitReason.MEMORY_FAULT:
+            fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
+            return MemoryFault(fault.gpa, fault.size, None, self.rip())
+        # Nothing in the shared area is about this: the kernel only says that it could not reach the memory.
+        return MemoryFault(rip=self.rip())
+
+    def _interrupted(self) -> Interrupted:
+        with self._lock:
+            self._stop_wanted = False
+            self._page[_IMMEDIATE_EXIT] = 0
+        return Interrupted()
 
     def _other(self, reason: int) -> VmExit:
         page, rip = self._page, self.rip()
         match reason:
             case ExitReason.HLT:
-                return Hlt(interrupts_enabled=bool(self._regs().rflags & 1 << 9))
+                return Hlt(interrupts_enabled=bool(self._regs().rflags & _RFLAGS_IF))
             case ExitReason.SHUTDOWN:
                 return Shutdown(rip)
             case ExitReason.SYSTEM_EVENT:
@@ -216,15 +228,10 @@ class KvmVcpu:
         return None
 
     def _regs(self) -> Regs:
-        return Regs.from_bytes(self._get(Ioctl.GET_REGS, Regs.SIZE))
-
-    def _get(self, request: Ioctl, size: int) -> bytes:
-        buffer = bytearray(size)
-        ioctl.call(self._fd, request, buffer)
-        return bytes(buffer)
+        return Regs.from_bytes(read_block(self._fd, Ioctl.GET_REGS, Regs.SIZE))
 
 
-def _name(names: type[ExitReason] | type[SystemEvent] | type[InternalErrorSuberror], value: int) -> str:
+def _name(names: type[IntEnum], value: int) -> str:
     return names(value).name if value in set(names) else str(value)
 
 

@@ -4,39 +4,49 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from errno import EINVAL, ENOENT
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.kvm.structs import MEM_READONLY, IrqLevel, PitConfig, UserspaceMemoryRegion
+from casemate.abi.kvm.structs import MEM_READONLY, Irqchip, IrqLevel, PitConfig, UserspaceMemoryRegion
 from casemate.abi.kvm.vm_types import VmType
-from casemate.address import Gpa, Hva
+from casemate.address import PAGE_SIZE, Gpa, Hva
 from casemate.errors import HostError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.kvm.cpuid import cpuid_of_vcpu
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.system import KvmSystem
 from casemate.host.kvm.vcpu import KvmVcpu
+from casemate.host.kvm.vcpu_state import read_block
 from casemate.host.secure_processor import SecureProcessor
 from casemate.host.slots import MemorySlot
 
 IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
 
+_VCPU = 0
+_CHIPS = (0, 1, 2)
+"""Numbers of the two 8259s and the I/O APIC."""
+_PIT_STATE_SIZE = 112
+
 
 class KvmVm:
-    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol."""
+    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` with itself."""
 
     def __init__(self, system: KvmSystem, vm_type: VmType) -> None:
         self._system = system
-        self._fd = system.create_vm(vm_type)
+        self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
         self._vcpu: KvmVcpu | None = None
         self.secure_processor: SecureProcessor | None = None
         try:
-            call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, IDENTITY_MAP.to_bytes(8, "little"))
-            call(self._fd, Ioctl.SET_TSS_ADDR, IDENTITY_MAP + 0x1000)
+            self._fd = system.create_vm(vm_type)
+            call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, bytearray(IDENTITY_MAP.to_bytes(8, "little")))
+            call(self._fd, Ioctl.SET_TSS_ADDR, IDENTITY_MAP + PAGE_SIZE)
             call(self._fd, Ioctl.CREATE_IRQCHIP)
             call(self._fd, Ioctl.CREATE_PIT2, PitConfig())
+            self._chips = self._read_chips()
             self.capabilities = VmCapabilities(
                 readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
                 in_kernel_irqchip=True,
@@ -49,7 +59,7 @@ class KvmVm:
     def add_slot(self, slot: MemorySlot) -> None:
         """Back a guest range with host memory."""
         if slot.number in self._slots:
-            raise HostError(Ioctl.SET_USER_MEMORY_REGION.kernel_name, 22, f"slot {slot.number} is live")
+            raise HostError(Ioctl.SET_USER_MEMORY_REGION.kernel_name, EINVAL, f"slot {slot.number} is live")
         self._set(slot, slot.range.size)
         self._slots[slot.number] = slot
 
@@ -57,7 +67,7 @@ class KvmVm:
         """Remove a slot; its range becomes MMIO."""
         slot = self._slots.pop(number, None)
         if slot is None:
-            raise HostError(Ioctl.SET_USER_MEMORY_REGION.kernel_name, 2, f"there is no slot {number}")
+            raise HostError(Ioctl.SET_USER_MEMORY_REGION.kernel_name, ENOENT, f"there is no slot {number}")
         self._set(slot, 0)
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
@@ -68,10 +78,14 @@ class KvmVm:
 
     def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> KvmVcpu:
         """The VM's vCPU; interrupts come from the kernel's own controllers."""
-        fd = call(self._fd, Ioctl.CREATE_VCPU, 0)
-        self._vcpu = KvmVcpu(
-            fd, self._system.vcpu_mmap_size(), self._system.supported_cpuid(), bus, self._slots
-        )
+        fd = call(self._fd, Ioctl.CREATE_VCPU, _VCPU)
+        cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), _VCPU)
+        size = self._system.vcpu_mmap_size()
+        try:
+            self._vcpu = KvmVcpu(fd, size, cpuid, bus, self._slots, self._reset_chips)
+        except BaseException:
+            os.close(fd)
+            raise
         return self._vcpu
 
     def irq_line(self, gsi: int) -> Callable[[bool], None]:
@@ -89,6 +103,19 @@ class KvmVm:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        self._system.close()
+
+    def _read_chips(self) -> list[tuple[Ioctl, bytes]]:
+        chips = []
+        for number in _CHIPS:
+            chip = Irqchip(chip_id=number)
+            call(self._fd, Ioctl.GET_IRQCHIP, chip)
+            chips.append((Ioctl.SET_IRQCHIP, chip.to_bytes()))
+        return [*chips, (Ioctl.SET_PIT2, read_block(self._fd, Ioctl.GET_PIT2, _PIT_STATE_SIZE))]
+
+    def _reset_chips(self) -> None:
+        for request, state in self._chips:
+            call(self._fd, request, bytearray(state))
 
     def _set(self, slot: MemorySlot, size: int) -> None:
         region = UserspaceMemoryRegion(
