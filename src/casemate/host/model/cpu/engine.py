@@ -62,7 +62,7 @@ class Engine:
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
         self.reset()
-        attached = native.attach(self.handle, msrs.read, msrs.write) if fast else "not asked for"
+        attached = native.attach(self.handle, msrs) if fast else "not asked for"
         self.fast = attached if isinstance(attached, native.FastPath) else None
         self.slow_reason = attached if isinstance(attached, str) else None
         self._hooks: list[Any] = []

@@ -46,6 +46,10 @@ class ModelSpecificRegisters:
         """Back to the values after RESET#."""
         self._values = {msr.APIC_BASE: msr.APIC_BASE_RESET, msr.FEATURE_CONTROL: 1, msr.MICROCODE_REVISION: 0}
 
+    def intercepts(self, index: int) -> bool:
+        """Whether an access raises #VC; only the guests of SEV-ES have such registers."""
+        return False
+
     def read(self, index: int) -> int | None:
         """The register's 64-bit value, or None if the engine's own answer stands."""
         value = self._values.get(index)

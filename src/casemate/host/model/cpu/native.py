@@ -21,6 +21,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from casemate.abi.sev.ghcb import ExitCode
+from casemate.host.model.cpu import vc
+from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.unicorn_api import library
 
 FAULT_VECTOR = 0x2600
@@ -43,6 +46,7 @@ _PROLOGUES = {
     "do_interrupt_x86_hardirq_x86_64": "4189d14881ef508a0000",
     "check_exit_request_x86_64": "488bb77099000080bef207000000",
     "tlb_flush_x86_64": "be07000000e9",
+    **vc.PROLOGUES,
 }
 _ENGINE_CPU = 0x1B8
 _ENGINE_NO_EXIT_REQUEST = 0x7F2
@@ -51,15 +55,13 @@ _CPU_ENV = 0x8A50
 _ENV_OLD_EXCEPTION = 5496
 _ENV_ERROR_CODE = 0x9F58 - _CPU_ENV
 
-_MsrHelper = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-MsrRead = Callable[[int], int | None]
-MsrWrite = Callable[[int, int], bool]
+_MsrHelper = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_HANDLED, _NATIVE, _RAISE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class _Attached:
-    read: MsrRead
-    write: MsrWrite
+    msrs: ModelSpecificRegisters
     cell: int
 
 
@@ -102,9 +104,13 @@ class _Patches:
         self._replace("tlb_set_page_with_attrs_x86_64", 12, self._tlb_set_page())
         self._rdmsr = _MsrHelper(self._on_rdmsr)
         self._wrmsr = _MsrHelper(self._on_wrmsr)
-        self._engine_rdmsr = _MsrHelper(self._replace("helper_rdmsr_x86_64", 16, self._call(self._rdmsr)))
-        self._engine_wrmsr = _MsrHelper(self._replace("helper_wrmsr_x86_64", 14, self._call(self._wrmsr)))
+        self._replace("helper_rdmsr_x86_64", 16, self._decide(self._rdmsr))
+        self._replace("helper_wrmsr_x86_64", 14, self._decide(self._wrmsr))
+        raiser, cells = _address("raise_exception_ra_x86_64"), _buffer_address(self._cells)
+        for symbol, (length, stub) in vc.helper_stubs(cells, _CELLS, _CPU_ENV, raiser).items():
+            self._replace(symbol, length, stub)
         self.fault_stub = self._emit(self._memory_fault())
+        self.unmapped_stub = self._emit(vc.unmapped_hook(raiser))
 
     def _emit(self, code: bytes) -> int:
         start = self._stubs_end
@@ -115,7 +121,7 @@ class _Patches:
     def _replace(self, symbol: str, length: int, stub: Callable[[int], bytes]) -> int:
         """Send calls of ``symbol`` to ``stub``; returns where the original function can still be entered."""
         entry = _address(symbol)
-        original = self._emit(ctypes.string_at(entry, length) + _jump(entry + length))
+        original = self._emit(vc.relocate(symbol, entry, ctypes.string_at(entry, length)))
         target = self._emit(stub(original))
         _overwrite(entry, b"\x48\xb8" + _u64(target) + b"\xff\xe0")  # mov rax, target; jmp rax
         return original
@@ -158,9 +164,17 @@ class _Patches:
 
         return stub
 
-    def _call(self, helper: object) -> Callable[[int], bytes]:
-        target = ctypes.cast(helper, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
-        return lambda _original: _jump(target)
+    def _decide(self, decider: object) -> Callable[[int], bytes]:
+        """Ask Python (state in rdi): 0 it is done, 1 the engine shall do it, 2 raise #VC."""
+        target = ctypes.cast(decider, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        leave = vc.raise_exception(ExitCode.MSR, _address("raise_exception_ra_x86_64"))
+        return lambda original: (
+            b"\x57\x48\xb8" + _u64(target) + b"\xff\xd0\x5f"  # push rdi; mov rax, decider; call rax; pop rdi
+            + b"\x83\xf8\x01\x74" + bytes([3 + len(leave)])  # cmp eax, 1; je: the engine
+            + b"\x77\x01\xc3"  # ja +1; ret
+            + leave
+            + _jump(original)
+        )  # fmt: skip
 
     def _memory_fault(self) -> bytes:
         """A write-protection hook (rdx address, rcx size, r8 value, r9 user data) that undoes the instruction."""
@@ -171,33 +185,42 @@ class _Patches:
             + _jump(_address("raise_exception_ra_x86_64"))
         )  # fmt: skip
 
-    def _on_rdmsr(self, env: int) -> None:
-        registers = (ctypes.c_uint64 * 3).from_address(env)
+    def _on_rdmsr(self, env: int) -> int:
         engine = self.attached.get(env)
-        value = engine.read(registers[_RCX] & 0xFFFFFFFF) if engine else None
+        if engine is None:
+            return _NATIVE
+        registers = (ctypes.c_uint64 * 3).from_address(env)
+        index = registers[_RCX] & 0xFFFFFFFF
+        if engine.msrs.intercepts(index):
+            return _RAISE
+        value = engine.msrs.read(index)
         if value is None:
-            self._engine_rdmsr(env)
-        else:
-            registers[_RAX], registers[_RDX] = value & 0xFFFFFFFF, value >> 32
+            return _NATIVE
+        registers[_RAX], registers[_RDX] = value & 0xFFFFFFFF, value >> 32
+        return _HANDLED
 
-    def _on_wrmsr(self, env: int) -> None:
-        registers = (ctypes.c_uint64 * 3).from_address(env)
+    def _on_wrmsr(self, env: int) -> int:
         engine = self.attached.get(env)
+        if engine is None:
+            return _NATIVE
+        registers = (ctypes.c_uint64 * 3).from_address(env)
+        index = registers[_RCX] & 0xFFFFFFFF
+        if engine.msrs.intercepts(index):
+            return _RAISE
         value = (registers[_RDX] & 0xFFFFFFFF) << 32 | registers[_RAX] & 0xFFFFFFFF
-        if engine is None or not engine.write(registers[_RCX] & 0xFFFFFFFF, value):
-            self._engine_wrmsr(env)
+        return _HANDLED if engine.msrs.write(index, value) else _NATIVE
 
     def claim_cell(self, cpu: int) -> int | None:
         """The cell of this CPU (access type, whether it is in use), or None if another live engine has the same one."""
         cell = (cpu >> 6) & (_CELLS - 1)
         if any(engine.cell == cell for engine in self.attached.values()):
             return None
-        self.use_cell(cell, True)
+        self.flag_cell(cell, vc.CELL_USED)
         return cell
 
-    def use_cell(self, cell: int, used: bool) -> None:
-        """Let the stubs serve the CPU of this cell, or not."""
-        struct.pack_into("<I", self._cells, 8 * cell + 4, used)
+    def flag_cell(self, cell: int, flags: int) -> None:
+        """What the stubs do for the CPU of this cell; 0 is nothing."""
+        struct.pack_into("<I", self._cells, 8 * cell + 4, flags)
 
     def holds_code(self, gpa: int, size: int) -> bool:
         """Whether any page of the range was ever executed."""
@@ -225,9 +248,15 @@ class FastPath:
         self._env = cpu + _CPU_ENV
         self.fault = _FaultRecord(env=self._env)
         self.fault_hook = patches.fault_stub
+        self.unmapped_hook = patches.unmapped_stub
         self._halted = ctypes.c_uint32.from_address(cpu + _CPU_HALTED)
         self._old_exception = ctypes.c_int32.from_address(self._env + _ENV_OLD_EXCEPTION)
         self._error_code = ctypes.c_int32.from_address(self._env + _ENV_ERROR_CODE)
+
+    def raise_vc(self, *, dr7: bool) -> None:
+        """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
+        flags = vc.CELL_USED | vc.CELL_VC | (vc.CELL_VC_DR7 if dr7 else 0)
+        self._patches.flag_cell(self._patches.attached[self._env].cell, flags)
 
     @property
     def halted(self) -> bool:
@@ -257,7 +286,7 @@ class FastPath:
         """Stop using the patches; they stay in place for the next engine."""
         attached = self._patches.attached.pop(self._env, None)
         if attached is not None:
-            self._patches.use_cell(attached.cell, False)
+            self._patches.flag_cell(attached.cell, 0)
 
 
 def _tlb_flush(cpu: int) -> None:
@@ -278,7 +307,7 @@ _installed: list[_Patches] = []
 _lock = threading.Lock()
 
 
-def attach(engine: int, read: MsrRead, write: MsrWrite) -> FastPath | str:
+def attach(engine: int, msrs: ModelSpecificRegisters) -> FastPath | str:
     """Put an engine (its ``uc_engine`` address, already initialised) on the fast path, or say why not."""
     with _lock:
         if reason := unavailable():
@@ -297,5 +326,5 @@ def attach(engine: int, read: MsrRead, write: MsrWrite) -> FastPath | str:
             patches.forget_code()
         ctypes.c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
         fast = FastPath(patches, cpu)
-        patches.attached[cpu + _CPU_ENV] = _Attached(read, write, cell)
+        patches.attached[cpu + _CPU_ENV] = _Attached(msrs, cell)
         return fast

@@ -1,0 +1,67 @@
+"""The guest-hypervisor communication block and its MSR protocol (AMD 56421, revision 2.03)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+MSR_GHCB: Final = 0xC0010130
+MSR_SEV_STATUS: Final = 0xC0010131
+"""Bits: 0 SEV, 1 SEV-ES, 2 SNP, 7 debug-swap (AMD APM volume 2, 15.34.10)."""
+
+STATUS_SEV, STATUS_SEV_ES, STATUS_DEBUG_SWAP = 1 << 0, 1 << 1, 1 << 7
+
+PAGE_SIZE: Final = 0x1000
+RAX, RBX, RCX, RDX, DR7 = 0x1F8, 0x318, 0x308, 0x310, 0x160
+SW_EXIT_CODE, SW_EXIT_INFO_1, SW_EXIT_INFO_2, SW_SCRATCH = 0x390, 0x398, 0x3A0, 0x3A8
+VALID_BITMAP, VALID_BITMAP_SIZE = 0x3F0, 16
+"""One bit for each 8 bytes of the save area."""
+USAGE: Final = 0xFFC
+"""u32 at the end of the page; 0 is a GHCB."""
+
+
+class ExitCode(IntEnum):
+    """Why a guest asks: ``SW_EXIT_CODE``, and the error code of the #VC that made it ask."""
+
+    READ_DR7 = 0x27
+    WRITE_DR7 = 0x37
+    CPUID = 0x72
+    INVD = 0x76
+    IOIO = 0x7B
+    MSR = 0x7C
+    WBINVD = 0x89
+    MONITOR = 0x8A
+    MWAIT = 0x8B
+    NPF = 0x400
+    MMIO_READ = 0x80000001
+    MMIO_WRITE = 0x80000002
+    NMI_COMPLETE = 0x80000003
+    AP_RESET_HOLD = 0x80000004
+    AP_JUMP_TABLE = 0x80000005
+    HV_FEATURES = 0x8000FFFD
+    UNSUPPORTED_EVENT = 0x8000FFFF
+
+
+class MsrRequest(IntEnum):
+    """Low 12 bits of the GHCB MSR when it holds no address; a response has the next number but one or so."""
+
+    SEV_INFO_RESPONSE = 0x001
+    SEV_INFO_REQUEST = 0x002
+    CPUID_REQUEST = 0x004
+    CPUID_RESPONSE = 0x005
+    AP_RESET_HOLD_REQUEST = 0x006
+    AP_RESET_HOLD_RESPONSE = 0x007
+    PREFERRED_GPA_REQUEST = 0x010
+    PREFERRED_GPA_RESPONSE = 0x011
+    REGISTER_GPA_REQUEST = 0x012
+    REGISTER_GPA_RESPONSE = 0x013
+    HV_FEATURES_REQUEST = 0x080
+    HV_FEATURES_RESPONSE = 0x081
+    TERMINATE = 0x100
+
+
+IOIO_IN, IOIO_STRING = 1 << 0, 1 << 2
+"""Bits of ``SW_EXIT_INFO_1`` for IOIO; the size in bytes at bit 4, the port at bit 16."""
+
+PROTOCOL_MIN, PROTOCOL_MAX = 1, 2
+"""Versions that are offered."""

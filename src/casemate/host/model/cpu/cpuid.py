@@ -1,0 +1,65 @@
+"""What the modelled CPU says of itself, and what a SEV guest is told beside (AMD APM volume 3, appendix E).
+
+The engine's own answers are asked for on a scratch engine, once a process: a SEV-ES guest's CPU raises #VC instead.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from unicorn import Uc, unicorn_const, x86_const
+
+C_BIT = 39
+"""Position of the encryption bit; the engine's CPU has 40 physical bits, hosts use 47 or 51."""
+
+MAX_EXTENDED = 0x80000000
+ENCRYPTION = 0x8000001F
+_SEV, _SEV_ES = 1 << 1, 1 << 3
+_REDUCED_BITS = 1
+_INDEXED = frozenset({4, 7, 0xB, 0xD, 0x14})
+_REGISTERS = tuple(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RBX", "RCX", "RDX"))
+
+
+class Leaf(NamedTuple):
+    """EAX, EBX, ECX and EDX of one CPUID leaf."""
+
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+class SevCpuid:
+    """CPUID of a guest whose memory is encrypted."""
+
+    def __init__(self, *, sev_es: bool) -> None:
+        self._encryption = Leaf(_SEV | (_SEV_ES if sev_es else 0), C_BIT | _REDUCED_BITS << 6, 0, 0)
+
+    def overrides(self, leaf: int) -> bool:
+        """Whether the engine's own answer is not the right one."""
+        return leaf in (MAX_EXTENDED, ENCRYPTION)
+
+    def answer(self, leaf: int, index: int) -> Leaf:
+        """The leaf as the guest shall see it."""
+        if leaf == ENCRYPTION:
+            return self._encryption
+        native = _native(leaf, index if leaf in _INDEXED else 0)
+        return native._replace(eax=max(native.eax, ENCRYPTION)) if leaf == MAX_EXTENDED else native
+
+
+@cache
+def _native(leaf: int, index: int) -> Leaf:
+    scratch = _scratch_engine()
+    scratch.reg_write(x86_const.UC_X86_REG_RAX, leaf)
+    scratch.reg_write(x86_const.UC_X86_REG_RCX, index)
+    scratch.emu_start(0x1000, 0x1002)
+    return Leaf(*(scratch.reg_read(register) & 0xFFFFFFFF for register in _REGISTERS))
+
+
+@cache
+def _scratch_engine() -> Uc:
+    scratch = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
+    scratch.mem_map(0x1000, 0x1000)
+    scratch.mem_write(0x1000, b"\x0f\xa2")  # cpuid
+    return scratch
