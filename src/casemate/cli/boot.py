@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     firmware.add_argument(
         "--vars-template", type=Path, metavar="F", help="what a new variable store is copied from"
     )
+    firmware.add_argument(
+        "--vars-sync",
+        choices=["always", "idle", "exit"],
+        default="exit",
+        help="when variables go to the disk: after each flash command, when the guest pauses, at the end (%(default)s)",
+    )
     firmware.add_argument("--bios", type=Path, metavar="F", help="one image below 4 GiB instead of flash")
     firmware.add_argument("--name", default="default", help="guest whose kept variables to use (%(default)s)")
     guest = parser.add_argument_group("machine")
@@ -151,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
+    from casemate.devices.flash.file import Sync
     from casemate.host.guest_kind import GuestKind
     from casemate.machine.spec import MachineSpec
     from casemate.memory.protection import OnWrite
@@ -169,6 +176,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         bios=args.bios,
         machine=args.machine,
         memory=args.memory,
+        sync=Sync(args.vars_sync),
         kind=GuestKind(args.guest),
         protection=args.protection,
         on_write=OnWrite(args.on_write) if args.on_write else None,

@@ -34,7 +34,7 @@ def open_firmware(spec: MachineSpec) -> list[FirmwareFile]:
     end = FOUR_GIB
     try:
         for unit, path in enumerate(paths):
-            file = FlashFile.open(path, readonly=unit == 0)
+            file = FlashFile.open(path, readonly=unit == 0, sync=spec.sync)
             end -= file.size
             files.append(FirmwareFile(path, Gpa(end), b"", file))
             files[-1] = FirmwareFile(path, Gpa(end), file.read(), file)
@@ -43,6 +43,13 @@ def open_firmware(spec: MachineSpec) -> list[FirmwareFile]:
         close_firmware(files)
         raise
     return files
+
+
+def settle_firmware(files: list[FirmwareFile]) -> None:
+    """Called now and then: what has been quiet goes to the disk, if that was asked for. Raises HostError."""
+    for entry in files:
+        if entry.file is not None:
+            entry.file.settle()
 
 
 def close_firmware(files: list[FirmwareFile]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 
+from casemate.errors import HostError
 from casemate.events import Violation
 from casemate.host.exits import (
     Hlt,
@@ -19,6 +20,7 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
+from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.report import make_report
@@ -56,10 +58,18 @@ class Run:
                     machine.end(Ending.TIMEOUT)
                     left = _POLL_SECONDS
                 (wait or _wait)(self._finished, left)
+                self._settle()
             thread.join()
         if self._error is not None:
             raise self._error
         return self._outcome(monotonic() - started)
+
+    def _settle(self) -> None:
+        try:
+            settle_firmware(self._machine.firmware)
+        except HostError as error:
+            self._error = error
+            self._machine.end(Ending.HOST_LIMIT)
 
     def _vcpu_thread(self) -> None:
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from casemate.address import PAGE_SIZE
+from casemate.devices.flash.file import Sync
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import SevSetup
@@ -28,6 +29,8 @@ class MachineSpec:
     bios: Path | None = None
     machine: BoardName = "q35"
     memory: int = 256 * MIB
+    sync: Sync = Sync.EXIT
+    """When changed variables go to the disk."""
     kind: GuestKind = GuestKind.PLAIN
     protection: Requested = "auto"
     on_write: OnWrite | None = None

@@ -120,7 +120,7 @@ def test_flash_file_sparse_gets_its_blocks_when_writable(tmp_path: Path) -> None
 
 def test_flash_file_close_brings_changes_to_the_disk(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr(os, "fdatasync", synced.append)
     FlashFile.open(image, readonly=False).close()
     assert synced == []
     file = FlashFile.open(image, readonly=False)

@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 
 from casemate.devices.flash.spec import SECTOR_SIZE
@@ -16,19 +17,35 @@ from casemate.errors import HostError, ImageError
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
-class FlashFile:
-    """An open image. A writable one belongs to one guest alone; read-only ones are shared."""
+class Sync(StrEnum):
+    """When what the guest programmed goes to the disk; the file itself changes at once (docs/design/flash.md)."""
 
-    def __init__(self, path: Path, fd: int, size: int, readonly: bool) -> None:
+    ALWAYS = "always"
+    """After each command: the disk never holds anything but the first commands, all of them."""
+    IDLE = "idle"
+    """When the guest has left its flash alone for a moment."""
+    EXIT = "exit"
+    """When the guest ends."""
+
+
+class FlashFile:
+    """An open image. A writable one belongs to one guest alone; read-only ones are shared.
+
+    Each command is one ``write_back`` of one page or less, which a killed process has done wholly or not at all.
+    """
+
+    def __init__(self, path: Path, fd: int, size: int, readonly: bool, sync: Sync = Sync.EXIT) -> None:
         self.path = path
         self.size = size
         """Bytes."""
         self.readonly = readonly
         self._fd = fd
+        self._sync = sync
         self._dirty = False
+        self._is_settled = True
 
     @classmethod
-    def open(cls, path: str | Path, *, readonly: bool) -> FlashFile:
+    def open(cls, path: str | Path, *, readonly: bool, sync: Sync = Sync.EXIT) -> FlashFile:
         """Open and lock an image.
 
         Raises ImageError for a file that cannot be read (or written), that another guest uses, or whose size is not
@@ -44,7 +61,7 @@ class FlashFile:
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, size, readonly)
+        return cls(path, fd, size, readonly, sync)
 
     def read(self) -> bytes:
         """All of the image. Raises ImageError if it became shorter."""
@@ -73,20 +90,38 @@ class FlashFile:
                 f"{self.path} at offset {offset + done:#x}",
                 "make room, or use another disk",
             ) from error
-        self._dirty = True
+        self._dirty, self._is_settled = True, False
+        if self._sync is Sync.ALWAYS:
+            self._flush()
+
+    def settle(self) -> None:
+        """Called now and then: brings changes to the disk that are older than the last call, under ``Sync.IDLE``.
+
+        Raises HostError if the disk refuses.
+        """
+        if self._sync is not Sync.IDLE or not self._dirty or self._fd < 0:
+            return
+        if self._is_settled:
+            self._flush()
+        self._is_settled = True
 
     def close(self) -> None:
         """Bring changes to the disk and unlock; harmless when repeated. Raises HostError if the disk refuses."""
         if self._fd < 0:
             return
-        fd, self._fd = self._fd, -1
         try:
             if self._dirty:
-                os.fsync(fd)
-        except OSError as error:
-            raise HostError("fsync", error.errno or 0, str(self.path)) from error
+                self._flush()
         finally:
+            fd, self._fd = self._fd, -1
             os.close(fd)
+
+    def _flush(self) -> None:
+        self._dirty = False  # first: a store that comes meanwhile must not be forgotten
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise HostError("fdatasync", error.errno or 0, str(self.path)) from error
 
 
 def copy_template(template: str | Path, target: str | Path) -> None:
