@@ -1,106 +1,25 @@
-"""A modelled VM for tiny guests: RAM at 0, an image at the top of 4 GiB, a bus that writes down what it sees."""
+"""A modelled VM for tiny guests (``guest_rig``)."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from dataclasses import dataclass, field
+from guest_rig import PROTECTED, RAM_SIZE, Rig, RigBus, ScriptedInterrupts
 
-from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
-from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
+from casemate.guests.entry import Bits
 from casemate.host.clock import GuestClock
-from casemate.host.exits import VmExit
 from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
-from casemate.host.slots import MemorySlot
-from casemate.memory.backing import Backing
+from casemate.host.model.vm import ModelVm
 
-RAM_SIZE = 4 << 20
-PROTECTED = 0x300000
-"""A spare page of RAM for protection tests; page tables and stack are elsewhere."""
+__all__ = ["PROTECTED", "RAM_SIZE", "ModelRig", "RigBus", "ScriptedInterrupts"]
 
 
-@dataclass
-class RigBus:
-    """Answers port and MMIO reads from a script, keeps everything in order."""
+class ModelRig(Rig):
+    """A ``Rig`` on the modelled host."""
 
-    log: list[tuple[str, int, int, int]] = field(default_factory=list)
-    answers: dict[int, int] = field(default_factory=dict)
-    on_write_port: dict[int, object] = field(default_factory=dict)
-
-    def read_port(self, port: int, size: int) -> int:
-        value = self.answers.get(port, 0)
-        self.log.append(("in", port, size, value))
-        return value
-
-    def write_port(self, port: int, size: int, value: int) -> None:
-        self.log.append(("out", port, size, value))
-        action = self.on_write_port.get(port)
-        if callable(action):
-            action()
-
-    def read_mmio(self, gpa: int, size: int) -> int:
-        value = self.answers.get(gpa, 0) & (1 << 8 * size) - 1
-        self.log.append(("load", gpa, size, value))
-        return value
-
-    def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        self.log.append(("store", gpa, size, value))
-
-
-class ScriptedInterrupts:
-    """Vectors that are due at once, in order."""
-
-    def __init__(self, *vectors: int) -> None:
-        self.vectors = deque(vectors)
-
-    def deadline(self) -> int | None:
-        return 0 if self.vectors else None
-
-    def pending(self) -> bool:
-        return bool(self.vectors)
-
-    def acknowledge(self) -> int:
-        return self.vectors.popleft()
-
-
-class ModelRig:
-    """Use as a context manager; ``run`` executes until an exit, with a deadline that no test should reach."""
+    vm: ModelVm
 
     def __init__(
         self, code: bytes | str, bits: Bits = 32, *, fast: bool, interrupts: ScriptedInterrupts | None = None
     ):
-        payload = bytes.fromhex(code) if isinstance(code, str) else code
-        self.vm = ModelHypervisor(GuestClock(), fast=fast).create_vm(GuestKind.PLAIN)
-        self.ram = Backing("ram", RAM_SIZE)
-        self.rom = Backing("rom", IMAGE_SIZE)
-        self.rom.writable.view[:] = make_image(payload, bits)
-        self.add(0, 0, 0xF0000, self.ram.writable.hva)
-        self.add(1, 0xF0000, IMAGE_SIZE, self.rom.writable.hva, readonly=True)
-        self.add(2, 0x100000, PROTECTED - 0x100000, Hva(self.ram.writable.hva + 0x100000))
-        self.add(3, PROTECTED, 0x1000, Hva(self.ram.writable.hva + PROTECTED))
-        self.add(4, FOUR_GIB - IMAGE_SIZE, IMAGE_SIZE, self.rom.writable.hva, readonly=True)
-        self.bus = RigBus()
-        self.vcpu = self.vm.create_vcpu(self.bus, interrupts)
-
-    def add(self, number: int, gpa: int, size: int, hva: Hva, *, readonly: bool = False) -> None:
-        self.vm.add_slot(MemorySlot(number, GuestRange(Gpa(gpa), size), hva, readonly))
-
-    def run(self) -> VmExit:
-        watchdog = threading.Timer(20, self.vcpu.stop)
-        watchdog.start()
-        try:
-            return self.vcpu.run()
-        finally:
-            watchdog.cancel()
-
-    def ram_at(self, gpa: int, size: int) -> bytes:
-        return bytes(self.ram.writable.view[gpa : gpa + size])
-
-    def __enter__(self) -> ModelRig:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.vm.close()
-        self.rom.close()
-        self.ram.close()
+        vm = ModelHypervisor(GuestClock(), fast=fast).create_vm(GuestKind.PLAIN)
+        super().__init__(code, bits, vm, interrupts)
