@@ -18,6 +18,7 @@ COMMANDS = {
     "boot": "boot firmware from protected flash or as --bios, and say what happened",
     "measure": "predict the launch digest of a SEV or SEV-ES guest",
     "inspect": "say what firmware images are good for",
+    "vars": "show, change, check and repair variable stores",
 }
 
 

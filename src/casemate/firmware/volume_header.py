@@ -10,6 +10,10 @@ from casemate.firmware import guids
 _HEADER = struct.Struct("<16s16sQ4sIHHHBB")
 _SIGNATURE = b"_FVH"
 _SIGNATURE_OFFSET = 40
+_CHECKSUM = 50
+_ATTRIBUTES = 0x4FEFF
+_SIZE = 72
+_REVISION = 2
 
 
 class VolumeHeader(NamedTuple):
@@ -32,6 +36,14 @@ class VolumeHeader(NamedTuple):
     def holds_variables(self) -> bool:
         """Whether this is the volume of a variable store."""
         return self.file_system == guids.NVRAM_VOLUME
+
+
+def build_volume_header(length: int, file_system: bytes) -> bytes:
+    """A header of 72 bytes, as edk2 builds have it, for a volume of ``length`` bytes in blocks of 4 KiB."""
+    blocks = struct.pack("<IIII", max(length >> 12, 1), 4096, 0, 0)
+    fields = _HEADER.pack(bytes(16), file_system, length, _SIGNATURE, _ATTRIBUTES, _SIZE, 0, 0, 0, _REVISION)
+    words = struct.unpack("<36H", fields + blocks)
+    return fields[:_CHECKSUM] + struct.pack("<H", -sum(words) & 0xFFFF) + fields[_CHECKSUM + 2 :] + blocks
 
 
 def parse_volume_header(data: bytes | memoryview, offset: int = 0) -> VolumeHeader | None:

@@ -13,6 +13,7 @@ from typing import Self
 
 from casemate.firmware import guids
 from casemate.firmware.guided_table import FOOTER_OFFSET
+from casemate.firmware.volume_header import build_volume_header
 
 HALT_AT_RESET = b"\xfa\xf4\xeb\xfd".ljust(16, b"\x90")
 """Reset vector: CLI, HLT, and back to the HLT."""
@@ -24,14 +25,7 @@ _VOLUME_HEADER_SIZE = 72
 
 def volume_header(length: int, file_system: bytes = guids.FFS2) -> bytes:
     """A firmware volume's header of 72 bytes with a right checksum, for a volume of ``length`` bytes."""
-    blocks = struct.pack("<IIII", max(length >> 12, 1), 4096, 0, 0)
-    fields = struct.pack(
-        "<16s16sQ4sIHHHBB", bytes(16), file_system, length, b"_FVH", 0x4FEFF, _VOLUME_HEADER_SIZE, 0, 0, 0, 2
-    )
-    header = bytearray(fields + blocks)
-    total = sum(struct.unpack(f"<{len(header) // 2}H", header))
-    struct.pack_into("<H", header, 50, -total & 0xFFFF)
-    return bytes(header)
+    return build_volume_header(length, file_system)
 
 
 def variable_store(size: int = 0x84000, authenticated: bool = True) -> bytes:

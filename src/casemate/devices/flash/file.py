@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -134,25 +135,42 @@ def copy_template(template: str | Path, target: str | Path) -> None:
         data = source.read()
     finally:
         source.close()
-    target = Path(target)
+    write_whole(target, data, f"copying {template} to {target}")
+
+
+def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
+    """Make ``target`` a file of ``data``, all of it or nothing; an existing file keeps its permissions.
+
+    Raises HostError if it cannot be written.
+    """
     try:
-        _write_whole(target, data)
+        _replace(Path(target).resolve(), data)
     except OSError as error:
-        raise HostError(
-            "write",
-            error.errno or 0,
-            f"copying {template} to {target}",
-            "choose a folder with room that you may write to",
-        ) from error
+        remedy = "choose a folder with room that you may write to"
+        raise HostError("write", error.errno or 0, doing or f"writing {target}", remedy) from error
 
 
-def _write_whole(target: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def locked_image(path: str | Path) -> Iterator[None]:
+    """Keep guests from ``path``, to change it. Raises ImageError if one uses it, or it cannot be written."""
+    path = Path(path)
+    fd = _open(path, readonly=False)
+    try:
+        _lock(path, fd, readonly=False)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _replace(target: Path, data: bytes) -> None:
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if target.exists():
+                os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
+            os.fsync(fd)
         os.replace(name, target)
     except BaseException:
         with contextlib.suppress(OSError):
