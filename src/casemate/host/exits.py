@@ -46,6 +46,13 @@ class NestedFaultLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class SevTermination:
+    """A SEV-ES guest asked by GHCB for its own end, or for what no host does (KVM_SYSTEM_EVENT_SEV_TERM)."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class InternalFault:
     """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
 
@@ -58,4 +65,4 @@ class Interrupted:
     """``Vcpu.stop`` was called."""
 
 
-VmExit = Hlt | Shutdown | MemoryFault | NestedFaultLoop | InternalFault | Interrupted
+VmExit = Hlt | Shutdown | MemoryFault | NestedFaultLoop | SevTermination | InternalFault | Interrupted

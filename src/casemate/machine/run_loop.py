@@ -17,6 +17,7 @@ from casemate.host.exits import (
     Interrupted,
     MemoryFault,
     NestedFaultLoop,
+    SevTermination,
     Shutdown,
     VmExit,
 )
@@ -98,6 +99,8 @@ class Run:
                     machine.end(Ending.VIOLATION, verdict.text)
             case NestedFaultLoop():
                 machine.end(Ending.VIOLATION, judge_loop(machine))
+            case SevTermination(detail):
+                machine.end(Ending.SEV_TERMINATION, detail)
             case InternalFault(detail, rip):
                 machine.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.abi.sev import ghcb
@@ -35,9 +34,7 @@ class Ended:
 class GhcbServer:
     """One vCPU's counterpart. ``requests`` counts by exit code, or by name for the MSR protocol."""
 
-    def __init__(
-        self, memory: PhysicalMemory, msrs: SevMsrs, cpuid: SevCpuid, bus: Callable[[], IoBus]
-    ) -> None:
+    def __init__(self, memory: PhysicalMemory, msrs: SevMsrs, cpuid: SevCpuid, bus: IoBus) -> None:
         self.requests: Counter[str] = Counter()
         self._memory = memory
         self._msrs = msrs
@@ -115,7 +112,7 @@ class GhcbServer:
         port, size, inwards = info >> 16 & 0xFFFF, info >> 4 & 7, bool(info & ghcb.IOIO_IN)
         if size not in (1, 2, 4):
             return None
-        bus, mask = self._bus(), (1 << 8 * size) - 1
+        bus, mask = self._bus, (1 << 8 * size) - 1
         if info & ghcb.IOIO_STRING:
             return self._port_string(page, bus, port, size, count, inwards=inwards)
         if inwards:
@@ -142,9 +139,9 @@ class GhcbServer:
             return None
         gpa &= ~(1 << C_BIT)
         if write:
-            self._bus().write_mmio(gpa, size, int.from_bytes(ctypes.string_at(hva, size), "little"))
+            self._bus.write_mmio(gpa, size, int.from_bytes(ctypes.string_at(hva, size), "little"))
         else:
-            _store(hva, size, self._bus().read_mmio(gpa, size))
+            _store(hva, size, self._bus.read_mmio(gpa, size))
         return {}
 
     def _msr(self, page: _Page, *, write: bool) -> dict[int, int]:

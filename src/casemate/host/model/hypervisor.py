@@ -28,7 +28,9 @@ class ModelHypervisor:
         era: str | KernelEra = NEWEST,
         fast: bool = True,
         lock_limit: int | None = None,
+        raises_vc: bool = False,
     ) -> None:
+        self._raises_vc = raises_vc
         self._clock = clock
         self._era = find_era(era) if isinstance(era, str) else era
         self._fast = fast
@@ -56,7 +58,15 @@ class ModelHypervisor:
             raise _refused(
                 "KVM_SEV_INIT2", f"vmsa_features {setup.vmsa_features:#x}, allowed are {allowed:#x}"
             )
-        return ModelVm(self._clock, kind, setup, self._era, fast=self._fast, lock_limit=self._lock_limit)
+        return ModelVm(
+            self._clock,
+            kind,
+            setup,
+            self._era,
+            fast=self._fast,
+            lock_limit=self._lock_limit,
+            raises_vc=self._raises_vc,
+        )
 
 
 def _refused(call: str, detail: str) -> HostError:

@@ -13,13 +13,15 @@ from typing import NamedTuple
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.host.model import vma
+from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.private_pages import PrivatePages
 from casemate.host.model.traps import Traps
+from casemate.host.model.twin_mappings import TwinMappings
 from casemate.host.slots import MemorySlot
 
-ADDRESS_SPACE = GuestRange(Gpa(0), 1 << 40)
-"""What the engine's CPU can address."""
+ADDRESS_SPACE = GuestRange(Gpa(0), 1 << C_BIT)
+"""What a guest can address; the engine's CPU has one bit more, which encrypted guests use to say so."""
 
 _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
 
@@ -36,13 +38,27 @@ class _Piece(NamedTuple):
 class PhysicalMemory:
     """The slots of one VM, mapped into its engine. Stores that a slot does not take go to ``traps``.
 
-    ``takes_readonly`` is whether slots may be read-only. Where ``private`` has pages, the guest sees those.
+    ``takes_readonly`` is whether slots may be read-only. Where ``private`` has pages, the guest sees those. An
+    ``encrypted`` guest finds everything a second time at addresses with the C-bit: by another host mapping of the same
+    memory, for the engine looks for translated code by host address. Where ``mmio_faults`` (SEV-ES), memory that no
+    slot backs raises #VC.
     """
 
-    def __init__(self, engine: Engine, traps: Traps, *, takes_readonly: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        traps: Traps,
+        *,
+        takes_readonly: bool = True,
+        encrypted: bool = False,
+        mmio_faults: bool = False,
+    ) -> None:
         self._engine = engine
         self._traps = traps
         self._takes_readonly = takes_readonly
+        self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
+        self._mmio_faults = mmio_faults
+        self._twins = TwinMappings()
         self._private = PrivatePages()
         self._slots: dict[int, MemorySlot] = {}
         self._writable: dict[int, bool] = {}
@@ -102,7 +118,8 @@ class PhysicalMemory:
                 continue
             writable = vma.is_writable(slot.hva, slot.range.size)
             if writable != self._writable[number]:
-                self._engine.protect(slot.range.start, slot.range.size, writable=writable)
+                for alias in self._aliases:
+                    self._engine.protect(slot.range.start | alias, slot.range.size, writable=writable)
                 self._writable[number] = writable
                 if not writable:
                     self._traps.trap_stores(slot)
@@ -120,6 +137,7 @@ class PhysicalMemory:
 
     def hva(self, gpa: int, size: int, *, writable: bool) -> int | None:
         """Host address of ``[gpa, gpa + size)`` if it lies in one piece and, if so asked, the guest may store there."""
+        gpa &= ~(1 << C_BIT)
         piece = self._last
         if piece is None or not piece.start <= gpa < piece.end:
             piece = next((piece for piece in self._pieces if piece.start <= gpa < piece.end), None)
@@ -128,14 +146,22 @@ class PhysicalMemory:
             return None
         return piece.hva + gpa - piece.start
 
+    def close(self) -> None:
+        """Give second mappings back; the engine must be gone."""
+        self._twins.close()
+
     def _map(self, slot: MemorySlot) -> None:
         writable = self._writable[slot.number]
         for piece in self._cut(slot):
-            self._engine.map(piece.start, piece.end - piece.start, piece.hva, writable=writable)
+            size = piece.end - piece.start
+            for alias in self._aliases:
+                hva = self._twins.of(piece.hva, size) if alias else piece.hva
+                self._engine.map(piece.start | alias, size, hva, writable=writable)
             self._pieces.append(piece)
 
     def _unmap(self, slot: MemorySlot) -> None:
-        self._engine.unmap(slot.range.start, slot.range.size)
+        for alias in self._aliases:
+            self._engine.unmap(slot.range.start | alias, slot.range.size)
         self._pieces = [piece for piece in self._pieces if piece.slot != slot.number]
         self._last = None
 
@@ -146,9 +172,16 @@ class PhysicalMemory:
             gpa += size
 
     def _map_hole(self, start: int, end: int) -> None:
-        if start < end and self._holes_mapped:
-            self._engine.map_mmio(start, end - start, self._traps.mmio_read, self._traps.mmio_write)
-            self._holes[start] = end
+        if start >= end or not self._holes_mapped:
+            return
+        for alias in self._aliases:
+            if self._mmio_faults:
+                self._traps.raise_vc_at(start | alias, (end - 1) | alias)
+            else:
+                self._engine.map_mmio(
+                    start | alias, end - start, self._traps.mmio_read, self._traps.mmio_write
+                )
+        self._holes[start] = end
 
     def _open_hole(self, wanted: GuestRange) -> None:
         overlapping = [
@@ -156,6 +189,7 @@ class PhysicalMemory:
         ]
         for start, end in overlapping:
             del self._holes[start]
-            self._engine.unmap(start, end - start)
+            for alias in self._aliases if not self._mmio_faults else ():
+                self._engine.unmap(start | alias, end - start)
             self._map_hole(start, wanted.start)
             self._map_hole(wanted.end, end)

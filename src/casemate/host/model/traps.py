@@ -14,6 +14,7 @@ from casemate.host.exits import MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu import native
+from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.unicorn_api import MemoryFaultHook, MmioRead, MmioWrite, PortRead, PortWrite
 from casemate.host.model.eras import StoreEnd
@@ -28,7 +29,13 @@ class Traps:
     """
 
     def __init__(
-        self, engine: Engine, readonly_slot: StoreEnd, readonly_mapping: StoreEnd, *, sealed: bool
+        self,
+        engine: Engine,
+        readonly_slot: StoreEnd,
+        readonly_mapping: StoreEnd,
+        *,
+        sealed: bool,
+        encrypted: bool = False,
     ) -> None:
         self.bus = cast(IoBus, None)
         self.error: BaseException | None = None
@@ -36,7 +43,10 @@ class Traps:
         self._engine = engine
         self._ends = {True: readonly_slot, False: readonly_mapping}
         self._sealed = sealed
+        self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
+        self._mask = ~(1 << C_BIT) if encrypted else -1
         self._trapped: set[tuple[int, int, bool]] = set()
+        self._raising: set[tuple[int, int]] = set()
         self.mmio_read = MmioRead(self._read_mmio)
         self.mmio_write = MmioWrite(self._write_mmio)
         self._readonly_store = MemoryFaultHook(self._on_readonly_store)
@@ -57,9 +67,23 @@ class Traps:
         if (first, last, slot.readonly) in self._trapped:
             return
         self._trapped.add((first, last, slot.readonly))
+        for alias in self._aliases:
+            self._trap(first | alias, last | alias, readonly=slot.readonly)
+
+    def raise_vc_at(self, first: int, last: int) -> None:
+        """Accesses to unmapped memory raise the #VC of a nested page fault."""
+        fast = self._engine.fast
+        assert fast is not None
+        if (first, last) not in self._raising:
+            self._raising.add((first, last))
+            kinds = unicorn_const.UC_HOOK_MEM_READ_UNMAPPED | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
+            record = ctypes.addressof(fast.fault)
+            self._engine.hook(kinds, fast.unmapped_hook, begin=first, end=last, user_data=record)
+
+    def _trap(self, first: int, last: int, *, readonly: bool) -> None:
         kind = unicorn_const.UC_HOOK_MEM_WRITE_PROT
         fast = self._engine.fast
-        if self._ends[slot.readonly] is StoreEnd.MMIO:
+        if self._ends[readonly] is StoreEnd.MMIO:
             self._engine.hook(kind, self._readonly_store, begin=first, end=last)
         elif fast:
             record = ctypes.addressof(fast.fault)
@@ -79,6 +103,7 @@ class Traps:
             raise error
 
     def _record_fault(self, gpa: int, size: int, value: int) -> None:
+        gpa &= self._mask
         on_readonly_slot = any(readonly and first <= gpa <= last for first, last, readonly in self._trapped)
         if self._ends[on_readonly_slot] is StoreEnd.LIVELOCK:
             self.fault = NestedFaultLoop()
@@ -93,7 +118,7 @@ class Traps:
         self, _uc: int, _access: int, gpa: int, size: int, value: int, _user: int | None
     ) -> bool:
         try:
-            self.bus.write_mmio(gpa, size, value & (1 << 8 * size) - 1)
+            self.bus.write_mmio(gpa & self._mask, size, value & (1 << 8 * size) - 1)
         except BaseException as error:
             self._fail(error)
         return True
@@ -118,13 +143,13 @@ class Traps:
 
     def _read_mmio(self, _uc: int, offset: int, size: int, base: int) -> int:
         try:
-            return self.bus.read_mmio(base + offset, size)
+            return self.bus.read_mmio(base + offset & self._mask, size)
         except BaseException as error:
             return self._fail(error)
 
     def _write_mmio(self, _uc: int, offset: int, size: int, value: int, base: int) -> None:
         try:
-            self.bus.write_mmio(base + offset, size, value)
+            self.bus.write_mmio(base + offset & self._mask, size, value)
         except BaseException as error:
             self._fail(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic_ns, sleep
 from typing import NamedTuple
@@ -11,13 +12,14 @@ from unicorn import unicorn_const
 
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown, VmExit
+from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
-from casemate.host.model.cpu import delivery, native
+from casemate.host.model.cpu import delivery, native, vc
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.sites import InstructionSites
 from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
+from casemate.host.model.ghcb import GhcbServer
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.traps import Traps
 
@@ -26,6 +28,7 @@ _CHECK_NS = 500_000
 _RFLAGS_IF = 1 << 9
 _HLT = b"\xf4"
 _STI = b"\xfb"
+_VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
 class Secrecy(NamedTuple):
@@ -47,6 +50,7 @@ class ModelVcpu:
         interrupts: InterruptController | None,
         clock: GuestClock,
         secrecy: Secrecy,
+        ghcb: GhcbServer | None = None,
     ) -> None:
         self._engine = engine
         self._memory = memory
@@ -54,6 +58,9 @@ class ModelVcpu:
         self._interrupts = interrupts
         self._clock = clock
         self._secrecy = secrecy
+        self._ghcb = ghcb
+        self.vc_counts: Counter[int] = Counter()
+        """#VCs that were raised, by exit code."""
         self._exit: VmExit | None = None
         self._stop_wanted = False
         self._interrupted_by_us = False
@@ -207,6 +214,9 @@ class ModelVcpu:
                 self._traps.fast_path_fault(fast)
                 return
             code = self._engine.take_error_code(vector)
+            if vector >= vc.VC_VECTORS:
+                vector, code = delivery.VMM_COMMUNICATION, vector - vc.VC_VECTORS
+                self.vc_counts[code] += 1
             self._deliver(vector, code if vector in delivery.WITH_ERROR_CODE else None)
             if self._exit is not None:
                 self._request_stop()
@@ -215,7 +225,23 @@ class ModelVcpu:
             self._request_stop()
 
     def _on_invalid_instruction(self, _uc: int, _user: int | None) -> bool:
-        self._on_exception(0, delivery.INVALID_OPCODE, None)
+        if self._ghcb is None or not self._vmgexit(self._ghcb):
+            self._on_exception(0, delivery.INVALID_OPCODE, None)
+        return True
+
+    def _vmgexit(self, ghcb: GhcbServer) -> bool:
+        try:
+            rip = self._engine.instruction_address()
+            if self._engine.read_virtual(rip, len(_VMGEXIT)) != _VMGEXIT:
+                return False
+            ended = ghcb.serve()
+            self._engine.write_many({registers.RIP: rip + len(_VMGEXIT)})
+            if ended is not None:
+                self._exit = SevTermination(ended.text)
+                self._request_stop()
+        except BaseException as error:
+            self._traps.error = error
+            self._request_stop()
         return True
 
     def _timer_expired(self) -> bool:

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
+from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES
+from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import Gpa, Hva
 from casemate.errors import HostError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.eras import KernelEra
+from casemate.host.model.ghcb import GhcbServer
 from casemate.host.model.physical_memory import PhysicalMemory
+from casemate.host.model.sev_msrs import SevMsrs
 from casemate.host.model.traps import Traps
 from casemate.host.model.vcpu import ModelVcpu, Secrecy
 from casemate.host.secure_processor import SevSetup
@@ -44,18 +49,34 @@ class ModelVm:
         *,
         fast: bool,
         lock_limit: int | None = None,
+        raises_vc: bool = True,
     ) -> None:
         self.capabilities = answer_capabilities(kind, setup.vm_type, era)
-        self.msrs = ModelSpecificRegisters()
-        self._clock = clock
         sealed = self.capabilities.sealed_state
+        encrypted = kind.is_confidential
+        self.msrs = _registers(kind, setup)
+        self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
         self._engine = Engine(self.msrs, fast=fast)
-        self._traps = Traps(self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed)
+        self._traps = Traps(
+            self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
+        )
         takes_readonly = era.takes_readonly_slot(setup.vm_type)
-        self._memory = PhysicalMemory(self._engine, self._traps, takes_readonly=takes_readonly)
+        self._memory = PhysicalMemory(
+            self._engine,
+            self._traps,
+            takes_readonly=takes_readonly,
+            encrypted=encrypted,
+            mmio_faults=sealed and raises_vc,
+        )
+        self._cpuid = SevCpuid(sev_es=sealed)
+        if sealed and raises_vc:
+            self._engine.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
+        elif encrypted:
+            self._engine.answer_cpuid(self._cpuid)
         self._secrecy = Secrecy(kind.is_confidential, sealed, self._may_run)
         self._vcpu: ModelVcpu | None = None
+        self._ghcb: GhcbServer | None = None
         self.secure_processor: ModelSev | None = None
         if kind.is_confidential:
             from casemate.host.model.sev import ModelSev
@@ -94,13 +115,35 @@ class ModelVm:
         if self._vcpu:
             raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")
         self._traps.bus = bus
+        ghcb = None
+        if isinstance(self.msrs, SevMsrs) and self.capabilities.sealed_state:
+            ghcb = GhcbServer(self._memory, self.msrs, self._cpuid, bus)
+        self._ghcb = ghcb
         self._vcpu = ModelVcpu(
-            self._engine, self._memory, self._traps, interrupts, self._clock, self._secrecy
+            self._engine, self._memory, self._traps, interrupts, self._clock, self._secrecy, ghcb
         )
         return self._vcpu
+
+    def sev_es_counts(self) -> dict[str, dict[str, int]]:
+        """VMGEXITs by request and #VCs by exit code, most frequent first; empty without SEV-ES."""
+        if self._ghcb is None or self._vcpu is None:
+            return {}
+        raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts.most_common()}
+        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised}
 
     def close(self) -> None:
         """Give the engine back."""
         if self._vcpu:
             self._vcpu.close()
         self._engine.close()
+        self._memory.close()
+
+
+def _registers(kind: GuestKind, setup: SevSetup) -> ModelSpecificRegisters:
+    if not kind.is_confidential:
+        return ModelSpecificRegisters()
+    status = STATUS_SEV
+    if kind is GuestKind.SEV_ES:
+        status |= STATUS_SEV_ES
+        status |= STATUS_DEBUG_SWAP if setup.vmsa_features & SevFeatures.DEBUG_SWAP else 0
+    return SevMsrs(status, sev_es=kind is GuestKind.SEV_ES)

@@ -15,6 +15,7 @@ from casemate.host.model.cpu.engine import Engine
 DOUBLE_FAULT = 8
 INVALID_OPCODE = 6
 PAGE_FAULT = 14
+VMM_COMMUNICATION = 29
 WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 
 _CR0_PE, _CR0_PG = 1 << 0, 1 << 31

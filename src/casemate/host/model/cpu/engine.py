@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from unicorn import Uc, unicorn_const, x86_const
 
-from casemate.errors import InternalError
+from casemate.errors import InternalError, UnsupportedError
 from casemate.host.model.cpu import native, unicorn_api
+from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 
 READ = unicorn_const.UC_PROT_READ
@@ -30,6 +33,7 @@ CR4 = x86_const.UC_X86_REG_CR4
 IDTR = x86_const.UC_X86_REG_IDTR
 GDTR = x86_const.UC_X86_REG_GDTR
 RAX = x86_const.UC_X86_REG_RAX
+RBX = x86_const.UC_X86_REG_RBX
 RCX = x86_const.UC_X86_REG_RCX
 RDX = x86_const.UC_X86_REG_RDX
 RSI = x86_const.UC_X86_REG_RSI
@@ -83,6 +87,29 @@ class Engine:
         """Register a ctypes callback (see ``unicorn_api.hook_add``) and keep it alive as long as the engine."""
         self._hooks.append(callback)
         unicorn_api.hook_add(self.handle, kind, callback, **where)
+
+    def answer_cpuid(self, cpuid: SevCpuid) -> None:
+        """Answer the leaves that ``cpuid`` has of its own."""
+
+        def on_cpuid(_uc: int, _user: int | None) -> int:
+            leaf, index = (value & 0xFFFFFFFF for value in self.read_many((RAX, RCX)))
+            if not cpuid.overrides(leaf):
+                return 0
+            answer = cpuid.answer(leaf, index)
+            self.write_many(dict(zip((RAX, RBX, RCX, RDX), answer, strict=True)))
+            return 1
+
+        hook = unicorn_api.CpuidHook(on_cpuid)
+        self.hook(unicorn_const.UC_HOOK_INSN, hook, instruction=x86_const.UC_X86_INS_CPUID)
+
+    def raise_vc(self, *, dr7: bool) -> None:
+        """Raise #VC as for a SEV-ES guest. Raises UnsupportedError without the fast path, which alone can."""
+        if self.fast is None:
+            raise UnsupportedError(
+                f"SEV-ES guests need the modelled CPU's fast path: {self.slow_reason}",
+                "leave --public-api out, or use a plain or sev guest",
+            )
+        self.fast.raise_vc(dr7=dr7)
 
     def start(self, rip: int) -> int:
         """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""
@@ -188,9 +215,9 @@ class Engine:
         return 0
 
     def _forget_lookup_fault(self) -> None:
-        # A lookup that misses leaves its page fault behind, and the guest's next one would count as double.
+        # The engine looks addresses up as if the guest did. A miss leaves a page fault behind.
         if self.fast:
-            self.fast.clear_exception()
+            self.fast.forget_lookup()
 
     def map(self, gpa: int, size: int, hva: int, *, writable: bool) -> None:
         """Back guest memory by host memory. Read-only memory must be mapped writable first to be protected at all."""
@@ -203,13 +230,22 @@ class Engine:
     def protect(self, gpa: int, size: int, *, writable: bool) -> None:
         """Change whether stores to mapped memory are allowed."""
         access = READ | EXECUTE | (WRITE if writable else 0)
-        self._check("uc_mem_protect", unicorn_api.mem_protect(self.handle, gpa, size, access))
-        self._forget_lookup_fault()
+        with self._kept_cr2():
+            self._check("uc_mem_protect", unicorn_api.mem_protect(self.handle, gpa, size, access))
 
     def unmap(self, gpa: int, size: int) -> None:
         """Remove mapped memory or MMIO."""
-        self._check("uc_mem_unmap", unicorn_api.mem_unmap(self.handle, gpa, size))
+        with self._kept_cr2():
+            self._check("uc_mem_unmap", unicorn_api.mem_unmap(self.handle, gpa, size))
+
+    @contextmanager
+    def _kept_cr2(self) -> Iterator[None]:
+        # Mapped memory is looked up by its physical address as if it were virtual: that spoils the guest's CR2.
+        before = self.read(CR2)
+        yield
         self._forget_lookup_fault()
+        if self.read(CR2) != before:
+            self.write(CR2, before)
 
     def map_mmio(self, gpa: int, size: int, read: Any, write: Any) -> None:
         """Send accesses to callbacks; they get the region's ``gpa`` as user data."""

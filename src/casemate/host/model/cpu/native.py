@@ -42,7 +42,8 @@ _PROLOGUES = {
     "helper_rdmsr_x86_64": "53488b4c24084889fb31d2be7c000000",
     "helper_wrmsr_x86_64": "55488b4c24084889fdba01000000be7c000000",
     "raise_exception_ra_x86_64": "4989d14883ec084531c031c931d2e8",
-    "resume_all_vcpus_x86_64": "415541544989fc55534883ec084c8bafb801000041c7859881000000000000",
+    "resume_all_vcpus_x86_64": "415541544989fc55534883ec084c8bafb801000041c7859881000000000000"
+    "4c89ef41c645150041c785a0810000ffffffff",
     "do_interrupt_x86_hardirq_x86_64": "4189d14881ef508a0000",
     "check_exit_request_x86_64": "488bb77099000080bef207000000",
     "tlb_flush_x86_64": "be07000000e9",
@@ -51,6 +52,7 @@ _PROLOGUES = {
 _ENGINE_CPU = 0x1B8
 _ENGINE_NO_EXIT_REQUEST = 0x7F2
 _CPU_HALTED = 0x8198
+_CPU_EXCEPTION_INDEX = 0x81A0
 _CPU_ENV = 0x8A50
 _ENV_OLD_EXCEPTION = 5496
 _ENV_ERROR_CODE = 0x9F58 - _CPU_ENV
@@ -250,6 +252,7 @@ class FastPath:
         self.fault_hook = patches.fault_stub
         self.unmapped_hook = patches.unmapped_stub
         self._halted = ctypes.c_uint32.from_address(cpu + _CPU_HALTED)
+        self._exception_index = ctypes.c_int32.from_address(cpu + _CPU_EXCEPTION_INDEX)
         self._old_exception = ctypes.c_int32.from_address(self._env + _ENV_OLD_EXCEPTION)
         self._error_code = ctypes.c_int32.from_address(self._env + _ENV_ERROR_CODE)
 
@@ -271,6 +274,10 @@ class FastPath:
     def clear_exception(self) -> None:
         """Forget the last exception: the engine would call the next one a double fault."""
         self._old_exception.value = -1
+
+    def forget_lookup(self) -> None:
+        """Forget a fault that a lookup of ours left behind: the guest would take it for its own."""
+        self._exception_index.value = self._old_exception.value = -1
 
     def holds_code(self, gpa: int, size: int) -> bool:
         """Whether translated code may come from this range of guest memory."""

@@ -21,6 +21,7 @@ MmioWrite = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_uint64)
 MemoryFaultHook = CFUNCTYPE(c_bool, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p)
 InterruptHook = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 InvalidInstructionHook = CFUNCTYPE(c_bool, c_void_p, c_void_p)
+CpuidHook = CFUNCTYPE(c_int, c_void_p, c_void_p)
 CodeHook = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
 
 
