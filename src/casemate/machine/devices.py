@@ -22,7 +22,7 @@ from casemate.devices.pci.bus import PciHost
 from casemate.devices.pic import PicPair
 from casemate.devices.pit import Pit, Port61
 from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
-from casemate.devices.pm_timer import PmTimer
+from casemate.devices.pm_timer import SEALED_STALL_GAP_NS, STALL_GAP_NS, PmTimer
 from casemate.devices.reset import Port92, ResetControl
 from casemate.devices.serial.uart16550 import Uart16550
 from casemate.events import EventSink, Milestone
@@ -75,6 +75,7 @@ class MachineDevices:
         power_off: Callable[[], None],
         reset: Callable[[], None],
         stop: Callable[[], None],
+        sealed: bool = False,
     ) -> None:
         self._bus = bus
         self._map = memory_map
@@ -86,7 +87,8 @@ class MachineDevices:
         self.serial = Uart16550(console.put, self.interrupts.irq(SERIAL_IRQ))
         self.interrupts.watch(self.serial.poll)
         self.exit_port = exit_port.ExitPort(stop)
-        self._pm = PmBlock(PmTimer(clock), power_off)
+        gap = SEALED_STALL_GAP_NS if sealed else STALL_GAP_NS
+        self._pm = PmBlock(PmTimer(clock, stall_gap=gap), power_off)
         self._pci = PciHost()
         self._ecam: Mmio | None = None
         self._place(SERIAL_PORT, 8, self.serial)

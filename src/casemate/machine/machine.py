@@ -127,6 +127,7 @@ class Machine:
             power_off=lambda: self.end(Ending.POWER_OFF),
             reset=self.request_reset,
             stop=lambda: self.end(Ending.EXIT_PORT),
+            sealed=self.vm.capabilities.sealed_state,
         )
         self.vcpu = self.vm.create_vcpu(self.bus, self.devices.interrupts)
         self.console.connect(self.devices.serial.feed, lambda: self.end(Ending.UNTIL))
