@@ -203,7 +203,7 @@ class _Walk:
         self._walk()
 
     def effective(self) -> tuple[Variable, ...]:
-        """What firmware would answer for each variable: the first whole value, else one about to be replaced."""
+        """The newest whole value of each variable, else one that was about to be replaced."""
         values: dict[tuple[bytes, str], Variable] = {}
         for record in self._records:
             key = (record.variable.guid, record.variable.name)
@@ -211,8 +211,10 @@ class _Walk:
                 continue
             if key in values:
                 what = f"{record.variable.label} is there twice"
-                self._report(Severity.ERROR, record.offset, what, "firmware takes the first")
-            values.setdefault(key, record.variable)
+                self._report(
+                    Severity.ERROR, record.offset, what, "firmware takes the first; the last is the newer"
+                )
+            values[key] = record.variable
         for record in self._records:
             key = (record.variable.guid, record.variable.name)
             if record.state == variables.IN_DELETED_TRANSITION:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate.cli import confidential_options
+from casemate.cli import confidential_options, power_cuts
 from casemate.errors import HostError, SpecError
 
 if TYPE_CHECKING:
@@ -95,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     console.add_argument("--prompt", default="Shell> ", help="what a prompt looks like (%(default)r)")
     console.add_argument("--until", metavar="TEXT", help="end when the guest prints TEXT")
     console.add_argument("--timeout", type=_seconds, metavar="S", help="end after S seconds")
+    console.add_argument(
+        "--cut-power-at",
+        type=power_cuts.cut_request,
+        metavar="N",
+        help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON document on standard output")
     output.add_argument(
@@ -110,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
     era = _era(args.host)
     options = confidential_options.launch_options(args)
     spec = make_spec(args)
+    cut: power_cuts.CutRequest | None = args.cut_power_at
+    if cut is not None and cut.number is None:
+        return power_cuts.judge_cuts(spec, cut, args.until, args.json)
     prepared = None
     if options is not None:
         from casemate.confidential.preparation import prepare
@@ -144,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
                 output=status.before(serial) if serial else None,
                 debug_output=_file_output(args.debugcon, stack) if args.debugcon else None,
                 on_phase=status.phase,
-                on_start=started.append,
+                on_start=lambda machine: _start(machine, started, cut),
                 wait=wait,
                 real_time=interactive,
             ),
@@ -214,6 +223,12 @@ def _assemble(machine: Machine, prepared: PreparedLaunch | None) -> None:
         from casemate.confidential.stages import launch
 
         launch(machine, prepared)
+
+
+def _start(machine: Machine, started: list[Machine], cut: power_cuts.CutRequest | None) -> None:
+    started.append(machine)
+    if cut is not None:
+        power_cuts.cutter(cut)(machine)
 
 
 def _print_dry_run(args: argparse.Namespace, prepared: PreparedLaunch, host: Hypervisor) -> None:

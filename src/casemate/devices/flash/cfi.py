@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from casemate.devices.flash import spec
 from casemate.devices.flash.file import FlashFile
 from casemate.events import EventSink, Violation, ViolationKind
@@ -19,6 +21,9 @@ _ACCEPTED = frozenset(
 )
 _ERASED_SECTOR = b"\xff" * spec.SECTOR_SIZE
 _NO_COMMAND = 0x00
+
+OnChange = Callable[[int, bytes, bytes], bytes]
+"""Takes the offset, the old and the new bytes."""
 
 
 class CfiFlash:
@@ -51,6 +56,8 @@ class CfiFlash:
         self._words_left = 0
         self._buffer: bytearray | None = None
         self._buffer_start = 0
+        self.on_change: OnChange | None = None
+        """Asked before each change of the array what really gets there."""
         self._cycles = (self._first_cycle, self._second_cycle, self._buffer_cycle, self._confirm_cycle)
 
     @property
@@ -177,6 +184,8 @@ class CfiFlash:
         self._status |= spec.STATUS_READY
 
     def _store(self, offset: int, data: bytes | bytearray) -> None:
+        if self.on_change is not None:
+            data = self.on_change(offset, self._memory.read(offset, len(data)), bytes(data))
         self._memory.store(offset, data)
         if self._file is not None:
             self._file.write_back(offset, data)
