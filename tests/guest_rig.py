@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -26,10 +27,13 @@ class RigBus:
     log: list[tuple[str, int, int, int]] = field(default_factory=list)
     answers: dict[int, int] = field(default_factory=dict)
     on_write_port: dict[int, object] = field(default_factory=dict)
+    on_read: Callable[[], None] | None = None
+    on_store: Callable[[], None] | None = None
 
     def read_port(self, port: int, size: int) -> int:
         value = self.answers.get(port, 0)
         self.log.append(("in", port, size, value))
+        _call(self.on_read)
         return value
 
     def write_port(self, port: int, size: int, value: int) -> None:
@@ -41,10 +45,17 @@ class RigBus:
     def read_mmio(self, gpa: int, size: int) -> int:
         value = self.answers.get(gpa, 0) & (1 << 8 * size) - 1
         self.log.append(("load", gpa, size, value))
+        _call(self.on_read)
         return value
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         self.log.append(("store", gpa, size, value))
+        _call(self.on_store)
+
+
+def _call(action: Callable[[], None] | None) -> None:
+    if action is not None:
+        action()
 
 
 class ScriptedInterrupts:

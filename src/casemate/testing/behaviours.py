@@ -1,0 +1,176 @@
+"""What a guest's access to protected memory does on each host, as one table (observed; Linux api.rst, KVM_RUN).
+
+``python -m casemate.testing.behaviours`` prints it as docs/design/kvm-behaviour.md. The contract suite holds every
+row against whatever hosts it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+TARGET = 0x300020
+"""Where the accesses go: into a page of its own, filled with ``FILLER``."""
+FILLER = 0x5A
+
+# mov ebx, TARGET; mov rcx, 0x7777777777777777; mov eax, 0x5a5a5a5a; mov edi, TARGET; mov esi, 0x28000;
+# mov dx, 0x10; mov ebp, 0xfe400000 (which no slot backs)
+PROLOGUE = bytes.fromhex(
+    "bb20003000 48b97777777777777777 b85a5a5a5a bf20003000 be00800200 66ba1000 bd000040fe"
+)
+
+SEEN_WORDS = ("kvm_amd 6.1, 6.12, 7.3", "kvm_amd 6.12", "kvm_pvm", "model", "source only")
+
+
+class Protection(StrEnum):
+    """How the page is protected."""
+
+    SLOT = "read-only slot"
+    MAPPING = "normal slot, mprotect(PROT_READ) of its host mapping"
+    VIEW = "normal slot over a second, read-only mapping of a memfd"
+    PRIVATE = "normal slot, mprotect(PROT_READ) of private anonymous memory"
+
+
+class End(StrEnum):
+    """What the host makes of the access."""
+
+    MMIO = "MMIO exits; memory unchanged; the guest goes on behind it"
+    FAULT = "KVM_RUN fails with EFAULT; memory unchanged; the guest stays on it"
+    ERROR = "KVM_EXIT_INTERNAL_ERROR, emulation; memory unchanged"
+
+
+Store = tuple[int, int, int]
+"""Offset from ``TARGET``, bytes, value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An end, and the MMIO stores on the way."""
+
+    end: End
+    stores: tuple[Store, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """One row: ``outcome`` wherever ``differs`` does not name the host, with the reason why it does."""
+
+    name: str
+    code: bytes
+    protection: Protection
+    outcome: Outcome
+    seen: tuple[str, ...]
+    user: bool = True
+    differs: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
+
+    def on(self, host: str) -> Outcome:
+        """The outcome on ``kvm_amd``, ``kvm_pvm``, ``model``, ..."""
+        return self.differs[host][0] if host in self.differs else self.outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Instruction:
+    name: str
+    code: str
+    stores: tuple[Store, ...]
+    emulated: bool = False
+    """Whether KVM executes it by itself wherever its operand lies, for it is I/O on the other side."""
+
+
+_Q = 0x7777777777777777
+_INSTRUCTIONS = (
+    _Instruction("mov byte", "c60377", ((0, 1, 0x77),)),
+    _Instruction("mov qword", "48890b", ((0, 8, _Q),)),
+    _Instruction("or byte", "800b01", ((0, 1, 0x5B),)),
+    _Instruction("xchg dword", "870b", ((0, 4, _Q >> 32),)),
+    _Instruction("lock cmpxchg dword", "f00fb10b", ((0, 4, _Q >> 32),)),
+    _Instruction("lock bts dword", "f00fba2b00", ((0, 4, 0x5A5A5A5B),)),
+    _Instruction("movups", "0f1103", ((0, 8, 0), (8, 8, 0))),
+    _Instruction("movnti qword", "480fc30b", ((0, 8, _Q),)),
+    _Instruction("push", "488d630851", ((0, 8, _Q),)),
+    _Instruction("rep stosb, 4 bytes", "b904000000f3aa", tuple((at, 1, FILLER) for at in range(4))),
+    _Instruction("rep movsb from RAM, 4 bytes", "b904000000f3a4", tuple((at, 1, 0) for at in range(4))),
+    _Instruction("insb", "6c", ((0, 1, 0),), emulated=True),
+    _Instruction("rep insb, 4 bytes", "b904000000f36c", ((0, 4, 0),), emulated=True),
+    _Instruction("movsb from MMIO", "4889eea4", ((0, 1, 0),), emulated=True),
+)
+_X87 = "dbe3d9e8d91b"  # fninit; fld1; fstp dword [rbx]
+_MOV = bytes.fromhex("c60377")
+_MOV_STORES = ((0, 1, 0x77),)
+
+_EVERYWHERE = ("kvm_amd 6.1, 6.12, 7.3", "kvm_pvm", "model")
+_FAULT = Outcome(End.FAULT)
+_ENGINE_REPEATS = "the engine stores before it reads the port, and byte by byte"
+_ENGINE_KNOWS_NO_EMULATOR = "the engine executes every instruction alike"
+
+
+def _rows() -> Iterator[Behaviour]:
+    for instruction in _INSTRUCTIONS:
+        code, stores = bytes.fromhex(instruction.code), instruction.stores
+        yield Behaviour(
+            instruction.name, code, Protection.SLOT, Outcome(End.MMIO, stores), _EVERYWHERE,
+            differs=_model_ins(instruction),
+        )  # fmt: skip
+        yield Behaviour(
+            instruction.name, code, Protection.MAPPING,
+            Outcome(End.MMIO, stores) if instruction.emulated else _FAULT, _EVERYWHERE,
+            differs={"model": (_FAULT, _ENGINE_KNOWS_NO_EMULATOR)} if instruction.emulated else {},
+        )  # fmt: skip
+    x87 = bytes.fromhex(_X87)
+    stored = Outcome(End.MMIO, ((0, 4, 0x3F800000),))
+    yield Behaviour(
+        "x87 fstp dword", x87, Protection.SLOT, Outcome(End.ERROR), _EVERYWHERE,
+        differs={"model": (stored, _ENGINE_KNOWS_NO_EMULATOR)},
+    )  # fmt: skip
+    yield Behaviour("x87 fstp dword", x87, Protection.MAPPING, _FAULT, _EVERYWHERE)
+    yield Behaviour("mov byte", _MOV, Protection.VIEW, _FAULT, _EVERYWHERE)
+    yield Behaviour("mov byte", _MOV, Protection.PRIVATE, _FAULT, _EVERYWHERE)
+    yield Behaviour(
+        "mov byte", _MOV, Protection.SLOT, Outcome(End.MMIO, _MOV_STORES), _EVERYWHERE, user=False
+    )
+    yield Behaviour(
+        "mov byte", _MOV, Protection.MAPPING, _FAULT, _EVERYWHERE, user=False,
+        differs={"kvm_pvm": (Outcome(End.MMIO, _MOV_STORES), "supervisor code is interpreted there")},
+    )  # fmt: skip
+
+
+def _model_ins(instruction: _Instruction) -> dict[str, tuple[Outcome, str]]:
+    if "insb" not in instruction.name:
+        return {}
+    size = sum(size for _, size, _ in instruction.stores)
+    stores = tuple((at, 1, 0) for at in range(size) for _ in range(2))
+    return {"model": (Outcome(End.MMIO, stores), _ENGINE_REPEATS)}
+
+
+BEHAVIOURS = tuple(_rows())
+
+
+def render() -> str:
+    """The table in Markdown."""
+    lines = [
+        "# What a store to protected memory does",
+        "",
+        "Made by `python -m casemate.testing.behaviours`; the contract suite (`pytest tests/contract`) holds each",
+        "row against the hosts that it finds. *kvm_amd* is that of Debian's kernels 6.1, 6.12, 7.3 with emulated SVM and",
+        "nested paging; *kvm_pvm* runs user code on the processor and interprets the rest; *model* is casemate's own.",
+        "",
+        "| instruction | mode | protection | what happens | MMIO stores (bytes) | seen on | differs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in BEHAVIOURS:
+        sizes = ", ".join(str(size) for _, size, _ in row.outcome.stores)
+        differs = "; ".join(
+            f"{host}: {outcome.end.name}, for {why}" for host, (outcome, why) in row.differs.items()
+        )
+        mode = "user" if row.user else "supervisor"
+        lines.append(
+            f"| {row.name} | {mode} | {row.protection} | {row.outcome.end.name} | {sizes} | {'; '.join(row.seen)}"
+            f" | {differs} |"
+        )
+    lines += ["", *(f"- {end.name}: {end}." for end in End)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
