@@ -125,9 +125,12 @@ def _judge_all(
     for done, number in enumerate(numbers, 1):
         store = store_after_cut(template, changes, number)
         _variables(spec).write_bytes(store)
-        outcome = boot(spec, until=until, timeout=_NEXT_BOOT_SECONDS)
+        try:
+            next_boot = boot(spec, until=until, timeout=_NEXT_BOOT_SECONDS).ending.word
+        except ImageError:
+            next_boot = "refused"
         after = _verdict(_read(_variables(spec)))
-        judgements.append(Judgement(number, _verdict(store), outcome.ending.word, after))
+        judgements.append(Judgement(number, _verdict(store), next_boot, after))
         if sys.stderr.isatty():
             print(
                 f"\rcasemate: cut {done} of {len(numbers)}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +84,15 @@ def firmware_roots(environ: Mapping[str, str]) -> tuple[Path, ...]:
     return (*(Path(part) for part in named.split(":") if part), *SYSTEM_ROOTS)
 
 
-def find_firmware(roots: Sequence[Path] = SYSTEM_ROOTS) -> FirmwarePair:
-    """The first of ``find_pairs``. Raises UnsupportedError if there is none."""
+def find_firmware(
+    roots: Sequence[Path] = SYSTEM_ROOTS, unfit: Callable[[Path], str | None] = lambda code: None
+) -> FirmwarePair:
+    """The first of ``find_pairs`` whose code is not ``unfit``. Raises UnsupportedError if there is none."""
     skipped: list[str] = []
     for pair in find_pairs(roots, skipped):
-        return pair
+        if (refusal := unfit(pair.code)) is None:
+            return pair._replace(skipped=tuple(skipped))
+        skipped.append(f"{pair.code}: {refusal}")
     passed_over = f" (passed over: {'; '.join(skipped)})" if skipped else ""
     raise UnsupportedError(f"no x86_64 guest firmware found{passed_over}", _REMEDY)
 

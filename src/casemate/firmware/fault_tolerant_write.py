@@ -53,6 +53,8 @@ def build_work_block(size: int) -> bytes:
 
 def parse_work_block(block: bytes, block_size: int) -> WorkBlock:
     """Read a whole work block; ``block_size`` is the flash's, in bytes."""
+    if len(block) < HEADER_SIZE:
+        return WorkBlock("it is missing")
     expected = build_work_block(len(block))
     if block[:HEADER_SIZE] != expected:
         return WorkBlock(_header_fault(block, expected))

@@ -11,7 +11,7 @@ from casemate.errors import ImageError, SpecError
 from casemate.firmware.completeness import is_variable_store, validate_code, validate_multiple, validate_raw
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.smm import requires_smm
-from casemate.firmware.varstore import parse_variable_store
+from casemate.firmware.varstore import has_rewrite_in_spare, parse_variable_store
 
 MAX_FLASH = 8 << 20
 """Bytes of all flash units together, the default of QEMU's ``max-fw-size``."""
@@ -95,7 +95,11 @@ def _validate_store(image: FirmwareImage) -> None:
         )
     volume = image.variable_volume
     if volume is None or volume.offset:
-        raise ImageError(image.name, "no variable store: no NVRAM volume header", "copy a VARS template", 0)
+        remedy = "run casemate vars repair on it, or copy a VARS template"
+        if has_rewrite_in_spare(image.data):
+            cause = "rewriting the variable store was cut off, and firmware would lose all of its variables"
+            raise ImageError(image.name, cause, remedy, 0)
+        raise ImageError(image.name, "no variable store: no NVRAM volume header", remedy, 0)
     if image.code_volumes:
         raise ImageError(image.name, "this file holds code, given as --vars", "give the VARS file alone")
     if volume.length != image.size:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from casemate.errors import SpecError
 from casemate.firmware import guids
-from casemate.firmware.fault_tolerant_write import build_work_block
+from casemate.firmware.fault_tolerant_write import build_work_block, parse_work_block
 from casemate.firmware.variables import Variable
 from casemate.firmware.volume_header import VolumeHeader, build_volume_header
 
@@ -74,6 +74,13 @@ def parse_variable_store(data: bytes, volume: VolumeHeader) -> VariableStoreHead
         return None
     authenticated = signature == guids.AUTHENTICATED_VARIABLE_STORE
     return VariableStoreHeader(offset, size, authenticated, layout == FORMATTED, state == HEALTHY)
+
+
+def has_rewrite_in_spare(data: bytes) -> bool:
+    """Whether a rewrite was cut off that the spare block of a store holds completely."""
+    layout = StoreLayout(len(data))
+    pending = parse_work_block(data[layout.work : layout.spare], BLOCK_SIZE).pending
+    return pending is not None and pending.in_spare
 
 
 def build_volume(layout: StoreLayout, variables: Iterable[Variable], *, authenticated: bool) -> bytes:
