@@ -11,7 +11,7 @@ from contract_hosts import END, PAGE, READ, WRITE, ContractRig, HostName, family
 from guest_rig import PROTECTED
 
 from casemate.address import Hva
-from casemate.host.exits import InternalFault, Interrupted, MemoryFault, VmExit
+from casemate.host.exits import InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
 from casemate.testing.behaviours import (
     BEHAVIOURS,
     FILLER,
@@ -59,6 +59,8 @@ def outcome(rig: ContractRig, vm_exit: VmExit) -> Outcome:
         return Outcome(End.FAULT, stores)
     if isinstance(vm_exit, InternalFault):
         return Outcome(End.ERROR, stores)
+    if isinstance(vm_exit, Shutdown):  # these guests have no handlers
+        return Outcome(End.UNDEFINED, stores)
     assert vm_exit == Interrupted()
     assert rig.ended, "the guest did not go on behind the access"
     return Outcome(End.MMIO, stores)

@@ -38,6 +38,7 @@ class End(StrEnum):
     MMIO = "MMIO exits; memory unchanged; the guest goes on behind it"
     FAULT = "KVM_RUN fails with EFAULT; memory unchanged; the guest stays on it"
     ERROR = "KVM_EXIT_INTERNAL_ERROR, emulation; memory unchanged"
+    UNDEFINED = "#UD in the guest; memory unchanged"
 
 
 Store = tuple[int, int, int]
@@ -120,8 +121,15 @@ def _rows() -> Iterator[Behaviour]:
     x87 = bytes.fromhex(_X87)
     stored = Outcome(End.MMIO, ((0, 4, 0x3F800000),))
     yield Behaviour(
-        "x87 fstp dword", x87, Protection.SLOT, Outcome(End.ERROR), _EVERYWHERE,
+        "x87 fstp dword", x87, Protection.SLOT, Outcome(End.ERROR), _EVERYWHERE, user=False,
         differs={"model": (stored, _ENGINE_KNOWS_NO_EMULATOR)},
+    )  # fmt: skip
+    yield Behaviour(
+        "x87 fstp dword", x87, Protection.SLOT, Outcome(End.UNDEFINED), _EVERYWHERE,
+        differs={
+            "kvm_pvm": (Outcome(End.ERROR), "it reports in either mode"),
+            "model": (stored, _ENGINE_KNOWS_NO_EMULATOR),
+        },
     )  # fmt: skip
     yield Behaviour("x87 fstp dword", x87, Protection.MAPPING, _FAULT, _EVERYWHERE)
     yield Behaviour("mov byte", _MOV, Protection.VIEW, _FAULT, _EVERYWHERE)
@@ -151,9 +159,9 @@ def render() -> str:
     lines = [
         "# What a store to protected memory does",
         "",
-        "Made by `python -m casemate.testing.behaviours`; the contract suite (`pytest tests/contract`) holds each",
-        "row against the hosts that it finds. *kvm_amd* is that of Debian's kernels 6.1, 6.12, 7.3 with emulated SVM and",
-        "nested paging; *kvm_pvm* runs user code on the processor and interprets the rest; *model* is casemate's own.",
+        "Made by `python -m casemate.testing.behaviours`; the contract suite (`pytest tests/contract`) holds each row",
+        "against the hosts that it finds. *kvm_amd* is that of Debian's kernels 6.1, 6.12 and 7.3 with emulated SVM",
+        "and nested paging; *kvm_pvm* runs user code on the processor and interprets the rest; *model* is casemate's.",
         "",
         "| instruction | mode | protection | what happens | MMIO stores (bytes) | seen on | differs |",
         "|---|---|---|---|---|---|---|",
