@@ -30,6 +30,7 @@ def make_report(machine: Machine) -> dict[str, Any]:
         },
         "flash": [_flash(machine, unit) for unit in machine.flash],
         "bios": _bios(machine),
+        "protection_changes": machine.recorder.protection_count,
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
         "launch": machine.launch,
         "measurement": machine.measurement,
