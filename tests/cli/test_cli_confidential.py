@@ -226,14 +226,20 @@ def test_dry_run_json_names_what_the_text_does(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.boot
-def test_stock_image_as_sev_es_stops_after_its_launch_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    code, document, _ = boot_json(capsys, *DEBUG_SWAP, "--code", require_image("OVMF_CODE.fd", "bookworm"))
+def test_launch_only_measures_a_stock_image_and_does_not_run_it(capsys: pytest.CaptureFixture[str]) -> None:
+    image = require_image("OVMF_CODE.fd", "bookworm")
+    code, document, _ = boot_json(capsys, *DEBUG_SWAP, "--launch-only", "--code", image)
     assert (code, document["outcome"]) == (0, "launched")
     assert "not run" in document["detail"]
-    assert "#VC" in document["detail"]
     # The value that sev-snp-measure gives for this image, one EPYC-v4 vCPU and debug-swap.
     expected = "726a85e06ba5a69b297c40cae7c7f42214f0c573e90a744076d6e5f8239a4f8e"
     assert document["launch"]["digest"] == expected
+
+
+def test_image_that_starts_in_32_bit_code_is_refused_as_sev_es(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = boot(capsys, *DEBUG_SWAP, "--code", require_image("OVMF_CODE_4M.fd", "bookworm"))
+    assert (code, out) == (4, "")
+    assert "VMGEXIT" in err
 
 
 STRACE = shutil.which("strace")

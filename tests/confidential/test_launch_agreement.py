@@ -55,7 +55,7 @@ def test_prediction_execution_and_secure_processor_agree(
     # Whether an image boots on these boards, or is loaded so, is no matter of its launch.
     monkeypatch.setattr(firmware, "validate_bios", lambda image: None)
     kind, era, init, features, vcpus = way
-    options = LaunchOptions(features=features, init=init, vcpus=vcpus, keys=KEYS)
+    options = LaunchOptions(features=features, init=init, vcpus=vcpus, keys=KEYS, launch_only=True)
     guest = Launch(MachineSpec(bios=IMAGES[name], kind=kind, memory=4 * MIB), options, era)
     starts_others = FirmwareImage.load(IMAGES[name]).sev_es_reset is not None
     if kind is GuestKind.SEV_ES and vcpus > 1 and not starts_others:

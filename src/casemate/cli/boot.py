@@ -246,7 +246,7 @@ def _print_dry_run(args: argparse.Namespace, prepared: PreparedLaunch, host: Hyp
 def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
     from casemate.firmware.descriptors import find_firmware, firmware_roots
 
-    pair = find_firmware(firmware_roots(os.environ))
+    pair = find_firmware(firmware_roots(os.environ), _unfit(args.guest))
     if args.verbose:
         print(f"casemate: firmware: {pair.why}", file=sys.stderr)
         for reason in pair.skipped:
@@ -257,6 +257,15 @@ def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
         variables = variables or _kept_variables(args, pair.code)
         _copy_once(template, variables)
     return pair.code, variables
+
+
+def _unfit(guest: str) -> Callable[[Path], str | None]:
+    if guest != "sev-es":
+        return lambda code: None
+    from casemate.confidential.preparation import unfit_for_sev_es
+    from casemate.firmware.image import FirmwareImage
+
+    return lambda code: unfit_for_sev_es(FirmwareImage.load(code))
 
 
 def _kept_variables(args: argparse.Namespace, code: Path) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casemate.abi.sev.ghcb import ExitCode
+
 if TYPE_CHECKING:
     from casemate.machine.outcome import Outcome
 
@@ -73,9 +75,19 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
         lines.append(f"  phases    {reached}")
     writes = report["writes"]
     lines.append(f"  firmware  {writes['commands']} flash commands, {writes['violations']} violations")
+    lines += _requests(report["requests"])
     if verbose:
         lines += _details(report)
     return "\n".join(lines)
+
+
+def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
+    if not requests:
+        return []
+    exits = requests["vmgexits"]
+    names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}
+    most = ", ".join(f"{count} {names.get(code, code)}" for code, count in list(exits.items())[:4])
+    return [f"  VMGEXITs  {sum(exits.values())}: {most}"]
 
 
 def _launch(report: dict[str, Any]) -> list[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from casemate.confidential.features import parse_features
 from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
-from casemate.errors import InsecureError, SpecError, UnsupportedError
+from casemate.errors import ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.firmware.image import FirmwareImage
+from casemate.firmware.sec_core import Machine, sec_machine
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
@@ -57,6 +58,8 @@ class LaunchOptions:
     """How many vCPUs are measured; a host may run fewer, then the guest stops after its launch."""
     signature: int = model_signature(DEFAULT_VCPU_TYPE)
     """CPUID leaf 1 EAX of the vCPUs."""
+    launch_only: bool = False
+    """Launch and measure, and do not run the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,9 @@ class PreparedLaunch:
     @property
     def stops_after_launch(self) -> str | None:
         """Why the guest will not run, or None if it will."""
-        if self.spec.kind is not GuestKind.SEV_ES:
-            return None
-        if self.options.vcpus > 1:
-            return "the modelled host runs one vCPU of a guest"
-        if self.image.volumes:
-            return (
-                "the modelled CPU raises no #VC yet, so that edk2 firmware would take itself for a plain guest's,"
-                " and its flash probe would end the run"
-            )
-        return None
+        if self.options.launch_only:
+            return "only the launch was asked for"
+        return "the modelled host runs one vCPU of a guest" if self.options.vcpus > 1 else None
 
 
 def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> PreparedLaunch:
@@ -101,6 +97,11 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     path = spec.code or spec.bios
     assert path is not None
     image = FirmwareImage.load(path)
+    runs_as_sev_es = spec.kind is GuestKind.SEV_ES and not options.launch_only
+    if runs_as_sev_es and (refusal := unfit_for_sev_es(image)):
+        raise ImageError(
+            path, refusal, "use an image whose SEC phase is 64-bit, as OVMF's 2M builds, or --guest sev"
+        )
     plan = _plan(spec, options, setup, image)
     digest = predict_digest(plan)
     _expect(digest, options.expected_digest, path)
@@ -108,6 +109,13 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     launched = replace(spec, sev=setup.sev, legacy_window=False)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest)
+
+
+def unfit_for_sev_es(image: FirmwareImage) -> str | None:
+    """Why an image cannot start as SEV-ES guest, or None if nothing shows that."""
+    if sec_machine(image) is Machine.IA32:
+        return "starts in 32-bit code (its SEC core is IA32), which in edk2 has no VMGEXIT, only a breakpoint"
+    return None
 
 
 def validate_kind(kind: GuestKind, *, flash: bool) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Literal
 
+from casemate.guests.vc_handler import VECTOR, vc_handler
+
 IMAGE_SIZE = 0x10000
 STACK_TOP = 0x80000
 PAGE_TABLES = 0x100000
@@ -20,7 +22,8 @@ CODE32, DATA, CODE64 = 0x08, 0x10, 0x18
 Bits = Literal[16, 32, 64]
 
 _BASE = 0xFFFF0000
-_GDT = 0xFF00
+_HANDLER, _IDT, _GDT = 0xFC00, 0xFE00, 0xFF00
+_INTERRUPT_GATE = 0x8E00
 _RESET_VECTOR = 0xFFF0
 _DESCRIPTORS = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF)
 
@@ -29,15 +32,21 @@ def make_image(payload: bytes, bits: Bits = 16) -> bytes:
     """The image; ``payload`` starts in 16-bit real, flat 32-bit or 64-bit mode, interrupts off.
 
     In 16-bit mode CS is 0xF000 with the base that reset gave it: far jumps lead elsewhere. In the others all of
-    memory is flat, the stack is at ``STACK_TOP``.
+    memory is flat, the stack is at ``STACK_TOP``. 32-bit payloads have a #VC handler, so that they may write to ports
+    as SEV-ES guests, too.
     """
     image = bytearray(b"\xf4" * IMAGE_SIZE)
     code = payload if bits == 16 else _to_protected_mode(payload, bits)
-    if len(code) > _GDT:
+    if len(code) > _HANDLER:
         raise ValueError(f"{len(code)} bytes of code do not fit")
     image[: len(code)] = code
     struct.pack_into("<4Q", image, _GDT, *_DESCRIPTORS)
     struct.pack_into("<HI", image, _GDT + 32, 31, _BASE + _GDT)
+    handler = vc_handler()
+    image[_HANDLER : _HANDLER + len(handler)] = handler
+    gate = struct.pack("<HHHH", _HANDLER, CODE32, _INTERRUPT_GATE, _BASE >> 16)
+    image[_IDT + 8 * VECTOR : _IDT + 8 * VECTOR + 8] = gate
+    struct.pack_into("<HI", image, _GDT + 40, 8 * VECTOR + 7, _BASE + _IDT)
     image[_RESET_VECTOR : _RESET_VECTOR + 3] = b"\xe9\x0d\x00"  # jmp 0
     return bytes(image)
 
@@ -53,6 +62,7 @@ def _to_protected_mode(payload: bytes, bits: Bits) -> bytes:
     segments = (
         b"\x66\xb8\x10\x00\x8e\xd8\x8e\xd0\x8e\xc0"  # mov ax, DATA; mov ds, ax; mov ss, ax; mov es, ax
         + b"\xbc" + struct.pack("<I", STACK_TOP)  # mov esp, STACK_TOP
+        + b"\x0f\x01\x1d" + struct.pack("<I", _BASE + _GDT + 40)  # lidt [...]
     )  # fmt: skip
     code = real_mode + jump + segments
     if bits == 64:

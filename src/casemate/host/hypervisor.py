@@ -96,6 +96,9 @@ class Vm(Protocol):
     def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> Vcpu:
         """Add a vCPU in reset state; ``interrupts`` is None when the irqchip is in the kernel."""
 
+    def guest_requests(self) -> dict[str, dict[str, int]]:
+        """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows."""
+
     def close(self) -> None:
         """Give everything back; no vCPU may be running."""
 

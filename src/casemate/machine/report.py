@@ -34,6 +34,7 @@ def make_report(machine: Machine) -> dict[str, Any]:
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
         "launch": machine.launch,
         "measurement": machine.measurement,
+        "requests": machine.vm.guest_requests() or None,
         "writes": {
             "commands": sum(unit.device.commands for unit in machine.flash),
             "violations": machine.recorder.violation_count,

@@ -60,6 +60,10 @@ class RecordingVm:
         """There are no vCPUs here."""
         raise NotImplementedError("RecordingVm runs nothing")
 
+    def guest_requests(self) -> dict[str, dict[str, int]]:
+        """Nothing is known."""
+        return {}
+
     def close(self) -> None:
         """Only recorded."""
         self.calls.append(("close",))

@@ -96,6 +96,10 @@ class KvmVm:
 
         return drive
 
+    def guest_requests(self) -> dict[str, dict[str, int]]:
+        """Nothing is known."""
+        return {}
+
     def close(self) -> None:
         """Give everything back."""
         if self._vcpu is not None:

@@ -17,11 +17,19 @@ from casemate.host.model.cpu.cpuid import C_BIT, SevCpuid
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.sev_msrs import SevMsrs
 
-_ANSWERED_BY_NOTHING = frozenset(
-    {ExitCode.WBINVD, ExitCode.INVD, ExitCode.MONITOR, ExitCode.MWAIT, ExitCode.NMI_COMPLETE}
-)
-_INVALID_INPUT = 2, 1
-"""SW_EXIT_INFO_1 and _2 for a request that cannot be served: malformed, missing input."""
+_CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
+    ExitCode.READ_DR7: {ghcb.DR7: 0x400},
+    ExitCode.WRITE_DR7: {},
+    ExitCode.HV_FEATURES: {ghcb.SW_EXIT_INFO_2: 0},
+    ExitCode.WBINVD: {},
+    ExitCode.INVD: {},
+    ExitCode.MONITOR: {},
+    ExitCode.MWAIT: {},
+    ExitCode.NMI_COMPLETE: {},
+}
+_INVALID_INPUT = 2, 3
+"""SW_EXIT_INFO_1 and _2 for a request that cannot be served: malformed, for its input is missing or wrong."""
+_ALWAYS_NEEDED = (ghcb.SW_EXIT_CODE, ghcb.SW_EXIT_INFO_1, ghcb.SW_EXIT_INFO_2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,17 @@ class GhcbServer:
         return None
 
     def _serve_page(self, page: _Page) -> Ended | None:
+        if not page.is_request:
+            page.answer(None)
+            return None
         code, info1, info2 = (
             page.read(at) for at in (ghcb.SW_EXIT_CODE, ghcb.SW_EXIT_INFO_1, ghcb.SW_EXIT_INFO_2)
         )
         self.requests[f"{code:#x}"] += 1
         answer: dict[int, int] | None = {}
+        if not all(page.has(field) for field in _needed(code, info1)):
+            page.answer(None)
+            return None
         match code:
             case ExitCode.IOIO:
                 answer = self._port(page, info1, info2)
@@ -93,18 +107,10 @@ class GhcbServer:
                 answer = self._mmio(page, info1, info2, write=code == ExitCode.MMIO_WRITE)
             case ExitCode.AP_JUMP_TABLE:
                 answer = self._ap_jump_table(info1, info2)
-            case ExitCode.READ_DR7:
-                answer = {ghcb.DR7: 0x400}
-            case ExitCode.WRITE_DR7:
-                pass
-            case ExitCode.HV_FEATURES:
-                answer = {ghcb.SW_EXIT_INFO_2: 0}
-            case ExitCode.UNSUPPORTED_EVENT:
-                return Ended(f"the guest met an event it does not support: exit code {info1:#x}")
-            case ExitCode.AP_RESET_HOLD:
-                return Ended("the guest's only CPU asked to be held until a start-up interrupt")
-            case _ if code not in _ANSWERED_BY_NOTHING:
-                return Ended(f"unknown request {code:#x} in the GHCB")
+            case _ if code in _CONSTANT_ANSWERS:
+                answer = _CONSTANT_ANSWERS[code]
+            case _:
+                return Ended(_refusal(code, info1))
         page.answer(answer)
         return None
 
@@ -171,6 +177,17 @@ class _Page:
     def __init__(self, hva: int) -> None:
         self._bytes = (ctypes.c_uint8 * ghcb.PAGE_SIZE).from_address(hva)
 
+    @property
+    def is_request(self) -> bool:
+        """Whether it is a GHCB by its own word, with an exit code."""
+        usage = struct.unpack_from("<I", self._bytes, ghcb.USAGE)[0]
+        return usage == 0 and all(self.has(field) for field in _ALWAYS_NEEDED)
+
+    def has(self, offset: int) -> bool:
+        """Whether the guest marked a field as valid."""
+        bit = offset >> 3
+        return bool(self._bytes[ghcb.VALID_BITMAP + (bit >> 3)] >> (bit & 7) & 1)
+
     def read(self, offset: int) -> int:
         return int(struct.unpack_from("<Q", self._bytes, offset)[0])
 
@@ -184,6 +201,32 @@ class _Page:
             valid |= 1 << (offset >> 3)
         bitmap = valid.to_bytes(ghcb.VALID_BITMAP_SIZE, "little")
         self._bytes[ghcb.VALID_BITMAP : ghcb.VALID_BITMAP + ghcb.VALID_BITMAP_SIZE] = list(bitmap)
+
+
+def _refusal(code: int, info1: int) -> str:
+    if code == ExitCode.UNSUPPORTED_EVENT:
+        return f"the guest met an event it does not support: exit code {info1:#x}"
+    if code == ExitCode.AP_RESET_HOLD:
+        return "the guest's only CPU asked to be held until a start-up interrupt"
+    return f"unknown request {code:#x} in the GHCB"
+
+
+def _needed(code: int, info1: int) -> tuple[int, ...]:
+    """Fields that a request must have beside those of all; KVM refuses it otherwise (sev_es_validate_vmgexit)."""
+    match code:
+        case ExitCode.IOIO if info1 & ghcb.IOIO_STRING:
+            return (ghcb.SW_SCRATCH,)
+        case ExitCode.IOIO:
+            return () if info1 & ghcb.IOIO_IN else (ghcb.RAX,)
+        case ExitCode.CPUID:
+            return (ghcb.RAX, ghcb.RCX)
+        case ExitCode.MSR:
+            return (ghcb.RCX, ghcb.RAX, ghcb.RDX) if info1 & 1 else (ghcb.RCX,)
+        case ExitCode.MMIO_READ | ExitCode.MMIO_WRITE:
+            return (ghcb.SW_SCRATCH,)
+        case ExitCode.WRITE_DR7:
+            return (ghcb.RAX,)
+    return ()
 
 
 def _store(hva: int, size: int, value: int) -> None:

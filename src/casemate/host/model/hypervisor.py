@@ -28,7 +28,7 @@ class ModelHypervisor:
         era: str | KernelEra = NEWEST,
         fast: bool = True,
         lock_limit: int | None = None,
-        raises_vc: bool = False,
+        raises_vc: bool = True,
     ) -> None:
         self._raises_vc = raises_vc
         self._clock = clock

@@ -124,7 +124,7 @@ class ModelVm:
         )
         return self._vcpu
 
-    def sev_es_counts(self) -> dict[str, dict[str, int]]:
+    def guest_requests(self) -> dict[str, dict[str, int]]:
         """VMGEXITs by request and #VCs by exit code, most frequent first; empty without SEV-ES."""
         if self._ghcb is None or self._vcpu is None:
             return {}
