@@ -13,6 +13,7 @@ from typing import Self
 
 from casemate.firmware import guids
 from casemate.firmware.guided_table import FOOTER_OFFSET
+from casemate.firmware.varstore import StoreLayout, build_volume
 from casemate.firmware.volume_header import build_volume_header
 
 HALT_AT_RESET = b"\xfa\xf4\xeb\xfd".ljust(16, b"\x90")
@@ -30,10 +31,7 @@ def volume_header(length: int, file_system: bytes = guids.FFS2) -> bytes:
 
 def variable_store(size: int = 0x84000, authenticated: bool = True) -> bytes:
     """An empty, healthy variable store of ``size`` bytes, as the VARS templates of distributions are."""
-    signature = guids.AUTHENTICATED_VARIABLE_STORE if authenticated else guids.VARIABLE_STORE
-    store_size = size // 2 - _VOLUME_HEADER_SIZE
-    store = struct.pack("<16sIBBHI", signature, store_size, 0x5A, 0xFE, 0, 0)
-    return (volume_header(size, guids.NVRAM_VOLUME) + store).ljust(size, b"\xff")
+    return build_volume(StoreLayout(size), (), authenticated=authenticated)
 
 
 class ImageBuilder:
