@@ -44,7 +44,7 @@ def synthetic(choose: random.Random) -> bytes:
     stream = lzma.compress(bytes(choose.getrandbits(12)) + guids.FFS2, format=lzma.FORMAT_ALONE)
     builder.piece(builder.size - 0x100, guids.LZMA_SECTION + struct.pack("<HH", 24, 1) + stream)
     data = builder.build()
-    return variable_store(0x4000) + data if choose.random() < 0.3 else data
+    return variable_store(0x8000) + data if choose.random() < 0.3 else data
 
 
 def damaged(data: bytes, choose: random.Random) -> bytes:
