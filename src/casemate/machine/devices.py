@@ -15,21 +15,15 @@ from casemate.devices.fw_cfg.keys import PORT as FW_CFG_PORT
 from casemate.devices.fw_cfg.keys import PORT_COUNT as FW_CFG_PORTS
 from casemate.devices.fw_cfg.keys import Key
 from casemate.devices.i8042 import I8042
-from casemate.devices.interrupts import PcInterrupts
-from casemate.devices.ioapic import IOAPIC_SIZE, Ioapic
-from casemate.devices.lapic import LAPIC_SIZE, Lapic
 from casemate.devices.pci.bus import PciHost
-from casemate.devices.pic import PicPair
-from casemate.devices.pit import Pit, Port61
 from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
 from casemate.devices.pm_timer import SEALED_STALL_GAP_NS, STALL_GAP_NS, PmTimer
 from casemate.devices.reset import Port92, ResetControl
 from casemate.devices.serial.uart16550 import Uart16550
-from casemate.events import EventSink, Milestone
+from casemate.events import EventSink
 from casemate.host.clock import GuestClock
 from casemate.machine.boards.board import (
-    IOAPIC,
-    LAPIC,
+    KEYBOARD_IRQ,
     SERIAL_IRQ,
     SERIAL_PORT,
     Board,
@@ -37,25 +31,13 @@ from casemate.machine.boards.board import (
 )
 from casemate.machine.console import Console
 from casemate.machine.direct_kernel import add_kernel
+from casemate.machine.irqchip import HostIrqchip, OwnIrqchip
 from casemate.machine.spec import MachineSpec
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
 
 _E820_RAM = 1
-
-
-class MachineInterrupts(PcInterrupts):
-    """The board's interrupts; the first one that reaches the CPU shows that DXE set up its timer."""
-
-    sink: EventSink | None = None
-
-    def acknowledge(self) -> int:
-        """The vector for the CPU."""
-        if self.sink is not None:
-            self.sink.report(Milestone("DXE"))
-            self.sink = None
-        return super().acknowledge()
 
 
 class MachineDevices:
@@ -71,6 +53,7 @@ class MachineDevices:
         clock: GuestClock,
         sink: EventSink,
         console: Console,
+        irqchip: OwnIrqchip | HostIrqchip,
         *,
         power_off: Callable[[], None],
         reset: Callable[[], None],
@@ -80,28 +63,25 @@ class MachineDevices:
         self._bus = bus
         self._map = memory_map
         self._resettable: list[Resettable] = []
-        lapic, pic, pit = Lapic(clock), PicPair(), Pit(clock)
-        ioapic = Ioapic(lapic)
-        self.interrupts = MachineInterrupts(clock, lapic, pic, pit, ioapic)
-        self.interrupts.sink = sink
-        self.serial = Uart16550(console.put, self.interrupts.irq(SERIAL_IRQ))
-        self.interrupts.watch(self.serial.poll)
+        self._irqchip = irqchip
+        self.serial = Uart16550(console.put, irqchip.irq(SERIAL_IRQ))
+        irqchip.watch(self.serial.poll)
         self.exit_port = exit_port.ExitPort(stop)
         gap = SEALED_STALL_GAP_NS if sealed else STALL_GAP_NS
+        if irqchip.controller is None:
+            gap = 0  # the host's own timers cannot be moved forward
         self._pm = PmBlock(PmTimer(clock, stall_gap=gap), power_off)
         self._pci = PciHost()
         self._ecam: Mmio | None = None
         self._place(SERIAL_PORT, 8, self.serial)
         self._place(debugcon.PORT, 1, debugcon.DebugCon(console.debug))
         self._place(exit_port.PORT, 1, self.exit_port)
-        self._resettable += [self.serial, self._pm, lapic, pic, pit, ioapic]
+        self._resettable += [self.serial, self._pm, *irqchip.resettable]
         if board.pm_base is not None:
             self._move_pm(board.pm_base)
         if board.pci is None:
             return
-        self._place_pc(board, spec, guest_memory, clock, sink, pic, pit, reset)
-        self._map.add(Mmio("lapic", LAPIC_SIZE, lapic), LAPIC)
-        self._map.add(Mmio("ioapic", IOAPIC_SIZE, ioapic), IOAPIC)
+        self._place_pc(board, spec, guest_memory, clock, sink, reset)
 
     def reset(self) -> None:
         """All devices to their power-on state."""
@@ -115,8 +95,6 @@ class MachineDevices:
         guest_memory: GuestMemory,
         clock: GuestClock,
         sink: EventSink,
-        pic: PicPair,
-        pit: Pit,
         reset: Callable[[], None],
     ) -> None:
         low = board.low_memory(spec.memory)
@@ -124,14 +102,10 @@ class MachineDevices:
         if spec.kernel is not None:
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
         cmos = Cmos(clock, low, spec.memory - low)
-        keyboard = I8042(reset, self.interrupts.irq(1))
-        reset_control, port92, port61 = ResetControl(reset), Port92(reset), Port61(clock, pit)
-        self._place(0x20, 2, pic.master)
-        self._place(0xA0, 2, pic.slave)
-        self._place(0x4D0, 2, pic.elcr)
-        self._place(0x40, 4, pit)
+        keyboard = I8042(reset, self._irqchip.irq(KEYBOARD_IRQ))
+        reset_control, port92 = ResetControl(reset), Port92(reset)
         self._place(0x60, 5, keyboard)
-        self._bus.claim_ports(0x61, 1, port61, over=True)
+        self._irqchip.place(self._bus, self._map)
         self._place(0x70, 2, cmos)
         self._place(0x92, 1, port92)
         self._place(FW_CFG_PORT, FW_CFG_PORTS, fw_cfg)
@@ -141,7 +115,7 @@ class MachineDevices:
         events = ChipsetEvents(pm_base=self._move_pm, ecam=self._move_ecam)
         for (device, function), pci_function in board.pci(events).items():
             self._pci.add(device, function, pci_function)
-        self._resettable += [fw_cfg, cmos, keyboard, reset_control, port92, port61, self._pci]
+        self._resettable += [fw_cfg, cmos, keyboard, reset_control, port92, self._pci]
 
     def _place(self, first: int, count: int, device: PortIo) -> None:
         self._bus.claim_ports(first, count, device)

@@ -18,6 +18,7 @@ from casemate.machine.boards import BOARDS
 from casemate.machine.console import Console
 from casemate.machine.devices import MachineDevices
 from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
+from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
 from casemate.machine.recorder import Recorder
 from casemate.machine.spec import MachineSpec
@@ -115,6 +116,7 @@ class Machine:
             self.warnings.append(self.protection.warning)
         self.map = MemoryMap(self.vm)
         self.bus = Bus(self.map, self.vm, self.recorder)
+        irqchip = make_irqchip(self.vm, self.clock, self.recorder)
         self.devices = MachineDevices(
             board,
             spec,
@@ -124,12 +126,13 @@ class Machine:
             self.clock,
             self.recorder,
             self.console,
+            irqchip,
             power_off=lambda: self.end(Ending.POWER_OFF),
             reset=self.request_reset,
             stop=lambda: self.end(Ending.EXIT_PORT),
             sealed=self.vm.capabilities.sealed_state,
         )
-        self.vcpu = self.vm.create_vcpu(self.bus, self.devices.interrupts)
+        self.vcpu = self.vm.create_vcpu(self.bus, irqchip.controller)
         self.console.connect(self.devices.serial.feed, lambda: self.end(Ending.UNTIL))
         self.stage = Stage.CREATED
 

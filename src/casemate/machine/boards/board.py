@@ -13,6 +13,7 @@ LAPIC = Gpa(0xFEE00000)
 IOAPIC = Gpa(0xFEC00000)
 SERIAL_PORT = 0x3F8
 SERIAL_IRQ = 4
+KEYBOARD_IRQ = 1
 
 VGA_HOLE = (0xA0000, 0xC0000)
 """Start and end of what is no RAM on any PC."""
