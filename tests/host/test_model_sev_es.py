@@ -1,0 +1,283 @@
+"""The modelled CPU of SEV and SEV-ES guests: #VC, VMGEXIT, the C-bit (AMD APM volume 2, 15.34 and 15.35; AMD 56421)."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from guest_rig import PROTECTED, Rig
+
+from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev import ghcb
+from casemate.abi.sev.ghcb import ExitCode
+from casemate.abi.sev.vmsa import SevFeatures
+from casemate.errors import UnsupportedError
+from casemate.guests.entry import CODE32, PAGE_TABLES, Bits
+from casemate.guests.vc_handler import GHCB
+from casemate.host.clock import GuestClock
+from casemate.host.exits import Hlt, MemoryFault, SevTermination
+from casemate.host.guest_kind import GuestKind
+from casemate.host.model.cpu.cpuid import C_BIT
+from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.secure_processor import SevSetup
+
+HALTED = Hlt(interrupts_enabled=False)
+IDT, HANDLER, ERROR_CODE = 0x200000, 0x201000, 0x2000
+DEBUG_SWAP = SevSetup(VmType.SEV_ES, SevFeatures.DEBUG_SWAP)
+
+
+class SevRig(Rig):
+    """A rig whose guest went through an empty launch."""
+
+    def __init__(
+        self,
+        code: str,
+        kind: GuestKind = GuestKind.SEV_ES,
+        bits: Bits = 32,
+        setup: SevSetup | None = None,
+        era: str = "linux-6.8",
+    ) -> None:
+        hypervisor = ModelHypervisor(GuestClock(), era="linux-6.18" if setup else era)
+        super().__init__(code, bits, hypervisor.create_vm(kind, setup))
+        processor = self.vm.secure_processor
+        assert processor is not None
+        processor.launch_start(0x5 if kind is GuestKind.SEV_ES else 0x1, None)
+        processor.launch_measure()
+        processor.launch_finish()
+
+    def add(self, number: int, gpa: int, size: int, hva: object, *, readonly: bool = False) -> None:
+        # VMs of SEV-ES' own type have no read-only slots.
+        readonly = readonly and self.vm.capabilities.readonly_memory
+        super().add(number, gpa, size, hva, readonly=readonly)  # type: ignore[arg-type]
+
+    def catch_vc(self) -> None:
+        """A handler for #VC that keeps the error code and halts; the guest must load the IDT."""
+        view = self.ram.writable.view
+        view[0x1000:0x1006] = struct.pack("<HI", 8 * 32 - 1, IDT)
+        view[IDT + 8 * 29 : IDT + 8 * 30] = struct.pack(
+            "<HHHH", HANDLER & 0xFFFF, CODE32, 0x8E00, HANDLER >> 16
+        )
+        view[HANDLER : HANDLER + 7] = bytes.fromhex("58a300200000f4")  # pop eax; mov [ERROR_CODE], eax; hlt
+
+
+LOAD_IDT = "0f011d 00100000"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "code"),
+    [
+        ("0fa2", ExitCode.CPUID),
+        ("e4f4", ExitCode.IOIO),
+        ("66ba f803 ee", ExitCode.IOIO),
+        ("b9 1b000000 0f32", ExitCode.MSR),
+        ("b9 1b000000 0f30", ExitCode.MSR),
+        ("0f21f8", ExitCode.READ_DR7),
+        ("31c0 0f23f8", ExitCode.WRITE_DR7),
+        ("a1 000040fe", ExitCode.NPF),
+        ("a3 000040fe", ExitCode.NPF),
+    ],
+)
+def test_what_a_sev_es_guest_may_not_do_raises_vc_before_anything_happened(
+    instruction: str, code: int
+) -> None:
+    with SevRig(LOAD_IDT + instruction + "f4") as rig:
+        rig.catch_vc()
+        assert rig.run() == HALTED
+        assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == code
+        assert rig.bus.log == []
+
+
+@pytest.mark.parametrize("instruction", ["0f21f8", "b8 00040000 0f23f8"])
+def test_debug_swap_leaves_dr7_to_the_guest(instruction: str) -> None:
+    with SevRig(LOAD_IDT + instruction + "f4", setup=DEBUG_SWAP) as rig:
+        rig.catch_vc()
+        assert rig.run() == HALTED
+        assert rig.ram_at(ERROR_CODE, 4) == bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setup", "status"),
+    [
+        (GuestKind.SEV, None, 0x1),
+        (GuestKind.SEV_ES, None, 0x3),
+        (GuestKind.SEV_ES, DEBUG_SWAP, 0x83),
+    ],
+)
+def test_sev_status_says_what_the_guest_is(kind: GuestKind, setup: SevSetup | None, status: int) -> None:
+    with SevRig("b9 310101c0 0f32 a3 00200000 f4", kind, setup=setup) as rig:
+        assert rig.run() == HALTED
+        assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == status
+
+
+def test_well_behaved_guest_reaches_the_bus_by_vmgexit() -> None:
+    with SevRig("b0 41 e680 66ba f803 b0 42 ee f4") as rig:
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("out", 0x80, 1, 0x41), ("out", 0x3F8, 1, 0x42)]
+        assert rig.vm.guest_requests() == {"vmgexits": {"0x7b": 2}, "vc": {"0x7b": 2}}
+
+
+def request(msr: int) -> str:
+    """wrmsr of the GHCB MSR, vmgexit, and its answer to [ERROR_CODE]."""
+    low, high = (msr & 0xFFFFFFFF).to_bytes(4, "little").hex(), (msr >> 32).to_bytes(4, "little").hex()
+    write = f"b9 300101c0 b8 {low} ba {high} 0f30"
+    return write + "f30f01d9 b9 300101c0 0f32 a3 00200000 8915 04200000"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (0x002, 2 << 48 | 1 << 32 | C_BIT << 24 | 0x001),
+        (0x8000001F << 32 | 1 << 30 | 0x004, (C_BIT | 1 << 6) << 32 | 1 << 30 | 0x005),
+        (0x8000001F << 32 | 0 << 30 | 0x004, 0x0A << 32 | 0x005),
+        (0x080, 0x081),
+        (0x5000 | 0x012, 0x5000 | 0x013),
+    ],
+)
+def test_msr_protocol_answers(asked: int, answer: int) -> None:
+    with SevRig(request(asked) + "f4") as rig:
+        assert rig.run() == HALTED
+        assert int.from_bytes(rig.ram_at(ERROR_CODE, 8), "little") == answer
+
+
+def test_termination_ends_the_run_with_its_reason() -> None:
+    with SevRig(request(0x100 | 1 << 16) + "f4") as rig:
+        vm_exit = rig.run()
+        assert isinstance(vm_exit, SevTermination)
+        assert "unsupported protocol" in vm_exit.detail
+
+
+def page(
+    code: int, info1: int, info2: int, *, scratch: int | None = None, leave_out: int | None = None
+) -> bytes:
+    """A GHCB that asks for something."""
+    block = bytearray(ghcb.PAGE_SIZE)
+    fields = {ghcb.SW_EXIT_CODE: code, ghcb.SW_EXIT_INFO_1: info1, ghcb.SW_EXIT_INFO_2: info2}
+    if scratch is not None:
+        fields[ghcb.SW_SCRATCH] = scratch
+    valid = 0
+    for offset, value in fields.items():
+        struct.pack_into("<Q", block, offset, value)
+        valid |= 0 if offset == leave_out else 1 << (offset >> 3)
+    block[ghcb.VALID_BITMAP : ghcb.VALID_BITMAP + 16] = valid.to_bytes(16, "little")
+    return bytes(block)
+
+
+ASK = f"b9 300101c0 b8 {GHCB.to_bytes(4, 'little').hex()} 31d2 0f30 f30f01d9 f4"
+
+
+def test_mmio_store_by_ghcb_reaches_the_device_though_its_slot_is_live() -> None:
+    with SevRig(ASK) as rig:
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = page(ExitCode.MMIO_WRITE, PROTECTED, 4, scratch=0x3000)
+        rig.ram.writable.view[0x3000:0x3004] = b"\x78\x56\x34\x12"
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("store", PROTECTED, 4, 0x12345678)]
+        assert rig.ram_at(PROTECTED, 4) == bytes(4)
+        assert rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 8) == bytes(8)
+
+
+def test_mmio_load_by_ghcb_lands_in_the_scratch_area() -> None:
+    with SevRig(ASK) as rig:
+        rig.bus.answers[0xFEE00020] = 0xCAFE
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = page(ExitCode.MMIO_READ, 0xFEE00020, 4, scratch=0x3000)
+        assert rig.run() == HALTED
+        assert rig.ram_at(0x3000, 4) == b"\xfe\xca\x00\x00"
+
+
+def test_string_port_read_by_ghcb_fills_the_scratch_area() -> None:
+    with SevRig(ASK) as rig:
+        rig.bus.answers[0x511] = 0x5A
+        info = 0x511 << 16 | 1 << 4 | ghcb.IOIO_STRING | ghcb.IOIO_IN
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = page(ExitCode.IOIO, info, 5, scratch=0x3000)
+        assert rig.run() == HALTED
+        assert rig.ram_at(0x3000, 6) == b"\x5a" * 5 + b"\x00"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        page(ExitCode.MMIO_WRITE, PROTECTED, 4),
+        page(ExitCode.MMIO_WRITE, PROTECTED, 4, scratch=0xFE400000),
+        page(ExitCode.MMIO_WRITE, PROTECTED, 3, scratch=0x3000),
+        page(ExitCode.IOIO, 0x80 << 16 | 1 << 4, 0),
+        page(ExitCode.CPUID, 0, 0, leave_out=ghcb.SW_EXIT_CODE),
+    ],
+    ids=["no scratch", "scratch is no memory", "odd size", "no RAX", "no exit code"],
+)
+def test_malformed_request_is_refused_and_reaches_no_device(block: bytes) -> None:
+    with SevRig(ASK) as rig:
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = block
+        assert rig.run() == HALTED
+        assert rig.bus.log == []
+        assert struct.unpack("<QQ", rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 16)) == (2, 3)
+
+
+def test_unknown_request_ends_the_run() -> None:
+    with SevRig(ASK) as rig:
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = page(0x1234, 0, 0)
+        assert isinstance(rig.run(), SevTermination)
+
+
+def test_store_to_a_readonly_mapping_of_a_sealed_guest_tells_nothing() -> None:
+    import ctypes
+    import mmap
+
+    libc = ctypes.CDLL(None)
+    with SevRig("c605 00003000 5a f4", setup=DEBUG_SWAP) as rig:
+        hva = rig.ram.writable.hva + PROTECTED
+        libc.mprotect(ctypes.c_void_p(hva), ctypes.c_size_t(0x1000), mmap.PROT_READ)
+        rig.vm.mapping_changed(hva, 0x1000)  # type: ignore[arg-type]
+        assert rig.run() == MemoryFault()
+        assert rig.vcpu.rip() is None
+
+
+def test_memory_is_the_same_with_and_without_the_c_bit() -> None:
+    """Virtual 8 MiB shows physical 2 MiB with the C-bit: code stored there runs there, and shows in the plain view."""
+    code = (
+        "e680"
+        "48be 0020800000000000"  # rsi = 0x802000
+        "c706 b001c390 ffd6 88c3"  # mov al, 1; ret: call it
+        "c706 b002c390 ffd6 00c3"  # the same with 2
+        "881c25 00200000 f4"
+    )
+    with SevRig(code, GuestKind.SEV, bits=64) as rig:
+        view = rig.ram.writable.view
+
+        def map_private() -> None:
+            struct.pack_into("<Q", view, PAGE_TABLES + 0x2000 + 8 * 4, 1 << C_BIT | 0x200083)
+
+        rig.bus.on_write_port[0x80] = map_private
+        assert rig.run() == HALTED
+        assert rig.ram_at(0x2000, 1) == b"\x03"
+        assert rig.ram_at(0x202000, 4) == bytes.fromhex("b002c390")
+
+
+def test_mmio_with_the_c_bit_reaches_the_same_device() -> None:
+    code = "e680 48be 0000e0fe80000000 8b06 890425 00200000 f4"
+    with SevRig(code, GuestKind.SEV, bits=64) as rig:
+        rig.bus.answers[0xFEE00000] = 0x1234
+        view = rig.ram.writable.view
+
+        def map_private() -> None:
+            # Virtual 512 GiB + 4 GiB - 18 MiB: a second top-level entry whose directories carry the C-bit.
+            struct.pack_into("<Q", view, PAGE_TABLES + 8, PROTECTED | 3)
+            struct.pack_into("<Q", view, PROTECTED + 8 * 3, (PAGE_TABLES + 0x1000 - 0x1000) | 3)
+            struct.pack_into("<Q", view, PAGE_TABLES + 8 * 0x1F7, 1 << C_BIT | 0xFEE00083)
+
+        rig.bus.on_write_port[0x80] = map_private
+        assert rig.run() == HALTED
+        assert rig.ram_at(0x2000, 2) == b"\x34\x12"
+
+
+def test_plain_guest_beside_a_sev_es_guest_raises_no_vc() -> None:
+    with SevRig("b0 41 e680 f4") as sealed:
+        vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
+        with Rig("b0 42 e680 0fa2 f4", 32, vm) as plain:
+            assert sealed.run() == HALTED
+            assert plain.run() == HALTED
+            assert plain.bus.log == [("out", 0x80, 1, 0x42)]
+            assert plain.vm.guest_requests() == {}
+
+
+def test_sev_es_without_the_fast_path_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match="fast path"):
+        ModelHypervisor(GuestClock(), fast=False).create_vm(GuestKind.SEV_ES)
