@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.cli import confidential_options, power_cuts
+from casemate.cli.host_choice import choose_host, validate_host
 from casemate.errors import HostError, SpecError
 
 if TYPE_CHECKING:
     from casemate.confidential.preparation import PreparedLaunch
-    from casemate.host.clock import GuestClock
     from casemate.host.hypervisor import Hypervisor
     from casemate.machine.machine import Machine
     from casemate.machine.outcome import Outcome
@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         default="auto",
         metavar="HOST",
-        help="what runs the guest: auto, model, or model:ERA for the kernel of an era as linux-6.18 (%(default)s)",
+        help="what runs the guest: auto, kvm, model, or model:ERA for the kernel of an era as linux-6.18"
+        " (%(default)s: KVM if it runs supervisor code at speed, else the model)",
     )
     guest.add_argument("--machine", choices=["q35", "pc", "bare"], default="q35", help="board (%(default)s)")
     guest.add_argument(
@@ -113,18 +114,19 @@ def run(args: argparse.Namespace) -> int:
     from casemate.cli import boot_text
     from casemate.machine.boot import Attachments, boot
 
-    era = _era(args.host)
+    validate_host(args.host)
     options = confidential_options.launch_options(args)
     spec = make_spec(args)
     cut: power_cuts.CutRequest | None = args.cut_power_at
     if cut is not None and cut.number is None:
         return power_cuts.judge_cuts(spec, cut, args.until, args.json)
+    chosen = choose_host(args.host, spec)
     prepared = None
     if options is not None:
         from casemate.confidential.preparation import prepare
         from casemate.host.clock import GuestClock
 
-        host = _make_host(spec, era)(GuestClock())
+        host = chosen.make(GuestClock())
         prepared = prepare(spec, options, host)
         spec = prepared.spec
         if args.dry_run:
@@ -157,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
                 wait=wait,
                 real_time=interactive,
             ),
-            hypervisor=_make_host(spec, era),
+            hypervisor=chosen.make,
+            host_why=chosen.why,
             assemble=lambda machine: _assemble(machine, prepared),
         )
     _print(args, outcome)
@@ -194,24 +197,6 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         initrd=args.initrd,
         append=args.append or "",
     )
-
-
-def _era(host: str) -> str | None:
-    kind, separator, era = host.partition(":")
-    if kind == "model" and separator:
-        from casemate.host.model.eras import find_era
-
-        return find_era(era).name
-    if host not in ("auto", "model"):
-        raise SpecError(f"--host {host!r} is not known", "use auto, model, or model:ERA")
-    return None
-
-
-def _make_host(spec: MachineSpec, era: str | None) -> Callable[[GuestClock], Hypervisor]:
-    from casemate.host.model.eras import NEWEST
-    from casemate.host.model.hypervisor import ModelHypervisor
-
-    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, fast=spec.fast)
 
 
 def _assemble(machine: Machine, prepared: PreparedLaunch | None) -> None:

@@ -45,13 +45,14 @@ def boot(
     prompt: str = "Shell> ",
     attachments: Attachments | None = None,
     hypervisor: Callable[[GuestClock], Hypervisor] | None = None,
+    host_why: str = "the modelled host needs no privilege and no special CPU",
     assemble: Callable[[Machine], object] = Machine.assemble,
 ) -> Outcome:
     """Boot one guest and run it until ``until`` is printed, ``timeout`` seconds passed, or it ends by itself.
 
-    Each text of ``typed`` is typed at a ``prompt``. ``hypervisor`` makes the host (the model by default), ``assemble``
-    takes the machine through its stages, with a launch in between if the guest needs one. Raises SpecError, ImageError,
-    UnsupportedError or HostError.
+    Each text of ``typed`` is typed at a ``prompt``. ``hypervisor`` makes the host (the model by default), ``host_why``
+    says why it was taken, ``assemble`` takes the machine through its stages, with a launch in between if the guest
+    needs one. Raises SpecError, ImageError, UnsupportedError or HostError.
     """
     attached = attachments or Attachments()
     clock = GuestClock(0 if attached.real_time else _IDLE_ALLOWANCE_SECONDS * NANOSECONDS)
@@ -69,7 +70,7 @@ def boot(
     host = hypervisor(clock) if hypervisor else _model(spec, clock)
     with Machine(spec, host, clock, console, recorder) as machine:
         assemble(machine)
-        machine.host_why = "the modelled host needs no privilege and no special CPU"
+        machine.host_why = host_why
         if attached.on_start:
             attached.on_start(machine)
         return run(machine, timeout, attached.wait)

@@ -68,9 +68,9 @@ class MachineDevices:
         irqchip.watch(self.serial.poll)
         self.exit_port = exit_port.ExitPort(stop)
         gap = SEALED_STALL_GAP_NS if sealed else STALL_GAP_NS
-        if irqchip.controller is None:
-            gap = 0  # the host's own timers cannot be moved forward
-        self._pm = PmBlock(PmTimer(clock, stall_gap=gap), power_off)
+        # The host's own timers cannot be moved forward with ours.
+        timer = PmTimer(clock, skip_stalls=irqchip.controller is not None, stall_gap=gap)
+        self._pm = PmBlock(timer, power_off)
         self._pci = PciHost()
         self._ecam: Mmio | None = None
         self._place(SERIAL_PORT, 8, self.serial)

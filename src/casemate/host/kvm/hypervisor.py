@@ -26,12 +26,16 @@ class KvmHypervisor:
         with closing(KvmSystem(device)) as system:
             self.vm_types = system.vm_types()
 
+    def validate_kind(self, kind: GuestKind) -> None:
+        """Raises UnsupportedError for confidential guests."""
+        if kind.is_confidential:
+            raise UnsupportedError(f"{kind} guests are not launched on KVM yet", "use --host model")
+
     def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
         """Only the VM can say."""
         return None
 
     def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> KvmVm:
         """A VM that is ready for slots and its vCPU. Raises UnsupportedError for confidential guests."""
-        if kind.is_confidential:
-            raise UnsupportedError(f"{kind} guests are not launched on KVM yet", "use --host model")
+        self.validate_kind(kind)
         return KvmVm(KvmSystem(self._device), VmType.DEFAULT)

@@ -1,0 +1,75 @@
+"""Which host runs a guest, from the word of ``--host``, and why (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from casemate.errors import SpecError, UnsupportedError
+
+if TYPE_CHECKING:
+    from casemate.host.clock import GuestClock
+    from casemate.host.hypervisor import Hypervisor
+    from casemate.machine.spec import MachineSpec
+
+_ANYWHERE = "the modelled host needs no privilege and no special CPU"
+
+
+class HostChoice(NamedTuple):
+    """What makes the host, and the line that says why it was taken."""
+
+    make: Callable[[GuestClock], Hypervisor]
+    why: str
+
+
+def validate_host(word: str) -> None:
+    """Refuse words that name no host. Raises SpecError."""
+    kind, separator, era = word.partition(":")
+    if kind == "model" and separator:
+        from casemate.host.model.eras import find_era
+
+        find_era(era)
+    elif word not in ("auto", "kvm", "model"):
+        raise SpecError(f"--host {word!r} is not known", "use auto, kvm, model, or model:ERA")
+
+
+def choose_host(word: str, spec: MachineSpec) -> HostChoice:
+    """The host for this guest. Raises UnsupportedError where KVM was asked for and cannot be used."""
+    if word == "kvm":
+        from casemate.host.kvm.hypervisor import KvmHypervisor
+
+        kvm = KvmHypervisor()
+        kvm.validate_kind(spec.kind)
+        return HostChoice(lambda clock: kvm, "asked for by --host kvm")
+    if word != "auto":
+        return HostChoice(_model(spec, word.partition(":")[2]), _ANYWHERE)
+    if spec.kind.is_confidential or not spec.fast:
+        return HostChoice(_model(spec), _ANYWHERE)
+    return _automatic(spec)
+
+
+def _automatic(spec: MachineSpec) -> HostChoice:
+    from casemate.guests.probe import probe_image
+    from casemate.host.kvm.hypervisor import KvmHypervisor
+    from casemate.host.kvm.modules import loaded_vendor_module
+    from casemate.host.kvm.probe import probe
+
+    try:
+        kvm = KvmHypervisor()
+    except UnsupportedError as error:
+        return HostChoice(_model(spec), f"{_ANYWHERE}; {error.cause}")
+    name = loaded_vendor_module() or "KVM"
+    found = probe(kvm, *probe_image())
+    if found.reason:
+        return HostChoice(_model(spec), f"{_ANYWHERE}; {name} is there, but {found.reason}")
+    return HostChoice(
+        lambda clock: kvm,
+        f"{name} runs supervisor code at {found.speed / 1e6:.0f} million instructions a second or more, and x87",
+    )
+
+
+def _model(spec: MachineSpec, era: str = "") -> Callable[[GuestClock], Hypervisor]:
+    from casemate.host.model.eras import NEWEST
+    from casemate.host.model.hypervisor import ModelHypervisor
+
+    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, fast=spec.fast)
