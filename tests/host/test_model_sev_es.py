@@ -278,6 +278,7 @@ def test_plain_guest_beside_a_sev_es_guest_raises_no_vc() -> None:
             assert plain.vm.guest_requests() == {}
 
 
-def test_sev_es_without_the_fast_path_is_refused_with_the_way_out() -> None:
+@pytest.mark.parametrize("kind", [GuestKind.SEV, GuestKind.SEV_ES])
+def test_encrypted_guest_without_the_fast_path_is_refused_with_the_way_out(kind: GuestKind) -> None:
     with pytest.raises(UnsupportedError, match="fast path"):
-        ModelHypervisor(GuestClock(), fast=False).create_vm(GuestKind.SEV_ES)
+        ModelHypervisor(GuestClock(), fast=False).create_vm(kind)

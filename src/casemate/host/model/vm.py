@@ -58,6 +58,8 @@ class ModelVm:
         self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
         self._engine = Engine(self.msrs, fast=fast)
+        if encrypted:
+            self._engine.require_fast_path(kind)
         self._traps = Traps(
             self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
         )

@@ -102,13 +102,17 @@ class Engine:
         hook = unicorn_api.CpuidHook(on_cpuid)
         self.hook(unicorn_const.UC_HOOK_INSN, hook, instruction=x86_const.UC_X86_INS_CPUID)
 
-    def raise_vc(self, *, dr7: bool) -> None:
-        """Raise #VC as for a SEV-ES guest. Raises UnsupportedError without the fast path, which alone can."""
+    def require_fast_path(self, kind: str) -> None:
+        """Raises UnsupportedError if the engine has its public API only, which cannot do this kind of guest."""
         if self.fast is None:
             raise UnsupportedError(
-                f"SEV-ES guests need the modelled CPU's fast path: {self.slow_reason}",
-                "leave --public-api out, or use a plain or sev guest",
+                f"{kind} guests need the modelled CPU's fast path: {self.slow_reason}",
+                "leave --public-api out, or boot a plain guest",
             )
+
+    def raise_vc(self, *, dr7: bool) -> None:
+        """Raise #VC as for a SEV-ES guest."""
+        assert self.fast is not None
         self.fast.raise_vc(dr7=dr7)
 
     def start(self, rip: int) -> int:
