@@ -28,9 +28,14 @@ FLAGS = {
     "KVM_IOEVENTFD_FLAG_DATAMATCH": structs.IOEVENTFD_DATAMATCH,
     "KVM_IOEVENTFD_FLAG_PIO": structs.IOEVENTFD_PIO,
     "KVM_IOEVENTFD_FLAG_DEASSIGN": structs.IOEVENTFD_DEASSIGN,
+    "KVM_IRQ_ROUTING_IRQCHIP": structs.IRQ_ROUTING_IRQCHIP,
+    "KVM_IRQCHIP_PIC_MASTER": structs.IRQCHIP_PIC_MASTER,
+    "KVM_IRQCHIP_PIC_SLAVE": structs.IRQCHIP_PIC_SLAVE,
+    "KVM_IRQCHIP_IOAPIC": structs.IRQCHIP_IOAPIC,
     "KVM_EXIT_IO_IN": structs.IO_IN,
     "KVM_EXIT_IO_OUT": structs.IO_OUT,
 }
+IN_UNION = {("kvm_irq_routing_entry", "irqchip"), ("kvm_irq_routing_entry", "pin")}
 NEWER = {
     "KVM_SET_USER_MEMORY_REGION2": "6.8",
     "KVM_SET_MEMORY_ATTRIBUTES": "6.8",
@@ -84,7 +89,8 @@ def struct_probe(name: str, kind: type[Struct]) -> Iterator[str]:
     struct, _, member = name.partition(".")
     path = f"{member}." if member else ""
     for field in fields(kind):
-        yield f'printf("{name}.{field} %zu\\n", offsetof(struct {struct}, {path}{field}));'
+        where = f"u.irqchip.{field}" if (name, field) in IN_UNION else f"{path}{field}"
+        yield f'printf("{name}.{field} %zu\\n", offsetof(struct {struct}, {where}));'
     if kind is not structs.RunHead:
         what = f"((struct {struct} *)0)->{member}" if member else f"struct {struct}"
         yield f'printf("{name} %zu\\n", sizeof({what}));'

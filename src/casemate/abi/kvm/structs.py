@@ -124,6 +124,20 @@ class Irqchip(Struct):
     _fields_ = (("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512))
 
 
+IRQ_ROUTING_IRQCHIP = 1
+IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IRQCHIP_IOAPIC = 0, 1, 2
+
+
+class IrqRoutingEntry(Struct):
+    """``kvm_irq_routing_entry`` of type IRQ_ROUTING_IRQCHIP; its union begins with ``irqchip`` and ``pin``."""
+
+    SIZE, SOURCE = 48, _KVM_H
+    _fields_ = (
+        *((name, c_uint32) for name in ["gsi", "type", "flags", "pad", "irqchip", "pin"]),
+        ("padding", c_uint32 * 6),
+    )
+
+
 class EnableCap(Struct):
     """``kvm_enable_cap``."""
 

@@ -18,6 +18,7 @@ _NEEDED = (
     Capability.USER_MEMORY,
     Capability.SET_TSS_ADDR,
     Capability.IRQCHIP,
+    Capability.IRQ_ROUTING,
     Capability.PIT2,
     Capability.IMMEDIATE_EXIT,
 )

@@ -8,7 +8,17 @@ from errno import EINVAL, ENOENT
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.kvm.structs import MEM_READONLY, Irqchip, IrqLevel, PitConfig, UserspaceMemoryRegion
+from casemate.abi.kvm.structs import (
+    IRQCHIP_IOAPIC,
+    IRQCHIP_PIC_MASTER,
+    IRQCHIP_PIC_SLAVE,
+    MEM_READONLY,
+    PIT_SPEAKER_DUMMY,
+    Irqchip,
+    IrqLevel,
+    PitConfig,
+    UserspaceMemoryRegion,
+)
 from casemate.abi.kvm.vm_types import VmType
 from casemate.address import PAGE_SIZE, Gpa, Hva
 from casemate.errors import HostError
@@ -16,6 +26,7 @@ from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus
 from casemate.host.kvm.cpuid import cpuid_of_vcpu
 from casemate.host.kvm.ioctl import call
+from casemate.host.kvm.routing import pc_routing
 from casemate.host.kvm.system import KvmSystem
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
@@ -26,8 +37,7 @@ IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
 
 _VCPU = 0
-_CHIPS = (0, 1, 2)
-"""Numbers of the two 8259s and the I/O APIC."""
+_CHIPS = (IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IRQCHIP_IOAPIC)
 _PIT_STATE_SIZE = 112
 
 
@@ -45,7 +55,8 @@ class KvmVm:
             call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, bytearray(IDENTITY_MAP.to_bytes(8, "little")))
             call(self._fd, Ioctl.SET_TSS_ADDR, IDENTITY_MAP + PAGE_SIZE)
             call(self._fd, Ioctl.CREATE_IRQCHIP)
-            call(self._fd, Ioctl.CREATE_PIT2, PitConfig())
+            call(self._fd, Ioctl.SET_GSI_ROUTING, bytearray(pc_routing()))
+            call(self._fd, Ioctl.CREATE_PIT2, PitConfig(flags=PIT_SPEAKER_DUMMY))
             self._chips = self._read_chips()
             self.capabilities = VmCapabilities(
                 readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
