@@ -75,6 +75,8 @@ def test_store_does_what_the_table_says(host: HostName, row: Behaviour) -> None:
         assert outcome(rig, vm_exit) == row.on(family(host))
         assert bytes(contents) == FILLED
         if isinstance(vm_exit, MemoryFault):
+            assert vm_exit.gpa == TARGET
+            assert vm_exit.size
             assert_stands_on_it(rig, row.code)
 
 

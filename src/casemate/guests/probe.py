@@ -6,7 +6,7 @@ import struct
 
 from casemate.guests.entry import make_image
 
-_LOOPS = 2000
+_LOOPS = 8000
 _LOOP_INSTRUCTIONS = 2 * _LOOPS
 _PORT = 0x81
 

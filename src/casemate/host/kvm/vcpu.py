@@ -140,7 +140,7 @@ class KvmVcpu:
 
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code and their width in bits."""
-        sregs = Sregs.from_bytes(read_block(self._fd, Ioctl.GET_SREGS, Sregs.SIZE))
+        sregs = self._sregs()
         bits = 64 if sregs.cs.l and sregs.efer & _EFER_LMA else 32 if sregs.cs.db else 16
         code = self._read_virtual(sregs.cs.base + self._regs().rip, _LONGEST_INSTRUCTION)
         return (code, bits) if code else None
@@ -179,7 +179,17 @@ class KvmVcpu:
             fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
             return MemoryFault(fault.gpa, fault.size, None, self.rip())
         # Nothing in the shared area is about this: the kernel only says that it could not reach the memory.
-        return MemoryFault(rip=self.rip())
+        return self._find_fault()
+
+    def _find_fault(self) -> MemoryFault:
+        from casemate.host.kvm.store_target import store_targets
+
+        regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
+        for target in store_targets(*found, regs, sregs) if found else ():
+            gpa = self._translate(target.gva)
+            if gpa is not None:
+                return MemoryFault(gpa, target.size, None, regs.rip)
+        return MemoryFault(rip=regs.rip)
 
     def _interrupted(self) -> Interrupted:
         with self._lock:
@@ -212,14 +222,18 @@ class KvmVcpu:
         found = b""
         while len(found) < size:
             at = gva + len(found)
-            translation = Translation(linear_address=at)
-            ioctl.call(self._fd, Ioctl.TRANSLATE, translation)
+            gpa = self._translate(at)
             part = min(size - len(found), PAGE_SIZE - at % PAGE_SIZE)
-            memory = self._read_physical(translation.physical_address, part) if translation.valid else None
+            memory = None if gpa is None else self._read_physical(gpa, part)
             if memory is None:
                 break
             found += memory
         return found
+
+    def _translate(self, gva: int) -> int | None:
+        translation = Translation(linear_address=gva)
+        ioctl.call(self._fd, Ioctl.TRANSLATE, translation)
+        return translation.physical_address if translation.valid else None
 
     def _read_physical(self, gpa: int, size: int) -> bytes | None:
         for slot in self._slots.values():
@@ -229,6 +243,9 @@ class KvmVcpu:
 
     def _regs(self) -> Regs:
         return Regs.from_bytes(read_block(self._fd, Ioctl.GET_REGS, Regs.SIZE))
+
+    def _sregs(self) -> Sregs:
+        return Sregs.from_bytes(read_block(self._fd, Ioctl.GET_SREGS, Sregs.SIZE))
 
 
 def _name(names: type[IntEnum], value: int) -> str:

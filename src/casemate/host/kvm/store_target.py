@@ -1,0 +1,69 @@
+"""Where the instruction at RIP stores to, for KVM says no address with EFAULT (Intel SDM volume 1, 3.7.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from iced_x86 import (
+    CodeSize,
+    Decoder,
+    InstructionInfoFactory,
+    MemorySizeExt,
+    OpAccess,
+    Register,
+    RegisterExt,
+    Register_,
+    UsedMemory,
+)
+
+from casemate.abi.kvm.structs import Regs, Segment, Sregs
+
+_STORES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+_SEGMENTS = {getattr(Register, name.upper()): name for name in ("cs", "ds", "es", "fs", "gs", "ss")}
+_GENERAL = {
+    getattr(Register, name.upper()): name for name, *_ in Regs._fields_ if name not in ("rip", "rflags")
+}
+_ADDRESS_BITS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
+
+
+class StoreTarget(NamedTuple):
+    """A linear address, and bytes from there on."""
+
+    gva: int
+    size: int
+
+
+def store_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
+    """What the first instruction of ``code`` stores to; nothing if it stores to no memory, or cannot be decoded."""
+    instruction = Decoder(bits, code, ip=regs.rip).decode()
+    if not instruction:
+        return
+    for memory in InstructionInfoFactory().info(instruction).used_memory():
+        if memory.access in _STORES:
+            # Of repeated string instructions only the unit is known.
+            size = MemorySizeExt.size(memory.memory_size) or MemorySizeExt.size(instruction.memory_size)
+            yield StoreTarget(_linear(memory, bits, regs, sregs), size)
+
+
+def _linear(memory: UsedMemory, bits: int, regs: Regs, sregs: Sregs) -> int:
+    offset = memory.displacement
+    offset += _value(memory.base, regs) + _value(memory.index, regs) * memory.scale
+    offset &= (1 << _ADDRESS_BITS.get(memory.address_size, bits)) - 1
+    segment = _SEGMENTS.get(memory.segment)
+    flat = bits == 64 and segment not in ("fs", "gs")
+    base = 0 if flat or segment is None else _segment(sregs, segment).base
+    return (base + offset) & (1 << (64 if bits == 64 else 32)) - 1
+
+
+def _segment(sregs: Sregs, name: str) -> Segment:
+    segment: Segment = getattr(sregs, name)
+    return segment
+
+
+def _value(register: Register_, regs: Regs) -> int:
+    name = _GENERAL.get(RegisterExt.full_register(register)) if register != Register.NONE else None
+    if name is None:
+        return 0
+    value: int = getattr(regs, name)
+    return value & (1 << 8 * RegisterExt.size(register)) - 1
