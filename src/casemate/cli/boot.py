@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from casemate.cli import confidential_options, power_cuts
 from casemate.cli.host_choice import choose_host, validate_host
-from casemate.errors import HostError, SpecError
+from casemate.errors import HostError, ImageError, SpecError
 
 if TYPE_CHECKING:
+    from casemate.cli.serial_line import SerialLine
     from casemate.confidential.preparation import PreparedLaunch
     from casemate.host.hypervisor import Hypervisor
     from casemate.machine.machine import Machine
@@ -31,6 +32,8 @@ examples:
       firmware as RAM or ROM, what happened as one JSON document
   casemate boot --guest sev-es --feature debug-swap --code OVMF_CODE.fd --host model:linux-6.18 --dry-run
       what launching a SEV-ES guest takes, step by step, with its digest
+  casemate boot --timeout 60 -- -drive if=pflash,format=raw,unit=0,readonly=on,file=CODE.fd -m 512 -nographic
+      a guest as QEMU is told it; what is not supported is refused by name
   casemate boot --type ver --type 'set -v greeting hello' --serial file:serial.log
       types at each prompt, ends at the one after the last text
 
@@ -82,11 +85,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a store to protected firmware does (default: what the device does with it, or kill)",
     )
     guest.add_argument(
+        "--fw-cfg",
+        action="append",
+        default=[],
+        type=_fw_cfg_file,
+        metavar="NAME=FILE",
+        help="offer FILE to the guest through fw_cfg, as opt/org.example/name (repeatable)",
+    )
+    guest.add_argument(
         "--public-api", action="store_true", help="keep the modelled CPU to Unicorn's public interface"
     )
     confidential_options.add_arguments(parser)
     console = parser.add_argument_group("console")
-    console.add_argument("--serial", metavar="WHERE", help="stdio (default), none, or file:PATH")
+    console.add_argument(
+        "--serial", metavar="WHERE", help="stdio (default), none, file:PATH, pty, or unix:PATH"
+    )
     console.add_argument(
         "--debugcon", type=Path, metavar="F", help="write debug output (port 0x402) to a file"
     )
@@ -102,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
     )
+    parser.add_argument("qemu", nargs="*", metavar="-- QEMU OPTION", help="the guest in QEMU's spelling")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON document on standard output")
     output.add_argument(
@@ -114,6 +128,10 @@ def run(args: argparse.Namespace) -> int:
     from casemate.cli import boot_text
     from casemate.machine.boot import Attachments, boot
 
+    if args.qemu:
+        from casemate.cli.qemu_options import apply_qemu_options
+
+        apply_qemu_options(args, args.qemu, _size)
     validate_host(args.host)
     options = confidential_options.launch_options(args)
     spec = make_spec(args)
@@ -133,12 +151,13 @@ def run(args: argparse.Namespace) -> int:
             _print_dry_run(args, prepared, host)
             return 0
     with ExitStack() as stack:
-        serial = _serial_output(args, stack)
+        started: list[Machine] = []
+        line = _serial_line(args, stack, started)
+        serial = line.write if line else _serial_output(args, stack)
         interactive = serial is not None and _is_stdio(args) and _somebody_types(args)
         status = boot_text.StatusLine(enabled=sys.stderr.isatty())
         stack.callback(status.clear)
-        wait = None
-        started: list[Machine] = []
+        wait = line.wait if line else None
         if interactive:
             from casemate.cli.terminal import Keyboard, raw_terminal
             from casemate.machine.outcome import Ending
@@ -157,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
                 on_phase=status.phase,
                 on_start=lambda machine: _start(machine, started, cut),
                 wait=wait,
-                real_time=interactive,
+                real_time=interactive or line is not None,
             ),
             hypervisor=chosen.make,
             host_why=chosen.why,
@@ -196,6 +215,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         kernel=args.kernel,
         initrd=args.initrd,
         append=args.append or "",
+        fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
     )
 
 
@@ -284,6 +304,22 @@ def _size(text: str) -> int:
     return int(digits) << _SUFFIXES[suffix]
 
 
+def _fw_cfg_file(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=FILE")
+    return name, Path(path)
+
+
+def _contents(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ImageError(source, f"cannot be read: {error.strerror}", "check the path") from None
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -304,6 +340,21 @@ def _somebody_types(args: argparse.Namespace) -> bool:
     return is_interactive() and not args.until and not args.type
 
 
+def _serial_line(args: argparse.Namespace, stack: ExitStack, started: list[Machine]) -> SerialLine | None:
+    kind, _, path = (args.serial or "").partition(":")
+    if kind not in ("pty", "unix"):
+        return None
+
+    from casemate.cli.serial_line import SerialLine
+
+    line = SerialLine(lambda: started[0].console)
+    if kind == "pty":
+        line.open_pty(stack)
+    else:
+        line.listen(path, stack)
+    return line
+
+
 def _serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[bytes], None] | None:
     where = args.serial or ("none" if args.json else "stdio")
     if where == "none":
@@ -314,7 +365,7 @@ def _serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[byte
         return _stdout_output()
     kind, _, path = where.partition(":")
     if kind != "file" or not path:
-        raise SpecError(f"--serial {where!r} is not known", "use stdio, none, or file:PATH")
+        raise SpecError(f"--serial {where!r} is not known", "use stdio, none, file:PATH, pty or unix:PATH")
     return _file_output(Path(path), stack)
 
 

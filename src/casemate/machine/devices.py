@@ -99,6 +99,8 @@ class MachineDevices:
     ) -> None:
         low = board.low_memory(spec.memory)
         fw_cfg = _fw_cfg(guest_memory, sink, low, spec.memory)
+        for name, data in spec.fw_cfg:
+            fw_cfg.add_file(name, data)
         if spec.kernel is not None:
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
         cmos = Cmos(clock, low, spec.memory - low)

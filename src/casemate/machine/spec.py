@@ -44,6 +44,8 @@ class MachineSpec:
     """A Linux kernel to hand over to the firmware, with ``initrd`` and the command line ``append``."""
     initrd: Path | None = None
     append: str = ""
+    fw_cfg: tuple[tuple[str, bytes], ...] = ()
+    """Files for the guest, by name."""
 
     def __post_init__(self) -> None:
         if (self.code is None) == (self.bios is None):
