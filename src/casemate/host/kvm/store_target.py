@@ -12,8 +12,8 @@ from iced_x86 import (
     MemorySizeExt,
     OpAccess,
     Register,
-    RegisterExt,
     Register_,
+    RegisterExt,
     UsedMemory,
 )
 
