@@ -22,6 +22,7 @@ from casemate.host.model.hypervisor import ModelHypervisor
 
 HostName = Literal["model-fast", "model-public-api", "kvm"]
 HOSTS: tuple[HostName, ...] = ("model-fast", "model-public-api", "kvm")
+on_each_host = pytest.mark.parametrize("host", HOSTS)
 PAGE = 0x1000
 END_PORT = 0xF4
 END = "e6f4 ebfe"  # out END_PORT, al; jmp $

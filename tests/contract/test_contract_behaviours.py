@@ -7,7 +7,7 @@ import mmap
 from pathlib import Path
 
 import pytest
-from contract_hosts import END, PAGE, READ, WRITE, ContractRig, HostName, family
+from contract_hosts import END, PAGE, READ, WRITE, ContractRig, HostName, family, on_each_host
 from guest_rig import PROTECTED
 
 from casemate.address import Hva
@@ -66,6 +66,7 @@ def outcome(rig: ContractRig, vm_exit: VmExit) -> Outcome:
     return Outcome(End.MMIO, stores)
 
 
+@on_each_host
 @pytest.mark.parametrize("row", BEHAVIOURS, ids=name)
 def test_store_does_what_the_table_says(host: HostName, row: Behaviour) -> None:
     with ContractRig(host, PROLOGUE + row.code + bytes.fromhex(END), 64, user=row.user) as rig:
@@ -90,6 +91,7 @@ def assert_stands_on_it(rig: ContractRig, code: bytes) -> None:
     assert len(rest) >= 1
 
 
+@on_each_host
 def test_fault_is_restartable_once_the_mapping_is_writable(host: HostName) -> None:
     with ContractRig(host, f"{'ff0425 00003000' * 3}{END}", 64, user=True) as rig:  # inc dword [PROTECTED]
         rig.protect(READ)
@@ -100,6 +102,7 @@ def test_fault_is_restartable_once_the_mapping_is_writable(host: HostName) -> No
         assert rig.ram_at(PROTECTED, 1) == b"\x03"
 
 
+@on_each_host
 def test_page_already_stored_to_faults_once_it_is_protected(host: HostName) -> None:
     code = f"c60425 00003000 5a e680 c60425 00003000 a5 {END}"
     with ContractRig(host, code, 64, user=True) as rig:
@@ -108,6 +111,7 @@ def test_page_already_stored_to_faults_once_it_is_protected(host: HostName) -> N
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
 
 
+@on_each_host
 def test_store_can_be_stepped_over(host: HostName) -> None:
     with ContractRig(host, f"c60425 00003000 5a {END}", 64, user=True) as rig:
         rig.protect(READ)
@@ -120,6 +124,7 @@ def test_store_can_be_stepped_over(host: HostName) -> None:
         assert rig.ram_at(PROTECTED, 1) == b"\x00"
 
 
+@on_each_host
 def test_protected_memory_can_be_read_and_executed(host: HostName) -> None:
     code = f"8a0425 00003000 e680 b8 00003000 ffd0 e680 {END}"
     with ContractRig(host, code, 64, user=True) as rig:
@@ -129,6 +134,7 @@ def test_protected_memory_can_be_read_and_executed(host: HostName) -> None:
         assert [value for _, _, _, value in rig.accesses] == [0xB0, 0x42]
 
 
+@on_each_host
 def test_writer_of_the_other_view_is_seen_at_once(host: HostName) -> None:
     code = f"8a0425 00003000 e680 8a0425 00003000 e681 {END}"
     with ContractRig(host, code, 64, user=True) as rig:

@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from contract_hosts import END, PAGE, READ, ContractRig, HostName, family
+from contract_hosts import END, PAGE, READ, ContractRig, HostName, family, on_each_host
 from guest_rig import PROTECTED
 
 from casemate.address import Gpa, GuestRange, Hva
@@ -15,6 +15,8 @@ from casemate.errors import HostError
 from casemate.host.exits import InternalFault, Interrupted, MemoryFault
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
+
+pytestmark = on_each_host
 
 STORE = "c605 00003000 5a"  # mov byte [PROTECTED], 0x5a
 ALIAS = 0x500000

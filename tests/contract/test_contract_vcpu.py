@@ -6,11 +6,13 @@ import threading
 from time import monotonic
 
 import pytest
-from contract_hosts import END, ContractRig, HostName
+from contract_hosts import END, ContractRig, HostName, on_each_host
 from guest_rig import PROTECTED
 
 from casemate.guests.entry import Bits
 from casemate.host.exits import Interrupted, Shutdown
+
+pytestmark = on_each_host
 
 HOLE = 0xFE400000
 
