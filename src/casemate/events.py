@@ -27,6 +27,8 @@ class Violation:
     size: int | None
     value: int | None
     rip: int | None = None
+    instruction: str | None = None
+    """The instruction at ``rip``, disassembled."""
 
 
 class ProtectionAction(StrEnum):

@@ -102,5 +102,6 @@ def _violation(timed: Timed[Violation]) -> dict[str, Any]:
         "size": event.size,
         "value": event.value,
         "rip": event.rip,
+        "instruction": event.instruction,
         "at": round(timed.at, 3),
     }

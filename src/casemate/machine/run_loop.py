@@ -25,7 +25,7 @@ from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.report import make_report
-from casemate.machine.violation import describe, judge_fault, judge_loop
+from casemate.machine.violation import describe, instruction_text, judge_fault, judge_loop
 from casemate.memory.protection import OnWrite
 
 _POLL_SECONDS = 0.2
@@ -102,7 +102,8 @@ class Run:
             case SevTermination(detail):
                 machine.end(Ending.SEV_TERMINATION, detail)
             case InternalFault(detail, rip):
-                machine.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}")
+                text = instruction_text(machine)
+                machine.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}{f' ({text})' if text else ''}")
 
     def _on_violation(self, violation: Violation) -> None:
         # A store that a slot traps is the device's business unless the user said otherwise.

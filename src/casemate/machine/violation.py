@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from casemate.events import Violation, ViolationKind
+from casemate.firmware.volume_header import find_volumes
 from casemate.host.exits import MemoryFault
 from casemate.machine.machine import Machine
 from casemate.memory.flash_memory import FlashMode
-from casemate.memory.protection import OnWrite
+from casemate.memory.protection import OnWrite, WriteProtection
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,15 @@ class Verdict:
 def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
     """Report a store to protected memory; drop it if that was asked for and can be done, else end the run."""
     unit = machine.unit_at(fault.gpa)
-    report = Violation(ViolationKind.PROTECTED_MEMORY, unit, fault.gpa, fault.size, fault.value, fault.rip)
+    report = Violation(
+        ViolationKind.PROTECTED_MEMORY,
+        unit,
+        fault.gpa,
+        fault.size,
+        fault.value,
+        fault.rip,
+        instruction_text(machine),
+    )
     machine.recorder.report(report)
     text = describe(machine, report)
     if machine.spec.on_write is not OnWrite.DROP:
@@ -46,15 +55,49 @@ def judge_loop(machine: Machine) -> str:
 def describe(machine: Machine, violation: Violation) -> str:
     """One line about a violation, with what is known; of a sealed guest, which units it can have been."""
     where = f" at {violation.gpa:#x}" if violation.gpa is not None else _suspects(machine)
-    unit = "" if violation.unit is None else f" in flash unit {violation.unit}"
+    unit = "" if violation.unit is None else f" in flash unit {violation.unit}{_owner(machine, violation)}"
     value = "" if violation.value is None else f", value {violation.value:#x}"
-    rip = "" if violation.rip is None else f", by the instruction at {violation.rip:#x}"
-    return f"{violation.kind}{where}{unit}{value}{rip}"
+    return f"{violation.kind}{where}{unit}{value}{_executor(machine, violation)}"
+
+
+def instruction_text(machine: Machine) -> str | None:
+    """The instruction that the vCPU stands on, or None where nobody can know."""
+    from iced_x86 import Decoder, Formatter, FormatterSyntax
+
+    found = machine.vcpu.code_at_rip()
+    if found is None:
+        return None
+    code, bits = found
+    instruction = Decoder(bits, code, ip=machine.vcpu.rip() or 0).decode()
+    return Formatter(FormatterSyntax.INTEL).format(instruction) if instruction else None
+
+
+def _owner(machine: Machine, violation: Violation) -> str:
+    """What of a unit's file lies where the guest stored."""
+    assert violation.unit is not None
+    assert violation.gpa is not None
+    source = machine.flash[violation.unit].source
+    offset = violation.gpa - source.gpa
+    for volume in find_volumes(source.data):
+        if volume.offset <= offset < volume.end:
+            what = "variable store" if volume.holds_variables else "firmware volume"
+            return f" (offset {offset:#x}, {what} at {volume.offset:#x})"
+    return f" (offset {offset:#x}, in no firmware volume)"
+
+
+def _executor(machine: Machine, violation: Violation) -> str:
+    if violation.rip is not None:
+        return f", by {violation.instruction or 'the instruction'} at {violation.rip:#x}"
+    mapped = machine.protection.protection in (WriteProtection.READONLY_VMA, WriteProtection.READONLY_VIEW)
+    direct = violation.kind is ViolationKind.PROTECTED_MEMORY and violation.gpa is not None
+    # The processor would have faulted, and KVM_RUN failed.
+    return ", executed by the host's instruction emulator" if mapped and direct else ""
 
 
 def _suspects(machine: Machine) -> str:
     units = [f"unit {unit.number}" for unit in machine.flash if unit.memory.mode is FlashMode.ARRAY]
-    return f", address unknown (sealed); armed: {', '.join(units) or 'nothing'}"
+    why = " (sealed)" if machine.vm.capabilities.sealed_state else ""
+    return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"
 
 
 def _plain_store_length(machine: Machine) -> int | None:
