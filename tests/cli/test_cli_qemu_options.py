@@ -33,7 +33,7 @@ def taken(line: str) -> dict[str, Any]:
         ("-M type=pc,smm=off", {"machine": "pc"}),
         ("-serial mon:stdio", {"serial": "stdio"}),
         ("-nographic", {"serial": "stdio"}),
-        ("-serial unix:/tmp/s,server=on,wait=off", {"serial": "unix:/tmp/s"}),
+        ("-serial unix:/run/s,server=on,wait=off", {"serial": "unix:/run/s"}),
         ("-serial file:log", {"serial": "file:log"}),
         ("-debugcon file:d -global isa-debugcon.iobase=0x402", {"debugcon": Path("d")}),
         ("-kernel k -initrd i -append quiet", {"kernel": Path("k"), "initrd": Path("i"), "append": "quiet"}),

@@ -19,6 +19,8 @@ COMMANDS = {
     "measure": "predict the launch digest of a SEV or SEV-ES guest",
     "inspect": "say what firmware images are good for",
     "vars": "show, change, check and repair variable stores",
+    "completion": "print shell completion",
+    "manual": "write manual pages",
 }
 
 

@@ -19,6 +19,8 @@ BIOS_GRANULE = 64 << 10
 """Bytes; the size of a ``--bios`` file must be a multiple."""
 _MIB = 1 << 20
 
+_REPAIR = "run casemate vars repair on it, or copy a VARS template"
+
 
 def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) -> None:
     """Check the files for flash unit 0 (``code``) and 1. Raises ImageError or SpecError for a broken rule."""
@@ -94,21 +96,19 @@ def _validate_store(image: FirmwareImage) -> None:
             image.name, cause, "copy the VARS template of the same package, such as OVMF_VARS_4M.fd"
         )
     volume = image.variable_volume
+    has_headers = volume is not None and parse_variable_store(image.data, volume) is not None
+    if not has_headers and has_rewrite_in_spare(image.data):
+        cause = "rewriting the variable store was cut off, and firmware would lose all of its variables"
+        raise ImageError(image.name, cause, _REPAIR, 0)
     if volume is None or volume.offset:
-        remedy = "run casemate vars repair on it, or copy a VARS template"
-        if has_rewrite_in_spare(image.data):
-            cause = "rewriting the variable store was cut off, and firmware would lose all of its variables"
-            raise ImageError(image.name, cause, remedy, 0)
-        raise ImageError(image.name, "no variable store: no NVRAM volume header", remedy, 0)
+        raise ImageError(image.name, "no variable store: no NVRAM volume header", _REPAIR, 0)
     if image.code_volumes:
         raise ImageError(image.name, "this file holds code, given as --vars", "give the VARS file alone")
     if volume.length != image.size:
         cause = f"the variable store claims {volume.length:#x} bytes of a file of {image.size:#x}"
         raise ImageError(image.name, cause, "the file is truncated or padded; copy a VARS template", 32)
-    if parse_variable_store(image.data, volume) is None:
-        raise ImageError(
-            image.name, "the variable store has no store header", "copy a VARS template", volume.header_length
-        )
+    if not has_headers:
+        raise ImageError(image.name, "the variable store has no store header", _REPAIR, volume.header_length)
 
 
 def expected_store_size(code: FirmwareImage) -> int:
