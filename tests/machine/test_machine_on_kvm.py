@@ -1,0 +1,140 @@
+"""The machine on the computer's own KVM: protection, endings, signals, resets; skipped where there is none."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from casemate.errors import UnsupportedError
+from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
+from casemate.guests.user_mode import in_user_mode
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.machine.boot import boot
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.spec import MachineSpec
+from casemate.memory.protection import OnWrite
+
+UNIT1 = (1 << 32) - 2 * IMAGE_SIZE
+TARGET = UNIT1 + 0x1234
+STORE = f"bb{TARGET.to_bytes(4, 'little').hex()} c60341"  # mov ebx, TARGET; mov byte [rbx], 0x41
+EXIT = "b007 e6f4 ebfe"  # mov al, 7; out 0xf4, al; jmp $
+
+protections = pytest.mark.parametrize("protection", ["vma", "view"])
+
+
+@pytest.fixture(autouse=True)
+def _kvm() -> None:
+    try:
+        KvmHypervisor()
+    except UnsupportedError as reason:
+        pytest.skip(str(reason))
+
+
+def run(
+    folder: Path, code: str, bits: Bits = 32, *, user: bool = False, machine: str = "bare", **options: object
+) -> Outcome:
+    payload = bytes.fromhex(code)
+    (folder / "code.fd").write_bytes(make_image(in_user_mode(payload) if user else payload, bits))
+    (folder / "vars.fd").write_bytes(b"\xee" * IMAGE_SIZE)
+    spec = MachineSpec(
+        code=folder / "code.fd",
+        variables=folder / "vars.fd",
+        machine=machine,  # type: ignore[arg-type]
+        memory=4 << 20,
+        **options,  # type: ignore[arg-type]
+    )
+    return boot(spec, timeout=20, hypervisor=lambda clock: KvmHypervisor())
+
+
+@protections
+def test_direct_store_to_protected_flash_is_killed_and_named(tmp_path: Path, protection: str) -> None:
+    outcome = run(tmp_path, STORE + EXIT, 64, user=True, protection=protection, on_write=OnWrite.KILL)
+    assert (outcome.ending, outcome.exit_code) == (Ending.VIOLATION, 1)
+    event = outcome.report["writes"]["events"][0]
+    assert (event["unit"], event["gpa"], event["size"]) == (1, TARGET, 1)
+    assert event["instruction"] == "mov byte ptr [rbx],41h"
+    assert f"{TARGET:#x} in flash unit 1 (offset 0x1234" in outcome.detail
+    assert f"by mov byte ptr [rbx],41h at {event['rip']:#x}" in outcome.detail
+    assert (tmp_path / "vars.fd").read_bytes() == b"\xee" * IMAGE_SIZE
+
+
+@protections
+def test_supervisor_store_is_killed_whoever_executes_it(tmp_path: Path, protection: str) -> None:
+    outcome = run(tmp_path, STORE + EXIT, 64, protection=protection, on_write=OnWrite.KILL)
+    assert outcome.ending is Ending.VIOLATION
+    event = outcome.report["writes"]["events"][0]
+    assert (event["unit"], event["gpa"], event["size"]) == (1, TARGET, 1)
+    if loaded_vendor_module() == "kvm_pvm":
+        assert "executed by the host's instruction emulator" in outcome.detail
+    else:
+        assert "by mov byte ptr [rbx],41h at" in outcome.detail
+
+
+@protections
+@pytest.mark.parametrize("user", [True, False], ids=["user", "supervisor"])
+def test_dropped_store_changes_nothing_and_the_guest_goes_on(
+    tmp_path: Path, protection: str, user: bool
+) -> None:
+    outcome = run(tmp_path, STORE + EXIT, 64, user=user, protection=protection, on_write=OnWrite.DROP)
+    assert outcome.ending is Ending.EXIT_PORT
+    assert outcome.report["exit_port"] == 7
+    assert outcome.report["writes"]["violations"] == 1
+    assert (tmp_path / "vars.fd").read_bytes() == b"\xee" * IMAGE_SIZE
+
+
+def test_flash_commands_program_a_byte(tmp_path: Path) -> None:
+    program = "".join(f"c605{TARGET.to_bytes(4, 'little').hex()}{value:02x}" for value in (0x10, 0x41, 0xFF))
+    outcome = run(tmp_path, program + EXIT)
+    assert outcome.ending is Ending.EXIT_PORT
+    assert (tmp_path / "vars.fd").read_bytes()[0x1234] == 0x41
+
+
+def test_reset_goes_back_to_the_reset_vector(tmp_path: Path) -> None:
+    # [0x1000] counts: the first two starts ask for a reset by port 0xCF9
+    code = f"ff05 00100000 833d 00100000 03 7408 66baf90c b006 ee f4 {EXIT}"
+    outcome = run(tmp_path, code, machine="q35")
+    assert outcome.ending is Ending.EXIT_PORT
+    assert outcome.report["guest"]["resets"] == 2
+
+
+def test_triple_fault_ends_the_run(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "0f011c25 00100000 0f0b", 64)  # lidt of nothing, ud2
+    assert (outcome.ending, outcome.exit_code) == (Ending.TRIPLE_FAULT, 1)
+
+
+def test_instruction_that_the_host_cannot_execute_is_named(tmp_path: Path) -> None:
+    # fninit; fld1; fstp dword [rbx], into a read-only slot: no KVM emulates x87 stores
+    outcome = run(tmp_path, f"{STORE[:10]} dbe3 d9e8 d91b {EXIT}", 64)
+    assert (outcome.ending, outcome.exit_code) == (Ending.HOST_LIMIT, 5)
+    assert "KVM internal error EMULATION" in outcome.detail
+    assert "(f" in outcome.detail
+
+
+def test_halted_guest_times_out(tmp_path: Path) -> None:
+    (tmp_path / "guest.bin").write_bytes(make_image(b"\xfa\xf4\xeb\xfc"))
+    spec = MachineSpec(bios=tmp_path / "guest.bin", memory=4 << 20)
+    started = time.monotonic()
+    outcome = boot(spec, timeout=0.3, hypervisor=lambda clock: KvmHypervisor())
+    assert outcome.ending is Ending.TIMEOUT
+    assert time.monotonic() - started < 1.3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_a_busy_guest_within_a_second(tmp_path: Path, number: int, code: int) -> None:
+    (tmp_path / "guest.bin").write_bytes(make_image(bytes.fromhex("66baf803 b041 ee ebfe"), 32))
+    arguments = ["boot", "--host", "kvm", "--bios", str(tmp_path / "guest.bin"), "--memory", "4M"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "casemate", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"A"
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(5) == code
+        assert time.monotonic() - started < 1
