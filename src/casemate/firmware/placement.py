@@ -95,12 +95,13 @@ def _validate_store(image: FirmwareImage) -> None:
         raise ImageError(
             image.name, cause, "copy the VARS template of the same package, such as OVMF_VARS_4M.fd"
         )
-    volume = image.variable_volume
-    has_headers = volume is not None and parse_variable_store(image.data, volume) is not None
+    volume = image.variable_volume  # maybe the copy in the spare block
+    at_start = volume is not None and volume.offset == 0
+    has_headers = volume is not None and at_start and parse_variable_store(image.data, volume) is not None
     if not has_headers and has_rewrite_in_spare(image.data):
         cause = "rewriting the variable store was cut off, and firmware would lose all of its variables"
         raise ImageError(image.name, cause, _REPAIR, 0)
-    if volume is None or volume.offset:
+    if volume is None or not at_start:
         raise ImageError(image.name, "no variable store: no NVRAM volume header", _REPAIR, 0)
     if image.code_volumes:
         raise ImageError(image.name, "this file holds code, given as --vars", "give the VARS file alone")
