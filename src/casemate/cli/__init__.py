@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 COMMANDS = {
     "boot": "boot firmware from protected flash or as --bios, and say what happened",
     "measure": "predict the launch digest of a SEV or SEV-ES guest",
+    "explain": "say why a launch digest is not the expected one",
     "inspect": "say what firmware images are good for",
     "vars": "show, change, check and repair variable stores",
+    "caps": "say what this machine's KVM offers each kind of guest",
     "completion": "print shell completion",
     "manual": "write manual pages",
 }

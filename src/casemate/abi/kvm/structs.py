@@ -152,6 +152,10 @@ class DeviceAttr(Struct):
     _fields_ = (("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64))
 
 
+X86_GRP_SEV, X86_SEV_VMSA_FEATURES = 1, 0
+"""Group and attribute of the system's KVM_GET_DEVICE_ATTR."""
+
+
 class EncRegion(Struct):
     """``kvm_enc_region``."""
 

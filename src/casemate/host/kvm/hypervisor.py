@@ -18,13 +18,13 @@ class KvmHypervisor:
 
     name = "kvm"
     era: str | None = None
-    vmsa_features = 0
     legacy_vmsa_features = 0
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device
         with closing(KvmSystem(device)) as system:
             self.vm_types = system.vm_types()
+            self.vmsa_features = system.vmsa_features()
 
     def validate_kind(self, kind: GuestKind) -> None:
         """Raises UnsupportedError for confidential guests."""

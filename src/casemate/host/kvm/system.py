@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+from ctypes import addressof, c_uint64
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.kvm.structs import CpuidEntry2
+from casemate.abi.kvm.structs import (
+    X86_GRP_SEV,
+    X86_SEV_VMSA_FEATURES,
+    CpuidEntry2,
+    DeviceAttr,
+)
 from casemate.abi.kvm.vm_types import VmType
-from casemate.errors import UnsupportedError
+from casemate.errors import HostError, UnsupportedError
 from casemate.host.kvm.ioctl import call
 
 DEVICE = "/dev/kvm"
@@ -47,7 +53,10 @@ class KvmSystem:
             raise
 
     def _validate(self, device: str) -> None:
-        version = call(self._fd, Ioctl.GET_API_VERSION)
+        try:
+            version = call(self._fd, Ioctl.GET_API_VERSION)
+        except HostError as error:
+            raise UnsupportedError(f"{device} is no KVM: {error.cause}", "use --host model") from error
         if version != API_VERSION:
             raise UnsupportedError(
                 f"{device} speaks API version {version}, not {API_VERSION}", "use --host model"
@@ -56,9 +65,19 @@ class KvmSystem:
         if missing:
             raise UnsupportedError(f"this KVM has no {', '.join(missing)}", "use --host model")
 
-    def extension(self, capability: Capability) -> int:
-        """What the system (not a VM) says of a capability; 0 is no."""
-        return call(self._fd, Ioctl.CHECK_EXTENSION, capability)
+    def extension(self, capability: Capability, vm: int | None = None) -> int:
+        """What the system, or the VM behind a descriptor, says of a capability; 0 is no."""
+        return call(self._fd if vm is None else vm, Ioctl.CHECK_EXTENSION, capability)
+
+    def vmsa_features(self) -> int:
+        """The ``sev_features`` bits that KVM_SEV_INIT2 takes; 0 on hosts without SEV-ES."""
+        mask = c_uint64()
+        attribute = DeviceAttr(group=X86_GRP_SEV, attr=X86_SEV_VMSA_FEATURES, addr=addressof(mask))
+        try:
+            call(self._fd, Ioctl.GET_DEVICE_ATTR, attribute)
+        except HostError:
+            return 0
+        return mask.value
 
     def vm_types(self) -> frozenset[VmType]:
         """The types that KVM_CREATE_VM takes; a kernel without KVM_CAP_VM_TYPES takes the default one."""
