@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
+    from casemate.host.guest_kind import GuestKind
     from casemate.measure.kernel_hashes import KernelHashes
+    from casemate.measure.measurement import PlatformVersion
     from casemate.measure.plan import LaunchPlan
 
 EPILOG = """\
@@ -25,6 +27,19 @@ _COLUMNS = "{:<16} {:>12} {:>9}  {:<64}  {}"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, named as those of sev-snp-measure where it has them."""
+    cpu = add_launch_arguments(parser)
+    cpu.add_argument("--dump-vmsa", action="store_true", help="write the save areas to vmsa<N>.bin")
+    add_owner_arguments(parser, "launch measurement instead of digest (all needed)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)")
+    output.add_argument(
+        "--trace", action="store_true", help="show every step, its hash and the running digest"
+    )
+    output.add_argument("--json", action="store_true", help="one JSON document, with the trace")
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a launch is measured from; returns the group of options about vCPUs."""
     parser.add_argument("--mode", choices=("sev", "seves"), required=True, help="kind of guest")
     parser.add_argument("--ovmf", metavar="FILE", required=True, help="firmware: flash unit 0, or -bios")
     boot = parser.add_argument_group("direct kernel boot (kernel-hashes=on)")
@@ -46,18 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="init2",
         help="how the host sets the guest up; QEMU without features uses legacy (default: init2)",
     )
-    cpu.add_argument("--dump-vmsa", action="store_true", help="write the save areas to vmsa<N>.bin")
-    owner = parser.add_argument_group("launch measurement instead of digest (all needed)")
+    return cpu
+
+
+def add_owner_arguments(parser: argparse.ArgumentParser, title: str) -> None:
+    """What a measurement is signed with."""
+    owner = parser.add_argument_group(title)
     owner.add_argument("--tik", metavar="FILE", help="transport integrity key, 16 bytes")
     owner.add_argument("--nonce", metavar="HEX", help="the measurement's nonce, 16 bytes")
     for name in ("policy", "api-major", "api-minor", "build-id"):
         owner.add_argument(f"--{name}", metavar="N", type=integer)
-    output = parser.add_argument_group("output")
-    output.add_argument("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)")
-    output.add_argument(
-        "--trace", action="store_true", help="show every step, its hash and the running digest"
-    )
-    output.add_argument("--json", action="store_true", help="one JSON document, with the trace")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +111,7 @@ def _plan(args: argparse.Namespace) -> LaunchPlan:
     image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
     if not is_sev_es:
         return plan_sev(image, hashes)
-    return plan_sev_es(image, args.vcpus, _signature(args), hashes, args.guest_features, SevInit(args.init))
+    return plan_sev_es(image, args.vcpus, signature_of(args), hashes, args.guest_features, SevInit(args.init))
 
 
 def _hashes(args: argparse.Namespace) -> KernelHashes | None:
@@ -115,7 +128,8 @@ def _hashes(args: argparse.Namespace) -> KernelHashes | None:
     return KernelHashes.of_files(args.kernel, args.initrd, args.append or "")
 
 
-def _signature(args: argparse.Namespace) -> int:
+def signature_of(args: argparse.Namespace) -> int:
+    """The CPUID signature, named in one of three ways. Raises SpecError if not in exactly one."""
     from casemate.errors import SpecError
     from casemate.measure.cpu_models import cpu_signature, model_signature
 
@@ -134,6 +148,16 @@ def _signature(args: argparse.Namespace) -> int:
 
 
 def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> bytes | None:
+    signing = signing_of(args, plan.kind)
+    if signing is None:
+        return None
+    from casemate.measure.measurement import predict_measurement
+
+    return predict_measurement(digest, *signing)
+
+
+def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes, int, PlatformVersion] | None:
+    """TIK, nonce, policy and version that sign, or None. Raises SpecError if some are missing or impossible."""
     from casemate.errors import SpecError
 
     names = ("tik", "nonce", "policy", "api_major", "api_minor", "build_id")
@@ -145,10 +169,9 @@ def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> b
 
     from casemate.measure import measurement as owner
 
-    owner.validate_policy(args.policy, plan.kind)
+    owner.validate_policy(args.policy, kind)
     version = owner.PlatformVersion(args.api_major, args.api_minor, args.build_id)
-    tik, nonce = owner.read_tik(args.tik), owner.parse_nonce(args.nonce)
-    return owner.predict_measurement(digest, tik, nonce, args.policy, version)
+    return owner.read_tik(args.tik), owner.parse_nonce(args.nonce), args.policy, version
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:

@@ -1,0 +1,204 @@
+"""``casemate explain``: says why a launch digest is not the expected one (docs/guide/explain.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from casemate.cli.measure import add_launch_arguments, add_owner_arguments, signature_of, signing_of
+
+if TYPE_CHECKING:
+    from casemate.measure.explain import Apply, Explanation, Found, Match, Search, Unit
+    from casemate.measure.hypotheses import Claim, DirectBoot
+
+EPILOG = """\
+examples:
+  casemate explain --observed 4c55bc8b... --mode seves --ovmf OVMF_CODE.fd --vcpus 4 --vcpu-type EPYC-v4
+  casemate explain --observed 4c55bc8b... --mode seves --ovmf OVMF_CODE.fd     vCPUs unknown
+  casemate explain --observed 4c55bc8b... --mode sev --ovmf OVMF.amdsev.fd --kernel vmlinuz --append quiet
+
+exit code: 0 if an explanation was found, 1 if none was
+"""
+
+_NOT_FOUND = 1
+_FORK_FROM = 30
+"""Pieces of work, of some 30 ms each, from which on more processes pay."""
+
+_search: Search | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The observed value, and the inputs of ``casemate measure``; vCPUs and their type may be unknown here."""
+    observed = (
+        "launch digest, or with --tik the measurement, in hex or base64; 48 bytes are one with its nonce"
+    )
+    parser.add_argument("--observed", metavar="VALUE", required=True, help=observed)
+    add_launch_arguments(parser)
+    parser.add_argument("--vars", metavar="FILE", help="variable store that may have been in front of --ovmf")
+    add_owner_arguments(parser, "a launch measurement was observed (all needed; 48 bytes have the nonce)")
+    parser.add_argument(
+        "--deviations",
+        metavar="N",
+        type=int,
+        choices=range(1, 7),
+        default=3,
+        help="try so many at once (default: 3)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, print what fits; 0, or 1 if nothing does."""
+    from casemate.measure.explain import Owner, Search
+
+    observed, claim = _observed(args), _claim(args)
+    signing = signing_of(args, claim.kind)
+    search = Search(claim, observed, Owner(*signing) if signing else None, args.deviations)
+    with _spread(search) as apply:
+        explanation = search.explain(apply)
+    _print_json(explanation) if args.json else _print(explanation)
+    return 0 if explanation.matches else _NOT_FOUND
+
+
+def _observed(args: argparse.Namespace) -> bytes:
+    from base64 import b64decode
+
+    from casemate.errors import SpecError
+    from casemate.measure.explain import DIGEST_SIZE
+    from casemate.measure.measurement import KEY_SIZE
+
+    text = args.observed.strip()
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        try:
+            value = b64decode(text, validate=True)
+        except ValueError:
+            raise SpecError(f"--observed {text!r} is neither hex nor base64", "give the digest") from None
+    if len(value) == DIGEST_SIZE + KEY_SIZE and args.tik is not None:
+        args.nonce = args.nonce or value[DIGEST_SIZE:].hex()
+        return value[:DIGEST_SIZE]
+    return value
+
+
+def _claim(args: argparse.Namespace) -> Claim:
+    from casemate.firmware.completeness import validate_complete
+    from casemate.firmware.image import FirmwareImage
+    from casemate.host.guest_kind import GuestKind
+    from casemate.measure.hypotheses import Claim
+    from casemate.measure.kernel_hashes import find_hashes_area
+    from casemate.measure.plan_sev import validate_features
+    from casemate.measure.vmsa_pages import SevInit
+
+    image, boot = FirmwareImage.load(args.ovmf), _boot(args)
+    validate_complete(image)
+    if boot is not None:
+        find_hashes_area(image)
+    kind, init = GuestKind.SEV if args.mode == "sev" else GuestKind.SEV_ES, SevInit(args.init)
+    validate_features(args.guest_features, init)
+    is_named = any(
+        getattr(args, f"vcpu_{name}") is not None for name in ("type", "sig", "family", "model", "stepping")
+    )
+    signature = signature_of(args) if is_named else None
+    variables = FirmwareImage.load(args.vars) if args.vars else None
+    return Claim(image, kind, args.vcpus, signature, args.guest_features, init, boot, variables)
+
+
+def _boot(args: argparse.Namespace) -> DirectBoot | None:
+    from casemate.errors import SpecError
+    from casemate.measure.hypotheses import DirectBoot
+
+    if args.kernel is None:
+        for option in ("initrd", "append"):
+            if getattr(args, option) is not None:
+                raise SpecError(f"--{option} without --kernel", "give the kernel, or leave both out")
+        return None
+    return DirectBoot(
+        _read(args.kernel),
+        (args.append or "").encode(errors="surrogateescape"),
+        _read(args.initrd) if args.initrd else b"",
+    )
+
+
+def _read(path: str) -> bytes:
+    from casemate.errors import ImageError
+
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(path, f"cannot be read: {reason}", "check the path") from None
+
+
+@contextmanager
+def _spread(search: Search) -> Iterator[Apply]:
+    """A ``map`` that uses all processors for long lists, and shows progress on a terminal."""
+    import multiprocessing
+    from contextlib import ExitStack
+
+    global _search  # noqa: PLW0603 - what forked processes inherit instead of being sent
+    _search = search
+    with ExitStack() as stack:
+
+        def apply(run: Callable[[Unit], Found], units: list[Unit]) -> Iterable[Found]:
+            if len(units) < _FORK_FROM:
+                return map(run, units)
+            # Forked before the progress bar starts its thread.
+            pool = stack.enter_context(multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))))
+            found = pool.imap_unordered(_run, units)
+            return _track(found, len(units)) if sys.stderr.isatty() else found
+
+        yield apply
+
+
+def _run(unit: Unit) -> Found:
+    assert _search is not None
+    return _search.run(unit)
+
+
+def _track(found: Iterable[Found], total: int) -> Iterable[Found]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(found, "trying launches", total, console=Console(stderr=True), transient=True)
+
+
+def _print(explanation: Explanation) -> None:
+    from casemate.measure.explain import MOST_VCPUS
+
+    tried = f"{explanation.tried:,} launches tried"
+    if not explanation.matches:
+        print(
+            f"nothing fits: {tried}, with up to {MOST_VCPUS} vCPUs each; another firmware or kernel file is likely"
+        )
+        return
+    if not explanation.is_certain:
+        print(f"{len(explanation.matches)} explanations fit equally well ({tried}):")
+    for match in explanation.matches:
+        if not match.deviations:
+            print(f"as given: nothing deviates ({tried})")
+        for deviation in match.deviations:
+            print(f"{deviation.id}: {deviation.cause}\n    remedy: {deviation.remedy}")
+    if explanation.is_certain and explanation.matches[0].deviations:
+        print(f"this reproduces the observed value exactly ({tried})")
+
+
+def _print_json(explanation: Explanation) -> None:
+    import json
+
+    document = {
+        "tried": explanation.tried,
+        "certain": explanation.is_certain,
+        "matches": [_match_to_dict(match) for match in explanation.matches],
+    }
+    print(json.dumps(document, indent=2))
+
+
+def _match_to_dict(match: Match) -> dict[str, object]:
+    deviations = [deviation._asdict() for deviation in match.deviations]
+    return {"digest": match.digest.hex(), "vcpus": match.vcpus, "deviations": deviations}
