@@ -15,7 +15,7 @@ from casemate.host.hypervisor import Vcpu
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.slots import MemorySlot
 
-ENOUGH = 8_000_000
+ENOUGH = 5_000_000
 """Instructions a second, with an exit every few thousand, above which firmware boots well."""
 
 _TRIES = 3
