@@ -136,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
     options = confidential_options.launch_options(args)
     spec = make_spec(args)
     cut: power_cuts.CutRequest | None = args.cut_power_at
+    if cut is not None:
+        power_cuts.validate_cut(spec)
     if cut is not None and cut.number is None:
         return power_cuts.judge_cuts(spec, cut, args.until, args.json)
     chosen = choose_host(args.host, spec)

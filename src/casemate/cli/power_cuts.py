@@ -56,6 +56,14 @@ def cut_request(text: str) -> CutRequest:
     raise argparse.ArgumentTypeError(f"{text!r} is no cut: give N, random:SEED, all, or all:COUNT")
 
 
+def validate_cut(spec: MachineSpec) -> None:
+    """Check that there is something to cut. Raises SpecError if not."""
+    if spec.variables is None:
+        raise SpecError("--cut-power-at needs a variable store in flash", "give --code and --vars")
+    if spec.kind.is_confidential:
+        raise SpecError("--cut-power-at is for plain guests", "leave --guest out")
+
+
 def cutter(request: CutRequest) -> Callable[[Machine], None]:
     """What makes a machine lose its power, to be called before it runs."""
     from casemate.machine.power_cut import PowerCut
@@ -64,29 +72,28 @@ def cutter(request: CutRequest) -> Callable[[Machine], None]:
 
 
 def judge_cuts(spec: MachineSpec, request: CutRequest, until: str | None, as_json: bool) -> int:
-    """Boot once, cut that boot at every (or every so many) flash command, boot again from each; print a table; 0.
+    """Boot once, cut that boot at every (or every so many) flash command, boot again from each; print a table.
 
-    The user's variable store is only read. Raises SpecError without one, or if the boot itself fails.
+    Returns 0, or the exit code of the signal that ended it early. The user's variable store is only read. Always on
+    the model. Raises SpecError if the boot itself does not get to ``until``.
     """
     from casemate.machine.outcome import Ending
 
-    if spec.variables is None:
-        raise SpecError("--cut-power-at needs a variable store", "give --vars")
-    template = _read(spec.variables)
+    template = _read(_variables(spec))
     with tempfile.TemporaryDirectory(prefix="casemate-cuts-") as folder:
         scratch = replace(spec, variables=Path(folder, "VARS.fd"))
         changes, first = _record(scratch, template, until or _UNTIL)
         if first.ending is not Ending.UNTIL:
             raise SpecError(f"the boot to cut does not get far: {first.detail}", "see what --until waits for")
         numbers = _sample(len(changes), request.most)
-        judgements = _judge_all(scratch, template, changes, numbers, until or _UNTIL)
+        judgements, exit_code = _judge_all(scratch, template, changes, numbers, until or _UNTIL)
     if as_json:
         cuts = [judgement._asdict() for judgement in judgements]
         print(json.dumps({"commands": len(changes), "cuts": cuts}, indent=2))
     else:
         print(f"{len(changes)} flash commands, {len(judgements)} cuts")
         print(table(judgements))
-    return 0
+    return exit_code
 
 
 def table(judgements: list[Judgement]) -> str:
@@ -117,16 +124,20 @@ def _record(spec: MachineSpec, template: bytes, until: str) -> tuple[list[FlashC
 
 def _judge_all(
     spec: MachineSpec, template: bytes, changes: list[FlashChange], numbers: list[int], until: str
-) -> list[Judgement]:
+) -> tuple[list[Judgement], int]:
     from casemate.machine.boot import boot
+    from casemate.machine.outcome import Ending
     from casemate.machine.power_cut import store_after_cut
 
-    judgements = []
+    judgements: list[Judgement] = []
     for done, number in enumerate(numbers, 1):
         store = store_after_cut(template, changes, number)
         _variables(spec).write_bytes(store)
         try:
-            next_boot = boot(spec, until=until, timeout=_NEXT_BOOT_SECONDS).ending.word
+            ending = boot(spec, until=until, timeout=_NEXT_BOOT_SECONDS).ending
+            if ending in (Ending.INTERRUPTED, Ending.TERMINATED):
+                return judgements, ending.exit_code
+            next_boot = ending.word
         except ImageError:
             next_boot = "refused"
         after = _verdict(_read(_variables(spec)))
@@ -137,7 +148,7 @@ def _judge_all(
                 end="\n" * (done == len(numbers)),
                 file=sys.stderr,
             )
-    return judgements
+    return judgements, 0
 
 
 def _verdict(store: bytes) -> str:
