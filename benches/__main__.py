@@ -12,7 +12,9 @@ from benches.console import RunError
 from benches.table import Table
 from casemate.errors import CasemateError
 
-BENCHES = [name for name in ("imports", "measure", "boot", "confidential") if find_spec(f"benches.{name}")]
+BENCHES = [
+    name for name in ("imports", "measure", "boot", "confidential", "kvm") if find_spec(f"benches.{name}")
+]
 
 
 def main() -> int:

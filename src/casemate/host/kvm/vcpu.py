@@ -34,10 +34,10 @@ from casemate.host.kvm.vcpu_state import VcpuState, read_block
 from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
-_EXIT_REASON = 8
+_EXIT_REASON = 2
+"""In 32-bit words."""
 _IO = Layout("<BBHIQ")
 _MMIO = Layout("<Q8sIB")
-_REASON = Layout("<I")
 _MMIO_DATA = RUN_UNION + 8
 
 _IO_REASON, _MMIO_REASON = int(ExitReason.IO), int(ExitReason.MMIO)
@@ -68,6 +68,7 @@ class KvmVcpu:
     ) -> None:
         self._fd = fd
         self._page = mmap.mmap(fd, mmap_size)
+        self._words = memoryview(self._page).cast("I")
         self._bus = bus
         self._slots = slots
         self._reset_chips = reset_chips
@@ -91,12 +92,12 @@ class KvmVcpu:
                 self._thread = None
 
     def _run(self) -> VmExit:
-        page, fd, run, unknown = self._page, self._fd, ioctl.run, int(ExitReason.UNKNOWN)
+        words, fd, run, unknown = self._words, self._fd, ioctl.run, int(ExitReason.UNKNOWN)
         while True:
             # What is here after a failed KVM_RUN would be the last exit's.
-            _REASON.pack_into(page, _EXIT_REASON, unknown)
+            words[_EXIT_REASON] = unknown
             failure = run(fd)
-            reason = _REASON.unpack_from(page, _EXIT_REASON)[0]
+            reason = words[_EXIT_REASON]
             if failure:
                 vm_exit = self._failed(failure, reason)
                 if vm_exit is not None:
@@ -149,6 +150,7 @@ class KvmVcpu:
         """Give the descriptor and the shared area back; harmless when repeated."""
         with self._lock:
             if self._fd >= 0:
+                self._words.release()
                 self._page.close()
                 os.close(self._fd)
                 self._fd = -1
@@ -156,6 +158,12 @@ class KvmVcpu:
     def _port_access(self) -> None:
         page, bus = self._page, self._bus
         direction, size, port, count, first = _IO.unpack_from(page, RUN_UNION)
+        if count == 1 and size == 1:  # nearly all of them
+            if direction == IO_IN:
+                page[first] = bus.read_port(port, 1)
+            else:
+                bus.write_port(port, 1, page[first])
+            return
         for at in range(first, first + count * size, size):
             if direction == IO_IN:
                 page[at : at + size] = bus.read_port(port, size).to_bytes(size, "little")
