@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from casemate.host.secure_processor import TransportKeys
 
 _KINDS = ("plain", "sev", "sev-es", "snp", "tdx")
-_LAUNCH_ONLY = ("policy", "feature", "kernel_hashes", "expect_digest", "tik", "vcpu_type", "launch_only", "dry_run")
+_LAUNCH_ONLY = (
+    "policy",
+    "feature",
+    "kernel_hashes",
+    "expect_digest",
+    "tik",
+    "vcpu_type",
+    "launch_only",
+    "dry_run",
+)
 _DIGEST_SIZE = 32
 
 
@@ -43,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guest.add_argument(
         "--tik", type=Path, metavar="F", help="key of the launch session, to verify the measurement"
     )
-    guest.add_argument("--launch-only", action="store_true", help="launch and measure, and do not run the guest")
+    guest.add_argument(
+        "--launch-only", action="store_true", help="launch and measure, and do not run the guest"
+    )
     guest.add_argument(
         "--dry-run", action="store_true", help="print slots, ioctls, steps and digest, and open no host"
     )
