@@ -19,6 +19,7 @@ COMMANDS = {
     "measure": "predict the launch digest of a SEV or SEV-ES guest",
     "explain": "say why a launch digest is not the expected one",
     "inspect": "say what firmware images are good for",
+    "lint": "say what is wrong with a QEMU command line or a libvirt domain",
     "vars": "show, change, check and repair variable stores",
     "caps": "say what this machine's KVM offers each kind of guest",
     "completion": "print shell completion",

@@ -1,0 +1,258 @@
+"""Rules about firmware files and how they are attached (QEMU hw/i386/pc_sysfw.c; edk2 OvmfPkg/README)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from casemate.address import PAGE_SIZE
+from casemate.advise.guest_request import Kind
+from casemate.advise.lint import Found, Guest, RuleSet, Severity
+from casemate.errors import CasemateError
+from casemate.firmware.completeness import is_variable_store
+from casemate.firmware.placement import BIOS_GRANULE, MAX_FLASH, validate_pair
+from casemate.firmware.smm import requires_smm
+
+FLASH_RULES = RuleSet()
+
+_SYSFW = "QEMU hw/i386/pc_sysfw.c"
+_README = "edk2 OvmfPkg/README"
+_QCOW2 = b"QFI\xfb"
+_ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
+
+
+def _name(path: str) -> str:
+    return PurePath(path).name.lower()
+
+
+def _needs_smm(guest: Guest) -> bool:
+    """By contents if the file could be read, else by the names that distributions use."""
+    flash = guest.request.unit(0)
+    image = guest.image(0)
+    if image is not None:
+        return requires_smm(image.data)
+    return flash is not None and ".secboot." in _name(flash.file)
+
+
+@FLASH_RULES.add("pflash-gap", _ERROR, _SYSFW)
+def _gap(guest: Guest) -> Iterator[Found]:
+    for flash in guest.request.flash:
+        if flash.unit and guest.request.unit(flash.unit - 1) is None:
+            cause = f"flash unit {flash.unit} without unit {flash.unit - 1}"
+            yield str(flash.option), cause, "give CODE as unit 0 and VARS as unit 1"
+
+
+@FLASH_RULES.add("pflash-unit", _ERROR, _SYSFW)
+def _unit(guest: Guest) -> Iterator[Found]:
+    for flash in guest.request.flash:
+        if flash.unit > 1:
+            yield (
+                str(flash.option),
+                f"there is no flash unit {flash.unit}, only 0 and 1",
+                "use unit=0 or unit=1",
+            )
+
+
+@FLASH_RULES.add("pflash-twice", _ERROR, "QEMU blockdev.c, drive_new")
+def _twice(guest: Guest) -> Iterator[Found]:
+    units = [flash.unit for flash in guest.request.flash]
+    for index, flash in enumerate(guest.request.flash):
+        if flash.unit in units[:index]:
+            yield str(flash.option), f"flash unit {flash.unit} is given twice", "give each unit one file"
+
+
+@FLASH_RULES.add("flash-format-missing", _WARNING, "QEMU docs/system/invocation, -drive format")
+def _format_missing(guest: Guest) -> Iterator[Found]:
+    for flash in guest.request.flash:
+        if flash.format is None and flash.option.name == "-drive":
+            cause = "without format= QEMU guesses, and then forbids writes to the first block"
+            yield str(flash.option), cause, "add format=raw"
+
+
+@FLASH_RULES.add("flash-format-wrong", _ERROR, "QEMU docs/interop/qcow2; github.com/AMDESE/AMDSEV/issues/218")
+def _format_wrong(guest: Guest) -> Iterator[Found]:
+    for flash in guest.request.flash:
+        image = guest.images.get(flash.file)
+        is_qcow2 = image.data.startswith(_QCOW2) if image else _name(flash.file).endswith(".qcow2")
+        known = image is not None or is_qcow2
+        if known and flash.format in ("raw", "qcow2") and is_qcow2 != (flash.format == "qcow2"):
+            is_format = "qcow2" if is_qcow2 else "raw"
+            cause = (
+                f"{flash.file} is {is_format}, and is attached as {flash.format}: firmware would be garbage"
+            )
+            yield str(flash.option), cause, f"say format={is_format}"
+
+
+@FLASH_RULES.add("flash-size", _ERROR, _SYSFW)
+def _flash_size(guest: Guest) -> Iterator[Found]:
+    total = 0
+    for flash in guest.request.flash:
+        image = guest.images.get(flash.file)
+        if image is None or flash.format == "qcow2" or image.data.startswith(_QCOW2):
+            continue
+        total += image.size
+        if image.size % PAGE_SIZE:
+            cause = f"{flash.file} has {image.size} bytes, no multiple of {PAGE_SIZE}"
+            yield str(flash.option), cause, "the file is truncated or no raw image; copy it anew"
+        if total > MAX_FLASH:
+            cause = f"{total} bytes of flash, at most {MAX_FLASH} fit"
+            yield str(flash.option), cause, "use an image for x86_64, or raise -machine max-fw-size"
+
+
+@FLASH_RULES.add("flash-swapped", _ERROR, _README)
+def _swapped(guest: Guest) -> Iterator[Found]:
+    flash, image = guest.request.unit(0), guest.image(0)
+    if flash is None:
+        return
+    name = _name(flash.file)
+    if is_variable_store(image) if image else "vars" in name and "code" not in name:
+        yield str(flash.option), "unit 0 holds variables, no code: nothing could start", "make CODE unit 0"
+
+
+@FLASH_RULES.add(
+    "flash-pair",
+    _ERROR,
+    "edk2 OvmfPkg/Include/Fdf/OvmfPkgDefines.fdf.inc; github.com/kholia/OSX-KVM/issues/278",
+)
+def _pair(guest: Guest) -> Iterator[Found]:
+    code, variables, flash = guest.image(0), guest.image(1), guest.request.unit(1)
+    if flash is None:
+        return
+    if code and variables and code.code_volumes and not is_variable_store(code):
+        try:
+            validate_pair(code, variables)
+        except CasemateError as error:
+            yield str(flash.option), error.cause, error.remedy
+    elif code is None and variables is None:
+        first = guest.request.unit(0)
+        names = [_name(one.file) for one in (first, flash) if one]
+        if (
+            len(names) == 2
+            and all("ovmf" in name for name in names)
+            and len({"4m" in name for name in names}) == 2
+        ):
+            cause = "CODE and VARS of different builds (2M and 4M), by their names"
+            yield str(flash.option), cause, "take CODE and VARS from one pair (both 2M or both 4M)"
+
+
+@FLASH_RULES.add("code-without-vars", _WARNING, _README)
+def _code_alone(guest: Guest) -> Iterator[Found]:
+    flash, image = guest.request.unit(0), guest.image(0)
+    if flash is None or guest.request.unit(1) is not None:
+        return
+    if image.variable_volume is None if image else "code" in _name(flash.file):
+        cause = "CODE without VARS: variables, boot entries and Secure Boot keys are lost at every reset"
+        yield str(flash.option), cause, "add a copy of the VARS template of the same build as unit 1"
+
+
+@FLASH_RULES.add("combined-readonly", _WARNING, _README)
+def _combined_readonly(guest: Guest) -> Iterator[Found]:
+    flash, image = guest.request.unit(0), guest.image(0)
+    if flash and flash.readonly and image and image.variable_volume and image.code_volumes:
+        cause = "the image holds its variables, and cannot be written to"
+        yield str(flash.option), cause, "use the split CODE and VARS files, or leave readonly=on out"
+
+
+@FLASH_RULES.add("vars-readonly", _WARNING, _README)
+def _vars_readonly(guest: Guest) -> Iterator[Found]:
+    flash = guest.request.unit(1)
+    if flash and flash.readonly:
+        cause = "variables cannot be written: firmware may stop, or forget everything at reset"
+        yield str(flash.option), cause, "give a copy of the template, without readonly=on"
+
+
+@FLASH_RULES.add("vars-template", _WARNING, "Debian ovmf, README.Debian")
+def _vars_template(guest: Guest) -> Iterator[Found]:
+    flash = guest.request.unit(1)
+    if flash is None or flash.readonly or flash.option.has("snapshot") or guest.request.has("-snapshot"):
+        return
+    if flash.file.startswith("/usr/share/"):
+        cause = "this is the package's template: all guests would write into the one file"
+        yield str(flash.option), cause, "copy it, one copy a guest"
+
+
+@FLASH_RULES.add("code-writable", _WARNING, _README)
+def _code_writable(guest: Guest) -> Iterator[Found]:
+    flash = guest.request.unit(0)
+    if flash and not flash.readonly and flash.option.name != "-pflash" and guest.request.unit(1):
+        cause = "the guest may rewrite its firmware, and the file with it"
+        yield str(flash.option), cause, "add readonly=on"
+
+
+@FLASH_RULES.add("bios-ignored", _WARNING, _SYSFW)
+def _bios_ignored(guest: Guest) -> Iterator[Found]:
+    option = guest.request.last("-bios")
+    if option and guest.request.unit(0):
+        yield str(option), "flash unit 0 is given too, and QEMU then ignores -bios", "keep one of the two"
+
+
+@FLASH_RULES.add("bios-size", _ERROR, "QEMU hw/i386/x86-common.c, x86_bios_rom_init")
+def _bios_size(guest: Guest) -> Iterator[Found]:
+    option, image = guest.request.last("-bios"), guest.bios
+    if option and image and image.size % BIOS_GRANULE:
+        cause = f"{image.size:#x} bytes, no multiple of 64 KiB: QEMU cannot load it as -bios"
+        yield str(option), cause, "use the combined image, or attach CODE as flash"
+
+
+@FLASH_RULES.add("bios-code", _WARNING, _README)
+def _bios_code(guest: Guest) -> Iterator[Found]:
+    option = guest.request.last("-bios")
+    if option and "_code" in _name(option.value):
+        cause = "a split CODE image as -bios: the 4M builds do not load at all, the others have no variables"
+        yield str(option), cause, "use the combined image, such as OVMF.fd"
+
+
+@FLASH_RULES.add("bios-variables", _NOTE, _README)
+def _bios_variables(guest: Guest) -> Iterator[Found]:
+    option = guest.request.last("-bios")
+    if option and guest.request.kind is Kind.PLAIN and "ovmf" in _name(option.value):
+        cause = "with -bios OVMF keeps its variables in memory: boot entries may be gone after a reset"
+        yield str(option), cause, "attach CODE and VARS as flash"
+
+
+@FLASH_RULES.add("igvm-pflash", _ERROR, _SYSFW)
+def _igvm(guest: Guest) -> Iterator[Found]:
+    flash = guest.request.unit(0)
+    if flash and guest.request.machine.get("igvm-cfg"):
+        yield (
+            str(flash.option),
+            "flash cannot be given with an IGVM file",
+            "leave the flash out: IGVM brings it",
+        )
+
+
+@FLASH_RULES.add("smm-missing", _ERROR, f"{_README}, SMM support")
+def _smm_missing(guest: Guest) -> Iterator[Found]:
+    request = guest.request
+    flash = request.unit(0)
+    if flash and request.kind is Kind.PLAIN and _needs_smm(guest):
+        is_q35 = "q35" in request.machine_type
+        if not is_q35 or request.machine.get("smm") == "off":
+            missing = "has smm=off" if is_q35 else f"is {request.machine_type}, which has no SMM for OVMF"
+            cause = f"the firmware requires SMM, and the machine {missing}: it stops in SEC or PEI"
+            yield str(flash.option), cause, "use -machine q35,smm=on, or a build without SMM"
+
+
+@FLASH_RULES.add("flash-insecure", _WARNING, f"{_README}, SMM support")
+def _insecure(guest: Guest) -> Iterator[Found]:
+    flash = guest.request.unit(0)
+    if flash is None or not _needs_smm(guest):
+        return
+    given = [option for option in guest.request.options if option.name == "-global"]
+    if not any("pflash01" in option.value and "secure" in option.value for option in given):
+        cause = "a build with SMM, yet code outside of SMM can write the flash: Secure Boot protects nothing"
+        remedy = "add -global driver=cfi.pflash01,property=secure,value=on"
+        yield str(flash.option), cause, remedy
+
+
+@FLASH_RULES.add("secure-boot-without-smm", _WARNING, "github.com/tianocore/edk2/pull/12979")
+def _secure_boot(guest: Guest) -> Iterator[Found]:
+    variables, code = guest.request.unit(1), guest.request.unit(0)
+    if variables is None or code is None or _needs_smm(guest):
+        return
+    has_keys = any(part in _name(variables.file) for part in (".ms.", ".secboot.", ".snakeoil."))
+    if has_keys and not any(part in _name(code.file) for part in (".ms.", ".secboot.")):
+        cause = (
+            "Secure Boot keys in a store that every driver of the guest can write; edk2 of 2026 refuses it"
+        )
+        yield str(variables.option), cause, "use the .secboot CODE build, with -machine q35,smm=on"
