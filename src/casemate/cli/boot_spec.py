@@ -1,0 +1,106 @@
+"""From the options of ``casemate boot`` to the machine that they describe (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casemate.errors import HostError, ImageError, SpecError
+
+if TYPE_CHECKING:
+    from casemate.machine.spec import MachineSpec
+
+
+def make_spec(args: argparse.Namespace) -> MachineSpec:
+    """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
+    from casemate.devices.flash.file import Sync
+    from casemate.host.guest_kind import GuestKind
+    from casemate.machine.spec import MachineSpec
+    from casemate.memory.protection import OnWrite
+
+    code, variables = args.code, args.vars
+    if args.code is None and args.bios is None:
+        code, variables = _installed_firmware(args)
+    elif args.vars_template is not None:
+        if args.bios is not None:
+            raise SpecError("--vars-template: --bios firmware is no flash", "leave it out, or use --code")
+        variables = variables or _kept_variables(args, code)
+        _copy_once(args.vars_template, variables)
+    return MachineSpec(
+        code=code,
+        variables=variables,
+        bios=args.bios,
+        machine=args.machine,
+        memory=args.memory,
+        sync=Sync(args.vars_sync),
+        kind=GuestKind(args.guest),
+        protection=args.protection,
+        on_write=OnWrite(args.on_write) if args.on_write else None,
+        fast=not args.public_api,
+        kernel=args.kernel,
+        initrd=args.initrd,
+        append=args.append or "",
+        fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
+    )
+
+
+def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    from casemate.firmware.descriptors import find_firmware, firmware_roots
+
+    pair = find_firmware(firmware_roots(os.environ), _unfit(args.guest))
+    if args.verbose:
+        print(f"casemate: firmware: {pair.why}", file=sys.stderr)
+        for reason in pair.skipped:
+            print(f"casemate: passed over: {reason}", file=sys.stderr)
+    template = args.vars_template or pair.vars_template
+    variables = args.vars
+    if template is not None:
+        variables = variables or _kept_variables(args, pair.code)
+        _copy_once(template, variables)
+    return pair.code, variables
+
+
+def _unfit(guest: str) -> Callable[[Path], str | None]:
+    if guest != "sev-es":
+        return lambda code: None
+    from casemate.confidential.preparation import unfit_for_sev_es
+    from casemate.firmware.image import FirmwareImage
+
+    return lambda code: unfit_for_sev_es(FirmwareImage.load(code))
+
+
+def _kept_variables(args: argparse.Namespace, code: Path) -> Path:
+    name: str = args.name
+    if not args.name or "/" in args.name or args.name.startswith("."):
+        raise SpecError(
+            f"--name {args.name!r} cannot be the name of a folder", "use letters, digits and dashes"
+        )
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "casemate" / name / f"{code.stem}.vars.fd"
+
+
+def _copy_once(template: Path, target: Path) -> None:
+    from casemate.devices.flash.file import copy_template
+
+    if target.exists():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            "mkdir", error.errno or 0, str(target.parent), "name a place for the variables with --vars"
+        ) from error
+    copy_template(template, target)
+
+
+def _contents(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ImageError(source, f"cannot be read: {error.strerror}", "check the path") from None

@@ -1,0 +1,88 @@
+"""Where ``casemate boot`` puts the guest's serial port, and files that take its output (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casemate.errors import HostError, SpecError
+
+if TYPE_CHECKING:
+    from casemate.cli.serial_line import SerialLine
+    from casemate.machine.machine import Machine
+
+
+def is_stdio(args: argparse.Namespace) -> bool:
+    """Whether the guest's serial port is on the standard streams."""
+    return args.serial in (None, "stdio")
+
+
+def somebody_types(args: argparse.Namespace) -> bool:
+    """Whether a person is at the terminal and nothing else decides when the run ends."""
+    from casemate.cli.terminal import is_interactive
+
+    return is_interactive() and not args.until and not args.type
+
+
+def serial_line(args: argparse.Namespace, stack: ExitStack, started: list[Machine]) -> SerialLine | None:
+    """The line of ``--serial pty|unix:PATH``; None for the others. Raises HostError."""
+    kind, _, path = (args.serial or "").partition(":")
+    if kind not in ("pty", "unix"):
+        return None
+
+    from casemate.cli.serial_line import SerialLine
+
+    line = SerialLine(lambda: started[0].console)
+    if kind == "pty":
+        line.open_pty(stack)
+    else:
+        line.listen(path, stack)
+    return line
+
+
+def serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[bytes], None] | None:
+    """What takes the guest's output by ``--serial``; None if nothing does. Raises SpecError and HostError."""
+    where = args.serial or ("none" if args.json else "stdio")
+    if where == "none":
+        return None
+    if where == "stdio":
+        if args.json:
+            raise SpecError("--json and --serial stdio both want standard output", "use --serial file:PATH")
+        return _stdout_output()
+    kind, _, path = where.partition(":")
+    if kind != "file" or not path:
+        raise SpecError(f"--serial {where!r} is not known", "use stdio, none, file:PATH, pty or unix:PATH")
+    return file_output(Path(path), stack)
+
+
+def _stdout_output() -> Callable[[bytes], None]:
+    fd = sys.stdout.fileno()
+    sys.stdout.flush()
+
+    def write(data: bytes) -> None:
+        while data:
+            data = data[os.write(fd, data) :]
+
+    return write
+
+
+def file_output(path: Path, stack: ExitStack) -> Callable[[bytes], None]:
+    """Writes to the file, which ``stack`` closes. Raises HostError."""
+    try:
+        file = path.open("wb", buffering=0)
+    except OSError as error:
+        raise HostError("open", error.errno or 0, str(path), "choose a file that can be written") from error
+    stack.enter_context(file)
+
+    def write(data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as error:
+            raise HostError("write", error.errno or 0, str(path), "make room on the disk") from error
+
+    return write
