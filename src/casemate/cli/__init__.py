@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "boot": "boot firmware from protected flash or as --bios, and say what happened",
     "measure": "predict the launch digest of a SEV or SEV-ES guest",
+    "diff": "say in which step two launches part, and why",
     "explain": "say why a launch digest is not the expected one",
     "inspect": "say what firmware images are good for",
     "lint": "say what is wrong with a QEMU command line or a libvirt domain",

@@ -220,13 +220,14 @@ def _feature_options(given: int) -> list[Option[int]]:
     options = [Option(given)]
     for features in FEATURES:
         if features != given:
-            cause = f"the VMSA features are {_feature_words(features)}, not {_feature_words(given)}"
+            cause = f"the VMSA features are {feature_words(features)}, not {feature_words(given)}"
             remedy = f"--guest-features {features:#x}"
             options.append(Option(features, (Deviation("guest-features", cause, remedy),)))
     return options
 
 
-def _feature_words(features: int) -> str:
+def feature_words(features: int) -> str:
+    """``0x20 (debug-swap)``."""
     names = [str(flag.name).lower().replace("_", "-") for flag in SevFeatures if flag & features]
     return f"{features:#x} ({', '.join(names)})" if names else f"{features:#x}"
 

@@ -1,0 +1,55 @@
+"""``casemate diff``: says in which step two launches part, and why (docs/guide/diff.md)."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """\
+examples:
+  casemate measure --json --mode seves ... >a.json
+  casemate measure --json --mode seves ... --init legacy >b.json
+  casemate diff a.json b.json
+
+exit code: 0 if both give one digest, 1 if they differ
+"""
+
+_DIFFERENT = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two launches."""
+    for name in ("first", "second"):
+        parser.add_argument(
+            name, metavar=name.upper(), help="trace (casemate measure --json) or plan, as JSON"
+        )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print; 0, or 1 if they differ."""
+    from casemate.measure.diff import find_difference, parse_launch
+
+    difference = find_difference(parse_launch(_read(args.first)), parse_launch(_read(args.second)))
+    if args.json:
+        import json
+
+        print(json.dumps(difference._asdict() if difference else None, indent=2))
+    elif difference is None:
+        print("all steps are the same, and so is the digest")
+    else:
+        names = " against ".join(name or "nothing" for name in (difference.first, difference.second))
+        print(f"step {difference.position} is the first that differs: {names}")
+        for cause in difference.causes:
+            print(f"    {cause}")
+    return _DIFFERENT if difference else 0
+
+
+def _read(path: str) -> str:
+    from casemate.errors import ImageError
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ImageError(path, f"cannot be read: {reason}", "give the JSON of a launch") from None
