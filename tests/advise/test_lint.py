@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from public_command_lines import LINES, Line
 
 from casemate.advise.domain_xml import words_of_domain
@@ -52,6 +55,8 @@ RULES = [
     ("flash-pair", "-pflash OVMF_CODE_4M.fd -pflash OVMF_VARS.fd", "-pflash OVMF_CODE.fd -pflash OVMF_VARS.fd"),
     ("code-without-vars", CODE, f"{CODE} {VARS}"),
     ("combined-readonly", CODE.replace("code", "combined"), "-pflash combined.fd"),
+    ("vars-unused", f"-pflash combined.fd {VARS}", f"{CODE} {VARS}"),
+    ("smm-missing", f"{SECBOOT} {SEV_ES}", f"{CODE} {SEV_ES}"),
     ("vars-readonly", f"{CODE} {VARS},readonly=on", f"{CODE} {VARS}"),
     ("vars-template", f"{CODE} -pflash /usr/share/OVMF/OVMF_VARS.fd", f"{CODE} {VARS}"),
     ("vars-template", "-pflash c -pflash /usr/share/V.fd", "-pflash c -pflash /usr/share/V.fd -snapshot"),
@@ -208,3 +213,40 @@ def test_what_is_no_domain_is_refused(text: str) -> None:
 def test_broken_command_line_is_refused(line: str) -> None:
     with pytest.raises(SpecError):
         findings(line)
+
+
+WORDS = st.sampled_from(
+    [word for rule in RULES for line in rule[1:] for word in shlex.split(line)]
+    + [
+        "-drive",
+        "-object",
+        "-machine",
+        "-blockdev",
+        "-bios",
+        "{",
+        "[" * 3000,
+        '{"a":{"b":[1]}}',
+        "",
+        "-",
+        "--",
+        "=,=,,",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(WORDS, st.text(max_size=20)), max_size=12))
+def test_any_words_give_findings_or_a_refusal(words: list[str]) -> None:
+    for era in ("linux-6.1", "linux-6.18"):
+        with suppress(SpecError):
+            lint(words, HostFacts.of_era(era), load)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.sampled_from(RULES), st.integers(0, 200), st.text(max_size=3))
+def test_damaged_lines_give_findings_or_a_refusal(
+    rule: tuple[str, str, str], position: int, inserted: str
+) -> None:
+    line = rule[1][:position] + inserted + rule[1][position + 1 :]
+    with suppress(SpecError):
+        lint(line.split(" "), HostFacts.of_era(), load)

@@ -118,7 +118,9 @@ def _pair(guest: Guest) -> Iterator[Found]:
     code, variables, flash = guest.image(0), guest.image(1), guest.request.unit(1)
     if flash is None:
         return
-    if code and variables and code.code_volumes and not is_variable_store(code):
+    if code and code.variable_volume:
+        return
+    if code and variables and code.code_volumes:
         try:
             validate_pair(code, variables)
         except CasemateError as error:
@@ -133,6 +135,14 @@ def _pair(guest: Guest) -> Iterator[Found]:
         ):
             cause = "CODE and VARS of different builds (2M and 4M), by their names"
             yield str(flash.option), cause, "take CODE and VARS from one pair (both 2M or both 4M)"
+
+
+@FLASH_RULES.add("vars-unused", _WARNING, _README)
+def _vars_unused(guest: Guest) -> Iterator[Found]:
+    code, flash = guest.image(0), guest.request.unit(1)
+    if flash and code and code.variable_volume and code.code_volumes:
+        cause = "unit 0 is a combined image and uses the store in itself: this file stays as it is"
+        yield str(flash.option), cause, "use the split CODE image as unit 0, or leave unit 1 out"
 
 
 @FLASH_RULES.add("code-without-vars", _WARNING, _README)
@@ -223,14 +233,23 @@ def _igvm(guest: Guest) -> Iterator[Found]:
 
 @FLASH_RULES.add("smm-missing", _ERROR, f"{_README}, SMM support")
 def _smm_missing(guest: Guest) -> Iterator[Found]:
-    request = guest.request
-    flash = request.unit(0)
-    if flash and request.kind is Kind.PLAIN and _needs_smm(guest):
-        is_q35 = "q35" in request.machine_type
-        if not is_q35 or request.machine.get("smm") == "off":
-            missing = "has smm=off" if is_q35 else f"is {request.machine_type}, which has no SMM for OVMF"
-            cause = f"the firmware requires SMM, and the machine {missing}: it stops in SEC or PEI"
-            yield str(flash.option), cause, "use -machine q35,smm=on, or a build without SMM"
+    request, flash = guest.request, guest.request.unit(0)
+    if flash is None or not _needs_smm(guest):
+        return
+    missing = None
+    if request.kind not in (Kind.PLAIN, Kind.SEV):
+        missing = f"a {request.kind} guest has none"
+    elif "q35" not in request.machine_type:
+        missing = f"the machine {request.machine_type} has none for OVMF"
+    elif request.machine.get("smm") == "off":
+        missing = "the machine has smm=off"
+    if missing:
+        cause = f"the firmware requires SMM, and {missing}: it stops in SEC or PEI"
+        yield (
+            str(flash.option),
+            cause,
+            "use a build without SMM, or -machine q35,smm=on for a guest that may have it",
+        )
 
 
 @FLASH_RULES.add("flash-insecure", _WARNING, f"{_README}, SMM support")

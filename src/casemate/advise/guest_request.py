@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -181,7 +182,7 @@ def _options(words: Sequence[str]) -> Iterator[Option]:
             raise SpecError(f"QEMU's {name} needs a value", "complete the command line")
         try:
             fields = parse_fields(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"QEMU's {name} {value}: no JSON: {error}", "quote it for the shell") from None
         if "" in fields:
             fields["qom-type" if name == "-object" else "type"] = fields.pop("")
@@ -196,7 +197,7 @@ def _flash(request: GuestRequest) -> Iterator[Flash]:
             continue
         given = option.fields.get("unit") or option.fields.get("index") or ""
         free = next(unit for unit in range(len(taken) + 1) if unit not in taken)
-        unit = int(given) if given.isdigit() else free
+        unit = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else free
         taken.add(unit)
         file = option.fields.get("file", "") if is_drive else option.value
         readonly = option.has("readonly") or option.has("read-only")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -149,11 +150,16 @@ def _spread(search: Search) -> Iterator[Apply]:
             if len(units) < _FORK_FROM:
                 return map(run, units)
             # Forked before the progress bar starts its thread.
-            pool = stack.enter_context(multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))))
+            fork = multiprocessing.get_context("fork")
+            pool = stack.enter_context(fork.Pool(len(os.sched_getaffinity(0)), _leave_interrupts_to_parent))
             found = pool.imap_unordered(_run, units)
             return _track(found, len(units)) if sys.stderr.isatty() else found
 
         yield apply
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(unit: Unit) -> Found:

@@ -120,9 +120,8 @@ def _print(findings: list[Finding], unread: list[str], host: str) -> None:
     for finding in findings:
         print(f"{finding.severity}: {finding.id}: {finding.cause}")
         print(f"    option: {finding.option}\n    remedy: {finding.remedy}\n    see: {finding.reference}")
-    counts = [
-        f"{sum(one.severity == name for one in findings)} {name}s" for name in ("error", "warning", "note")
-    ]
-    print(f"{', '.join(counts)}, for {host}")
+    counts = {name: sum(one.severity == name for one in findings) for name in ("error", "warning", "note")}
+    words = (f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+    print(f"{', '.join(words)}, for {host}")
     for path in unread:
         print(f"not read, judged by its name: {path!r}")
