@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from casemate.cli.measure import add_launch_arguments, add_owner_arguments, signature_of, signing_of
 
 if TYPE_CHECKING:
+    from multiprocessing.pool import Pool
+
     from casemate.measure.explain import Apply, Explanation, Found, Match, Search, Unit
     from casemate.measure.hypotheses import Claim, DirectBoot
 
@@ -141,18 +143,21 @@ def _spread(search: Search) -> Iterator[Apply]:
     """A ``map`` that uses all processors for long lists, and shows progress on a terminal."""
     import multiprocessing
     from contextlib import ExitStack
+    from functools import cache
 
     global _search  # noqa: PLW0603 - what forked processes inherit instead of being sent
     _search = search
     with ExitStack() as stack:
+        # Forked once, and before the progress bar starts its thread.
+        @cache
+        def start_pool() -> Pool:
+            fork = multiprocessing.get_context("fork")
+            return stack.enter_context(fork.Pool(len(os.sched_getaffinity(0)), _leave_interrupts_to_parent))
 
         def apply(run: Callable[[Unit], Found], units: list[Unit]) -> Iterable[Found]:
             if len(units) < _FORK_FROM:
                 return map(run, units)
-            # Forked before the progress bar starts its thread.
-            fork = multiprocessing.get_context("fork")
-            pool = stack.enter_context(fork.Pool(len(os.sched_getaffinity(0)), _leave_interrupts_to_parent))
-            found = pool.imap_unordered(_run, units)
+            found = start_pool().imap_unordered(_run, units)
             return _track(found, len(units)) if sys.stderr.isatty() else found
 
         yield apply
