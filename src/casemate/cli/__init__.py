@@ -66,8 +66,8 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
         prog="casemate",
         description="A virtual machine monitor for guest firmware.",
         formatter_class=HelpFormatter,
-        epilog="exit codes: 0 success, 1 the guest misbehaved, 2 usage, 3 refused as insecure, 4 bad input,"
-        " 5 this host cannot, 6 internal error, 7 timed out, 130 Ctrl-C, 143 SIGTERM",
+        epilog="exit codes: 0 success, 1 the guest misbehaved, or a check says no, 2 usage, 3 refused as insecure,"
+        " 4 bad input, 5 this host cannot, 6 internal error, 7 timed out, 130 Ctrl-C, 143 SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"casemate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
