@@ -13,7 +13,10 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from firmware_images import require_image
@@ -334,10 +337,9 @@ def read_until(fd: int, text: bytes, seconds: float = 30) -> bytes:
     return seen
 
 
-def test_terminal_is_a_console_and_is_restored(tmp_path: Path) -> None:
-    # The guest echoes what it reads from its serial port.
-    echo = "66ba fd03 ec a801 74fb 66ba f803 ec ee ebef"
-    path = image(tmp_path, "66ba f803 b0 3e ee" + echo, 32)
+@contextmanager
+def on_a_terminal(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int, list[Any]]]:
+    """A guest on a terminal: its process, both ends of the terminal, and the settings from before."""
     leader, follower = pty.openpty()
     before = termios.tcgetattr(follower)
     process = subprocess.Popen(
@@ -348,6 +350,18 @@ def test_terminal_is_a_console_and_is_restored(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
+        yield process, leader, follower, before
+    finally:
+        process.kill()
+        os.close(leader)
+        os.close(follower)
+
+
+def test_terminal_is_a_console_and_is_restored(tmp_path: Path) -> None:
+    # The guest echoes what it reads from its serial port.
+    echo = "66ba fd03 ec a801 74fb 66ba f803 ec ee ebef"
+    path = image(tmp_path, "66ba f803 b0 3e ee" + echo, 32)
+    with on_a_terminal(path) as (process, leader, follower, before):
         read_until(leader, b">")
         assert termios.tcgetattr(follower)[3] & termios.ECHO == 0
         os.write(leader, b"knock")
@@ -356,30 +370,13 @@ def test_terminal_is_a_console_and_is_restored(tmp_path: Path) -> None:
         assert process.wait(timeout=10) == 0
         read_until(leader, b"left")
         assert termios.tcgetattr(follower) == before
-    finally:
-        process.kill()
-        os.close(leader)
-        os.close(follower)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_terminal_is_restored_after_a_signal(number: int, tmp_path: Path) -> None:
     path = image(tmp_path, "66ba f803 b0 3e ee ebfe", 32)
-    leader, follower = pty.openpty()
-    before = termios.tcgetattr(follower)
-    process = subprocess.Popen(
-        [*CASEMATE, "boot", "--bios", path, "--machine", "bare", "--memory", "4M"],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        start_new_session=True,
-    )
-    try:
+    with on_a_terminal(path) as (process, leader, follower, before):
         read_until(leader, b">")
         process.send_signal(number)
         assert process.wait(timeout=10) in (130, 143)
         assert termios.tcgetattr(follower) == before
-    finally:
-        process.kill()
-        os.close(leader)
-        os.close(follower)
