@@ -31,7 +31,7 @@ TEXTS = [
 ]
 
 LAYERS = (
-    {"abi", "address", "errors", "events"},
+    {"abi", "address", "errors", "events", "records"},
     {"firmware", "host"},
     {"memory", "measure"},
     {"devices"},

@@ -6,10 +6,11 @@ Layers, lowest first: ``abi`` (other people's numbers), ``firmware`` and ``host`
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from casemate.errors import CasemateError
     from casemate.firmware.image import FirmwareImage
     from casemate.machine.boot import Attachments, boot
@@ -44,4 +45,4 @@ def __getattr__(name: str) -> Any:
     # Public names load what they need when they are first used: a command pays for its own imports only.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(__import__(_HOMES[name], fromlist=(name,)), name)

@@ -1,5 +1,5 @@
 """``python -m casemate`` is the ``casemate`` command (docs/guide)."""
 
-from casemate.cli import main
+from casemate.cli import start
 
-raise SystemExit(main())
+start()

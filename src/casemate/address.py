@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NewType, Self
+from casemate.records import TYPE_CHECKING, NamedTuple
 
-Gpa = NewType("Gpa", int)
-"""A guest-physical address, in bytes."""
+if TYPE_CHECKING:
+    from typing import NewType, Self
 
-Hva = NewType("Hva", int)
-"""A host-virtual address in this process, in bytes."""
+    Gpa = NewType("Gpa", int)
+    """A guest-physical address, in bytes."""
+
+    Hva = NewType("Hva", int)
+    """A host-virtual address in this process, in bytes."""
+else:
+    Gpa = Hva = int
 
 PAGE_SIZE = 4096
 """Bytes in the smallest x86 page, the granularity of memory slots and of mprotect."""

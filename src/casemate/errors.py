@@ -15,7 +15,8 @@ What a guest does is never an exception: it is a device result, an exit, or an `
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

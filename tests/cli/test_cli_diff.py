@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from casemate.cli import Command, load_command
+from casemate.cli import load_command
 from casemate.errors import CasemateError
 from casemate.testing.images import ImageBuilder
+
+if TYPE_CHECKING:
+    from casemate.cli import Command
 
 
 def run(command: Command, line: str) -> int:

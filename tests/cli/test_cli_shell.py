@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from casemate.cli import COMMANDS, main, make_parser
+from casemate.cli import COMMANDS, main
+from casemate.cli.parser import make_parser
 from casemate.cli.parser_tree import walk_commands
 
 BASH, GROFF = shutil.which("bash"), shutil.which("groff")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, ClassVar, Self
+
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import ClassVar, Self
+
     from typing_extensions import Buffer
 
 

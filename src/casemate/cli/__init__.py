@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Protocol, cast
 
-from casemate import __version__
 from casemate.errors import CasemateError
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
+    from typing import NoReturn, Protocol
+
+    class Command(Protocol):
+        """What each module of this package offers."""
+
+        EPILOG: str
+
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+            """Declare options."""
+
+        def run(self, args: argparse.Namespace) -> int:
+            """Do it; returns the exit code."""
+
 
 COMMANDS = {
     "boot": "boot firmware from protected flash or as --bios, and say what happened",
@@ -28,70 +39,18 @@ COMMANDS = {
 }
 
 
-class Command(Protocol):
-    """What each module of this package offers."""
-
-    EPILOG: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare options."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit code."""
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help as wide as the terminal; argparse's own way to ask for that loads modules of compression."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=terminal_width() - 2)
-
-
-def terminal_width() -> int:
-    """Columns: what COLUMNS says, else what the terminal says, else 80."""
-    try:
-        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
-    except (ValueError, OSError):
-        return 80
-
-
 def load_command(name: str) -> Command:
     """The module of one subcommand."""
-    return cast(Command, importlib.import_module(f"casemate.cli.{name}"))
-
-
-def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser with the options of the subcommands in ``names``; the others are known by name only."""
-    parser = argparse.ArgumentParser(
-        prog="casemate",
-        description="A virtual machine monitor for guest firmware.",
-        formatter_class=HelpFormatter,
-        epilog="exit codes: 0 success, 1 the guest misbehaved, or a check says no, 2 usage, 3 refused as insecure,"
-        " 4 bad input, 5 this host cannot, 6 internal error, 7 timed out, 130 Ctrl-C, 143 SIGTERM",
-    )
-    parser.add_argument("--version", action="version", version=f"casemate {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, words in COMMANDS.items():
-        command = load_command(name) if name in names else None
-        sub = commands.add_parser(
-            name,
-            help=words,
-            description=f"{words[0].upper()}{words[1:]}.",
-            epilog=command.EPILOG if command else None,
-            formatter_class=HelpFormatter,
-        )
-        if command:
-            command.add_arguments(sub)
-    return parser
+    module: Command = __import__(f"casemate.cli.{name}", fromlist=("run",))
+    return module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    named = [word for word in arguments if word in COMMANDS][:1]
-    args = make_parser(named).parse_args(arguments)
+    args, command = read_command(arguments)
     try:
-        return load_command(args.command).run(args)
+        return command.run(args)
     except CasemateError as error:
         print(f"casemate: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -103,3 +62,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return 6
+
+
+def read_command(arguments: Sequence[str]) -> tuple[argparse.Namespace, Command]:
+    """What a line asks for, and of which command. Raises SystemExit if it asks for help or cannot be read."""
+    named = [word for word in arguments if word in COMMANDS][:1]
+    if arguments[:1] == named and (command := load_command(named[0])) and hasattr(command, "OPTIONS"):
+        from casemate.cli.options import read_options
+
+        args = read_options(command.OPTIONS, arguments[1:])
+        if args is not None:
+            return args, command
+
+    from casemate.cli.parser import make_parser
+
+    args = make_parser(named).parse_args(arguments)
+    return args, load_command(args.command)
+
+
+def start() -> NoReturn:
+    """The process ``casemate``; it leaves once all is written: tearing an interpreter down takes milliseconds."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # nobody reads any more, or closed by main
+        code = code or 1
+    os._exit(code)

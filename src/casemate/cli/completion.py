@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the script; 0."""
-    from casemate.cli import make_parser
+    from casemate.cli.parser import make_parser
     from casemate.cli.parser_tree import walk_commands
 
     pages = list(walk_commands(make_parser()))

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pages; 0."""
-    from casemate.cli import make_parser
+    from casemate.cli.parser import make_parser
     from casemate.cli.parser_tree import walk_commands
 
     pages = list(walk_commands(make_parser()))

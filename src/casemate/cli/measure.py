@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from casemate.cli.options import Option, add_options, integer
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
@@ -25,52 +26,65 @@ examples:
 _COLUMNS = "{:<16} {:>12} {:>9}  {:<64}  {}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, named as those of sev-snp-measure where it has them."""
-    cpu = add_launch_arguments(parser)
-    cpu.add_argument("--dump-vmsa", action="store_true", help="write the save areas to vmsa<N>.bin")
-    add_owner_arguments(parser, "launch measurement instead of digest (all needed)")
-    output = parser.add_argument_group("output")
-    output.add_argument("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)")
-    output.add_argument(
-        "--trace", action="store_true", help="show every step, its hash and the running digest"
-    )
-    output.add_argument("--json", action="store_true", help="one JSON document, with the trace")
-
-
-def add_launch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What a launch is measured from; returns the group of options about vCPUs."""
-    parser.add_argument("--mode", choices=("sev", "seves"), required=True, help="kind of guest")
-    parser.add_argument("--ovmf", metavar="FILE", required=True, help="firmware: flash unit 0, or -bios")
-    boot = parser.add_argument_group("direct kernel boot (kernel-hashes=on)")
-    boot.add_argument("--kernel", metavar="FILE")
-    boot.add_argument("--initrd", metavar="FILE")
-    boot.add_argument("--append", metavar="CMDLINE", help="kernel command line")
-    cpu = parser.add_argument_group("vCPUs (seves)")
-    cpu.add_argument("--vcpus", metavar="N", type=integer, help="how many")
-    cpu.add_argument("--vcpu-type", metavar="MODEL", help="QEMU's name, such as EPYC-v4")
-    cpu.add_argument("--vcpu-sig", metavar="N", type=integer, help="CPUID signature instead of a name")
-    for name in ("family", "model", "stepping"):
-        cpu.add_argument(f"--vcpu-{name}", metavar="N", type=integer, help="all three instead of a name")
-    cpu.add_argument(
-        "--guest-features", metavar="N", type=integer, default=0, help="VMSA features (default: 0)"
-    )
-    cpu.add_argument(
+_LAUNCH = (
+    Option("--mode", choices=("sev", "seves"), required=True, help="kind of guest"),
+    Option("--ovmf", "FILE", "firmware: flash unit 0, or -bios", required=True),
+)
+_BOOT = (
+    Option("--kernel", "FILE"),
+    Option("--initrd", "FILE"),
+    Option("--append", "CMDLINE", "kernel command line"),
+)
+_CPU = (
+    Option("--vcpus", "N", "how many", type=integer),
+    Option("--vcpu-type", "MODEL", "QEMU's name, such as EPYC-v4"),
+    Option("--vcpu-sig", "N", "CPUID signature instead of a name", type=integer),
+    *(
+        Option(f"--vcpu-{name}", "N", "all three instead of a name", type=integer)
+        for name in ("family", "model", "stepping")
+    ),
+    Option("--guest-features", "N", "VMSA features (default: 0)", type=integer, default=0),
+    Option(
         "--init",
         choices=("legacy", "init2"),
         default="init2",
         help="how the host sets the guest up; QEMU without features uses legacy (default: init2)",
-    )
+    ),
+)
+_SAVE_AREAS = Option("--dump-vmsa", help="write the save areas to vmsa<N>.bin")
+_OWNER = (
+    Option("--tik", "FILE", "transport integrity key, 16 bytes"),
+    Option("--nonce", "HEX", "the measurement's nonce, 16 bytes"),
+    *(Option(f"--{name}", "N", type=integer) for name in ("policy", "api-major", "api-minor", "build-id")),
+)
+_OUTPUT = (
+    Option("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)"),
+    Option("--trace", help="show every step, its hash and the running digest"),
+    Option("--json", help="one JSON document, with the trace"),
+)
+OPTIONS = (*_LAUNCH, *_BOOT, *_CPU, _SAVE_AREAS, *_OWNER, *_OUTPUT)
+"""All of them, named as those of sev-snp-measure where it has them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``OPTIONS`` in their groups."""
+    _SAVE_AREAS.add_to(add_launch_arguments(parser))
+    add_owner_arguments(parser, "launch measurement instead of digest (all needed)")
+    add_options(parser.add_argument_group("output"), _OUTPUT)
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a launch is measured from; returns the group of options about vCPUs."""
+    add_options(parser, _LAUNCH)
+    add_options(parser.add_argument_group("direct kernel boot (kernel-hashes=on)"), _BOOT)
+    cpu = parser.add_argument_group("vCPUs (seves)")
+    add_options(cpu, _CPU)
     return cpu
 
 
 def add_owner_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     """What a measurement is signed with."""
-    owner = parser.add_argument_group(title)
-    owner.add_argument("--tik", metavar="FILE", help="transport integrity key, 16 bytes")
-    owner.add_argument("--nonce", metavar="HEX", help="the measurement's nonce, 16 bytes")
-    for name in ("policy", "api-major", "api-minor", "build-id"):
-        owner.add_argument(f"--{name}", metavar="N", type=integer)
+    add_options(parser.add_argument_group(title), _OWNER)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,11 +103,6 @@ def run(args: argparse.Namespace) -> int:
         _print_trace(plan)
     print(_encode(measurement or digest, args.output_format))
     return 0
-
-
-def integer(text: str) -> int:
-    """A number in any base that Python writes; argparse shows this function's name."""
-    return int(text, 0)
 
 
 def _plan(args: argparse.Namespace) -> LaunchPlan:

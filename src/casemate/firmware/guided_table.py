@@ -5,11 +5,10 @@ It is read backwards: a footer 48 bytes before the end of the file, then entries
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
 from casemate.firmware import guids
+from casemate.records import NamedTuple
 
 FOOTER_OFFSET = 48
 """Where the footer GUID starts, in bytes before the end of the file."""

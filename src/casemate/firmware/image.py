@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,10 +114,10 @@ def _read(path: str | Path) -> bytes:
     try:
         # Not blocking: opening a FIFO must fail in fstat's check, not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
+        with open(descriptor, "rb", buffering=0) as file:
             status = os.fstat(descriptor)
             _validate_file(path, status)
-            return file.read(status.st_size)
+            return file.read(status.st_size) or b""
     except FileNotFoundError:
         raise ImageError(path, "no such file", "check the path") from None
     except IsADirectoryError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from casemate.firmware import guids
+from casemate.records import NamedTuple
 
 _HEADER = struct.Struct("<16s16sQ4sIHHHBB")
 _SIGNATURE = b"_FVH"

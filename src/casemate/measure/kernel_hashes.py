@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.guids import guid
+from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,14 @@ Predicting the digest, executing the launch and modelling the secure processor a
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
 
 from casemate.address import Gpa
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
+from casemate.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMAT = 1
 """Version of the JSON form."""

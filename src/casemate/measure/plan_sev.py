@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import Gpa
 from casemate.errors import ImageError, SpecError
@@ -12,6 +10,7 @@ from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, LaunchStep, UpdateData, UpdateVmsa
 from casemate.measure.vmsa_pages import SevInit, vmsa_pages
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from casemate.measure.kernel_hashes import KernelHashes

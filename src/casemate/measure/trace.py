@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
 from casemate.measure.plan import LaunchPlan, UpdateData
+from casemate.records import NamedTuple
 
 
 class TracedStep(NamedTuple):

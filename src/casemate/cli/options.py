@@ -1,0 +1,113 @@
+"""A command's options as a table, read at once where a line is plain, else by argparse (Python's argparse).
+
+Loading argparse and building a parser takes longer than the shortest commands do; but what a line that is wrong,
+abbreviated or asks for help means is argparse's to say.
+"""
+
+from __future__ import annotations
+
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace, _ArgumentGroup
+    from collections.abc import Callable, Iterable, Sequence
+
+
+def integer(text: str) -> int:
+    """A number in any base that Python writes; argparse shows this function's name."""
+    return int(text, 0)
+
+
+class Option:
+    """One option: ``--name VALUE``, or a flag where ``metavar`` is empty and there are no choices."""
+
+    __slots__ = ("choices", "default", "help", "metavar", "name", "required", "type")
+
+    def __init__(
+        self,
+        name: str,
+        metavar: str = "",
+        help: str | None = None,
+        *,
+        type: Callable[[str], object] = str,
+        choices: tuple[str, ...] = (),
+        default: object = None,
+        required: bool = False,
+    ) -> None:
+        self.name, self.metavar, self.help = name, metavar, help
+        self.type, self.choices, self.required = type, choices, required
+        self.default = False if self.is_flag else default
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether the option takes no value."""
+        return not self.metavar and not self.choices
+
+    @property
+    def attribute(self) -> str:
+        """Where its value goes, as argparse names it."""
+        return self.name[2:].replace("-", "_")
+
+    def add_to(self, parser: ArgumentParser | _ArgumentGroup) -> None:
+        """Declare it to argparse."""
+        if self.is_flag:
+            parser.add_argument(self.name, action="store_true", help=self.help)
+            return
+        parser.add_argument(
+            self.name,
+            metavar=self.metavar or None,
+            type=self.type,
+            choices=self.choices or None,
+            default=self.default,
+            required=self.required,
+            help=self.help,
+        )
+
+
+def add_options(parser: ArgumentParser | _ArgumentGroup, options: Iterable[Option]) -> None:
+    """Declare them to argparse."""
+    for option in options:
+        option.add_to(parser)
+
+
+class Values:
+    """What argparse's Namespace is to a command: attributes."""
+
+
+def read_options(options: Iterable[Option], words: Sequence[str]) -> Namespace | None:
+    """The values of a plain line, or None if argparse must read it: every word in full, every value in range."""
+    table = {option.name: option for option in options}
+    values = {option.attribute: option.default for option in table.values()}
+    missing = {name for name, option in table.items() if option.required}
+    rest = iter(words)
+    for word in rest:
+        name, equals, text = word.partition("=")
+        option = table.get(name)
+        if option is None or (option.is_flag and equals):
+            return None
+        if option.is_flag:
+            values[option.attribute] = True
+            continue
+        if not equals:
+            text = next(rest, "-")
+        value = _value(option, text)
+        if value is None:
+            return None
+        values[option.attribute] = value
+        missing.discard(name)
+    return None if missing else _namespace(values)
+
+
+def _value(option: Option, text: str) -> object:
+    if text.startswith("-") or (option.choices and text not in option.choices):
+        return None
+    try:
+        return option.type(text)
+    except ValueError:
+        return None
+
+
+def _namespace(values: dict[str, object]) -> Namespace:
+    read: Namespace = Values()  # type: ignore[assignment]
+    read.__dict__.update(values)
+    return read
