@@ -26,6 +26,7 @@ def _line(project: str, source: str, command: str, *ids: str, works: bool = True
 _QEMU = "https://github.com/qemu/qemu/blob/master/docs/system"
 _OVMF = "https://github.com/tianocore/edk2/blob/master/OvmfPkg/README"
 _AMDSEV = "https://github.com/AMDESE/AMDSEV/issues"
+_OPENSUSE = "https://build.opensuse.org/projects/SUSE:SLE-15-SP5:Update/packages/ovmf.17494/files/README"
 _GIST = "https://gist.github.com"
 
 LINES = (
@@ -79,6 +80,23 @@ LINES = (
         " -object sev-snp-guest,id=sev0,cbitpos=47,reduced-phys-bits=1,kernel-hashes=on,policy=0x30000"
         " -kernel ./vmlinuz -append root=/dev/vda1 -bios /usr/share/ovmf/OVMF.amdsev.fd",
         "cbitpos-value", "memory-encryption-alias",
+    ),
+    _line("openSUSE", f"{_OPENSUSE}, flash mode", "-pflash ovmf-x86_64.bin"),
+    _line(
+        "openSUSE", f"{_OPENSUSE}, flash mode with two files",
+        "-drive if=pflash,format=raw,unit=0,readonly,file=/usr/share/qemu/ovmf-x86_64-code.bin"
+        " -drive if=pflash,format=raw,unit=1,file=ovmf-x86_64-vars.bin",
+    ),
+    _line(
+        "openSUSE", "https://build.opensuse.org/projects/SUSE:SLE-15-SP2:GA/packages/ovmf.9469/files/README",
+        "-bios /usr/share/qemu/ovmf-x86_64.bin", "bios-variables",
+    ),
+    _line(
+        "archinstall", "https://github.com/archlinux/archinstall/blob/master/README.md, Using a Live ISO Image",
+        "-enable-kvm -m 4096 -cpu host -smp 4 -vga std -hda disk.qcow2 -cdrom archlinux-x86_64.iso -boot d"
+        " -drive if=pflash,format=raw,readonly=on,file=/usr/share/edk2/x64/OVMF_CODE.4m.fd"
+        " -drive if=pflash,format=raw,file=/usr/share/ovmf/x64/OVMF_VARS.4m.fd",
+        "vars-template",
     ),
     _line(
         "AMDSEV", f"{_AMDSEV}/236",
