@@ -18,9 +18,9 @@ from casemate.host.model.eras import KernelEra
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import (
     LaunchMeasurement,
+    LaunchSession,
     SecureProcessor,
     SevSetup,
-    TransportKeys,
     VcpuReset,
 )
 from casemate.machine.console import Console
@@ -99,9 +99,13 @@ class Watcher(SecureProcessor):
     def state(self) -> GuestState:
         return self.inner.state
 
-    def launch_start(self, policy: int, keys: TransportKeys | None) -> None:
+    @property
+    def pdh(self) -> bytes:
+        return self.inner.pdh
+
+    def launch_start(self, policy: int, session: LaunchSession | None) -> None:
         self.before("LAUNCH_START")
-        self.inner.launch_start(policy, keys)
+        self.inner.launch_start(policy, session)
 
     def register_region(self, hva: Hva, size: int) -> None:
         self.before("REG_REGION")

@@ -34,7 +34,7 @@ LAYERS = (
     {"abi", "address", "errors", "events", "records"},
     {"firmware", "host"},
     {"memory", "measure"},
-    {"devices"},
+    {"devices", "owner"},
     {"machine"},
     {"advise", "confidential", "evidence", "guests"},
     {"cli"},

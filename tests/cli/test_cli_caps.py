@@ -116,14 +116,6 @@ def test_missing_capability_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         KvmSystem()
 
 
-def test_confidential_guest_on_kvm_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    require_kvm()
-    image = tmp_path / "guest.bin"
-    image.write_bytes(make_image(b"\xf4"))
-    assert main(["boot", "--host", "kvm", "--guest", "sev", "--bios", str(image)]) == 5
-    assert "sev guests are not launched on KVM" in capsys.readouterr().err
-
-
 def test_survey_leaves_nothing_open() -> None:
     before = os.listdir("/proc/self/fd")
     survey_kvm()

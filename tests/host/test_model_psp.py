@@ -13,10 +13,18 @@ from casemate.abi.sev.commands import MAX_SECRET, GuestState
 from casemate.abi.sev.secret import SecretHeader, secret_mac_message
 from casemate.abi.sev.status import SevStatus, meaning
 from casemate.errors import FirmwareStatusError
+from casemate.host.model.platform import ModelPlatform
 from casemate.host.model.psp import ModelPsp
-from casemate.host.secure_processor import TransportKeys
+from casemate.host.secure_processor import LaunchSession, TransportKeys
+from casemate.owner.session import make_session
 
 KEYS = TransportKeys(tek=b"t" * 16, tik=b"k" * 16)
+PLATFORM = ModelPlatform()
+
+
+def session(policy: int) -> LaunchSession:
+    """The keys, wrapped for the platform and bound to the policy."""
+    return make_session(PLATFORM.pdh, policy, KEYS).launch
 
 
 def packet(
@@ -34,7 +42,7 @@ class LaunchMachine(RuleBasedStateMachine):
 
     @initialize()
     def build(self) -> None:
-        self.psp = ModelPsp(sev_es=True)
+        self.psp = ModelPsp(sev_es=True, platform=PLATFORM)
         self.state = GuestState.UNINIT
         self.taken = hashlib.sha256()
 
@@ -50,7 +58,7 @@ class LaunchMachine(RuleBasedStateMachine):
 
     @rule()
     def start(self) -> None:
-        self.expect(GuestState.UNINIT, lambda: self.psp.launch_start(5, KEYS), GuestState.LAUNCH_UPDATE)
+        self.expect(GuestState.UNINIT, lambda: self.psp.launch_start(5, session(5)), GuestState.LAUNCH_UPDATE)
 
     @rule(blocks=st.integers(1, 4), at=st.integers(0, 8))
     def update_data(self, blocks: int, at: int) -> None:
@@ -96,8 +104,8 @@ def refusal(command: Callable[[], object]) -> SevStatus:
 
 
 def started(policy: int = 5) -> ModelPsp:
-    psp = ModelPsp(sev_es=True)
-    psp.launch_start(policy, KEYS)
+    psp = ModelPsp(sev_es=True, platform=PLATFORM)
+    psp.launch_start(policy, session(policy))
     return psp
 
 

@@ -31,6 +31,8 @@ COMMANDS = {
     "diff": "say in which step two launches part, and why",
     "explain": "say why a launch digest is not the expected one",
     "inspect": "say what firmware images are good for",
+    "session": "check a SEV platform, and make a launch session for it",
+    "secret": "seal a secret for a guest that measured as expected",
     "lint": "say what is wrong with a QEMU command line or a libvirt domain",
     "vars": "show, change, check and repair variable stores",
     "caps": "say what this machine's KVM offers each kind of guest",

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         power_cuts.validate_cut(spec)
     if cut is not None and cut.number is None:
         return power_cuts.judge_cuts(spec, cut, args.until, args.json)
-    chosen = choose_host(args.host, spec)
+    chosen = choose_host(args.host, spec, confidential_options.platform_folder(args))
     prepared = None
     if options is not None:
         from casemate.confidential.preparation import prepare

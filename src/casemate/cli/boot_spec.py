@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate.cli.files import state_folder
 from casemate.errors import HostError, ImageError, SpecError
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def _kept_variables(args: argparse.Namespace, code: Path) -> Path:
         raise SpecError(
             f"--name {args.name!r} cannot be the name of a folder", "use letters, digits and dashes"
         )
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "casemate" / name / f"{code.stem}.vars.fd"
+    return state_folder() / name / f"{code.stem}.vars.fd"
 
 
 def _copy_once(template: Path, target: Path) -> None:

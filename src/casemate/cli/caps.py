@@ -71,6 +71,7 @@ def _lines(survey: Survey, speed: Probe | None) -> list[str]:
     if survey.refusal:
         lines.append(f"kvm     cannot be used: {survey.refusal}")
     lines += [_vm_type(offer) for offer in survey.vm_types]
+    lines.append(_sev(survey))
     if survey.vmsa_features:
         lines.append(f"sev-es  VMSA features {survey.vmsa_features:#x} for KVM_SEV_INIT2")
     if speed is not None:
@@ -84,6 +85,17 @@ def _device(access: DeviceAccess) -> str:
         return f"device  {access.path}: not there"
     use = "may be used" if access.usable else "may not be used by you"
     return f"device  {access.path}: {access.mode} {access.owner}:{access.group}, {use}"
+
+
+def _sev(survey: Survey) -> str:
+    found = survey.sev_platform
+    if found is None:
+        return f"sev     no: {survey.sev_refusal}"
+    version = (
+        f"API {found.api_major}.{found.api_minor} build {found.build}, {found.state}, {found.guests} guests"
+    )
+    sev_es = "takes SEV-ES" if found.takes_sev_es else "not set up for SEV-ES"
+    return f"sev     {version}, {sev_es}" + (f"; but {survey.sev_refusal}" if survey.sev_refusal else "")
 
 
 def _parameters(name: str, found: dict[str, str] | None) -> str:

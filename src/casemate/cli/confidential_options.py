@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from casemate.cli.options import integer
 from casemate.errors import SpecError
 
 if TYPE_CHECKING:
+    from casemate.confidential.attestation import OwnerChannel
     from casemate.confidential.preparation import LaunchOptions
-    from casemate.host.secure_processor import TransportKeys
+    from casemate.host.secure_processor import LaunchSession, TransportKeys
 
 _KINDS = ("plain", "sev", "sev-es", "snp", "tdx")
 _LAUNCH_ONLY = (
@@ -20,6 +22,10 @@ _LAUNCH_ONLY = (
     "kernel_hashes",
     "expect_digest",
     "tik",
+    "session_file",
+    "dh_cert_file",
+    "attest_cmd",
+    "attest_socket",
     "vcpu_type",
     "launch_only",
     "dry_run",
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare options."""
     guest = parser.add_argument_group("confidential guest")
     guest.add_argument("--guest", choices=_KINDS, default="plain", help="kind of guest (%(default)s)")
-    guest.add_argument("--policy", type=_number, metavar="N", help="launch policy (0x1, sev-es: 0x5)")
+    guest.add_argument("--policy", type=integer, metavar="N", help="launch policy (0x1, sev-es: 0x5)")
     guest.add_argument(
         "--feature",
         action="append",
@@ -51,6 +57,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     guest.add_argument(
         "--tik", type=Path, metavar="F", help="key of the launch session, to verify the measurement"
+    )
+    guest.add_argument(
+        "--session-file", type=Path, metavar="F", help="the owner's launch session, 128 bytes (or base64)"
+    )
+    guest.add_argument(
+        "--dh-cert-file",
+        type=Path,
+        metavar="F",
+        help="the certificate that goes with it, 2084 bytes (or base64)",
+    )
+    guest.add_argument(
+        "--attest-cmd",
+        metavar="CMD",
+        help="asked before the guest runs: gets the measurement, answers with a secret, or refuses by its exit code",
+    )
+    guest.add_argument(
+        "--attest-socket", type=Path, metavar="PATH", help="the same, of whoever connects to this socket"
+    )
+    guest.add_argument(
+        "--attest-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long to wait for an answer (%(default)g)",
     )
     guest.add_argument(
         "--launch-only", action="store_true", help="launch and measure, and do not run the guest"
@@ -97,9 +127,20 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         kernel_hashes=args.kernel_hashes,
         expected_digest=_digest(args.expect_digest),
         keys=_keys(args.tik),
+        session=_session(args.dh_cert_file, args.session_file),
+        attest=_owner(args),
         signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
         launch_only=args.launch_only,
     )
+
+
+def platform_folder(args: argparse.Namespace) -> Path | None:
+    """Where the platform's keys are that the owner's session was made for; None if there is no such session."""
+    if args.session_file is None:
+        return None
+    from casemate.cli.session import model_platform_folder
+
+    return model_platform_folder()
 
 
 def dry_run_text(plan: dict[str, Any]) -> str:
@@ -122,13 +163,6 @@ def dry_run_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 5 or 0x5") from None
-
-
 def _digest(text: str | None) -> bytes | None:
     if text is None:
         return None
@@ -142,6 +176,34 @@ def _digest(text: str | None) -> bytes | None:
             "give what casemate measure prints",
         )
     return digest
+
+
+def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | None:
+    if certificate is None and blob is None:
+        return None
+    if certificate is None or blob is None:
+        missing = "--dh-cert-file" if certificate is None else "--session-file"
+        raise SpecError(f"{missing} is missing: the two belong together", "casemate session make writes both")
+    from casemate.abi.sev.session import SessionBlob
+    from casemate.cli.files import read_blob
+    from casemate.host.secure_processor import CERTIFICATE_SIZE, LaunchSession
+
+    return LaunchSession(
+        read_blob(certificate, CERTIFICATE_SIZE, "a Diffie-Hellman certificate"),
+        read_blob(blob, SessionBlob.SIZE, "a launch session"),
+    )
+
+
+def _owner(args: argparse.Namespace) -> OwnerChannel | None:
+    if args.attest_cmd is None and args.attest_socket is None:
+        return None
+    from casemate.confidential.attestation import OwnerChannel, ask_command, ask_socket
+
+    if args.attest_cmd is not None and args.attest_socket is not None:
+        raise SpecError("--attest-cmd and --attest-socket: one owner is asked", "leave one of them out")
+    if args.attest_cmd is not None:
+        return OwnerChannel(ask_command(args.attest_cmd, args.attest_timeout), "--attest-cmd")
+    return OwnerChannel(ask_socket(args.attest_socket, args.attest_timeout), "--attest-socket")
 
 
 def _keys(path: Path | None) -> TransportKeys | None:

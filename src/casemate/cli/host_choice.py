@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from casemate.errors import SpecError, UnsupportedError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from casemate.host.clock import GuestClock
     from casemate.host.hypervisor import Hypervisor
     from casemate.machine.spec import MachineSpec
@@ -33,8 +35,11 @@ def validate_host(word: str) -> None:
         raise SpecError(f"--host {word!r} is not known", "use auto, kvm, model, or model:ERA")
 
 
-def choose_host(word: str, spec: MachineSpec) -> HostChoice:
-    """The host for this guest. Raises UnsupportedError where KVM was asked for and cannot be used."""
+def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> HostChoice:
+    """The host for this guest; a modelled one has its platform's keys in ``platform``, or new ones.
+
+    Raises UnsupportedError where KVM was asked for and cannot be used.
+    """
     if word == "kvm":
         from casemate.host.kvm.hypervisor import KvmHypervisor
 
@@ -42,9 +47,9 @@ def choose_host(word: str, spec: MachineSpec) -> HostChoice:
         kvm.validate_kind(spec.kind)
         return HostChoice(lambda clock: kvm, "asked for by --host kvm")
     if word != "auto":
-        return HostChoice(_model(spec, word.partition(":")[2]), _ANYWHERE)
+        return HostChoice(_model(spec, word.partition(":")[2], platform), _ANYWHERE)
     if spec.kind.is_confidential or not spec.fast:
-        return HostChoice(_model(spec), _ANYWHERE)
+        return HostChoice(_model(spec, platform=platform), _ANYWHERE)
     return _automatic(spec)
 
 
@@ -68,8 +73,15 @@ def _automatic(spec: MachineSpec) -> HostChoice:
     )
 
 
-def _model(spec: MachineSpec, era: str = "") -> Callable[[GuestClock], Hypervisor]:
+def _model(
+    spec: MachineSpec, era: str = "", platform: Path | None = None
+) -> Callable[[GuestClock], Hypervisor]:
     from casemate.host.model.eras import NEWEST
     from casemate.host.model.hypervisor import ModelHypervisor
 
-    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, fast=spec.fast)
+    keys = None
+    if platform is not None:
+        from casemate.host.model.platform import ModelPlatform
+
+        keys = ModelPlatform(platform)
+    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, fast=spec.fast, platform=keys)

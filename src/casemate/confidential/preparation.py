@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from casemate.confidential.features import parse_features
 from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
 from casemate.errors import ImageError, InsecureError, SpecError, UnsupportedError
+from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.sec_core import Machine, sec_machine
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
-from casemate.host.secure_processor import TransportKeys, VcpuReset
+from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys, VcpuReset
 from casemate.machine.spec import MachineSpec
 from casemate.measure.cpu_models import model_signature
 from casemate.measure.digest_sev import predict_digest
@@ -41,6 +43,21 @@ class LaunchSecret:
 
 
 @dataclass(frozen=True, slots=True)
+class AttestationRequest:
+    """What a guest owner is told before the guest runs."""
+
+    kind: GuestKind
+    firmware: str
+    measurement: LaunchMeasurement
+    policy: int
+    version: tuple[int, int, int]
+    """The secure processor's API major and minor, and build."""
+    digest: bytes
+    """What was predicted here; an owner predicts it again."""
+    secret_area: GuestArea | None
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchOptions:
     """What a launch can be asked for beside the machine."""
 
@@ -52,8 +69,12 @@ class LaunchOptions:
     """Measure the machine's kernel, initrd and command line."""
     expected_digest: bytes | None = None
     keys: TransportKeys | None = None
-    """What the launch session agreed on; without it nobody can verify the measurement."""
+    """What the launch session agreed on; without it nobody here can verify the measurement."""
+    session: LaunchSession | None = None
+    """The owner's session; with keys and without this one, a session of these keys is made here."""
     secret: LaunchSecret | None = None
+    attest: Callable[[AttestationRequest], LaunchSecret | None] | None = None
+    """Asked once the guest is measured; it raises InsecureError if the guest must not run."""
     vcpus: int = 1
     """How many vCPUs are measured; a host may run fewer, then the guest stops after its launch."""
     signature: int = model_signature(DEFAULT_VCPU_TYPE)

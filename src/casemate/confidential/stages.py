@@ -13,10 +13,10 @@ from typing import Any
 
 from casemate.confidential import sev
 from casemate.confidential.features import feature_names
-from casemate.confidential.preparation import PreparedLaunch
+from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
 from casemate.confidential.traced import TracedCommand, TracedProcessor
 from casemate.errors import InsecureError, InternalError
-from casemate.host.secure_processor import LaunchMeasurement
+from casemate.host.secure_processor import LaunchMeasurement, LaunchSession
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending
 from casemate.measure.measurement import PlatformVersion, predict_measurement
@@ -41,7 +41,7 @@ class LaunchStarted(_Launch):
         if machine.vm.secure_processor is None:
             raise InternalError("this VM has no secure processor")
         processor = TracedProcessor(machine.vm.secure_processor)
-        processor.launch_start(prepared.policy, prepared.options.keys)
+        processor.launch_start(prepared.policy, _session(prepared, processor))
 
         def register(backing: Backing) -> None:
             processor.register_region(backing.writable.hva, backing.size)
@@ -70,11 +70,26 @@ class LaunchMeasured(_Launch):
     is_verified: bool | None
 
     def finish(self) -> LaunchFinished:
-        """Hand over the secret, if there is one, and close the launch."""
-        if self.prepared.options.secret is not None:
-            sev.inject(self.prepared.options.secret, self.machine, self.processor)
+        """Ask the owner, hand over the secret, if there is one, and close the launch."""
+        options, secret = self.prepared.options, self.prepared.options.secret
+        if options.attest is not None:
+            secret = options.attest(self._request())
+        if secret is not None:
+            sev.inject(secret, self.machine, self.processor)
         self.processor.launch_finish()
         return LaunchFinished(self.machine, self.prepared, self.processor, self.measurement, self.is_verified)
+
+    def _request(self) -> AttestationRequest:
+        prepared = self.prepared
+        return AttestationRequest(
+            kind=prepared.spec.kind,
+            firmware=prepared.image.name,
+            measurement=self.measurement,
+            policy=prepared.policy,
+            version=self.processor.version,
+            digest=prepared.digest,
+            secret_area=prepared.image.sev_secret,
+        )
 
 
 class LaunchFinished(LaunchMeasured):
@@ -121,6 +136,15 @@ def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished:
         commands = tuple(started.processor.commands) if started else ()
         machine.launch = LaunchFailed(commands, error).report()
         raise
+
+
+def _session(prepared: PreparedLaunch, processor: TracedProcessor) -> LaunchSession | None:
+    options = prepared.options
+    if options.session is not None or options.keys is None:
+        return options.session
+    from casemate.owner.session import make_session
+
+    return make_session(processor.pdh, prepared.policy, options.keys).launch
 
 
 def _verify(

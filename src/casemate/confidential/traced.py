@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.address import Hva
-from casemate.host.secure_processor import LaunchMeasurement, SecureProcessor, TransportKeys, VcpuReset
+from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, SecureProcessor, VcpuReset
 
 REGISTER_REGION = "KVM_MEMORY_ENCRYPT_REG_REGION"
 
@@ -36,11 +36,15 @@ class TracedProcessor:
         """How far the launch is."""
         return self._processor.state
 
-    def launch_start(self, policy: int, keys: TransportKeys | None) -> None:
+    @property
+    def pdh(self) -> bytes:
+        """The platform's certificate."""
+        return self._processor.pdh
+
+    def launch_start(self, policy: int, session: LaunchSession | None) -> None:
         """Key and policy."""
-        session = "with a session" if keys else "no session"
-        self._note(SevCommand.LAUNCH_START, f"policy {policy:#x}, {session}")
-        self._processor.launch_start(policy, keys)
+        self._note(SevCommand.LAUNCH_START, f"policy {policy:#x}, {'with a' if session else 'no'} session")
+        self._processor.launch_start(policy, session)
 
     def register_region(self, hva: Hva, size: int) -> None:
         """Pin."""

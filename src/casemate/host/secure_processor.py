@@ -10,6 +10,9 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.address import Hva
 
+CERTIFICATE_SIZE = 2084
+"""Bytes of a certificate of the platform (AMD 55766 SEV API 0.24, table 109)."""
+
 
 @dataclass(frozen=True, slots=True)
 class SevSetup:
@@ -28,6 +31,32 @@ class TransportKeys:
 
     tek: bytes
     tik: bytes
+
+
+class LaunchSession(NamedTuple):
+    """What a guest owner hands to LAUNCH_START: an own Diffie-Hellman certificate (2084 bytes), and the session (128).
+
+    Only the platform against whose PDH it was made can unwrap the keys in it.
+    """
+
+    certificate: bytes
+    blob: bytes
+
+
+class PlatformCertificates(NamedTuple):
+    """What a platform exports: the PDH certificate; behind it PEK, OCA and CEK, then AMD's ASK and ARK or nothing."""
+
+    pdh: bytes
+    chain: bytes
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PlatformCertificates:
+        """Certificates one behind the other, the PDH first."""
+        return cls(data[:CERTIFICATE_SIZE], data[CERTIFICATE_SIZE:])
+
+    def to_bytes(self) -> bytes:
+        """One behind the other."""
+        return self.pdh + self.chain
 
 
 class VcpuReset(NamedTuple):
@@ -58,8 +87,12 @@ class SecureProcessor(Protocol):
     def state(self) -> GuestState:
         """How far the launch is."""
 
-    def launch_start(self, policy: int, keys: TransportKeys | None) -> None:
-        """Create the guest's key. Without ``keys`` nobody can check what the firmware measures."""
+    @property
+    def pdh(self) -> bytes:
+        """The certificate against which a session for this platform is made."""
+
+    def launch_start(self, policy: int, session: LaunchSession | None) -> None:
+        """Create the guest's key. Without a session nobody can check what the firmware measures."""
 
     def register_region(self, hva: Hva, size: int) -> None:
         """Pin memory that the guest will use encrypted (KVM_MEMORY_ENCRYPT_REG_REGION)."""

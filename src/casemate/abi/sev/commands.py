@@ -16,6 +16,7 @@ class SevCommand(IntEnum):
     LAUNCH_SECRET = 5
     LAUNCH_MEASURE = 6
     LAUNCH_FINISH = 7
+    GUEST_STATUS = 16
     INIT2 = 22
 
     @property

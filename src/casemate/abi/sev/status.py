@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from casemate.errors import FirmwareStatusError
+
 
 class SevStatus(IntEnum):
     """``sev_ret_code``, without ``SEV_RET_``."""
@@ -36,20 +38,64 @@ class SevStatus(IntEnum):
 
 
 _MEANINGS = {
+    SevStatus.INVALID_PLATFORM_STATE: "the platform is not in the state that this command needs",
     SevStatus.INVALID_GUEST_STATE: "the guest is not in the state that this command needs",
+    SevStatus.INVALID_CONFIG: "the platform's configuration does not allow it",
     SevStatus.INVALID_LEN: "the length is not allowed",
+    SevStatus.ALREADY_OWNED: "the platform has an owner already",
+    SevStatus.INVALID_CERTIFICATE: "the certificate is not valid",
     SevStatus.POLICY_FAILURE: "the policy does not allow it",
+    SevStatus.INACTIVE: "the guest has no key in the memory controller",
     SevStatus.INVALID_ADDRESS: "the address is not allowed",
+    SevStatus.BAD_SIGNATURE: "a signature does not verify",
     SevStatus.BAD_MEASUREMENT: "the measurement is not the guest's",
-    SevStatus.INVALID_PARAM: "a parameter is not allowed",
+    SevStatus.ASID_OWNED: "another guest has this ASID",
+    SevStatus.INVALID_ASID: "the ASID is not allowed",
+    SevStatus.WBINVD_REQUIRED: "the caches must be written back first",
+    SevStatus.DFFLUSH_REQUIRED: "the data fabric must be flushed first",
+    SevStatus.INVALID_GUEST: "there is no such guest",
+    SevStatus.INVALID_COMMAND: "the firmware knows no such command",
+    SevStatus.ACTIVE: "the guest is still active",
+    SevStatus.HWSEV_RET_PLATFORM: "the hardware failed; the platform may be used on",
+    SevStatus.HWSEV_RET_UNSAFE: "the hardware failed; the platform must be reset",
     SevStatus.UNSUPPORTED: "the firmware does not support it",
+    SevStatus.INVALID_PARAM: "a parameter is not allowed",
+    SevStatus.RESOURCE_LIMIT: "the firmware has no resources left",
+    SevStatus.SECURE_DATA_INVALID: "the integrity check of stored data failed",
+}
+_RESET = "reset the platform, or ask its administrator to"
+_REMEDIES = {
+    SevStatus.INVALID_PLATFORM_STATE: "reload kvm_amd, which initializes the platform",
+    SevStatus.INVALID_GUEST_STATE: "launch the guest anew",
+    SevStatus.INVALID_LEN: "lengths are multiples of 16 bytes, a secret at most 16 KiB",
+    SevStatus.INVALID_CERTIFICATE: "make the session anew, against the PDH that this platform exports now",
+    SevStatus.POLICY_FAILURE: "compare the policy with the kind of guest, the session, and the firmware's version",
+    SevStatus.INVALID_ADDRESS: "addresses are multiples of 16 bytes",
+    SevStatus.BAD_SIGNATURE: "make the session anew, against the PDH that this platform exports now",
+    SevStatus.BAD_MEASUREMENT: "use the keys of the session, and a packet for the measurement of now",
+    SevStatus.HWSEV_RET_UNSAFE: _RESET,
+    SevStatus.SECURE_DATA_INVALID: _RESET,
+    SevStatus.UNSUPPORTED: "update the firmware of the secure processor",
+    SevStatus.RESOURCE_LIMIT: "end other guests of this kind, or give SEV more ASIDs in the firmware setup",
+    SevStatus.ASID_OWNED: "end other guests of this kind, or give SEV more ASIDs in the firmware setup",
 }
 
 
 def meaning(status: int) -> str:
     """A status in words; unknown ones too."""
-    try:
-        known = SevStatus(status)
-    except ValueError:
+    known = _known(status)
+    if known is None:
         return "unknown status"
     return _MEANINGS.get(known) or known.name.replace("_", " ").lower()
+
+
+def refused(command: str, status: int, detail: str = "") -> FirmwareStatusError:
+    """The error that says which command was refused, by the status's name and meaning, and what to do about it."""
+    known = _known(status)
+    words = f"{known.name}, {meaning(status)}" if known is not None else meaning(status)
+    remedy = _REMEDIES.get(known, "") if known is not None else ""
+    return FirmwareStatusError(command, status, f"{words}: {detail}" if detail else words, remedy)
+
+
+def _known(status: int) -> SevStatus | None:
+    return SevStatus(status) if status in set(SevStatus) else None

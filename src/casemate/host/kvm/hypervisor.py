@@ -1,13 +1,18 @@
-"""The machine's own KVM as a host: plain guests on /dev/kvm (Linux Documentation/virt/kvm/api.rst)."""
+"""The machine's own KVM as a host: guests on /dev/kvm, launched by /dev/sev (Linux Documentation/virt/kvm/api.rst)."""
 
 from __future__ import annotations
 
 from contextlib import closing
 
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.platform import FLAG_ES
+from casemate.abi.sev.vmsa import SevFeatures
 from casemate.errors import UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind
+from casemate.host.kvm.modules import module_parameters
+from casemate.host.kvm.sev import SevLauncher
+from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.kvm.system import DEVICE, KvmSystem
 from casemate.host.kvm.vm import KvmVm
 from casemate.host.secure_processor import SevSetup
@@ -18,24 +23,50 @@ class KvmHypervisor:
 
     name = "kvm"
     era: str | None = None
-    legacy_vmsa_features = 0
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device
         with closing(KvmSystem(device)) as system:
             self.vm_types = system.vm_types()
             self.vmsa_features = system.vmsa_features()
+        # From Linux 6.6 to 6.9 KVM set debug-swap, where it was enabled, in every SEV-ES guest; since 6.10 in none.
+        implicit = VmType.SEV_ES not in self.vm_types and _parameter("debug_swap") == "Y"
+        self.legacy_vmsa_features = int(SevFeatures.DEBUG_SWAP) if implicit else 0
 
     def validate_kind(self, kind: GuestKind) -> None:
-        """Raises UnsupportedError for confidential guests."""
-        if kind.is_confidential:
+        """Whether such guests can be launched. Raises UnsupportedError, with a remedy, if not."""
+        if kind is GuestKind.PLAIN:
+            return
+        if kind not in (GuestKind.SEV, GuestKind.SEV_ES):
             raise UnsupportedError(f"{kind} guests are not launched on KVM yet", "use --host model")
+        with closing(SevDevice()) as device:
+            _validate_platform(device, kind)
 
     def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
         """Only the VM can say."""
         return None
 
     def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> KvmVm:
-        """A VM that is ready for slots and its vCPU. Raises UnsupportedError for confidential guests."""
+        """A VM that is ready for its launch, slots and vCPU.
+
+        Raises UnsupportedError for guests that this host cannot launch, HostError if KVM refuses ``sev``.
+        """
         self.validate_kind(kind)
-        return KvmVm(KvmSystem(self._device), VmType.DEFAULT)
+        if kind is GuestKind.PLAIN:
+            return KvmVm(KvmSystem(self._device), VmType.DEFAULT)
+        setup = sev or SevSetup()
+        launcher = SevLauncher(SevDevice(), setup, sev_es=kind is GuestKind.SEV_ES)
+        return KvmVm(KvmSystem(self._device), setup.vm_type, launcher)
+
+
+def _validate_platform(device: SevDevice, kind: GuestKind) -> None:
+    status = device.status()
+    if kind is GuestKind.SEV_ES and not status.flags & FLAG_ES:
+        raise UnsupportedError(
+            "the secure processor is not set up for SEV-ES guests",
+            "enable SEV-ES (its ASIDs) in the firmware setup, and load kvm_amd with sev_es=1",
+        )
+
+
+def _parameter(name: str) -> str | None:
+    return (module_parameters("kvm_amd") or {}).get(name)

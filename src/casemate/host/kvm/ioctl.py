@@ -7,17 +7,21 @@ import fcntl
 from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.sev.platform import SevIoctl
 from casemate.errors import HostError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+Request = Ioctl | SevIoctl
+"""What can be asked, of whom is the descriptor's business."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
 _RUN = int(Ioctl.RUN)
 
 
-def call(fd: int, request: Ioctl, argument: int | Buffer = 0, detail: str = "") -> int:
+def call(fd: int, request: Request, argument: int | Buffer = 0, detail: str = "") -> int:
     """One ioctl with an int, or a writable buffer that the kernel may change. Raises HostError with the call's name."""
     if isinstance(argument, int):
         # Python's own ioctl takes no int above 2 GiB, where KVM wants addresses.
@@ -30,7 +34,7 @@ def call(fd: int, request: Ioctl, argument: int | Buffer = 0, detail: str = "") 
     return result
 
 
-def _call_with_buffer(fd: int, request: Ioctl, buffer: Buffer) -> tuple[int, int]:
+def _call_with_buffer(fd: int, request: Request, buffer: Buffer) -> tuple[int, int]:
     try:
         return int(fcntl.ioctl(fd, request, buffer)), 0
     except OSError as error:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import stat
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.platform import FLAG_ES, PlatformState
 from casemate.errors import CasemateError
 from casemate.host.kvm.modules import VENDOR_MODULES, module_parameters
+from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.kvm.system import DEVICE, KvmSystem
 
 SEV_DEVICE = "/dev/sev"
@@ -43,11 +46,26 @@ class VmTypeOffer:
 
 
 @dataclass(frozen=True, slots=True)
+class SevPlatform:
+    """What the secure processor says of itself."""
+
+    api_major: int
+    api_minor: int
+    build: int
+    state: str
+    takes_sev_es: bool
+    guests: int
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """Everything found; ``refusal`` says why KVM cannot be used at all, ``remedies`` what to do about what."""
 
     kvm: DeviceAccess
     sev: DeviceAccess
+    sev_platform: SevPlatform | None
+    sev_refusal: str
+    """Why no SEV guest can be launched here, or empty."""
     refusal: str
     system: dict[str, int]
     vm_types: tuple[VmTypeOffer, ...]
@@ -86,9 +104,12 @@ def survey_kvm(device: str = DEVICE, sev_device: str = SEV_DEVICE) -> Survey:
         remedies.append(f"SEV: {_sev_remedy(sev)}")
     if offers_sev and memlock is not None and memlock < _ENOUGH_LOCKED:
         remedies.append("SEV pins guest memory: raise the limit of locked memory (ulimit -l), or run as root")
+    platform, sev_refusal = _platform(sev_device)
     return Survey(
         kvm=_access(device),
         sev=sev,
+        sev_platform=platform,
+        sev_refusal=sev_refusal or ("" if offers_sev else "this KVM launches no SEV guests"),
         refusal=refusal,
         system=system,
         vm_types=vm_types,
@@ -111,6 +132,19 @@ def _offer(kvm: KvmSystem, vm_type: VmType) -> VmTypeOffer:
     finally:
         os.close(vm)
     return VmTypeOffer(vm_type.name, True, answers)
+
+
+def _platform(path: str) -> tuple[SevPlatform | None, str]:
+    try:
+        with closing(SevDevice(path)) as device:
+            status = device.status()
+    except CasemateError as error:
+        return None, error.cause
+    state = (
+        PlatformState(status.state).name.lower() if status.state in set(PlatformState) else str(status.state)
+    )
+    version = status.api_major, status.api_minor, status.build
+    return SevPlatform(*version, state, bool(status.flags & FLAG_ES), status.guest_count), ""
 
 
 def _access(path: str) -> DeviceAccess:

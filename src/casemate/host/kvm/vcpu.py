@@ -55,7 +55,10 @@ KICK = signal.SIGRTMIN + 3
 
 
 class KvmVcpu:
-    """One vCPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol. ``reset_chips`` resets what is around it."""
+    """One vCPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol. ``reset_chips`` resets what is around it.
+
+    What the registers of a ``sealed`` one show to the kernel is not the guest's state, so nobody asks.
+    """
 
     def __init__(
         self,
@@ -65,8 +68,11 @@ class KvmVcpu:
         bus: IoBus,
         slots: Mapping[int, MemorySlot],
         reset_chips: Callable[[], None],
+        *,
+        sealed: bool = False,
     ) -> None:
         self._fd = fd
+        self._sealed = sealed
         self._page = mmap.mmap(fd, mmap_size)
         self._words = memoryview(self._page).cast("I")
         self._bus = bus
@@ -130,8 +136,8 @@ class KvmVcpu:
         self._initial.restore()
 
     def rip(self) -> int | None:
-        """The instruction pointer."""
-        return int(self._regs().rip)
+        """The instruction pointer, or None where it is sealed."""
+        return None if self._sealed else int(self._regs().rip)
 
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""
@@ -140,7 +146,9 @@ class KvmVcpu:
         ioctl.call(self._fd, Ioctl.SET_REGS, regs)
 
     def code_at_rip(self) -> tuple[bytes, int] | None:
-        """The next bytes of code and their width in bits."""
+        """The next bytes of code and their width in bits, or None where they are sealed or not there."""
+        if self._sealed:
+            return None
         sregs = self._sregs()
         bits = 64 if sregs.cs.l and sregs.efer & _EFER_LMA else 32 if sregs.cs.db else 16
         code = self._read_virtual(sregs.cs.base + self._regs().rip, _LONGEST_INSTRUCTION)
@@ -190,6 +198,8 @@ class KvmVcpu:
         return self._find_fault()
 
     def _find_fault(self) -> MemoryFault:
+        if self._sealed:
+            return MemoryFault()
         from casemate.host.kvm.store_target import store_targets
 
         regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
@@ -209,7 +219,7 @@ class KvmVcpu:
         page, rip = self._page, self.rip()
         match reason:
             case ExitReason.HLT:
-                return Hlt(interrupts_enabled=bool(self._regs().rflags & _RFLAGS_IF))
+                return Hlt(interrupts_enabled=self._sealed or bool(self._regs().rflags & _RFLAGS_IF))
             case ExitReason.SHUTDOWN:
                 return Shutdown(rip)
             case ExitReason.SYSTEM_EVENT:

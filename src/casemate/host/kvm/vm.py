@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT
 
 from casemate.abi.kvm.capabilities import Capability
@@ -21,20 +21,24 @@ from casemate.abi.kvm.structs import (
 )
 from casemate.abi.kvm.vm_types import VmType
 from casemate.address import PAGE_SIZE, Gpa, Hva
-from casemate.errors import HostError
+from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus
 from casemate.host.kvm.cpuid import cpuid_of_vcpu
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
+from casemate.host.kvm.sev import SevLauncher
 from casemate.host.kvm.system import KvmSystem
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
-from casemate.host.secure_processor import SecureProcessor
+from casemate.host.secure_processor import SecureProcessor, VcpuReset
 from casemate.host.slots import MemorySlot
 
 IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
+
+RESET_ADDRESS = 0xFFFFFFF0
+"""Where a vCPU stands when it was made."""
 
 _VCPU = 0
 _CHIPS = (IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IRQCHIP_IOAPIC)
@@ -42,10 +46,11 @@ _PIT_STATE_SIZE = 112
 
 
 class KvmVm:
-    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` with itself."""
+    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself."""
 
-    def __init__(self, system: KvmSystem, vm_type: VmType) -> None:
+    def __init__(self, system: KvmSystem, vm_type: VmType, sev: SevLauncher | None = None) -> None:
         self._system = system
+        self._sev = sev
         self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
         self._vcpu: KvmVcpu | None = None
@@ -60,9 +65,12 @@ class KvmVm:
             self._chips = self._read_chips()
             self.capabilities = VmCapabilities(
                 readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
+                sealed_state=sev is not None and sev.sev_es,
                 in_kernel_irqchip=True,
                 max_vcpus=system.extension(Capability.NR_VCPUS) or 1,
             )
+            if sev is not None:
+                self.secure_processor = sev.set_up(self._fd, self._place_vcpus)
         except BaseException:
             self.close()
             raise
@@ -93,7 +101,9 @@ class KvmVm:
         cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), _VCPU)
         size = self._system.vcpu_mmap_size()
         try:
-            self._vcpu = KvmVcpu(fd, size, cpuid, bus, self._slots, self._reset_chips)
+            self._vcpu = KvmVcpu(
+                fd, size, cpuid, bus, self._slots, self._reset_chips, sealed=self.capabilities.sealed_state
+            )
         except BaseException:
             os.close(fd)
             raise
@@ -119,6 +129,12 @@ class KvmVm:
             os.close(self._fd)
             self._fd = -1
         self._system.close()
+        if self._sev is not None:
+            self._sev.close()
+
+    def _place_vcpus(self, vcpus: Sequence[VcpuReset]) -> None:
+        if self._vcpu is None or len(vcpus) != 1 or vcpus[0].address != RESET_ADDRESS:
+            raise InternalError(f"{len(vcpus)} vCPUs are planned, the VM has one at the reset vector")
 
     def _read_chips(self) -> list[tuple[Ioctl, bytes]]:
         chips = []

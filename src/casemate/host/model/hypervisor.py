@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from errno import EINVAL
+from typing import TYPE_CHECKING
 
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
@@ -12,11 +13,14 @@ from casemate.host.model.eras import NEWEST, KernelEra, find_era
 from casemate.host.model.vm import ModelVm, answer_capabilities
 from casemate.host.secure_processor import SevSetup
 
+if TYPE_CHECKING:
+    from casemate.host.model.platform import ModelPlatform
+
 
 class ModelHypervisor:
     """Makes modelled VMs as the kernels of one era did. ``fast=False`` keeps the CPU to the engine's public API.
 
-    ``lock_limit`` is the bytes that may be pinned, None for any.
+    ``lock_limit`` is the bytes that may be pinned, None for any. ``platform`` is whose secure processor it is.
     """
 
     name = "model"
@@ -29,7 +33,9 @@ class ModelHypervisor:
         fast: bool = True,
         lock_limit: int | None = None,
         raises_vc: bool = True,
+        platform: ModelPlatform | None = None,
     ) -> None:
+        self._platform = platform
         self._raises_vc = raises_vc
         self._clock = clock
         self._era = find_era(era) if isinstance(era, str) else era
@@ -66,6 +72,7 @@ class ModelHypervisor:
             fast=self._fast,
             lock_limit=self._lock_limit,
             raises_vc=self._raises_vc,
+            platform=self._platform,
         )
 
 

@@ -15,15 +15,16 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from casemate.abi.sev.commands import BLOCK_SIZE, MAX_SECRET, GuestState, SevCommand
 from casemate.abi.sev.policy import SevPolicy
 from casemate.abi.sev.secret import MEASURE_CONTEXT, SecretHeader, secret_mac_message
-from casemate.abi.sev.status import SevStatus, meaning
+from casemate.abi.sev.session import KEY_SIZE, SessionBlob, mac, policy_message, wrapping_keys
+from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
-from casemate.host.secure_processor import LaunchMeasurement, TransportKeys
+from casemate.host.model.platform import API, ModelPlatform
+from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys
+from casemate.host.sev_certificates import parse_certificate, shared_secret
 
-API_MAJOR, API_MINOR, BUILD = 1, 55, 21
-"""The version that the model claims; it has what that one has of launch commands."""
-
-_KEY_SIZE = 16
+BUILD = 21
+"""The build that the model claims; it has what that one has of launch commands."""
 
 
 class ModelPsp:
@@ -32,9 +33,16 @@ class ModelPsp:
     Every command raises FirmwareStatusError with the status that the firmware would answer.
     """
 
-    version = API_MAJOR, API_MINOR, BUILD
+    version = *API, BUILD
 
-    def __init__(self, *, sev_es: bool, random: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(
+        self,
+        *,
+        sev_es: bool,
+        random: Callable[[int], bytes] = os.urandom,
+        platform: ModelPlatform | None = None,
+    ) -> None:
+        self.platform = platform or ModelPlatform()
         self.state = GuestState.UNINIT
         self._sev_es = sev_es
         self._random = random
@@ -49,15 +57,21 @@ class ModelPsp:
         """The launch digest as of now (32 bytes); real firmware tells its HMAC only."""
         return self._digest.digest()
 
-    def launch_start(self, policy: int, keys: TransportKeys | None) -> None:
-        """Make the guest's memory key; POLICY_FAILURE for a policy that this guest or firmware cannot keep."""
+    def launch_start(self, policy: int, session: LaunchSession | None) -> None:
+        """Make the guest's memory key.
+
+        POLICY_FAILURE for a policy that this guest or firmware cannot keep, INVALID_CERTIFICATE and BAD_MEASUREMENT
+        for a session that was not made for this platform, or for another policy.
+        """
         self._expect(SevCommand.LAUNCH_START, GuestState.UNINIT)
         wanted = policy >> 16 & 0xFF, policy >> 24 & 0xFF
-        if bool(policy & SevPolicy.ES) is not self._sev_es or wanted > (API_MAJOR, API_MINOR):
+        if bool(policy & SevPolicy.ES) is not self._sev_es or wanted > API:
             raise _refusal(SevCommand.LAUNCH_START, SevStatus.POLICY_FAILURE)
         self._policy = policy
-        self._keys = keys or TransportKeys(self._random(_KEY_SIZE), self._random(_KEY_SIZE))
-        self._memory_key = self._random(2 * _KEY_SIZE)
+        self._keys = (
+            self._open(session) if session else TransportKeys(*map(self._random, (KEY_SIZE, KEY_SIZE)))
+        )
+        self._memory_key = self._random(2 * KEY_SIZE)
         self.state = GuestState.LAUNCH_UPDATE
 
     def launch_update_data(self, address: int, plaintext: bytes) -> bytes:
@@ -79,11 +93,11 @@ class ModelPsp:
     def launch_measure(self) -> LaunchMeasurement:
         """Close the digest and sign it, with a fresh nonce."""
         self._expect(SevCommand.LAUNCH_MEASURE, GuestState.LAUNCH_UPDATE)
-        nonce = self._random(_KEY_SIZE)
+        nonce = self._random(KEY_SIZE)
         message = (
             MEASURE_CONTEXT + bytes(self.version) + self._policy.to_bytes(4, "little") + self.digest + nonce
         )
-        self._measurement = _mac(self._keys.tik, message)
+        self._measurement = mac(self._keys.tik, message)
         self.state = GuestState.LAUNCH_SECRET
         return LaunchMeasurement(self._measurement, nonce)
 
@@ -99,7 +113,7 @@ class ModelPsp:
         if header.flags:
             raise _refusal(command, SevStatus.UNSUPPORTED)
         message = secret_mac_message(header.flags, bytes(header.iv), data, self._measurement)
-        if not hmac.compare_digest(_mac(self._keys.tik, message), bytes(header.mac)):
+        if not hmac.compare_digest(mac(self._keys.tik, message), bytes(header.mac)):
             raise _refusal(command, SevStatus.BAD_MEASUREMENT)
         cipher = Cipher(algorithms.AES(self._keys.tek), modes.CTR(bytes(header.iv))).decryptor()
         secret = cipher.update(data) + cipher.finalize()
@@ -109,6 +123,28 @@ class ModelPsp:
         """The guest may run."""
         self._expect(SevCommand.LAUNCH_FINISH, GuestState.LAUNCH_SECRET)
         self.state = GuestState.RUNNING
+
+    def _open(self, session: LaunchSession) -> TransportKeys:
+        command = SevCommand.LAUNCH_START
+        if len(session.blob) != SessionBlob.SIZE:
+            raise _refusal(command, SevStatus.INVALID_LEN)
+        try:
+            secret = shared_secret(self.platform.pdh_key, parse_certificate(session.certificate))
+        except ValueError as error:
+            raise _refusal(command, SevStatus.INVALID_CERTIFICATE, str(error)) from None
+        blob = SessionBlob.from_bytes(session.blob)
+        encryption, integrity = wrapping_keys(secret, bytes(blob.nonce))
+        wrapped = bytes(blob.wrap_tk)
+        if not hmac.compare_digest(mac(integrity, wrapped), bytes(blob.wrap_mac)):
+            raise _refusal(
+                command, SevStatus.BAD_MEASUREMENT, "the session's keys are not wrapped for this PDH"
+            )
+        cipher = Cipher(algorithms.AES(encryption), modes.CTR(bytes(blob.wrap_iv))).decryptor()
+        unwrapped = cipher.update(wrapped) + cipher.finalize()
+        keys = TransportKeys(unwrapped[:KEY_SIZE], unwrapped[KEY_SIZE:])
+        if not hmac.compare_digest(mac(keys.tik, policy_message(self._policy)), bytes(blob.policy_mac)):
+            raise _refusal(command, SevStatus.BAD_MEASUREMENT, "the session is for another policy")
+        return keys
 
     def _expect(self, command: SevCommand, state: GuestState) -> None:
         if self.state is not state:
@@ -127,10 +163,5 @@ class ModelPsp:
         return b"".join(ciphertext)
 
 
-def _mac(key: bytes, message: bytes) -> bytes:
-    return hmac.new(key, message, hashlib.sha256).digest()
-
-
 def _refusal(command: SevCommand, status: SevStatus, detail: str = "") -> FirmwareStatusError:
-    text = f"{meaning(status)}: {detail}" if detail else meaning(status)
-    return FirmwareStatusError(f"{command.kernel_name} (modelled)", status, text)
+    return refused(f"{command.kernel_name} (modelled)", status, detail)

@@ -12,9 +12,10 @@ from casemate.address import PAGE_SIZE, Hva
 from casemate.errors import HostError
 from casemate.host.model import vma
 from casemate.host.model.eras import KernelEra
+from casemate.host.model.platform import ModelPlatform
 from casemate.host.model.psp import ModelPsp
 from casemate.host.model.reset_state import save_area
-from casemate.host.secure_processor import LaunchMeasurement, SevSetup, TransportKeys, VcpuReset
+from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, SevSetup, VcpuReset
 
 _REGISTER = "KVM_MEMORY_ENCRYPT_REG_REGION (modelled)"
 
@@ -34,8 +35,9 @@ class ModelSev:
         *,
         sev_es: bool,
         lock_limit: int | None = None,
+        platform: ModelPlatform | None = None,
     ) -> None:
-        self.psp = ModelPsp(sev_es=sev_es)
+        self.psp = ModelPsp(sev_es=sev_es, platform=platform)
         self._era = era
         self._sev_es = sev_es
         legacy = setup.vm_type is VmType.DEFAULT
@@ -55,9 +57,14 @@ class ModelSev:
         """How far the launch is."""
         return self.psp.state
 
-    def launch_start(self, policy: int, keys: TransportKeys | None) -> None:
-        """Hand the keys over; a real host would hand over the session that wraps them."""
-        self.psp.launch_start(policy, keys)
+    @property
+    def pdh(self) -> bytes:
+        """The modelled platform's certificate."""
+        return self.psp.platform.pdh
+
+    def launch_start(self, policy: int, session: LaunchSession | None) -> None:
+        """Hand the session over."""
+        self.psp.launch_start(policy, session)
 
     def register_region(self, hva: Hva, size: int) -> None:
         """Pin for good."""

@@ -28,6 +28,7 @@ from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
 if TYPE_CHECKING:
+    from casemate.host.model.platform import ModelPlatform
     from casemate.host.model.sev import ModelSev
 
 
@@ -50,6 +51,7 @@ class ModelVm:
         fast: bool,
         lock_limit: int | None = None,
         raises_vc: bool = True,
+        platform: ModelPlatform | None = None,
     ) -> None:
         self.capabilities = answer_capabilities(kind, setup.vm_type, era)
         sealed = self.capabilities.sealed_state
@@ -84,7 +86,12 @@ class ModelVm:
             from casemate.host.model.sev import ModelSev
 
             self.secure_processor = ModelSev(
-                era, setup, self._memory.make_private, sev_es=sealed, lock_limit=lock_limit
+                era,
+                setup,
+                self._memory.make_private,
+                sev_es=sealed,
+                lock_limit=lock_limit,
+                platform=platform,
             )
 
     def _may_run(self) -> bool:

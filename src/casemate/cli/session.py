@@ -1,0 +1,133 @@
+"""``casemate session``: checks a SEV platform, makes launch sessions for it (docs/guide/session.md)."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casemate.cli.files import read_file, state_folder, write_file
+from casemate.cli.options import integer
+from casemate.errors import InsecureError
+
+if TYPE_CHECKING:
+    from casemate.host.secure_processor import PlatformCertificates, TransportKeys
+    from casemate.owner.platform import PlatformChain
+
+EPILOG = """\
+examples:
+  casemate session export --host kvm platform.cert
+      on the host: PDH, PEK, OCA and CEK of its secure processor
+  casemate session make --platform platform.cert --amd ask_ark_rome.cert --policy 0x5 --name guest
+      at the owner's: guest_godh.b64 and guest_session.b64 for the host, guest_tek.bin and guest_tik.bin to keep
+  casemate session export --host model model.cert && \\
+  casemate session make --platform model.cert --policy 0x5 --name guest --any-root && \\
+  casemate boot --guest sev-es --dh-cert-file guest_godh.b64 --session-file guest_session.b64 --tik guest_tik.bin
+      all of it without special hardware, on the model
+
+A session is good for one guest. The files are those of sevctl, and QEMU's dh-cert-file and session-file take them.
+exit code: 3 if the platform's keys do not lead back to AMD
+"""
+
+_KEY_MODE = 0o600
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be done."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    export = actions.add_parser("export", help="write a platform's certificates to a file")
+    export.add_argument("--host", choices=("kvm", "model"), default="kvm", help="whose (%(default)s)")
+    export.add_argument("file", type=Path, metavar="FILE")
+    check = actions.add_parser("check", help="check every link from a platform's key to AMD's root")
+    make = actions.add_parser("make", help="make a launch session")
+    for sub in (check, make):
+        sub.add_argument("--platform", type=Path, metavar="FILE", required=True, help="what was exported")
+        sub.add_argument(
+            "--amd", type=Path, metavar="FILE", help="AMD's ASK and ARK, where the platform's file has none"
+        )
+    check.add_argument("--json", action="store_true", help="one JSON document")
+    make.add_argument("--policy", type=integer, metavar="N", required=True, help="the guest's launch policy")
+    make.add_argument("--name", metavar="NAME", default="guest", help="what files begin with (%(default)s)")
+    make.add_argument("--any-root", action="store_true", help="take a root that is not known to be AMD's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; 0, or 1 if a check says no."""
+    if args.action == "export":
+        return _export(args)
+    from casemate.owner.platform import parse_chain
+
+    chain = parse_chain(read_file(args.platform), read_file(args.amd) if args.amd else b"")
+    return _check(args, chain) if args.action == "check" else _make(args, chain)
+
+
+def model_platform_folder() -> Path:
+    """Where the modelled platform keeps its keys between a session and the launch that it is for."""
+    return state_folder() / "model-platform"
+
+
+def _export(args: argparse.Namespace) -> int:
+    certificates = _model_certificates() if args.host == "model" else _device_certificates()
+    write_file(args.file, certificates.to_bytes())
+    note = ", of the model: nobody vouches for its root" if args.host == "model" else ""
+    print(f"{args.file}: PDH, PEK, OCA and CEK{note}")
+    return 0
+
+
+def _model_certificates() -> PlatformCertificates:
+    from casemate.host.model.platform import ModelPlatform
+
+    return ModelPlatform(model_platform_folder()).certificates
+
+
+def _device_certificates() -> PlatformCertificates:
+    from contextlib import closing
+
+    from casemate.host.kvm.sev_device import SevDevice
+
+    with closing(SevDevice()) as device:
+        return device.certificates()
+
+
+def _check(args: argparse.Namespace, chain: PlatformChain) -> int:
+    checks = chain.checks()
+    holds = all(check.holds for check in checks)
+    if args.json:
+        import json
+
+        rows = [check._asdict() for check in checks]
+        print(json.dumps({"holds": holds, "root": chain.root, "checks": rows}, indent=2))
+    else:
+        for check in checks:
+            print(f"{'yes' if check.holds else 'NO ':<4} {check.claim}")
+        print(f"root {chain.root or 'unknown'}")
+    return 0 if holds else 1
+
+
+def _make(args: argparse.Namespace, chain: PlatformChain) -> int:
+    from casemate.owner.session import make_session
+
+    broken = [check.claim for check in chain.checks() if not check.holds]
+    if args.any_root:
+        broken = [claim for claim in broken if "AMD's" not in claim]
+    if broken:
+        raise InsecureError(
+            f"{args.platform}: it does not hold that {', or that '.join(broken)}",
+            "get AMD's ASK and ARK of this generation (--amd), or export anew; --any-root is for platforms you made",
+        )
+    session = make_session(chain.pdh, args.policy)
+    _write_keys(args.name, session.keys)
+    write_file(Path(f"{args.name}_godh.b64"), base64.b64encode(session.launch.certificate))
+    write_file(Path(f"{args.name}_session.b64"), base64.b64encode(session.launch.blob))
+    if chain.root is None:
+        print("casemate: warning: nobody vouches for this platform", file=sys.stderr)
+    print(f"for the host: {args.name}_godh.b64 {args.name}_session.b64")
+    print(f"to keep:      {args.name}_tek.bin {args.name}_tik.bin")
+    return 0
+
+
+def _write_keys(name: str, keys: TransportKeys) -> None:
+    for word, key in (("tek", keys.tek), ("tik", keys.tik)):
+        write_file(Path(f"{name}_{word}.bin"), key, _KEY_MODE)
