@@ -310,13 +310,21 @@ def validate(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.mark.parametrize(("kind", "policy"), [("sev", 1), ("sev-es", 5)])
 def test_libvirts_tool_accepts_the_measurement_and_makes_a_packet_that_is_taken(
+    kind: str,
+    policy: int,
+    monkeypatch: pytest.MonkeyPatch,
     guest: Guest,
     capsys: pytest.CaptureFixture[str],
     validate: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     script = guest.folder / "owner.py"
     header, payload = (guest.folder / name for name in ("header", "payload"))
+    monkeypatch.chdir(guest.folder)
+    measure = "measure --mode seves --vcpus 1 --vcpu-type EPYC-v4 --init legacy --dump-vmsa --ovmf"
+    assert main([*measure.split(), str(guest.firmware)]) == 0
+    vcpus = ["--num-cpus", "1", "--vmsa-cpu0", str(guest.folder / "vmsa0.bin")] if policy & 4 else []
     script.write_text(
         "import json, subprocess, sys\n"
         "q = json.load(sys.stdin)\n"
@@ -324,14 +332,17 @@ def test_libvirts_tool_accepts_the_measurement_and_makes_a_packet_that_is_taken(
         "  '--api-major', str(q['api-major']), '--api-minor', str(q['api-minor']), '--build-id', str(q['build-id']),\n"
         f"  '--policy', str(q['policy']), '--firmware', {str(guest.firmware)!r},\n"
         f"  '--tik', {guest.path('tik.bin')!r}, '--tek', {guest.path('tek.bin')!r},\n"
-        f"  '--inject-secret', 'luks-key:{guest.folder}/key',\n"
+        f"  '--inject-secret', 'luks-key:{guest.folder}/key', *{vcpus!r},\n"
         f"  '--secret-header', {str(header)!r}, '--secret-payload', {str(payload)!r}]\n"
         "subprocess.run(line, check=True, stdout=sys.stderr)\n"
         f"header, payload = open({str(header)!r}).read(), open({str(payload)!r}).read()\n"
         "print(json.dumps({'packet-header': header, 'secret': payload}))\n"
     )
     platform = ["--platform", str(guest.folder / "platform.cert"), "--any-root"]
-    assert main(["session", "make", *platform, "--policy", "1", "--name", str(guest.folder / "guest")]) == 0
+    assert (
+        main(["session", "make", *platform, "--policy", str(policy), "--name", str(guest.folder / "guest")])
+        == 0
+    )
     session = ["--session-file", guest.path("session.b64"), "--dh-cert-file", guest.path("godh.b64")]
     line = [
         "boot",

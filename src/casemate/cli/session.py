@@ -69,10 +69,13 @@ def model_platform_folder() -> Path:
 
 
 def _export(args: argparse.Namespace) -> int:
-    certificates = _model_certificates() if args.host == "model" else _device_certificates()
+    if args.host == "model":
+        certificates, note = _model_certificates(), "of the model: nobody vouches for its root"
+    else:
+        certificates, chip = _device_certificates()
+        note = f"of the chip that AMD's key server knows as {chip.hex()}"
     write_file(args.file, certificates.to_bytes())
-    note = ", of the model: nobody vouches for its root" if args.host == "model" else ""
-    print(f"{args.file}: PDH, PEK, OCA and CEK{note}")
+    print(f"{args.file}: PDH, PEK, OCA and CEK, {note}")
     return 0
 
 
@@ -82,13 +85,13 @@ def _model_certificates() -> PlatformCertificates:
     return ModelPlatform(model_platform_folder()).certificates
 
 
-def _device_certificates() -> PlatformCertificates:
+def _device_certificates() -> tuple[PlatformCertificates, bytes]:
     from contextlib import closing
 
     from casemate.host.kvm.sev_device import SevDevice
 
     with closing(SevDevice()) as device:
-        return device.certificates()
+        return device.certificates(), device.chip_id()
 
 
 def _check(args: argparse.Namespace, chain: PlatformChain) -> int:
