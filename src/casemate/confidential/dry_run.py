@@ -13,7 +13,7 @@ from casemate.errors import UnsupportedError
 from casemate.firmware.image import FirmwareImage
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boards import BOARDS
-from casemate.measure.plan import UpdateData, UpdateVmsa
+from casemate.measure.plan import LaunchStep, UpdateData, UpdateVmsa
 from casemate.memory.protection import ProtectionChoice, WriteProtection, choose
 
 Row = tuple[str, str]
@@ -117,10 +117,10 @@ def _ioctls(prepared: PreparedLaunch, protection: ProtectionChoice) -> list[Row]
     return rows
 
 
-def _step(step: UpdateData | UpdateVmsa) -> dict[str, Any]:
+def _step(step: LaunchStep) -> dict[str, Any]:
     return {
         "what": step.what,
-        "gpa": step.gpa if isinstance(step, UpdateData) else None,
-        "length": len(step.data),
+        "gpa": step.gpa,
+        "length": step.size,
         "sha256": hashlib.sha256(step.data).hexdigest(),
     }
