@@ -1,4 +1,4 @@
-"""Pages, policy and digest of SEV-SNP guests (AMD 56860 SEV-SNP firmware ABI 1.57, 8.17 and tables 9, 72 and 73)."""
+"""Pages, policy and digest of SEV-SNP guests (AMD 56860 SEV-SNP firmware ABI, 4.3 and 8.17)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Status codes of the secure processor (AMD 55766 SEV API 0.24, 5.1.2; Linux include/uapi/linux/psp-sev.h)."""
+"""Status codes of the secure processor (AMD 55766, 5.1.2; AMD 56860, chapter 6; Linux psp-sev.h)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ class SevStatus(IntEnum):
     INVALID_PARAM = 22
     RESOURCE_LIMIT = 23
     SECURE_DATA_INVALID = 24
+    INVALID_PAGE_SIZE = 0x19
+    INVALID_PAGE_STATE = 0x1A
+    INVALID_MDATA_ENTRY = 0x1B
+    INVALID_PAGE_OWNER = 0x1C
+    AEAD_OFLOW = 0x1D
+    RMP_INIT_REQUIRED = 0x20
 
 
 _MEANINGS = {
@@ -40,9 +46,12 @@ _MEANINGS = {
     SevStatus.INVALID_LEN: "the length is not allowed",
     SevStatus.POLICY_FAILURE: "the policy does not allow it",
     SevStatus.INVALID_ADDRESS: "the address is not allowed",
+    SevStatus.BAD_SIGNATURE: "a signature does not verify",
     SevStatus.BAD_MEASUREMENT: "the measurement is not the guest's",
     SevStatus.INVALID_PARAM: "a parameter is not allowed",
     SevStatus.UNSUPPORTED: "the firmware does not support it",
+    SevStatus.INVALID_PAGE_STATE: "the page is not in the state that this command needs",
+    SevStatus.INVALID_PAGE_OWNER: "the page belongs to somebody else",
 }
 
 
