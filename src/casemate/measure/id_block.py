@@ -1,4 +1,4 @@
-"""Makes and signs ID blocks, by which a host may start no other guest than the expected one (AMD 56860, SNP_LAUNCH_FINISH)."""
+"""Makes and signs ID blocks, by which a host can start only the expected guest (AMD 56860, SNP_LAUNCH_FINISH)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casemate.abi.sev.id_block import ECDSA_P384_SHA384, EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock
 from casemate.abi.sev.snp import DEFAULT_POLICY, DIGEST_SIZE
 from casemate.errors import ImageError, SpecError
+from casemate.measure.plan_snp import validate_policy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,19 +57,6 @@ def make_id_block(digest: bytes, identity: Identity = DEFAULT_IDENTITY) -> bytes
         for value, size in ((IdBlock.VERSION, 4), (identity.guest_svn, 4), (identity.policy, 8))
     )
     return digest + identity.family_id + identity.image_id + b"".join(numbers)
-
-
-def validate_policy(policy: int) -> None:
-    """Check the policy of an SNP guest. Raises SpecError if no firmware takes it."""
-    from casemate.abi.sev.snp import SnpPolicy
-
-    if not 0 <= policy < 1 << 64:
-        raise SpecError(
-            f"policy {policy:#x} is no 64-bit number", "give the policy the guest is launched with"
-        )
-    if not policy & SnpPolicy.RESERVED_ONE:
-        cause = f"policy {policy:#x} lacks bit 17, which must be one for every SNP guest"
-        raise SpecError(cause, f"give {policy | SnpPolicy.RESERVED_ONE:#x}")
 
 
 def sign_id_block(

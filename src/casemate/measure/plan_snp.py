@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-
-from casemate.abi.sev.snp import SnpPageType
+from casemate.abi.sev.snp import SnpPageType, SnpPolicy
 from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.errors import ImageError, SpecError
@@ -15,7 +14,6 @@ from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, SnpPages
 from casemate.measure.plan_sev import plan_vmsas
 from casemate.measure.vmsa_pages import SevInit
-
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +51,17 @@ def validate_features(features: int) -> None:
     if not features & SevFeatures.SNP_ACTIVE:
         cause = f"guest features {features:#x} lack SNP_ACTIVE (bit 0), which every SNP guest has"
         raise SpecError(cause, f"give {features | SevFeatures.SNP_ACTIVE:#x}")
+
+
+def validate_policy(policy: int) -> None:
+    """Check the policy of an SNP guest. Raises SpecError if no firmware takes it."""
+    if not 0 <= policy < 1 << 64:
+        raise SpecError(
+            f"policy {policy:#x} is no 64-bit number", "give the policy the guest is launched with"
+        )
+    if not policy & SnpPolicy.RESERVED_ONE:
+        cause = f"policy {policy:#x} lacks bit 17, which must be one for every SNP guest"
+        raise SpecError(cause, f"give {policy | SnpPolicy.RESERVED_ONE:#x}")
 
 
 def firmware_step(image: FirmwareImage) -> SnpPages:

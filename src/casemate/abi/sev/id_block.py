@@ -1,4 +1,4 @@
-"""ID block and ID authentication structure of SNP guests, and AMD's form of keys and signatures (AMD 56860, SNP_LAUNCH_FINISH)."""
+"""ID blocks of SNP guests, and AMD's form of keys and signatures (AMD 56860, SNP_LAUNCH_FINISH and chapter 10)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 from functools import cached_property
-from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from casemate.abi.sev.id_block import EcdsaSignature
 from casemate.abi.sev.report import SIGNED_SIZE, VCEK_CHIP_ID, VCEK_TCB, AttestationReport, Tcb
+from casemate.host.snp_processor import Certificates
 
 ORGANIZATION = "casemate model (no hardware)"
 
@@ -23,14 +23,6 @@ _RSA_BITS = 4096
 _FIRST_DAY = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 _LAST_DAY = datetime.datetime(2045, 1, 1, tzinfo=datetime.UTC)
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
-
-
-class ChainFiles(NamedTuple):
-    """Certificates in PEM form, the root first."""
-
-    ark: bytes
-    ask: bytes
-    vcek: bytes
 
 
 class Endorsement:
@@ -48,7 +40,7 @@ class Endorsement:
         return report.to_bytes()
 
     @cached_property
-    def chain(self) -> ChainFiles:
+    def chain(self) -> Certificates:
         """The certificates; making the root's keys takes a second or so."""
         ark_key, ask_key = (rsa.generate_private_key(65537, _RSA_BITS) for _ in range(2))
         ark = _certificate("ARK-Modelled", "ARK-Modelled", ark_key.public_key(), ark_key)
@@ -56,7 +48,7 @@ class Endorsement:
         vcek = _certificate(
             "SEV-VCEK", "SEV-Modelled", self._vcek_key.public_key(), ask_key, self._extensions()
         )
-        return ChainFiles(*(certificate.public_bytes(Encoding.PEM) for certificate in (ark, ask, vcek)))
+        return Certificates(*(certificate.public_bytes(Encoding.PEM) for certificate in (ark, ask, vcek)))
 
     @cached_property
     def _vcek_key(self) -> ec.EllipticCurvePrivateKey:

@@ -1,4 +1,4 @@
-"""A secure processor's SNP side in software: launch, digest, ID block, reports (AMD 56860 SEV-SNP ABI, SNP_LAUNCH_START to SNP_GUEST_REQUEST).
+"""A secure processor's SNP side in software: launch, digest, ID block, reports (AMD 56860 SEV-SNP ABI, chapter 8).
 
 It extends its digest by the pages that it is handed and knows nothing of what anybody predicted.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -32,6 +31,7 @@ from casemate.errors import FirmwareStatusError
 from casemate.host.model.cpuid_rules import correct_table
 from casemate.host.model.endorsement import Endorsement
 from casemate.host.model.rmp import PageState, Rmp
+from casemate.host.snp_processor import SnpFinish
 
 API_MAJOR, API_MINOR, BUILD = 1, 55, 21
 """The version that the model claims."""
@@ -39,18 +39,7 @@ CPU = (25, 1, 1)
 """Family, model and stepping in reports: a processor of the 7003 series."""
 TCB = Tcb(bootloader=4, tee=0, snp=22, microcode=213)
 
-_HOST_DATA_SIZE = 32
 _KNOWN_POLICY = sum(SnpPolicy) | 0xFFFF
-
-
-class Finish(NamedTuple):
-    """Inputs of SNP_LAUNCH_FINISH; empty ID block and authentication: there is none."""
-
-    id_block: bytes = b""
-    id_auth: bytes = b""
-    has_author_key: bool = False
-    vcek_disabled: bool = False
-    host_data: bytes = bytes(_HOST_DATA_SIZE)
 
 
 class SnpPsp:
@@ -69,7 +58,7 @@ class SnpPsp:
         self._random = random
         self._policy = 0
         self._gosvw = bytes(16)
-        self._finish = Finish()
+        self._finish = SnpFinish()
         self._report_id = random(32)
         self.endorsement = Endorsement(random(64), TCB)
 
@@ -118,7 +107,7 @@ class SnpPsp:
         self._rmp.launch(page, vmsa=page_type is SnpPageType.VMSA, permissions=permissions)
         return held
 
-    def launch_finish(self, finish: Finish) -> None:
+    def launch_finish(self, finish: SnpFinish) -> None:
         """The guest may run, if it is the one that the ID block expects.
 
         BAD_SIGNATURE, BAD_MEASUREMENT and POLICY_FAILURE say in what it is not.
@@ -189,7 +178,7 @@ class SnpPsp:
             getattr(page, name)[:] = self._random(32)
         return page.to_bytes().ljust(PAGE_SIZE, b"\0")
 
-    def _check_id_block(self, finish: Finish) -> None:
+    def _check_id_block(self, finish: SnpFinish) -> None:
         command = SevCommand.SNP_LAUNCH_FINISH
         block, auth = IdBlock.from_bytes(finish.id_block), IdAuth.from_bytes(finish.id_auth)
         if block.version != IdBlock.VERSION:

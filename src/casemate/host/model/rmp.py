@@ -118,6 +118,10 @@ class Rmp:
         entry.immutable, entry.validated, entry.vmsa = False, True, vmsa
         entry.permissions = [ALL_PERMISSIONS, *permissions]
 
+    def release(self, page: int) -> None:
+        """SNP_PAGE_RECLAIM: the firmware gives a page back that it did not take, whatever its state."""
+        self._entries[page] = RmpEntry()
+
     # The guest's instructions.
 
     def pvalidate(self, at: GuestPage, *, validate: bool) -> Validation | Fault:
