@@ -19,7 +19,7 @@ from casemate.abi.sev.report import (
     AttestationReport,
     Tcb,
 )
-from casemate.abi.sev.snp import SnpPolicy, policy_words
+from casemate.abi.sev.snp_policy import SnpPolicy, policy_words
 from casemate.errors import ImageError
 
 if TYPE_CHECKING:

@@ -56,9 +56,12 @@ def extend(digest: bytes, pages: SnpPages) -> bytes:
         for offset in range(0, pages.size, PAGE_SIZE):
             digest = _next(digest, _NO_CONTENTS, page_type, gpa + offset)
         return digest
-    data = memoryview(pages.data)
+    page, contents = b"", b""
     for offset in range(0, pages.size, PAGE_SIZE):
-        digest = _next(digest, hash_page(data[offset : offset + PAGE_SIZE]), page_type, gpa + offset)
+        before, page = page, pages.data[offset : offset + PAGE_SIZE]
+        if page != before:  # images are full of equal pages that follow each other
+            contents = hash_page(page)
+        digest = _next(digest, contents, page_type, gpa + offset)
     return digest
 
 
@@ -67,7 +70,7 @@ def extend_vmsa(digest: bytes, contents: bytes) -> bytes:
     return _next(digest, contents, SnpPageType.VMSA, VMSA_GPA)
 
 
-def hash_page(data: bytes | memoryview) -> bytes:
+def hash_page(data: bytes) -> bytes:
     """What a page's contents enter PAGE_INFO as."""
     return hashlib.sha384(data).digest()
 

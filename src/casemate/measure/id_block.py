@@ -6,7 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.sev.id_block import ECDSA_P384_SHA384, EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock
-from casemate.abi.sev.snp import DEFAULT_POLICY, DIGEST_SIZE
+from casemate.abi.sev.snp import DIGEST_SIZE
+from casemate.abi.sev.snp_policy import DEFAULT_POLICY
 from casemate.errors import ImageError, SpecError
 from casemate.measure.plan_snp import validate_policy
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from casemate.abi.sev.snp import SnpPageType, SnpPolicy
+from casemate.abi.sev.snp import SnpPageType
 from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.errors import ImageError, SpecError
-from casemate.firmware.completeness import validate_complete, validate_multiple
+from casemate.firmware.completeness import BIOS_GRANULE, validate_complete, validate_multiple
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.placement import BIOS_GRANULE
 from casemate.firmware.sev_metadata import SevSection, SevSectionType
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, SnpPages
@@ -44,6 +43,12 @@ def plan_snp(
     return LaunchPlan(GuestKind.SNP, (firmware_step(image), *sections, *vmsas))
 
 
+def plan_snp_firmware(image: FirmwareImage) -> LaunchPlan:
+    """The part of a launch that depends on the firmware alone. Raises ImageError if no SNP guest can be given it."""
+    _sections(image)
+    return LaunchPlan(GuestKind.SNP, (firmware_step(image),))
+
+
 def validate_features(features: int) -> None:
     """Check VMSA features of an SNP guest. Raises SpecError if no such guest can have them."""
     if not 0 <= features < 1 << 64:
@@ -55,6 +60,8 @@ def validate_features(features: int) -> None:
 
 def validate_policy(policy: int) -> None:
     """Check the policy of an SNP guest. Raises SpecError if no firmware takes it."""
+    from casemate.abi.sev.snp_policy import SnpPolicy
+
     if not 0 <= policy < 1 << 64:
         raise SpecError(
             f"policy {policy:#x} is no 64-bit number", "give the policy the guest is launched with"

@@ -22,9 +22,11 @@ from casemate.abi.sev.id_block import (
     IdAuth,
     IdBlock,
 )
+from casemate.abi.sev.page_info import PageInfo
 from casemate.abi.sev.report import AUTHOR_KEY_EN, REPORT_DATA_SIZE, AttestationReport, Tcb
-from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, PageInfo, SnpPageType, SnpPolicy
+from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
 from casemate.abi.sev.snp_pages import CpuidPage, SecretsPage
+from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus, meaning
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
