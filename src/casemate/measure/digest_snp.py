@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from struct import Struct
 
 from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
 from casemate.measure.plan import LaunchPlan, SnpPages, UpdateVmsa
+from casemate.measure.sha384 import sha384
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def extend_vmsa(digest: bytes, contents: bytes) -> bytes:
 
 def hash_page(data: bytes) -> bytes:
     """What a page's contents enter PAGE_INFO as."""
-    return hashlib.sha384(data).digest()
+    return sha384(data).digest()
 
 
 def _next(digest: bytes, contents: bytes, page_type: int, gpa: int) -> bytes:
     info = _PAGE_INFO.pack(digest, contents, _PAGE_INFO.size, page_type, 0, gpa)
-    return hashlib.sha384(info).digest()
+    return sha384(info).digest()

@@ -5,7 +5,6 @@ Predicting the digest, executing the launch and modelling the secure processor a
 
 from __future__ import annotations
 
-import hashlib
 from enum import StrEnum
 
 from casemate.address import Gpa
@@ -117,6 +116,7 @@ class LaunchPlan(NamedTuple):
 
     def to_json(self) -> str:
         """The plan as one JSON document; each distinct content is in it once, under its SHA-256."""
+        import hashlib
         import json
         from base64 import b64encode
 
@@ -187,6 +187,7 @@ def _place_from_json(step: dict[str, Any]) -> tuple[str, Gpa, int]:
 
 
 def _content(digest: str, encoded: str) -> bytes:
+    import hashlib
     from base64 import b64decode
 
     data = b64decode(encoded, validate=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, LaunchStep, SnpPages, TdxPages
 from casemate.records import TYPE_CHECKING, NamedTuple
@@ -31,6 +29,8 @@ def trace_digest(plan: LaunchPlan, firmware: bytes | None = None) -> list[Traced
 
     ``firmware`` is an SNP guest's digest after its firmware, where only that is known.
     """
+    import hashlib
+
     own: dict[int, bytes] = {}
     traced = []
     for step, running in zip(plan.steps, running_digests(plan, firmware), strict=True):
@@ -67,6 +67,8 @@ def running_digests(plan: LaunchPlan, firmware: bytes | None = None) -> Iterator
 
 
 def _running_sha256(plan: LaunchPlan) -> Iterator[bytes]:
+    import hashlib
+
     digest = hashlib.sha256()
     for step in plan.steps:
         digest.update(step.data)
