@@ -20,7 +20,7 @@ from casemate.abi.sev import platform as sev_platform
 from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.platform import PlatformCommand, SevIoctl
 from casemate.confidential.preparation import AttestationRequest, LaunchOptions, LaunchSecret, prepare
-from casemate.confidential.stages import launch
+from casemate.confidential.stages import LaunchFinished, launch
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Vm
@@ -110,6 +110,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     with Machine(prepared.spec, host, GuestClock(), Console(recorder), recorder) as machine:
         found.machine = machine
         finished = launch(machine, prepared)
+        assert isinstance(finished, LaunchFinished)
         assert finished.is_verified is True
         device = open_device(found.ioctls)
         device.certificates()

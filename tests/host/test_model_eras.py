@@ -114,10 +114,9 @@ def test_init2_takes_the_features_of_its_era(era: str, kind: GuestKind, features
         host(era).create_vm(kind, setup)
 
 
-@pytest.mark.parametrize("kind", [SNP, TDX])
-def test_kinds_that_are_not_modelled_are_refused(kind: GuestKind) -> None:
-    with pytest.raises(UnsupportedError, match=str(kind)):
-        host("linux-6.18").create_vm(kind)
+def test_kinds_that_are_not_modelled_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="no TDX guests"):
+        host("linux-6.18").create_vm(TDX)
 
 
 def test_unknown_era_is_refused_with_the_known_ones() -> None:

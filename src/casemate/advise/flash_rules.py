@@ -9,8 +9,8 @@ from casemate.address import PAGE_SIZE
 from casemate.advise.guest_request import Kind
 from casemate.advise.lint import Found, Guest, RuleSet, Severity
 from casemate.errors import CasemateError
-from casemate.firmware.completeness import is_variable_store
-from casemate.firmware.placement import BIOS_GRANULE, MAX_FLASH, validate_pair
+from casemate.firmware.completeness import BIOS_GRANULE, is_variable_store
+from casemate.firmware.placement import MAX_FLASH, validate_pair
 from casemate.firmware.smm import requires_smm
 
 FLASH_RULES = RuleSet()

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "boot": "boot firmware from protected flash or as --bios, and say what happened",
-    "measure": "predict the launch digest of a SEV or SEV-ES guest",
+    "measure": "predict the launch digest of a confidential guest",
+    "verify": "say whether an SNP guest's attestation report can be believed",
     "diff": "say in which step two launches part, and why",
     "explain": "say why a launch digest is not the expected one",
     "inspect": "say what firmware images are good for",

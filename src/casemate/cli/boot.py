@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from casemate.cli import confidential_options, power_cuts
 from casemate.cli.boot_arguments import add_arguments, size
@@ -14,8 +14,9 @@ from casemate.cli.host_choice import choose_host, validate_host
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from casemate.confidential.preparation import PreparedLaunch
-    from casemate.host.hypervisor import Hypervisor
     from casemate.machine.machine import Machine
     from casemate.machine.outcome import Outcome
 
@@ -60,14 +61,20 @@ def run(args: argparse.Namespace) -> int:
     chosen = choose_host(args.host, spec, confidential_options.platform_folder(args))
     prepared = None
     if options is not None:
+        from casemate.confidential.dry_run import dry_run
+        from casemate.confidential.dry_run_tdx import dry_run_tdx
         from casemate.confidential.preparation import prepare
         from casemate.host.clock import GuestClock
+        from casemate.host.guest_kind import GuestKind
 
         host = chosen.make(GuestClock())
+        if spec.kind is GuestKind.TDX:
+            _print_dry_run(args, dry_run_tdx(spec))
+            return 0
         prepared = prepare(spec, options, host)
         spec = prepared.spec
         if args.dry_run:
-            _print_dry_run(args, prepared, host)
+            _print_dry_run(args, dry_run(prepared, host))
             return 0
     with ExitStack() as stack:
         started: list[Machine] = []
@@ -99,21 +106,26 @@ def run(args: argparse.Namespace) -> int:
             ),
             hypervisor=chosen.make,
             host_why=chosen.why,
-            assemble=lambda machine: _assemble(machine, prepared),
+            assemble=lambda machine: _assemble(machine, prepared, args.attestation),
         )
     _print(args, outcome)
     return outcome.exit_code
 
 
-def _assemble(machine: Machine, prepared: PreparedLaunch | None) -> None:
+def _assemble(machine: Machine, prepared: PreparedLaunch | None, attestation: Path | None) -> None:
     for warning in machine.warnings:
         print(f"casemate: warning: {warning}", file=sys.stderr)
     if prepared is None:
         machine.assemble()
     else:
+        from casemate.confidential.snp import SnpFinished
         from casemate.confidential.stages import launch
 
-        launch(machine, prepared)
+        finished = launch(machine, prepared)
+        if attestation is not None and isinstance(finished, SnpFinished):
+            certificates = finished.processor.certificates()
+            if finished.report is not None and certificates is not None:
+                confidential_options.write_attestation(attestation, finished.report, certificates)
 
 
 def _start(machine: Machine, started: list[Machine], cut: power_cuts.CutRequest | None) -> None:
@@ -122,10 +134,7 @@ def _start(machine: Machine, started: list[Machine], cut: power_cuts.CutRequest 
         power_cuts.cutter(cut)(machine)
 
 
-def _print_dry_run(args: argparse.Namespace, prepared: PreparedLaunch, host: Hypervisor) -> None:
-    from casemate.confidential.dry_run import dry_run
-
-    plan = dry_run(prepared, host)
+def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     if args.json:
         import json
 

@@ -82,7 +82,7 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
 
 
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
-    if not requests:
+    if not requests or not requests["vmgexits"]:
         return []
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}
@@ -97,7 +97,7 @@ def _launch(report: dict[str, Any]) -> list[str]:
     return [
         f"  launch    {launch['state']}, {launch['init']} on {launch['vm_type']}, policy {launch['policy']:#x}",
         f"  digest    {launch['digest']}",
-        f"  measured  {measurement['mac']}, {measurement['note']}",
+        f"  measured  {measurement.get('mac', measurement.get('measurement'))}, {measurement['note']}",
     ]
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casemate.cli.options import integer
-from casemate.errors import SpecError
+from casemate.errors import HostError, SpecError
 
 if TYPE_CHECKING:
     from casemate.confidential.attestation import OwnerChannel
     from casemate.confidential.preparation import LaunchOptions
+    from casemate.host.guest_kind import GuestKind
     from casemate.host.secure_processor import LaunchSession, TransportKeys
+    from casemate.host.snp_processor import Certificates, SnpFinish
 
 _KINDS = ("plain", "sev", "sev-es", "snp", "tdx")
 _LAUNCH_ONLY = (
@@ -30,20 +32,25 @@ _LAUNCH_ONLY = (
     "launch_only",
     "dry_run",
 )
-_DIGEST_SIZE = 32
+_SNP_ONLY = ("id_block", "id_auth", "host_data", "report_data", "attestation")
+_SESSION_REMEDY = "give what casemate session make wrote"
+_ID_REMEDY = "make it with casemate measure"
+_DIGEST_SIZE, _LONG_DIGEST_SIZE = 32, 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare options."""
     guest = parser.add_argument_group("confidential guest")
     guest.add_argument("--guest", choices=_KINDS, default="plain", help="kind of guest (%(default)s)")
-    guest.add_argument("--policy", type=integer, metavar="N", help="launch policy (0x1, sev-es: 0x5)")
+    guest.add_argument(
+        "--policy", type=integer, metavar="N", help="launch policy (0x1, sev-es: 0x5, snp: 0x30000)"
+    )
     guest.add_argument(
         "--feature",
         action="append",
         default=[],
         metavar="A[,B]",
-        help="feature of a sev-es guest: debug-swap",
+        help="feature of a sev-es or snp guest: debug-swap",
     )
     guest.add_argument(
         "--init",
@@ -88,6 +95,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guest.add_argument(
         "--dry-run", action="store_true", help="print slots, ioctls, steps and digest, and open no host"
     )
+    snp = parser.add_argument_group("snp guest")
+    snp.add_argument(
+        "--id-block", type=Path, metavar="F", help="start only the guest that this block expects"
+    )
+    snp.add_argument("--id-auth", type=Path, metavar="F", help="who signed it (casemate measure makes both)")
+    snp.add_argument("--host-data", metavar="HEX", help="32 bytes of yours for its reports")
+    snp.add_argument("--report-data", metavar="HEX", help="64 bytes that its report shall carry (zeros)")
+    snp.add_argument(
+        "--attestation", type=Path, metavar="DIR", help="write report and certificates there (modelled)"
+    )
     kernel = parser.add_argument_group("direct kernel boot")
     kernel.add_argument("--kernel", type=Path, metavar="F", help="Linux kernel for the firmware to start")
     kernel.add_argument("--initrd", type=Path, metavar="F")
@@ -103,21 +120,26 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         if getattr(args, option) is not None and args.kernel is None:
             raise SpecError(f"--{option} without --kernel", "give the kernel, or leave it out")
     if args.guest == "plain":
-        used = next((name for name in _LAUNCH_ONLY if getattr(args, name)), None)
+        used = next((name for name in _LAUNCH_ONLY + _SNP_ONLY if getattr(args, name)), None)
         if used or args.init != "auto":
             option = (used or "init").replace("_", "-")
             raise SpecError(
-                f"--{option} belongs to the launch of a confidential guest", "say --guest sev or sev-es"
+                f"--{option} belongs to the launch of a confidential guest", "say --guest sev, sev-es or snp"
             )
         return None
 
+    from casemate.abi.sev.report import REPORT_DATA_SIZE
     from casemate.confidential.features import parse_features
     from casemate.confidential.preparation import DEFAULT_VCPU_TYPE, LaunchOptions, validate_kind
     from casemate.host.guest_kind import GuestKind
     from casemate.measure.cpu_models import model_signature
 
     kind = GuestKind(args.guest)
-    validate_kind(kind, flash=args.bios is None)
+    validate_kind(kind, flash=args.bios is None, dry_run=args.dry_run)
+    if kind is GuestKind.SNP and args.tik is not None:
+        raise SpecError("--tik: an SNP launch has no session; its guest proves itself", "leave it out")
+    if kind is not GuestKind.SNP and (used := next((n for n in _SNP_ONLY if getattr(args, n)), None)):
+        raise SpecError(f"--{used.replace('_', '-')} belongs to SNP guests", "say --guest snp")
     features = tuple(name for text in args.feature for name in text.split(","))
     parse_features(features, kind)
     return LaunchOptions(
@@ -125,12 +147,14 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         features=features,
         init=args.init,
         kernel_hashes=args.kernel_hashes,
-        expected_digest=_digest(args.expect_digest),
+        expected_digest=_digest(args.expect_digest, kind),
         keys=_keys(args.tik),
         session=_session(args.dh_cert_file, args.session_file),
         attest=_owner(args),
         signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
         launch_only=args.launch_only,
+        snp=_snp_finish(args),
+        report_data=_hex(args, "report_data", REPORT_DATA_SIZE) or bytes(REPORT_DATA_SIZE),
     )
 
 
@@ -163,19 +187,55 @@ def dry_run_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _digest(text: str | None) -> bytes | None:
+def _digest(text: str | None, kind: GuestKind) -> bytes | None:
     if text is None:
         return None
+    size = _DIGEST_SIZE if kind.takes_flash else _LONG_DIGEST_SIZE
+    return parse_hex(text, size, "--expect-digest", "give what casemate measure prints")
+
+
+def parse_hex(text: str, size: int, option: str, remedy: str = "") -> bytes:
+    """``size`` bytes out of hex digits. Raises SpecError if they are not that."""
     try:
-        digest = bytes.fromhex(text)
+        value = bytes.fromhex(text)
     except ValueError:
-        digest = b""
-    if len(digest) != _DIGEST_SIZE:
-        raise SpecError(
-            f"--expect-digest {text!r} is not {2 * _DIGEST_SIZE} hex digits",
-            "give what casemate measure prints",
-        )
-    return digest
+        value = b""
+    if len(value) != size:
+        remedy = remedy or f"give {size} bytes"
+        raise SpecError(f"{option} {text!r} is not {2 * size} hex digits", remedy)
+    return value
+
+
+def _hex(args: argparse.Namespace, name: str, size: int) -> bytes | None:
+    text = getattr(args, name)
+    return None if text is None else parse_hex(text, size, f"--{name.replace('_', '-')}")
+
+
+def _snp_finish(args: argparse.Namespace) -> SnpFinish:
+    from casemate.abi.sev.id_block import IdAuth, IdBlock
+    from casemate.cli.files import read_blob
+    from casemate.host.snp_processor import HOST_DATA_SIZE, SnpFinish
+
+    if (args.id_block is None) != (args.id_auth is None):
+        raise SpecError("--id-block and --id-auth belong together", "give both, or neither")
+    host_data = _hex(args, "host_data", HOST_DATA_SIZE) or bytes(HOST_DATA_SIZE)
+    if args.id_block is None:
+        return SnpFinish(host_data=host_data)
+    block = read_blob(args.id_block, IdBlock.SIZE, "an ID block", _ID_REMEDY)
+    auth = read_blob(args.id_auth, IdAuth.SIZE, "an ID authentication", _ID_REMEDY)
+    has_author_key = IdAuth.from_bytes(auth).auth_key_algo != 0
+    return SnpFinish(block, auth, has_author_key=has_author_key, host_data=host_data)
+
+
+def write_attestation(folder: Path, report: bytes, certificates: Certificates) -> None:
+    """Put a report and the certificates of its signer into a folder. Raises HostError if the disk refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.bin").write_bytes(report)
+        for name, data in certificates._asdict().items():
+            (folder / f"{name}.pem").write_bytes(data)
+    except OSError as error:
+        raise HostError("write", error.errno or 0, str(folder), "name another folder") from None
 
 
 def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | None:
@@ -189,8 +249,8 @@ def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | Non
     from casemate.host.secure_processor import CERTIFICATE_SIZE, LaunchSession
 
     return LaunchSession(
-        read_blob(certificate, CERTIFICATE_SIZE, "a Diffie-Hellman certificate"),
-        read_blob(blob, SessionBlob.SIZE, "a launch session"),
+        read_blob(certificate, CERTIFICATE_SIZE, "a Diffie-Hellman certificate", _SESSION_REMEDY),
+        read_blob(blob, SessionBlob.SIZE, "a launch session", _SESSION_REMEDY),
     )
 
 

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from casemate.cli.measure import add_launch_arguments, add_owner_arguments, signature_of, signing_of
+from casemate.cli.measure import (
+    add_launch_arguments,
+    add_owner_arguments,
+    features_of,
+    signature_of,
+    signing_of,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.pool import Pool
@@ -102,13 +108,13 @@ def _claim(args: argparse.Namespace) -> Claim:
     if boot is not None:
         find_hashes_area(image)
     kind, init = GuestKind.SEV if args.mode == "sev" else GuestKind.SEV_ES, SevInit(args.init)
-    validate_features(args.guest_features, init)
+    validate_features(features_of(args), init)
     is_named = any(
         getattr(args, f"vcpu_{name}") is not None for name in ("type", "sig", "family", "model", "stepping")
     )
     signature = signature_of(args) if is_named else None
     variables = FirmwareImage.load(args.vars) if args.vars else None
-    return Claim(image, kind, args.vcpus, signature, args.guest_features, init, boot, variables)
+    return Claim(image, kind, args.vcpus, signature, features_of(args), init, boot, variables)
 
 
 def _boot(args: argparse.Namespace) -> DirectBoot | None:

@@ -20,10 +20,10 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}", "check the path") from None
+        raise SpecError(f"{path}: cannot be read: {error.strerror}", "check the path") from None
 
 
-def read_blob(path: Path, size: int, what: str) -> bytes:
+def read_blob(path: Path, size: int, what: str, remedy: str) -> bytes:
     """A file of ``size`` bytes, raw or in base64. Raises SpecError, naming ``what`` it should be, if it is neither."""
     data = read_file(path)
     if len(data) != size:
@@ -32,7 +32,7 @@ def read_blob(path: Path, size: int, what: str) -> bytes:
         except ValueError:
             data = b""
     if len(data) != size:
-        raise SpecError(f"{path}: {what} has {size} bytes, raw or in base64", "see casemate session make")
+        raise SpecError(f"{path}: {what} has {size} bytes, raw or in base64", remedy)
     return data
 
 

@@ -1,14 +1,17 @@
-"""``casemate measure``: predicts the launch digest of a SEV or SEV-ES guest from files (docs/guide/measure.md)."""
+"""``casemate measure``: predicts the launch digest of a confidential guest from files (docs/guide/measure.md)."""
 
 from __future__ import annotations
 
+from casemate.cli.id_block_options import ID_BLOCK_OPTIONS, identity_to_dict, print_identity, sign_identity
 from casemate.cli.options import Option, add_options, integer
+from casemate.cli.output_files import write_file
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
 
     from casemate.host.guest_kind import GuestKind
+    from casemate.measure.id_block import SignedIdBlock
     from casemate.measure.kernel_hashes import KernelHashes
     from casemate.measure.measurement import PlatformVersion
     from casemate.measure.plan import LaunchPlan
@@ -19,6 +22,9 @@ examples:
   casemate measure --mode seves --ovmf OVMF_CODE.fd --vcpus 4 --vcpu-type EPYC-v4
   casemate measure --mode seves --ovmf OVMF.amdsev.fd --vcpus 1 --vcpu-type EPYC-Milan \\
       --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --trace
+  casemate measure --mode snp --ovmf OVMF.amdsev.fd --vcpus 4 --vcpu-type EPYC-Genoa --idkey id.pem
+      the digest of an SNP guest, and an ID block by which a host starts no other
+  casemate measure --mode tdx --ovmf OVMF.inteltdx.ms.fd
   casemate measure --mode sev --ovmf OVMF_CODE.fd --tik tik.bin --nonce 00112233445566778899aabbccddeeff \\
       --policy 0x1 --api-major 1 --api-minor 55 --build-id 21
 """
@@ -26,10 +32,16 @@ examples:
 _COLUMNS = "{:<16} {:>12} {:>9}  {:<64}  {}"
 
 
-_LAUNCH = (
-    Option("--mode", choices=("sev", "seves"), required=True, help="kind of guest"),
-    Option("--ovmf", "FILE", "firmware: flash unit 0, or -bios", required=True),
+_MODE = Option(
+    "--mode",
+    choices=("sev", "seves", "snp", "snp:ovmf-hash", "tdx"),
+    required=True,
+    help="kind of guest; snp:ovmf-hash is the digest of the firmware alone, for --snp-ovmf-hash",
 )
+_EXPLAINED_MODE = Option(
+    "--mode", choices=("sev", "seves", "snp", "tdx"), required=True, help="kind of guest"
+)
+_OVMF = Option("--ovmf", "FILE", "firmware: flash unit 0, or -bios", required=True)
 _BOOT = (
     Option("--kernel", "FILE"),
     Option("--initrd", "FILE"),
@@ -43,7 +55,7 @@ _CPU = (
         Option(f"--vcpu-{name}", "N", "all three instead of a name", type=integer)
         for name in ("family", "model", "stepping")
     ),
-    Option("--guest-features", "N", "VMSA features (default: 0)", type=integer, default=0),
+    Option("--guest-features", "N", "VMSA features (default: 0, snp: 1)", type=integer),
     Option(
         "--init",
         choices=("legacy", "init2"),
@@ -57,27 +69,46 @@ _OWNER = (
     Option("--nonce", "HEX", "the measurement's nonce, 16 bytes"),
     *(Option(f"--{name}", "N", type=integer) for name in ("policy", "api-major", "api-minor", "build-id")),
 )
+_SNP = (
+    Option("--snp-ovmf-hash", "HEX", "what snp:ovmf-hash printed; the firmware is then not hashed again"),
+    *ID_BLOCK_OPTIONS,
+)
+_TDX = (
+    Option(
+        "--page-order",
+        choices=("interleaved", "two-pass"),
+        default="interleaved",
+        help="pages are added and measured one by one (Linux 6.16), or section by section (default: interleaved)",
+    ),
+)
 _OUTPUT = (
+    Option("--plan-out", "FILE", "write the launch as JSON, contents and all, for casemate diff"),
     Option("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)"),
     Option("--trace", help="show every step, its hash and the running digest"),
     Option("--json", help="one JSON document, with the trace"),
 )
-OPTIONS = (*_LAUNCH, *_BOOT, *_CPU, _SAVE_AREAS, *_OWNER, *_OUTPUT)
+OPTIONS = (_MODE, _OVMF, *_BOOT, *_CPU, _SAVE_AREAS, *_OWNER, *_SNP, *_TDX, *_OUTPUT)
 """All of them, named as those of sev-snp-measure where it has them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare ``OPTIONS`` in their groups."""
-    _SAVE_AREAS.add_to(add_launch_arguments(parser))
-    add_owner_arguments(parser, "launch measurement instead of digest (all needed)")
+    _SAVE_AREAS.add_to(_add_launch(parser, _MODE))
+    add_owner_arguments(parser, "launch measurement instead of digest (all needed; --policy is snp's, too)")
+    add_options(parser.add_argument_group("SNP"), _SNP)
+    add_options(parser.add_argument_group("TDX"), _TDX)
     add_options(parser.add_argument_group("output"), _OUTPUT)
 
 
-def add_launch_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What a launch is measured from; returns the group of options about vCPUs."""
-    add_options(parser, _LAUNCH)
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a launch is measured from, for whoever explains one."""
+    _add_launch(parser, _EXPLAINED_MODE)
+
+
+def _add_launch(parser: argparse.ArgumentParser, mode: Option) -> argparse._ArgumentGroup:
+    add_options(parser, (mode, _OVMF))
     add_options(parser.add_argument_group("direct kernel boot (kernel-hashes=on)"), _BOOT)
-    cpu = parser.add_argument_group("vCPUs (seves)")
+    cpu = parser.add_argument_group("vCPUs (seves, snp)")
     add_options(cpu, _CPU)
     return cpu
 
@@ -89,38 +120,89 @@ def add_owner_arguments(parser: argparse.ArgumentParser, title: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan the launch, predict, print; 0."""
-    from casemate.measure.digest_sev import predict_digest
-
-    plan = _plan(args)
-    digest = predict_digest(plan)
-    measurement = _measurement(args, plan, digest)
+    _validate_mode(args)
+    plan, firmware = _plan(args), _firmware_hash(args)
+    digest = _predict(plan, firmware)
+    measurement, identity = _measurement(args, plan, digest), sign_identity(args, digest)
     if args.dump_vmsa:
         _dump_vmsas(plan)
+    if args.plan_out:
+        write_file(args.plan_out, plan.to_json().encode())
     if args.json:
-        _print_json(args, plan, digest, measurement)
+        _print_json(args, plan, firmware, digest, measurement, identity)
         return 0
     if args.trace:
-        _print_trace(plan)
+        _print_trace(plan, firmware)
     print(_encode(measurement or digest, args.output_format))
+    if identity:
+        print_identity(identity)
     return 0
 
 
-def _plan(args: argparse.Namespace) -> LaunchPlan:
+def _validate_mode(args: argparse.Namespace) -> None:
     from casemate.errors import SpecError
+
+    has_save_areas = args.mode in ("seves", "snp")
+    if not has_save_areas and (args.guest_features or args.dump_vmsa):
+        option = "--dump-vmsa" if args.dump_vmsa else "--guest-features"
+        kind = {"sev": "SEV", "tdx": "TDX"}.get(args.mode, "firmware alone, not a guest:")
+        raise SpecError(f"{option}: a {kind} guest has no save areas", "use --mode seves or snp")
+    if has_save_areas and args.vcpus is None:
+        raise SpecError("--vcpus is missing", "say how many vCPUs the guest has: each is measured")
+    if args.mode != "snp" and (
+        used := next((o for o in _SNP if getattr(args, o.attribute) is not None), None)
+    ):
+        raise SpecError(f"{used.name} belongs to SNP guests", "use --mode snp")
+    if args.mode in ("snp:ovmf-hash", "tdx") and args.kernel is not None:
+        what = "firmware alone" if args.mode != "tdx" else "MRTD: a kernel is measured at run time, in RTMR"
+        raise SpecError(f"--kernel does not enter the {what}", "leave it out")
+    if args.mode == "snp" and args.init == "legacy":
+        raise SpecError("--init legacy: SNP guests have a VM type of their own", "leave --init out")
+
+
+def _plan(args: argparse.Namespace) -> LaunchPlan:
     from casemate.firmware.image import FirmwareImage
+
+    image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
+    if args.mode == "tdx":
+        from casemate.measure.plan_tdx import AddOrder, plan_tdx
+
+        return plan_tdx(image, AddOrder(args.page_order))
+    if args.mode in ("snp", "snp:ovmf-hash"):
+        from casemate.measure.plan_snp import plan_snp, plan_snp_firmware
+
+        if args.mode == "snp:ovmf-hash":
+            return plan_snp_firmware(image)
+        return plan_snp(image, args.vcpus, signature_of(args), hashes, features_of(args))
+
     from casemate.measure.plan_sev import plan_sev, plan_sev_es
     from casemate.measure.vmsa_pages import SevInit
 
-    is_sev_es = args.mode == "seves"
-    if not is_sev_es and (args.guest_features or args.dump_vmsa):
-        option = "--dump-vmsa" if args.dump_vmsa else "--guest-features"
-        raise SpecError(f"{option}: a SEV guest has no save areas", "use --mode seves")
-    if is_sev_es and args.vcpus is None:
-        raise SpecError("--vcpus is missing", "say how many vCPUs the guest has: each is measured")
-    image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
-    if not is_sev_es:
+    if args.mode == "sev":
         return plan_sev(image, hashes)
-    return plan_sev_es(image, args.vcpus, signature_of(args), hashes, args.guest_features, SevInit(args.init))
+    return plan_sev_es(image, args.vcpus, signature_of(args), hashes, features_of(args), SevInit(args.init))
+
+
+def features_of(args: argparse.Namespace) -> int:
+    """VMSA features: those given, else what the kind of guest has without any."""
+    if args.guest_features is not None:
+        return int(args.guest_features)
+    return 1 if args.mode == "snp" else 0
+
+
+def _predict(plan: LaunchPlan, firmware: bytes | None) -> bytes:
+    from casemate.measure.trace import running_digests
+
+    *_, digest = running_digests(plan, firmware)
+    return digest
+
+
+def _firmware_hash(args: argparse.Namespace) -> bytes | None:
+    if args.snp_ovmf_hash is None:
+        return None
+    from casemate.cli.id_block_options import hex_bytes
+
+    return hex_bytes(args, "snp_ovmf_hash", 48)
 
 
 def _hashes(args: argparse.Namespace) -> KernelHashes | None:
@@ -170,6 +252,12 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
     from casemate.errors import SpecError
 
     names = ("tik", "nonce", "policy", "api_major", "api_minor", "build_id")
+    if not kind.is_signed_at_launch:
+        used = next((n for n in names if n != "policy" and getattr(args, n) is not None), None)
+        if used:
+            option = f"--{used.replace('_', '-')}"
+            raise SpecError(f"{option}: SNP and TDX guests have no launch measurement", "leave it out")
+        return None
     missing = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is None]
     if len(missing) == len(names):
         return None
@@ -184,29 +272,30 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:
-    from casemate.errors import HostError
     from casemate.measure.plan import UpdateVmsa
 
     for step in plan.steps:
         if isinstance(step, UpdateVmsa):
-            path = f"vmsa{step.vcpu}.bin"
-            try:
-                with open(path, "wb") as file:
-                    file.write(step.data)
-            except OSError as error:
-                raise HostError("write", error.errno or 0, path, "run in a folder you may write to") from None
+            write_file(f"vmsa{step.vcpu}.bin", step.data)
 
 
-def _print_trace(plan: LaunchPlan) -> None:
+def _print_trace(plan: LaunchPlan, firmware: bytes | None) -> None:
     from casemate.measure.trace import trace_digest
 
     print(_COLUMNS.format("step", "gpa", "bytes", "sha256", "running digest"))
-    for step in trace_digest(plan):
+    for step in trace_digest(plan, firmware):
         gpa = "-" if step.gpa is None else f"{step.gpa:#x}"
         print(_COLUMNS.format(step.what, gpa, step.length, step.sha256.hex(), step.running.hex()))
 
 
-def _print_json(args: argparse.Namespace, plan: LaunchPlan, digest: bytes, measurement: bytes | None) -> None:
+def _print_json(
+    args: argparse.Namespace,
+    plan: LaunchPlan,
+    firmware: bytes | None,
+    digest: bytes,
+    measurement: bytes | None,
+    identity: SignedIdBlock | None,
+) -> None:
     import json
 
     from casemate.measure.trace import trace_digest
@@ -218,14 +307,16 @@ def _print_json(args: argparse.Namespace, plan: LaunchPlan, digest: bytes, measu
             "length": step.length,
             "sha256": step.sha256.hex(),
             "running": step.running.hex(),
+            "kind": step.kind,
         }
-        for step in trace_digest(plan)
+        for step in trace_digest(plan, firmware)
     ]
     document = {
         "guest": plan.kind.value,
         "firmware": args.ovmf,
         "digest": _encode(digest, args.output_format),
         "measurement": _encode(measurement, args.output_format) if measurement else None,
+        "identity": identity_to_dict(identity) if identity else None,
         "steps": steps,
     }
     print(json.dumps(document, indent=2))

@@ -8,12 +8,14 @@ from typing import Any
 from casemate.abi.sev.commands import SevCommand
 from casemate.confidential.features import feature_names
 from casemate.confidential.preparation import PreparedLaunch
+from casemate.confidential.snp import SET_ATTRIBUTES, describe_pages
 from casemate.confidential.traced import REGISTER_REGION
 from casemate.errors import UnsupportedError
 from casemate.firmware.image import FirmwareImage
+from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boards import BOARDS
-from casemate.measure.plan import UpdateData, UpdateVmsa
+from casemate.measure.plan import LaunchStep, SnpPages, UpdateData, UpdateVmsa
 from casemate.memory.protection import ProtectionChoice, WriteProtection, choose
 
 Row = tuple[str, str]
@@ -32,6 +34,7 @@ def dry_run(prepared: PreparedLaunch, host: Hypervisor) -> dict[str, Any]:
         requested=spec.protection,
         on_write=spec.on_write,
     )
+    ioctls = _snp_ioctls(prepared) if spec.kind is GuestKind.SNP else _ioctls(prepared, protection)
     return {
         "dry_run": True,
         "host": {"backend": host.name, "era": host.era},
@@ -39,10 +42,8 @@ def dry_run(prepared: PreparedLaunch, host: Hypervisor) -> dict[str, Any]:
         "protection": {"protection": str(protection.protection), "reason": protection.reason},
         "warnings": [protection.warning] if protection.warning else [],
         "slots": _slots(prepared, protection),
-        "ioctls": [
-            {"command": command, "detail": detail} for command, detail in _ioctls(prepared, protection)
-        ],
-        "steps": [_step(step) for step in prepared.plan.steps],
+        "ioctls": [{"command": command, "detail": detail} for command, detail in ioctls],
+        "steps": [describe_step(step) for step in prepared.plan.steps],
         "digest": prepared.digest.hex(),
         "runs": prepared.stops_after_launch or "yes",
     }
@@ -117,10 +118,40 @@ def _ioctls(prepared: PreparedLaunch, protection: ProtectionChoice) -> list[Row]
     return rows
 
 
-def _step(step: UpdateData | UpdateVmsa) -> dict[str, Any]:
+def _snp_ioctls(prepared: PreparedLaunch) -> list[Row]:
+    setup, image = prepared.setup, prepared.image
+    vmsa_features = setup.sev.vmsa_features
+    memory = [
+        (piece.name, piece.gpa, piece.size)
+        for piece in BOARDS[prepared.spec.machine].ram(prepared.spec.memory)
+    ]
+    memory.append(("bios", image.base, image.size))
+    rows = [
+        ("KVM_CREATE_VM", setup.sev.vm_type.kernel_name),
+        (setup.command.kernel_name, f"vmsa_features {vmsa_features:#x}"),
+        (SevCommand.SNP_LAUNCH_START.kernel_name, f"policy {prepared.policy:#x}"),
+    ]
+    for name, gpa, size in memory:
+        rows.append(("KVM_CREATE_GUEST_MEMFD", f"{name}, {size:#x} bytes"))
+        where = f"{name}, {size:#x} bytes at {gpa:#x}"
+        rows.append(("KVM_SET_USER_MEMORY_REGION2", f"{where}, KVM_MEM_GUEST_MEMFD"))
+        rows.append((SET_ATTRIBUTES, f"{where}: private"))
+    rows += [
+        (SevCommand.SNP_LAUNCH_UPDATE.kernel_name, describe_pages(step))
+        for step in prepared.plan.steps
+        if isinstance(step, SnpPages)
+    ]
+    finish = prepared.options.snp
+    identity = "with an ID block" if finish.id_block else "no ID block"
+    rows.append((SevCommand.SNP_LAUNCH_FINISH.kernel_name, f"{len(prepared.vcpus)} vCPUs, {identity}"))
+    return rows
+
+
+def describe_step(step: LaunchStep) -> dict[str, Any]:
+    """One step of a plan as plain data."""
     return {
         "what": step.what,
-        "gpa": step.gpa if isinstance(step, UpdateData) else None,
-        "length": len(step.data),
+        "gpa": step.gpa,
+        "length": step.size,
         "sha256": hashlib.sha256(step.data).hexdigest(),
     }

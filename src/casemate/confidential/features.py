@@ -1,4 +1,4 @@
-"""Features of a SEV-ES guest's save area, by the names that users give them (QEMU qapi/qom.json, sev-guest)."""
+"""Features of a SEV-ES or SNP guest's save area, by the names that users give them (QEMU qapi/qom.json, sev-guest)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_features(names: Iterable[str], kind: GuestKind) -> int:
     for name in names:
         if name not in _BY_NAME:
             raise SpecError(f"--feature {name!r} is not known", f"the features are {', '.join(_BY_NAME)}")
-        if kind is not GuestKind.SEV_ES:
+        if kind not in (GuestKind.SEV_ES, GuestKind.SNP):
             raise SpecError(
                 f"--feature {name}: a {kind} guest has no SEV-ES save area, which features belong to",
                 "use --guest sev-es, or leave the feature out",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from casemate.abi.sev.report import REPORT_DATA_SIZE
 from casemate.confidential.features import parse_features
 from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
 from casemate.errors import ImageError, InsecureError, SpecError, UnsupportedError
@@ -17,19 +18,22 @@ from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys, VcpuReset
+from casemate.host.snp_processor import GOSVW_SIZE, SnpFinish
 from casemate.machine.spec import MachineSpec
+from casemate.measure import plan_snp
 from casemate.measure.cpu_models import model_signature
-from casemate.measure.digest_sev import predict_digest
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.measurement import validate_policy
 from casemate.measure.plan import LaunchPlan
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
+from casemate.measure.trace import running_digests
 from casemate.measure.vmsa_pages import RESET_VECTOR
 from casemate.memory.protection import choose
 
 DEFAULT_VCPU_TYPE = "EPYC-v4"
 
-_DEFAULT_POLICIES = {GuestKind.SEV: 0x1, GuestKind.SEV_ES: 0x5}
+_DEFAULT_POLICIES = {GuestKind.SEV: 0x1, GuestKind.SEV_ES: 0x5, GuestKind.SNP: 0x30000}
+_NO_ID_BLOCK = SnpFinish()
 _NO_SLOTS = VmCapabilities(readonly_memory=False)
 
 
@@ -81,6 +85,12 @@ class LaunchOptions:
     """CPUID leaf 1 EAX of the vCPUs."""
     launch_only: bool = False
     """Launch and measure, and do not run the guest."""
+    snp: SnpFinish = _NO_ID_BLOCK
+    """What the launch of an SNP guest ends with: ID block and host data."""
+    gosvw: bytes = bytes(GOSVW_SIZE)
+    """Guest-visible workarounds of an SNP guest."""
+    report_data: bytes = bytes(REPORT_DATA_SIZE)
+    """What the report of an SNP guest shall carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,8 @@ class PreparedLaunch:
         """Why the guest will not run, or None if it will."""
         if self.options.launch_only:
             return "only the launch was asked for"
+        if self.spec.kind is GuestKind.SNP:
+            return "the modelled host does not run SNP guests yet"
         return "the modelled host runs one vCPU of a guest" if self.options.vcpus > 1 else None
 
 
@@ -114,7 +126,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
         raise SpecError("--kernel-hashes: there is no kernel to measure", "give it with --kernel")
     setup = choose_setup(spec.kind, parse_features(options.features, spec.kind), options.init, host)
     policy = _DEFAULT_POLICIES[spec.kind] if options.policy is None else options.policy
-    validate_policy(policy, spec.kind)
+    _validate_policy(policy, spec.kind)
     path = spec.code or spec.bios
     assert path is not None
     image = FirmwareImage.load(path)
@@ -124,7 +136,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
             path, refusal, "use an image whose SEC phase is 64-bit, as OVMF's 2M builds, or --guest sev"
         )
     plan = _plan(spec, options, setup, image)
-    digest = predict_digest(plan)
+    *_, digest = running_digests(plan)
     _expect(digest, options.expected_digest, path)
     others = VcpuReset(image.sev_es_reset or 0, options.signature)
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
@@ -139,11 +151,22 @@ def unfit_for_sev_es(image: FirmwareImage) -> str | None:
     return None
 
 
-def validate_kind(kind: GuestKind, *, flash: bool) -> None:
+def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> None:
     """Check what needs no file. Raises SpecError or UnsupportedError for a guest that cannot be launched."""
     if not kind.takes_flash:
         choose(kind, flash=flash, capabilities=_NO_SLOTS)
-        raise UnsupportedError(f"{kind} guests cannot be launched yet", "use --guest sev or sev-es")
+    if dry_run:
+        return
+    if kind is GuestKind.TDX:
+        cause = "TDX guests are measured, not launched: the modelled host is AMD's"
+        raise UnsupportedError(cause, "use casemate measure --mode tdx, or --guest snp")
+
+
+def _validate_policy(policy: int, kind: GuestKind) -> None:
+    if kind is GuestKind.SNP:
+        plan_snp.validate_policy(policy)
+    else:
+        validate_policy(policy, kind)
 
 
 def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: FirmwareImage) -> LaunchPlan:
@@ -152,6 +175,8 @@ def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: 
         hashes = KernelHashes.of_files(spec.kernel, spec.initrd, spec.append)
     if spec.kind is GuestKind.SEV:
         return plan_sev(image, hashes)
+    if spec.kind is GuestKind.SNP:
+        return plan_snp.plan_snp(image, options.vcpus, options.signature, hashes, setup.features)
     return plan_sev_es(image, options.vcpus, options.signature, hashes, setup.features, setup.init)
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from casemate.confidential import sev
 from casemate.confidential.features import feature_names
 from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
+from casemate.confidential.snp import SnpFinished, launch_snp
 from casemate.confidential.traced import TracedCommand, TracedProcessor
 from casemate.errors import InsecureError, InternalError
+from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending
@@ -121,20 +123,23 @@ class LaunchFailed:
         }
 
 
-def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished:
+def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished | SnpFinished:
     """Take a created machine through its launch to its last stage.
 
     Raises what went wrong; the machine is then not ready to run and never will be.
     """
     started: LaunchStarted | None = None
+    commands: list[TracedCommand] = []
     try:
+        if prepared.spec.kind is GuestKind.SNP:
+            return launch_snp(machine, prepared, commands)
         started = LaunchStarted.start(machine, prepared)
         finished = started.measure().finish()
         finished.ready()
         return finished
     except BaseException as error:
-        commands = tuple(started.processor.commands) if started else ()
-        machine.launch = LaunchFailed(commands, error).report()
+        commands = started.processor.commands if started else commands
+        machine.launch = LaunchFailed(tuple(commands), error).report()
         raise
 
 

@@ -7,6 +7,8 @@ from casemate.errors import ImageError
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.wrapper import find_wrapper
 
+BIOS_GRANULE = 64 << 10
+"""Bytes; the size of a ``--bios`` file must be a multiple."""
 _RESET_VECTOR_SIZE = 16
 
 

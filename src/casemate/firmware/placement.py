@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError, SpecError
-from casemate.firmware.completeness import is_variable_store, validate_code, validate_multiple, validate_raw
+from casemate.firmware.completeness import (
+    BIOS_GRANULE,
+    is_variable_store,
+    validate_code,
+    validate_multiple,
+    validate_raw,
+)
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.smm import requires_smm
 from casemate.firmware.varstore import has_rewrite_in_spare, parse_variable_store
 
 MAX_FLASH = 8 << 20
 """Bytes of all flash units together, the default of QEMU's ``max-fw-size``."""
-BIOS_GRANULE = 64 << 10
-"""Bytes; the size of a ``--bios`` file must be a multiple."""
 _MIB = 1 << 20
 
 _REPAIR = "run casemate vars repair on it, or copy a VARS template"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuidedTable, metadata_start
+from casemate.records import NamedTuple
 
 _HEADER = struct.Struct("<4sIII")
 _SECTION = struct.Struct("<IIQQII")

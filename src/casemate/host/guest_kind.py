@@ -20,6 +20,11 @@ class GuestKind(StrEnum):
         return self is not GuestKind.PLAIN
 
     @property
+    def is_signed_at_launch(self) -> bool:
+        """Whether the launch ends in a measurement that the owner's key signs; SNP and TDX guests prove themselves."""
+        return self in (GuestKind.SEV, GuestKind.SEV_ES)
+
+    @property
     def takes_flash(self) -> bool:
         """Whether firmware may live in flash; SNP and TDX keep it in private memory, which cannot be read-only."""
         return self not in (GuestKind.SNP, GuestKind.TDX)

@@ -11,6 +11,7 @@ from casemate.host.exits import VmExit
 from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import SecureProcessor, SevSetup
 from casemate.host.slots import MemorySlot
+from casemate.host.snp_processor import SnpProcessor
 
 
 class IoBus(Protocol):
@@ -76,7 +77,11 @@ class Vm(Protocol):
 
     @property
     def secure_processor(self) -> SecureProcessor | None:
-        """Who launches this guest, or None if it needs no launch."""
+        """Who launches a SEV or SEV-ES guest, None for others."""
+
+    @property
+    def snp_processor(self) -> SnpProcessor | None:
+        """Who launches an SNP guest, None for others."""
 
     def add_slot(self, slot: MemorySlot) -> None:
         """Back a guest range with host memory.

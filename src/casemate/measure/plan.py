@@ -1,11 +1,11 @@
-"""A confidential launch as a value: the ordered steps that are measured (AMD 55766 SEV API 0.24, chapter 6).
+"""A confidential launch as a value: the ordered steps of it (AMD 55766 chapter 6; AMD 56860, 8.17; Intel 348549).
 
 Predicting the digest, executing the launch and modelling the secure processor all read this one list.
 """
 
 from __future__ import annotations
 
-import hashlib
+from enum import StrEnum
 
 from casemate.address import Gpa
 from casemate.errors import SpecError
@@ -14,6 +14,8 @@ from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from casemate.abi.sev.snp import SnpPageType
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -29,9 +31,17 @@ class UpdateData(NamedTuple):
     def __repr__(self) -> str:
         return f"UpdateData({self.what!r}, {self.gpa:#x}, {len(self.data)} bytes)"
 
+    @property
+    def size(self) -> int:
+        """Bytes of guest memory."""
+        return len(self.data)
+
 
 class UpdateVmsa(NamedTuple):
-    """LAUNCH_UPDATE_VMSA: encrypt the registers of one vCPU; ``data`` is its save area, a whole page."""
+    """The registers of one vCPU; ``data`` is its save area, a whole page.
+
+    LAUNCH_UPDATE_VMSA encrypts it; for an SNP guest KVM makes it a page of type VMSA in SNP_LAUNCH_FINISH.
+    """
 
     vcpu: int
     data: bytes
@@ -44,8 +54,58 @@ class UpdateVmsa(NamedTuple):
         """The step's name for people."""
         return f"VMSA of vCPU {self.vcpu}"
 
+    @property
+    def gpa(self) -> None:
+        """Registers have no address that a guest knows."""
+        return None
 
-LaunchStep = UpdateData | UpdateVmsa
+    @property
+    def size(self) -> int:
+        """Bytes of guest memory."""
+        return len(self.data)
+
+
+class SnpPages(NamedTuple):
+    """SNP_LAUNCH_UPDATE: give the guest ``size`` bytes of one type at ``gpa``.
+
+    ``data`` is what they hold, empty where only type and address are measured.
+    """
+
+    what: str
+    gpa: Gpa
+    size: int
+    page_type: SnpPageType
+    data: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"SnpPages({self.what!r}, {self.gpa:#x}, {self.size:#x} bytes, {self.page_type.name})"
+
+
+class TdxOperation(StrEnum):
+    """What is done with the pages of a TD's section, and so enters MRTD."""
+
+    ADD = "add"
+    """TDH.MEM.PAGE.ADD of every page: its address is measured."""
+    EXTEND = "extend"
+    """TDH.MR.EXTEND of every page that was added before: its contents are measured."""
+    ADD_EXTEND = "add-extend"
+    """Both for one page, then for the next."""
+
+
+class TdxPages(NamedTuple):
+    """TDH.MEM.PAGE.ADD and TDH.MR.EXTEND of one section; ``data`` is what it starts with, zeros follow."""
+
+    what: str
+    gpa: Gpa
+    size: int
+    operation: TdxOperation
+    data: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"TdxPages({self.what!r}, {self.gpa:#x}, {self.size:#x} bytes, {self.operation})"
+
+
+LaunchStep = UpdateData | UpdateVmsa | SnpPages | TdxPages
 
 
 class LaunchPlan(NamedTuple):
@@ -56,6 +116,7 @@ class LaunchPlan(NamedTuple):
 
     def to_json(self) -> str:
         """The plan as one JSON document; each distinct content is in it once, under its SHA-256."""
+        import hashlib
         import json
         from base64 import b64encode
 
@@ -94,6 +155,12 @@ def _step_to_json(step: LaunchStep, digest: str) -> dict[str, Any]:
             return {"step": "update-data", "what": what, "gpa": f"{gpa:#x}", "sha256": digest}
         case UpdateVmsa(vcpu):
             return {"step": "update-vmsa", "vcpu": vcpu, "sha256": digest}
+        case SnpPages(what, gpa, size, page_type):
+            pages = {"what": what, "gpa": f"{gpa:#x}", "size": size, "type": page_type.name}
+            return {"step": "snp-pages", **pages, "sha256": digest}
+        case TdxPages(what, gpa, size, operation):
+            pages = {"what": what, "gpa": f"{gpa:#x}", "size": size, "operation": operation.value}
+            return {"step": "tdx-pages", **pages, "sha256": digest}
 
 
 def _step_from_json(step: dict[str, Any], contents: dict[str, bytes]) -> LaunchStep:
@@ -103,11 +170,24 @@ def _step_from_json(step: dict[str, Any], contents: dict[str, bytes]) -> LaunchS
             return UpdateData(str(step["what"]), Gpa(int(step["gpa"], 16)), data)
         case "update-vmsa":
             return UpdateVmsa(int(step["vcpu"]), data)
+        case "snp-pages":
+            from casemate.abi.sev.snp import SnpPageType
+
+            what, gpa, size = _place_from_json(step)
+            return SnpPages(what, gpa, size, SnpPageType[step["type"]], data)
+        case "tdx-pages":
+            what, gpa, size = _place_from_json(step)
+            return TdxPages(what, gpa, size, TdxOperation(step["operation"]), data)
         case unknown:
             raise ValueError(f"unknown step {unknown!r}")
 
 
+def _place_from_json(step: dict[str, Any]) -> tuple[str, Gpa, int]:
+    return str(step["what"]), Gpa(int(step["gpa"], 16)), int(step["size"])
+
+
 def _content(digest: str, encoded: str) -> bytes:
+    import hashlib
     from base64 import b64decode
 
     data = b64decode(encoded, validate=True)

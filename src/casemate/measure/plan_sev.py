@@ -37,16 +37,23 @@ def plan_sev_es(
 
     Raises ImageError if the image cannot start so many vCPUs or take the hashes, SpecError if numbers are impossible.
     """
+    validate_features(features, init)
+    vmsas = plan_vmsas(image, vcpus, signature, features, init)
+    return LaunchPlan(GuestKind.SEV_ES, (*_data_steps(image, hashes), *vmsas))
+
+
+def plan_vmsas(
+    image: FirmwareImage, vcpus: int, signature: int, features: int, init: SevInit
+) -> list[UpdateVmsa]:
+    """The save areas of all vCPUs in their order. Raises ImageError or SpecError as ``plan_sev_es`` does."""
     if not 1 <= vcpus <= MAX_VCPUS:
         raise SpecError(f"{vcpus} vCPUs are not between 1 and {MAX_VCPUS}", "correct the number of vCPUs")
     if not 0 <= signature <= _LARGEST_U32:
         raise SpecError(
             f"vCPU signature {signature:#x} is no 32-bit number", "give what CPUID leaf 1 shows in EAX"
         )
-    validate_features(features, init)
     pages = vmsa_pages(vcpus, _ap_reset(image, vcpus), signature, features, init)
-    vmsas = (UpdateVmsa(index, page) for index, page in enumerate(pages))
-    return LaunchPlan(GuestKind.SEV_ES, (*_data_steps(image, hashes), *vmsas))
+    return [UpdateVmsa(index, page) for index, page in enumerate(pages)]
 
 
 def validate_features(features: int, init: SevInit) -> None:

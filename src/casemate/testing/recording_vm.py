@@ -11,6 +11,7 @@ from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus, Vcpu
 from casemate.host.secure_processor import SecureProcessor
 from casemate.host.slots import MemorySlot
+from casemate.host.snp_processor import SnpProcessor
 
 
 class RecordingVm:
@@ -28,6 +29,11 @@ class RecordingVm:
 
     @property
     def secure_processor(self) -> SecureProcessor | None:
+        """There is none here."""
+        return None
+
+    @property
+    def snp_processor(self) -> SnpProcessor | None:
         """There is none here."""
         return None
 

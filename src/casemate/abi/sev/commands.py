@@ -18,6 +18,9 @@ class SevCommand(IntEnum):
     LAUNCH_FINISH = 7
     GUEST_STATUS = 16
     INIT2 = 22
+    SNP_LAUNCH_START = 100
+    SNP_LAUNCH_UPDATE = 101
+    SNP_LAUNCH_FINISH = 102
 
     @property
     def kernel_name(self) -> str:

@@ -1,4 +1,4 @@
-"""Status codes of the secure processor (AMD 55766 SEV API 0.24, 5.1.2; Linux include/uapi/linux/psp-sev.h)."""
+"""Status codes of the secure processor (AMD 55766, 5.1.2; AMD 56860, chapter 6; Linux psp-sev.h)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,16 @@ class SevStatus(IntEnum):
     INVALID_PARAM = 22
     RESOURCE_LIMIT = 23
     SECURE_DATA_INVALID = 24
+    INVALID_PAGE_SIZE = 0x19
+    INVALID_PAGE_STATE = 0x1A
+    INVALID_MDATA_ENTRY = 0x1B
+    INVALID_PAGE_OWNER = 0x1C
+    AEAD_OFLOW = 0x1D
+    RMP_INIT_REQUIRED = 0x20
 
+
+NO_FIRMWARE_CALL = 0xFFFFFFFF
+"""``SEV_RET_NO_FW_CALL``: the kernel refused by itself, the firmware was not asked."""
 
 _MEANINGS = {
     SevStatus.INVALID_PLATFORM_STATE: "the platform is not in the state that this command needs",
@@ -62,6 +71,8 @@ _MEANINGS = {
     SevStatus.INVALID_PARAM: "a parameter is not allowed",
     SevStatus.RESOURCE_LIMIT: "the firmware has no resources left",
     SevStatus.SECURE_DATA_INVALID: "the integrity check of stored data failed",
+    SevStatus.INVALID_PAGE_STATE: "the page is not in the state that this command needs",
+    SevStatus.INVALID_PAGE_OWNER: "the page belongs to somebody else",
 }
 _RESET = "reset the platform, or ask its administrator to"
 _REMEDIES = {

@@ -22,7 +22,7 @@ from casemate.abi.kvm.structs import EncRegion
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.layout import Struct
 from casemate.abi.sev.commands import GuestState, SevCommand
-from casemate.abi.sev.status import refused
+from casemate.abi.sev.status import NO_FIRMWARE_CALL, SevStatus, refused
 from casemate.address import Hva
 from casemate.errors import CasemateError, HostError
 from casemate.host.kvm import ioctl
@@ -163,7 +163,9 @@ class KvmSev:
 
 
 def _failure(command: SevCommand, status: int, error: HostError) -> CasemateError:
-    return refused(command.kernel_name, status) if status else _host_error(command.kernel_name, error, "")
+    if status in (SevStatus.SUCCESS, NO_FIRMWARE_CALL):
+        return _host_error(command.kernel_name, error, "")
+    return refused(command.kernel_name, status)
 
 
 def _host_error(call: str, error: HostError, detail: str) -> HostError:

@@ -33,6 +33,7 @@ from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
 from casemate.host.secure_processor import SecureProcessor, VcpuReset
 from casemate.host.slots import MemorySlot
+from casemate.host.snp_processor import SnpProcessor
 
 IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
@@ -55,6 +56,7 @@ class KvmVm:
         self._slots: dict[int, MemorySlot] = {}
         self._vcpu: KvmVcpu | None = None
         self.secure_processor: SecureProcessor | None = None
+        self.snp_processor: SnpProcessor | None = None
         try:
             self._fd = system.create_vm(vm_type)
             call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, bytearray(IDENTITY_MAP.to_bytes(8, "little")))

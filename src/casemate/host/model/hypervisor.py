@@ -52,14 +52,12 @@ class ModelHypervisor:
 
     def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> ModelVm:
         """A VM with one vCPU. Raises UnsupportedError for kinds that are not modelled, HostError as KVM does."""
-        if not kind.takes_flash:
-            raise UnsupportedError(
-                f"the modelled host does not run {kind} guests", "use plain, sev or sev-es"
-            )
+        if kind is GuestKind.TDX:
+            raise UnsupportedError("the modelled host is AMD's and has no TDX guests", "use another kind")
         setup = sev or SevSetup()
         if setup.vm_type not in self.vm_types:
             raise _refused("KVM_CREATE_VM", f"{self.era} has no {setup.vm_type.kernel_name}")
-        allowed = self.vmsa_features if kind is GuestKind.SEV_ES else 0
+        allowed = self.vmsa_features if kind in (GuestKind.SEV_ES, GuestKind.SNP) else 0
         if setup.vmsa_features & ~allowed:
             raise _refused(
                 "KVM_SEV_INIT2", f"vmsa_features {setup.vmsa_features:#x}, allowed are {allowed:#x}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
-from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES
+from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES, STATUS_SNP
 from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import Gpa, Hva
 from casemate.errors import HostError
@@ -30,6 +30,7 @@ from casemate.host.slots import MemorySlot
 if TYPE_CHECKING:
     from casemate.host.model.platform import ModelPlatform
     from casemate.host.model.sev import ModelSev
+    from casemate.host.model.snp import ModelSnp
 
 
 def answer_capabilities(kind: GuestKind, vm_type: VmType, era: KernelEra) -> VmCapabilities:
@@ -82,7 +83,12 @@ class ModelVm:
         self._vcpu: ModelVcpu | None = None
         self._ghcb: GhcbServer | None = None
         self.secure_processor: ModelSev | None = None
-        if kind.is_confidential:
+        self.snp_processor: ModelSnp | None = None
+        if kind is GuestKind.SNP:
+            from casemate.host.model.snp import ModelSnp
+
+            self.snp_processor = ModelSnp(setup)
+        elif kind.is_confidential:
             from casemate.host.model.sev import ModelSev
 
             self.secure_processor = ModelSev(
@@ -95,6 +101,8 @@ class ModelVm:
             )
 
     def _may_run(self) -> bool:
+        if self.snp_processor is not None:
+            return self.snp_processor.state is GuestState.RUNNING
         return self.secure_processor is None or self.secure_processor.state is GuestState.RUNNING
 
     @property
@@ -152,7 +160,7 @@ def _registers(kind: GuestKind, setup: SevSetup) -> ModelSpecificRegisters:
     if not kind.is_confidential:
         return ModelSpecificRegisters()
     status = STATUS_SEV
-    if kind is GuestKind.SEV_ES:
-        status |= STATUS_SEV_ES
+    if kind is not GuestKind.SEV:
+        status |= STATUS_SEV_ES | (STATUS_SNP if kind is GuestKind.SNP else 0)
         status |= STATUS_DEBUG_SWAP if setup.vmsa_features & SevFeatures.DEBUG_SWAP else 0
-    return SevMsrs(status, sev_es=kind is GuestKind.SEV_ES)
+    return SevMsrs(status, sev_es=kind is not GuestKind.SEV)

@@ -1,0 +1,98 @@
+"""Options of ``casemate measure`` that make an ID block for an SNP guest (docs/guide/measure.md)."""
+
+from __future__ import annotations
+
+from casemate.cli.options import Option, integer
+from casemate.cli.output_files import write_file
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from casemate.measure.id_block import SignedIdBlock
+
+ID_BLOCK_OPTIONS = (
+    Option("--idkey", "FILE", "private key (PEM, P-384) that signs an ID block for the digest"),
+    Option("--authorkey", "FILE", "private key that signs the ID key"),
+    Option("--family-id", "HEX", "16 bytes of yours for the ID block"),
+    Option("--image-id", "HEX", "16 bytes of yours for the ID block"),
+    Option("--guest-svn", "N", "version of the guest for the ID block", type=integer),
+    Option("--id-block-out", "FILE", "write the ID block (96 bytes)"),
+    Option("--id-auth-out", "FILE", "write its authentication (4096 bytes)"),
+)
+"""Keys are named as those of snp-create-id-block."""
+
+_ID_SIZE = 16
+
+
+def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | None:
+    """The ID block for a digest, or None if none was asked for; writes the files that were. Raises SpecError."""
+    if args.idkey is None:
+        _refuse_without_key(args)
+        return None
+    from casemate.measure.id_block import DEFAULT_IDENTITY, Identity, load_key, make_id_block, sign_id_block
+
+    identity = Identity(
+        DEFAULT_IDENTITY.policy if args.policy is None else args.policy,
+        hex_bytes(args, "family_id", _ID_SIZE) or bytes(_ID_SIZE),
+        hex_bytes(args, "image_id", _ID_SIZE) or bytes(_ID_SIZE),
+        args.guest_svn or 0,
+    )
+    author = load_key(args.authorkey) if args.authorkey else None
+    signed = sign_id_block(make_id_block(digest, identity), load_key(args.idkey), author)
+    for path, data in ((args.id_block_out, signed.block), (args.id_auth_out, signed.auth)):
+        if path is not None:
+            write_file(path, data)
+    return signed
+
+
+def _refuse_without_key(args: argparse.Namespace) -> None:
+    from casemate.errors import SpecError
+
+    for option in ID_BLOCK_OPTIONS:
+        if getattr(args, option.attribute) is not None:
+            raise SpecError(f"{option.name} without --idkey", "give the key that signs the ID block")
+    if args.mode == "snp" and args.policy is not None:
+        raise SpecError("--policy does not enter the digest", "leave it out, or give --idkey for an ID block")
+
+
+def hex_bytes(args: argparse.Namespace, attribute: str, size: int) -> bytes | None:
+    """An option's value of ``size`` bytes in hex, None if it was not given. Raises SpecError if it is not that."""
+    text = getattr(args, attribute)
+    if text is None:
+        return None
+    from casemate.errors import SpecError
+
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != size:
+        option = f"--{attribute.replace('_', '-')}"
+        raise SpecError(f"{option} {text!r} is not {2 * size} hex digits", f"give {size} bytes")
+    return value
+
+
+def print_identity(signed: SignedIdBlock) -> None:
+    """The block as properties of QEMU's sev-snp-guest, and the digests of the keys as reports show them."""
+    from base64 import b64encode
+
+    block, auth = (b64encode(data).decode() for data in (signed.block, signed.auth))
+    author = ",author-key-enabled=on" if signed.author_key_digest else ""
+    print(f"id-block={block},id-auth={auth}{author}")
+    print(f"id-key-digest: {signed.id_key_digest.hex()}")
+    if signed.author_key_digest:
+        print(f"author-key-digest: {signed.author_key_digest.hex()}")
+
+
+def identity_to_dict(signed: SignedIdBlock) -> dict[str, str | None]:
+    """For JSON: block and authentication in base64, digests in hex."""
+    from base64 import b64encode
+
+    author = signed.author_key_digest
+    return {
+        "id_block": b64encode(signed.block).decode(),
+        "id_auth": b64encode(signed.auth).decode(),
+        "id_key_digest": signed.id_key_digest.hex(),
+        "author_key_digest": author.hex() if author else None,
+    }
