@@ -16,7 +16,7 @@ from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import TransportKeys
 from casemate.machine import firmware
 from casemate.machine.spec import MachineSpec
-from casemate.measure.plan import UpdateData
+from casemate.measure.steps import UpdateData
 from casemate.measure.trace import trace_digest
 
 KEYS = TransportKeys(bytes(16), bytes(range(16)))

@@ -4,7 +4,7 @@ import pytest
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import SevCommand
-from casemate.abi.sev.vmsa import SevFeatures
+from casemate.abi.sev.features import SevFeatures
 from casemate.confidential.features import feature_names, parse_features
 from casemate.confidential.setup import InitRequest, choose_setup
 from casemate.errors import CasemateError, SpecError, UnsupportedError
@@ -12,7 +12,7 @@ from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup
-from casemate.measure.vmsa_pages import SevInit
+from casemate.measure.sev_init import SevInit
 
 SWAP = int(SevFeatures.DEBUG_SWAP)
 SEV, ES = GuestKind.SEV, GuestKind.SEV_ES

@@ -9,8 +9,8 @@ from guest_rig import PROTECTED, Rig
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev import ghcb
+from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.ghcb import ExitCode
-from casemate.abi.sev.vmsa import SevFeatures
 from casemate.errors import UnsupportedError
 from casemate.guests.entry import CODE32, PAGE_TABLES, Bits
 from casemate.guests.vc_handler import GHCB

@@ -26,7 +26,7 @@ from casemate.measure.explain import Explanation, Owner, Search
 from casemate.measure.hypotheses import PROCESSORS, Claim, DirectBoot
 from casemate.measure.measurement import PlatformVersion
 from casemate.measure.plan_sev import plan_sev_es
-from casemate.measure.vmsa_pages import SevInit
+from casemate.measure.sev_init import SevInit
 from casemate.testing.images import ImageBuilder, variable_store
 
 RESET = 0x80B004

@@ -13,8 +13,8 @@ from casemate.measure.diff import Difference, Step, find_difference, parse_launc
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.plan import LaunchPlan
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
+from casemate.measure.sev_init import SevInit
 from casemate.measure.trace import trace_digest
-from casemate.measure.vmsa_pages import SevInit
 from casemate.testing.images import ImageBuilder, variable_store
 
 CODE = ImageBuilder(volume=True).reset_block(0x80B004).hashes(0x80CC00).build()

@@ -15,7 +15,7 @@ from casemate.measure.cpu_models import CPU_MODELS, model_signature
 from casemate.measure.digest_sev import predict_digest
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
-from casemate.measure.vmsa_pages import SevInit
+from casemate.measure.sev_init import SevInit
 
 VCPUS = (1, 2, 4, 64)
 MODELS = ("EPYC-v4", "EPYC-Rome", "EPYC-Milan-v2")

@@ -13,10 +13,11 @@ from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.digest_sev import predict_digest
 from casemate.measure.kernel_hashes import KernelHashes
-from casemate.measure.plan import LaunchPlan, UpdateData, UpdateVmsa
+from casemate.measure.plan import LaunchPlan
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
+from casemate.measure.sev_init import SevInit
+from casemate.measure.steps import UpdateData, UpdateVmsa
 from casemate.measure.trace import trace_digest
-from casemate.measure.vmsa_pages import SevInit
 from casemate.testing.images import ImageBuilder, variable_store
 
 EPYC = 0x800F12

@@ -6,7 +6,8 @@ import hashlib
 
 import pytest
 
-from casemate.measure.vmsa_pages import RESET_VECTOR, SevInit, vmsa_page, vmsa_pages
+from casemate.measure.sev_init import SevInit
+from casemate.measure.vmsa_pages import RESET_VECTOR, vmsa_page, vmsa_pages
 
 EPYC = 0x800F12
 

@@ -100,8 +100,8 @@ def _claim(args: argparse.Namespace) -> Claim:
     from casemate.host.guest_kind import GuestKind
     from casemate.measure.hypotheses import Claim
     from casemate.measure.kernel_hashes import find_hashes_area
-    from casemate.measure.plan_sev import validate_features
-    from casemate.measure.vmsa_pages import SevInit
+    from casemate.measure.sev_init import SevInit
+    from casemate.measure.steps_sev import validate_features
 
     image, boot = FirmwareImage.load(args.ovmf), _boot(args)
     validate_complete(image)

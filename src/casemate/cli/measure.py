@@ -89,6 +89,13 @@ _OUTPUT = (
 )
 OPTIONS = (_MODE, _OVMF, *_BOOT, *_CPU, _SAVE_AREAS, *_OWNER, *_SNP, *_TDX, *_OUTPUT)
 """All of them, named as those of sev-snp-measure where it has them."""
+_MORE = (
+    _SAVE_AREAS,
+    *_OWNER,
+    *ID_BLOCK_OPTIONS,
+    *(option for option in _OUTPUT if option.name != "--output-format"),
+)
+"""Options that ask for more than a digest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +128,8 @@ def add_owner_arguments(parser: argparse.ArgumentParser, title: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan the launch, predict, print; 0."""
     _validate_mode(args)
+    if not any(getattr(args, option.attribute) for option in _MORE):
+        return _print_digest(args)
     plan, firmware = _plan(args), _firmware_hash(args)
     digest = _predict(plan, firmware)
     measurement, identity = _measurement(args, plan, digest), sign_identity(args, digest)
@@ -137,6 +146,27 @@ def run(args: argparse.Namespace) -> int:
     if identity:
         print_identity(identity)
     return 0
+
+
+def _print_digest(args: argparse.Namespace) -> int:
+    # What most calls want. A SEV digest needs the steps alone, and with a plan more would be loaded than computed.
+    digest = (
+        _sev_digest(args) if args.mode in ("sev", "seves") else _predict(_plan(args), _firmware_hash(args))
+    )
+    print(_encode(digest, args.output_format))
+    return 0
+
+
+def _sev_digest(args: argparse.Namespace) -> bytes:
+    from casemate.firmware.image import FirmwareImage
+    from casemate.measure.digest_sev import digest_of_steps
+    from casemate.measure.steps_sev import data_steps, sev_es_steps
+
+    image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
+    if args.mode == "sev":
+        return digest_of_steps(data_steps(image, hashes))
+    steps = sev_es_steps(image, args.vcpus, signature_of(args), hashes, features_of(args), args.init)
+    return digest_of_steps(steps)
 
 
 def _validate_mode(args: argparse.Namespace) -> None:
@@ -176,7 +206,7 @@ def _plan(args: argparse.Namespace) -> LaunchPlan:
         return plan_snp(image, args.vcpus, signature_of(args), hashes, features_of(args))
 
     from casemate.measure.plan_sev import plan_sev, plan_sev_es
-    from casemate.measure.vmsa_pages import SevInit
+    from casemate.measure.sev_init import SevInit
 
     if args.mode == "sev":
         return plan_sev(image, hashes)
@@ -272,7 +302,7 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:
-    from casemate.measure.plan import UpdateVmsa
+    from casemate.measure.steps import UpdateVmsa
 
     for step in plan.steps:
         if isinstance(step, UpdateVmsa):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from casemate.abi.sev.vmsa import SevFeatures
+from casemate.abi.sev.features import SevFeatures
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
 

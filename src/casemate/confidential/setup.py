@@ -7,13 +7,13 @@ from typing import Literal
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import SevCommand
-from casemate.abi.sev.vmsa import SevFeatures
+from casemate.abi.sev.features import SevFeatures
 from casemate.confidential.features import feature_names
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import SevSetup
-from casemate.measure.vmsa_pages import SevInit
+from casemate.measure.sev_init import SevInit
 
 InitRequest = Literal["auto", "legacy", "init2"]
 """The words of ``--init``."""

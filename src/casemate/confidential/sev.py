@@ -11,7 +11,8 @@ from casemate.confidential.preparation import LaunchSecret
 from casemate.errors import ImageError, SpecError
 from casemate.host.secure_processor import SecureProcessor, VcpuReset
 from casemate.machine.machine import Machine
-from casemate.measure.plan import LaunchPlan, UpdateData
+from casemate.measure.plan import LaunchPlan
+from casemate.measure.steps import UpdateData
 from casemate.memory.backing import HostMapping
 from casemate.memory.region import Ram
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from functools import cached_property
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
@@ -32,6 +31,8 @@ class FirmwareImage:
     def __init__(self, name: str, data: bytes) -> None:
         self.name = name
         self.data = data
+        self._volumes: tuple[VolumeHeader, ...] | None = None
+        self._tables: tuple[GuidedTable | None] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> FirmwareImage:
@@ -58,12 +59,14 @@ class FirmwareImage:
         """Where the image starts if it ends at 4 GiB, as flash unit 0 and ``-bios`` do."""
         return Gpa(FOUR_GIB - self.size)
 
-    @cached_property
+    @property
     def volumes(self) -> tuple[VolumeHeader, ...]:
         """The firmware volumes that lie open in the file."""
-        from casemate.firmware.volume_header import find_volumes
+        if self._volumes is None:
+            from casemate.firmware.volume_header import find_volumes
 
-        return tuple(find_volumes(self.data))
+            self._volumes = tuple(find_volumes(self.data))
+        return self._volumes
 
     @property
     def code_volumes(self) -> tuple[VolumeHeader, ...]:
@@ -75,10 +78,12 @@ class FirmwareImage:
         """The volume of the variable store, if the file has one."""
         return next((volume for volume in self.volumes if volume.holds_variables), None)
 
-    @cached_property
+    @property
     def guided_table(self) -> GuidedTable | None:
         """The GUIDed table at the end of the image, or None."""
-        return parse_guided_table(self.data, self.name)
+        if self._tables is None:
+            self._tables = (parse_guided_table(self.data, self.name),)
+        return self._tables[0]
 
     @property
     def sev_es_reset(self) -> int | None:
@@ -95,14 +100,14 @@ class FirmwareImage:
         """The area for the launch secret, which may be unusable, or None."""
         return self.guided_table.sev_secret if self.guided_table else None
 
-    @cached_property
+    @property
     def sev_metadata(self) -> SevMetadata | None:
         """The pages that an SNP launch must prepare, or None."""
         from casemate.firmware.sev_metadata import parse_sev_metadata
 
         return parse_sev_metadata(self.data, self.guided_table, self.name)
 
-    @cached_property
+    @property
     def tdvf(self) -> TdvfMetadata | None:
         """The sections that a TDX launch must add, or None."""
         from casemate.firmware.tdvf import parse_tdvf

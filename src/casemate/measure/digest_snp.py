@@ -7,8 +7,9 @@ from struct import Struct
 from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
-from casemate.measure.plan import LaunchPlan, SnpPages, UpdateVmsa
+from casemate.measure.plan import LaunchPlan, SnpPages
 from casemate.measure.sha384 import sha384
+from casemate.measure.steps import UpdateVmsa
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Generic, NamedTuple, TypeVar
 
-from casemate.abi.sev.vmsa import SevFeatures
+from casemate.abi.sev.features import SevFeatures
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.cpu_models import CPU_MODELS, cpu_signature
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.kernel_header import patched_kernel
+from casemate.measure.sev_init import SevInit
 from casemate.measure.vmm_flavours import UNSET_SIGNATURE, Launcher
-from casemate.measure.vmsa_pages import SevInit
 
 T_co = TypeVar("T_co", covariant=True)
 

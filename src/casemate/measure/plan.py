@@ -10,6 +10,7 @@ from enum import StrEnum
 from casemate.address import Gpa
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
+from casemate.measure.steps import UpdateData, UpdateVmsa
 from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -19,50 +20,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the JSON form."""
-
-
-class UpdateData(NamedTuple):
-    """LAUNCH_UPDATE_DATA: encrypt ``data`` at ``gpa`` and extend the digest by it; ``what`` names it for people."""
-
-    what: str
-    gpa: Gpa
-    data: bytes
-
-    def __repr__(self) -> str:
-        return f"UpdateData({self.what!r}, {self.gpa:#x}, {len(self.data)} bytes)"
-
-    @property
-    def size(self) -> int:
-        """Bytes of guest memory."""
-        return len(self.data)
-
-
-class UpdateVmsa(NamedTuple):
-    """The registers of one vCPU; ``data`` is its save area, a whole page.
-
-    LAUNCH_UPDATE_VMSA encrypts it; for an SNP guest KVM makes it a page of type VMSA in SNP_LAUNCH_FINISH.
-    """
-
-    vcpu: int
-    data: bytes
-
-    def __repr__(self) -> str:
-        return f"UpdateVmsa({self.vcpu}, {len(self.data)} bytes)"
-
-    @property
-    def what(self) -> str:
-        """The step's name for people."""
-        return f"VMSA of vCPU {self.vcpu}"
-
-    @property
-    def gpa(self) -> None:
-        """Registers have no address that a guest knows."""
-        return None
-
-    @property
-    def size(self) -> int:
-        """Bytes of guest memory."""
-        return len(self.data)
 
 
 class SnpPages(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.snp import SnpPageType
-from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.errors import ImageError, SpecError
 from casemate.firmware.completeness import BIOS_GRANULE, validate_complete, validate_multiple
@@ -11,8 +11,8 @@ from casemate.firmware.image import FirmwareImage
 from casemate.firmware.sev_metadata import SevSection, SevSectionType
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, SnpPages
-from casemate.measure.plan_sev import plan_vmsas
-from casemate.measure.vmsa_pages import SevInit
+from casemate.measure.sev_init import SevInit
+from casemate.measure.steps_sev import vmsa_steps
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def plan_snp(
     """
     validate_features(features)
     sections = list(_section_steps(image, hashes))
-    vmsas = plan_vmsas(image, vcpus, signature, features, SevInit.INIT2)
+    vmsas = vmsa_steps(image, vcpus, signature, features, SevInit.INIT2)
     return LaunchPlan(GuestKind.SNP, (firmware_step(image), *sections, *vmsas))
 
 

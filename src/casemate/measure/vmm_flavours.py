@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from casemate.abi.sev.vmsa import SaveArea
 from casemate.address import PAGE_SIZE
-from casemate.measure.vmsa_pages import RESET_VECTOR, SevInit, vmsa_page
+from casemate.measure.sev_init import SevInit
+from casemate.measure.vmsa_pages import RESET_VECTOR, vmsa_page
 
 UNSET_SIGNATURE = 0x600
 """RDX at reset of a vCPU without CPUID (Linux arch/x86/kvm/x86.c, kvm_vcpu_reset)."""

@@ -1,22 +1,10 @@
-"""The save area that holds the registers of an encrypted vCPU, and its feature bits (AMD APM volume 2, table B-4)."""
+"""The save area that holds the registers of an encrypted vCPU, whole (AMD APM volume 2, table B-4)."""
 
 from __future__ import annotations
 
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
-from enum import IntFlag
 
 from casemate.abi.layout import Struct
-
-
-class SevFeatures(IntFlag):
-    """``sev_features`` of the save area, as far as Linux allows them (arch/x86/include/asm/svm.h)."""
-
-    SNP_ACTIVE = 1 << 0
-    RESTRICTED_INJECTION = 1 << 3
-    ALTERNATE_INJECTION = 1 << 4
-    DEBUG_SWAP = 1 << 5
-    SECURE_TSC = 1 << 9
-    SECURE_AVIC = 1 << 16
 
 
 class VmcbSegment(Struct):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.platform import FLAG_ES
-from casemate.abi.sev.vmsa import SevFeatures
 from casemate.errors import UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from casemate.abi.kvm.vm_types import VmType
-from casemate.abi.sev.vmsa import SevFeatures
+from casemate.abi.sev.features import SevFeatures
 from casemate.errors import SpecError
 
 _SOURCE_ONLY = "source only"

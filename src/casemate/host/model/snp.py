@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from errno import EAGAIN, EEXIST, EINVAL
 
 from casemate.abi.sev.commands import GuestState, SevCommand
+from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.snp import VMSA_GPA, SnpPageType
 from casemate.abi.sev.snp_pages import CpuidPage
 from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus
-from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import FirmwareStatusError, HostError
 from casemate.host.model.cpuid_rules import correct_table, guest_table

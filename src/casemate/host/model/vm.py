@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
+from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES, STATUS_SNP
-from casemate.abi.sev.vmsa import SevFeatures
 from casemate.address import Gpa, Hva
 from casemate.errors import HostError
 from casemate.host.capabilities import VmCapabilities

@@ -1,0 +1,50 @@
+"""The steps of a SEV launch: memory and registers that are measured and encrypted (AMD 55766, chapter 6)."""
+
+from __future__ import annotations
+
+from casemate.address import Gpa
+from casemate.records import NamedTuple
+
+
+class UpdateData(NamedTuple):
+    """LAUNCH_UPDATE_DATA: encrypt ``data`` at ``gpa`` and extend the digest by it; ``what`` names it for people."""
+
+    what: str
+    gpa: Gpa
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"UpdateData({self.what!r}, {self.gpa:#x}, {len(self.data)} bytes)"
+
+    @property
+    def size(self) -> int:
+        """Bytes of guest memory."""
+        return len(self.data)
+
+
+class UpdateVmsa(NamedTuple):
+    """The registers of one vCPU; ``data`` is its save area, a whole page.
+
+    LAUNCH_UPDATE_VMSA encrypts it; for an SNP guest KVM makes it a page of type VMSA in SNP_LAUNCH_FINISH.
+    """
+
+    vcpu: int
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"UpdateVmsa({self.vcpu}, {len(self.data)} bytes)"
+
+    @property
+    def what(self) -> str:
+        """The step's name for people."""
+        return f"VMSA of vCPU {self.vcpu}"
+
+    @property
+    def gpa(self) -> None:
+        """Registers have no address that a guest knows."""
+        return None
+
+    @property
+    def size(self) -> int:
+        """Bytes of guest memory."""
+        return len(self.data)
