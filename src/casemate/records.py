@@ -1,6 +1,7 @@
-"""``NamedTuple`` and ``TYPE_CHECKING`` of Python's ``typing``, for modules that short commands load (collections).
+"""``NamedTuple`` and ``TYPE_CHECKING`` of Python's ``typing``, for modules that short commands load.
 
-Loading ``typing`` takes as long as predicting a launch digest does. Type checkers see the real ones.
+Loading ``typing``, and building a class by ``collections.namedtuple``, takes longer than predicting a launch digest.
+Type checkers see the real ones; a test holds these to them.
 """
 
 from __future__ import annotations
@@ -12,19 +13,60 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NamedTuple
 else:
-    from collections import namedtuple
+    from operator import itemgetter
 
     class _RecordType(type):
         def __new__(cls, name, bases, body):
-            if not bases:
+            if bases == (tuple,):
                 return super().__new__(cls, name, bases, body)
-            fields = tuple(body.pop("__annotations__", ()))
-            defaults = [body.pop(field) for field in fields if field in body]
-            record = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
-            for key, value in body.items():
-                if key not in ("__module__", "__slots__", "__classcell__"):
-                    setattr(record, key, value)
-            return record
+            if _Record in bases:
+                fields = tuple(body.pop("__annotations__", ()))
+                defaults = {field: body.pop(field) for field in fields if field in body}
+                body |= {field: property(itemgetter(index)) for index, field in enumerate(fields)}
+                body |= {"_fields": fields, "__match_args__": fields, "_field_defaults": defaults}
+            body.setdefault("__slots__", ())
+            return super().__new__(cls, name, bases, body)
 
-    class NamedTuple(metaclass=_RecordType):
+    class _Record(tuple, metaclass=_RecordType):
         """Base of classes whose annotations are the fields of a tuple."""
+
+        __slots__ = ()
+
+        def __new__(cls, *values, **named):
+            fields = cls._fields
+            if named or len(values) != len(fields):
+                values = cls._complete(values, named)
+            return tuple.__new__(cls, values)
+
+        @classmethod
+        def _complete(cls, values, named):
+            rest = cls._fields[len(values) :]
+            found = cls._field_defaults | named
+            if (
+                len(values) > len(cls._fields)
+                or not named.keys() <= set(rest)
+                or not found.keys() >= set(rest)
+            ):
+                raise TypeError(
+                    f"{cls.__name__} takes {', '.join(cls._fields)}; given are {values} and {named}"
+                )
+            return (*values, *(found[field] for field in rest))
+
+        @classmethod
+        def _make(cls, values):
+            return cls(*values)
+
+        def _replace(self, **changes):
+            return type(self)(**(self._asdict() | changes))
+
+        def _asdict(self):
+            return dict(zip(self._fields, self, strict=True))
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+        def __repr__(self):
+            fields = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
+            return f"{type(self).__name__}({fields})"
+
+    NamedTuple = _Record
