@@ -220,3 +220,8 @@ def test_kernel_hashes_in_a_page_are_compared_one_by_one() -> None:
 
 def test_same_launch_has_no_difference() -> None:
     assert find_difference(as_trace(snp()), parse_launch(snp().to_json())) is None
+
+
+def test_every_deviation_has_a_paragraph_in_the_guide() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "explain.md").read_text("utf-8")
+    assert "### `page-order`" in guide
