@@ -1,4 +1,4 @@
-"""``NamedTuple`` and ``TYPE_CHECKING`` of Python's ``typing``, for modules that short commands load.
+"""``NamedTuple`` and ``TYPE_CHECKING`` for modules that short commands load (Python's typing).
 
 Loading ``typing``, and building a class by ``collections.namedtuple``, takes longer than predicting a launch digest.
 Type checkers see the real ones; a test holds these to them.

@@ -8,9 +8,10 @@ import pytest
 from firmware_images import find_images, require_image
 
 from casemate.advise.claims import find_claims
-from casemate.advise.inspect import Inspection, Placement, Role, inspect_image
+from casemate.advise.inspect import Inspection, Placement, Role, inspect_image, snp_sections
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
+from casemate.testing.images import ImageBuilder
 
 FLASH, BIOS = Placement.FLASH, Placement.BIOS
 
@@ -101,3 +102,12 @@ def test_claims_of_the_amd_only_and_tdx_only_packages_are_true() -> None:
         (claim,) = find_claims(inspection)
         assert (claim.false, claim.silent, claim.device) == ((), (), "memory")
         assert not inspection.lacks[kind]
+
+
+def test_verdict_on_snp_is_what_the_launch_says() -> None:
+    sections = ((0x800000, 0x2000, 1), (0x801000, 0x1000, 2), (0x80E000, 0x1000, 3))
+    built = ImageBuilder(volume=True).reset_block(0x80B004).sev_metadata(*sections)
+    image = FirmwareImage.from_bytes(built.build(), "x.fd")
+    (verdict,) = (v for v in inspect_image(image).verdicts if (v.guest, v.placement) == (GuestKind.SNP, BIOS))
+    assert any("overlaps what is launched before it" in reason for reason in verdict.reasons)
+    assert snp_sections(image) == []

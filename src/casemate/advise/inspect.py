@@ -21,6 +21,8 @@ from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
 from casemate.firmware.volume import FirmwareVolume, read_volume
 from casemate.firmware.wrapper import find_wrapper
 from casemate.host.guest_kind import GuestKind
+from casemate.measure.plan import SnpPages
+from casemate.measure.plan_snp import section_steps
 
 _T = TypeVar("_T")
 
@@ -172,7 +174,18 @@ def _snp_lacks(image: FirmwareImage, problems: list[str]) -> tuple[str, ...]:
     if metadata is None:
         return ("no SEV metadata: nothing says which pages to prepare",)
     needed = (SevSectionType.SNP_SECRETS, SevSectionType.CPUID)
-    return tuple(f"no {kind.name} page in the SEV metadata" for kind in needed if not metadata.has(kind))
+    lacks = tuple(f"no {kind.name} page in the SEV metadata" for kind in needed if not metadata.has(kind))
+    if not lacks:
+        try:
+            list(section_steps(image, None))
+        except ImageError as error:
+            return (_without_name(error, image),)
+    return lacks
+
+
+def snp_sections(image: FirmwareImage) -> list[SnpPages]:
+    """What an SNP launch makes of the SEV metadata; empty where it cannot be launched so (the verdict says why)."""
+    return try_read(lambda: list(section_steps(image, None))) or []
 
 
 def _tdx_lacks(image: FirmwareImage, drivers: set[bytes], problems: list[str]) -> tuple[str, ...]:

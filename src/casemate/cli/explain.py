@@ -21,6 +21,8 @@ from casemate.cli.measure import (
 if TYPE_CHECKING:
     from multiprocessing.pool import Pool
 
+    from casemate.firmware.image import FirmwareImage
+    from casemate.host.guest_kind import GuestKind
     from casemate.measure.explain import Apply, Explanation, Found, Match, Search, Unit
     from casemate.measure.hypotheses import Claim, DirectBoot
 
@@ -29,10 +31,13 @@ examples:
   casemate explain --observed 4c55bc8b... --mode seves --ovmf OVMF_CODE.fd --vcpus 4 --vcpu-type EPYC-v4
   casemate explain --observed 4c55bc8b... --mode seves --ovmf OVMF_CODE.fd     vCPUs unknown
   casemate explain --observed 4c55bc8b... --mode sev --ovmf OVMF.amdsev.fd --kernel vmlinuz --append quiet
+  casemate explain --observed d74bd3ea... --mode snp --ovmf OVMF.amdsev.fd --vcpus 4 --vcpu-type EPYC-Genoa
+  casemate explain --observed 5f77220a... --mode tdx --ovmf OVMF.inteltdx.ms.fd
 
 exit code: 0 if an explanation was found, 1 if none was
 """
 
+_KINDS = {"sev": "sev", "seves": "sev-es", "snp": "snp", "tdx": "tdx"}
 _NOT_FOUND = 1
 _FORK_FROM = 30
 """Pieces of work, of some 30 ms each, from which on more processes pay."""
@@ -62,13 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print what fits; 0, or 1 if nothing does."""
+    from casemate.host.guest_kind import GuestKind
     from casemate.measure.explain import Owner, Search
+    from casemate.measure.explain_tdx import explain_mrtd
+    from casemate.measure.plan_tdx import AddOrder
 
     observed, claim = _observed(args), _claim(args)
     signing = signing_of(args, claim.kind)
-    search = Search(claim, observed, Owner(*signing) if signing else None, args.deviations)
-    with _spread(search) as apply:
-        explanation = search.explain(apply)
+    if claim.kind is GuestKind.TDX:
+        explanation = explain_mrtd(claim, AddOrder(args.page_order), observed)
+    else:
+        search = Search(claim, observed, Owner(*signing) if signing else None, args.deviations)
+        with _spread(search) as apply:
+            explanation = search.explain(apply)
     _print_json(explanation) if args.json else _print(explanation)
     return 0 if explanation.matches else _NOT_FOUND
 
@@ -77,7 +88,8 @@ def _observed(args: argparse.Namespace) -> bytes:
     from base64 import b64decode
 
     from casemate.errors import SpecError
-    from casemate.measure.explain import DIGEST_SIZE
+    from casemate.host.guest_kind import GuestKind
+    from casemate.measure.explain import DIGEST_SIZES
     from casemate.measure.measurement import KEY_SIZE
 
     text = args.observed.strip()
@@ -88,9 +100,10 @@ def _observed(args: argparse.Namespace) -> bytes:
             value = b64decode(text, validate=True)
         except ValueError:
             raise SpecError(f"--observed {text!r} is neither hex nor base64", "give the digest") from None
-    if len(value) == DIGEST_SIZE + KEY_SIZE and args.tik is not None:
-        args.nonce = args.nonce or value[DIGEST_SIZE:].hex()
-        return value[:DIGEST_SIZE]
+    size = DIGEST_SIZES[GuestKind.SEV]
+    if len(value) == size + KEY_SIZE and args.tik is not None:
+        args.nonce = args.nonce or value[size:].hex()
+        return value[:size]
     return value
 
 
@@ -98,23 +111,37 @@ def _claim(args: argparse.Namespace) -> Claim:
     from casemate.firmware.completeness import validate_complete
     from casemate.firmware.image import FirmwareImage
     from casemate.host.guest_kind import GuestKind
+    from casemate.measure import plan_snp, steps_sev
     from casemate.measure.hypotheses import Claim
-    from casemate.measure.kernel_hashes import find_hashes_area
     from casemate.measure.sev_init import SevInit
-    from casemate.measure.steps_sev import validate_features
 
     image, boot = FirmwareImage.load(args.ovmf), _boot(args)
+    kind, init, features = GuestKind(_KINDS[args.mode]), SevInit(args.init), features_of(args)
     validate_complete(image)
+    if kind is GuestKind.SNP:
+        plan_snp.validate_features(features)
+        list(plan_snp.section_steps(image, None))
+    elif kind is not GuestKind.TDX:
+        steps_sev.validate_features(features, init)
     if boot is not None:
-        find_hashes_area(image)
-    kind, init = GuestKind.SEV if args.mode == "sev" else GuestKind.SEV_ES, SevInit(args.init)
-    validate_features(features_of(args), init)
+        _validate_boot(image, kind)
     is_named = any(
         getattr(args, f"vcpu_{name}") is not None for name in ("type", "sig", "family", "model", "stepping")
     )
     signature = signature_of(args) if is_named else None
     variables = FirmwareImage.load(args.vars) if args.vars else None
-    return Claim(image, kind, args.vcpus, signature, features_of(args), init, boot, variables)
+    return Claim(image, kind, args.vcpus, signature, features, init, boot, variables)
+
+
+def _validate_boot(image: FirmwareImage, kind: GuestKind) -> None:
+    from casemate.errors import SpecError
+    from casemate.measure.kernel_hashes import find_hashes_area
+
+    if kind.value == "tdx":
+        raise SpecError(
+            "--kernel does not enter MRTD: a kernel is measured at run time, in RTMR", "leave it out"
+        )
+    find_hashes_area(image)
 
 
 def _boot(args: argparse.Namespace) -> DirectBoot | None:

@@ -110,7 +110,7 @@ def _verdict_table(inspection: Inspection) -> RenderableType:
 
 
 def _add_areas(tree: Tree, inspection: Inspection) -> None:
-    from casemate.advise.inspect import describe_area, try_read
+    from casemate.advise.inspect import describe_area, snp_sections, try_read
 
     image = inspection.image
     table = try_read(lambda: image.guided_table)
@@ -122,9 +122,14 @@ def _add_areas(tree: Tree, inspection: Inspection) -> None:
     branch.add(f"kernel hashes: {describe_area(try_read(lambda: image.sev_hashes))}")
     branch.add(f"launch secret: {describe_area(try_read(lambda: image.sev_secret))}")
     if sev := try_read(lambda: image.sev_metadata):
-        branch.add(f"SEV metadata: {len(sev.sections)} sections")
+        sections = branch.add(f"SEV metadata: {len(sev.sections)} sections, as an SNP launch takes them")
+        for step in snp_sections(image):
+            sections.add(f"{step.gpa:#010x} {step.size:#8x}  {step.page_type.name}, {step.what}")
     if tdvf := try_read(lambda: image.tdvf):
-        branch.add(f"TDX metadata: {len(tdvf.sections)} sections")
+        sections = branch.add(f"TDX metadata: {len(tdvf.sections)} sections")
+        for section in tdvf.sections:
+            measured = ", contents measured" if section.is_measured else ""
+            sections.add(f"{section.base:#010x} {section.size:#8x}  {section.type.name}{measured}")
 
 
 def _add_volume(tree: Tree, volume: FirmwareVolume, list_files: bool) -> None:

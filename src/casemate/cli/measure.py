@@ -110,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """What a launch is measured from, for whoever explains one."""
     _add_launch(parser, _EXPLAINED_MODE)
+    add_options(parser.add_argument_group("TDX"), _TDX)
 
 
 def _add_launch(parser: argparse.ArgumentParser, mode: Option) -> argparse._ArgumentGroup:

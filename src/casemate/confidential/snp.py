@@ -19,7 +19,7 @@ from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.report import AttestationReport
 from casemate.abi.sev.snp import SnpPageType
 from casemate.abi.sev.snp_pages import CpuidFunction, CpuidPage
-from casemate.abi.sev.status import SevStatus
+from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE, Hva
 from casemate.confidential.features import feature_names
 from casemate.confidential.preparation import PreparedLaunch
@@ -92,9 +92,7 @@ class SnpStarted:
                 if pages.page_type is SnpPageType.CPUID and error.status == SevStatus.INVALID_PARAM:
                     after = ctypes.string_at(hva, PAGE_SIZE)
                     words = "; ".join(cpuid_corrections(before, after)) or "it does not say which"
-                    raise FirmwareStatusError(
-                        error.command, error.status, f"refused CPUID: {words}"
-                    ) from error
+                    raise refused(error.command, error.status, words, snp=True) from error
                 raise
 
 

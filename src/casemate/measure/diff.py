@@ -11,7 +11,8 @@ from casemate.abi.sev.vmsa import SaveArea, VmcbSegment
 from casemate.errors import SpecError
 from casemate.measure.hypotheses import FEATURES, PROCESSORS, Registers, feature_words
 from casemate.measure.kernel_hashes import TABLE_SIZE, KernelHashes
-from casemate.measure.plan import LaunchPlan
+from casemate.measure.plan import LaunchPlan, TdxOperation
+from casemate.measure.trace import step_kind
 from casemate.measure.vmm_flavours import Launcher, launcher_page
 from casemate.measure.vmsa_pages import RESET_VECTOR
 
@@ -21,17 +22,29 @@ _FIRST_HASH, _ENTRY, _NAME = 18, 50, 18
 
 
 class Step(NamedTuple):
-    """One measured step of either launch; ``data`` is None where only the hash is known."""
+    """One measured step of either launch; ``data`` is None where only the hash is known.
+
+    ``kind`` is the type of an SNP guest's pages or the operation on a TD's; ``gpa`` is measured where there is one.
+    """
 
     what: str
     length: int
     sha256: bytes
     data: bytes | None
+    gpa: int | None = None
+    kind: str | None = None
 
     @property
     def is_registers(self) -> bool:
         """Whether this is a save area."""
         return self.what.startswith("VMSA")
+
+    @property
+    def measured(self) -> tuple[object, ...]:
+        """What the digest has of it."""
+        if self.kind is None:
+            return (self.sha256,)
+        return self.sha256, self.length, self.gpa, self.kind
 
 
 class Difference(NamedTuple):
@@ -50,7 +63,14 @@ def parse_launch(text: str) -> list[Step]:
         if "contents" in document:
             return steps_of_plan(LaunchPlan.from_json(text))
         return [
-            Step(str(step["what"]), int(step["length"]), bytes.fromhex(step["sha256"]), None)
+            Step(
+                str(step["what"]),
+                int(step["length"]),
+                bytes.fromhex(step["sha256"]),
+                None,
+                None if step.get("gpa") is None else int(step["gpa"], 16),
+                step.get("kind"),
+            )
             for step in document["steps"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -61,7 +81,8 @@ def parse_launch(text: str) -> list[Step]:
 def steps_of_plan(plan: LaunchPlan) -> list[Step]:
     """The steps of a plan, contents and all."""
     return [
-        Step(step.what, len(step.data), hashlib.sha256(step.data).digest(), step.data) for step in plan.steps
+        Step(step.what, step.size, hashlib.sha256(step.data).digest(), step.data, step.gpa, step_kind(step))
+        for step in plan.steps
     ]
 
 
@@ -72,7 +93,7 @@ def find_difference(first: list[Step], second: list[Step]) -> Difference | None:
         other = second[index] if index < len(second) else None
         if one is None or other is None:
             return Difference(index, one and one.what, other and other.what, (_missing(first, second),))
-        if one.sha256 != other.sha256:
+        if one.measured != other.measured:
             return Difference(index, one.what, other.what, tuple(_causes(one, other)))
     return None
 
@@ -87,13 +108,39 @@ def _missing(first: list[Step], second: list[Step]) -> str:
 
 
 def _causes(one: Step, other: Step) -> Iterable[str]:
+    if one.kind != other.kind:
+        return [_kind_cause(one, other)]
+    if one.kind is not None and (one.gpa, one.length) != (other.gpa, other.length):
+        return [_place_cause(one, other)]
     if one.is_registers != other.is_registers or (one.what != other.what and not one.is_registers):
         return [f"{one.what} against {other.what}: one launch measures something that the other does not"]
     if one.is_registers:
         return _register_causes(one, other)
-    if TABLE_SIZE == one.length == other.length:
+    if TABLE_SIZE == one.length == other.length or one.what == "kernel hashes":
         return _hash_causes(one, other)
     return [_firmware_cause(one, other)]
+
+
+def _kind_cause(one: Step, other: Step) -> str:
+    kinds = {one.kind, other.kind}
+    if None in kinds:
+        names = [
+            "SNP" if step.kind and step.kind.isupper() else "TDX" if step.kind else "SEV"
+            for step in (one, other)
+        ]
+        return f"the guests are of different kinds: {names[0]} and {names[1]}"
+    if "kernel hashes" in (one.what, other.what):
+        which = "first" if one.what == "kernel hashes" else "second"
+        return f"the {which} launch measures a kernel, the other does not (kernel-hashes=on)"
+    if kinds == {TdxOperation.ADD_EXTEND, TdxOperation.ADD} and one.what == other.what:
+        which = "first" if one.kind == TdxOperation.ADD_EXTEND else "second"
+        return f"page order: the {which} launch measures page by page, the other section by section or not at all"
+    return f"{one.what} ({one.kind}) against {other.what} ({other.kind}): the pages are of different types"
+
+
+def _place_cause(one: Step, other: Step) -> str:
+    places = [f"{step.length:#x} bytes at {step.gpa or 0:#x}" for step in (one, other)]
+    return f"{one.what}: {places[0]} and {places[1]}; another build of the firmware lays its memory out so"
 
 
 def _firmware_cause(one: Step, other: Step) -> str:
@@ -114,9 +161,12 @@ def _hash_causes(one: Step, other: Step) -> list[str]:
         return ["one of kernel, initrd and command line differs"]
     names, causes = ("command line", "initrd", "kernel"), []
     nothing = KernelHashes.of(b"")
+    tables = [
+        data.lstrip(b"\0") for data in (one.data, other.data)
+    ]  # an SNP guest's lies somewhere in its page
     for index, (name, empty) in enumerate(zip(names, (nothing.cmdline, nothing.initrd, b""), strict=True)):
         start = _FIRST_HASH + index * _ENTRY
-        left, right = (data[start + _NAME : start + _ENTRY] for data in (one.data, other.data))
+        left, right = (data[start + _NAME : start + _ENTRY] for data in tables)
         if left != right:
             missing = ": one launch has none" if empty in (left, right) else ""
             causes.append(f"the {name} differs{missing}")

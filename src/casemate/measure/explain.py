@@ -6,11 +6,12 @@ firmware and kernel hashes, is hashed once; each further vCPU costs one page, so
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from casemate.errors import SpecError
+from casemate.host.guest_kind import GuestKind
+from casemate.measure.chains import Sha256Chain, SnpChain, State
 from casemate.measure.hypotheses import (
     Claim,
     Deviation,
@@ -23,10 +24,11 @@ from casemate.measure.hypotheses import (
     vcpus_deviation,
 )
 from casemate.measure.measurement import PlatformVersion, predict_measurement
-from casemate.measure.vmm_flavours import launcher_page
+from casemate.measure.vmm_flavours import Launcher, launcher_page
 from casemate.measure.vmsa_pages import RESET_VECTOR
 
-DIGEST_SIZE = 32
+DIGEST_SIZES = {GuestKind.SEV: 32, GuestKind.SEV_ES: 32, GuestKind.SNP: 48}
+"""Bytes of the launch digest."""
 MOST_VCPUS = 512
 DEPTH = 3
 """Deviations at once that are tried, the number of vCPUs not counted."""
@@ -89,11 +91,7 @@ class Search:
     """All launches near a claim, compared with ``observed``: a digest, or with ``owner`` a measurement (32 bytes)."""
 
     def __init__(self, claim: Claim, observed: bytes, owner: Owner | None = None, depth: int = DEPTH) -> None:
-        if len(observed) != DIGEST_SIZE:
-            raise SpecError(
-                f"the observed value has {len(observed)} bytes, not {DIGEST_SIZE}",
-                "give the SHA-256 digest or the HMAC of a SEV or SEV-ES launch; SNP and TDX are not known yet",
-            )
+        validate_size(observed, DIGEST_SIZES[claim.kind])
         self._claim = claim
         self._observed = observed
         self._owner = owner
@@ -105,7 +103,8 @@ class Search:
             )
         ]
         self._registers = register_options(claim, depth)
-        self._digests: dict[int, hashlib._Hash] = {}
+        self._chain = SnpChain(claim.image.name) if claim.kind is GuestKind.SNP else Sha256Chain()
+        self._states: dict[tuple[int, Launcher], State | None] = {}
 
     def explain(self, apply: Apply = map) -> Explanation:
         """Search until no launch with fewer deviations is left; ``apply`` may spread ``run`` over processes."""
@@ -122,10 +121,9 @@ class Search:
     def run(self, unit: Unit) -> Found:
         """Try one piece."""
         prefix, matches, tried = self._prefixes[unit.prefix], list[Match](), 0
-        digest = self._prefix_digest(unit.prefix)
         for index in unit.registers:
             registers = self._registers[index]
-            for vcpus, value in self._digests_of(digest, registers.value):
+            for vcpus, value in self._digests_of(unit.prefix, registers.value):
                 tried += 1
                 if self._fits(value):
                     count = () if vcpus is None else vcpus_deviation(vcpus, self._claim.vcpus)
@@ -146,33 +144,29 @@ class Search:
             ]
         return units
 
-    def _prefix_digest(self, prefix: int) -> hashlib._Hash:
-        if prefix not in self._digests:
+    def _prefix_state(self, prefix: int, launcher: Launcher) -> State | None:
+        key = prefix, self._chain.launcher_that_matters(launcher)
+        if key not in self._states:
             firmware, table = self._prefixes[prefix].value
-            digest = hashlib.sha256(firmware or b"")
-            digest.update(table or b"")
-            self._digests[prefix] = digest
-        return self._digests[prefix]
+            self._states[key] = self._chain.start(firmware or b"", table, launcher)
+        return self._states[key]
 
-    def _digests_of(
-        self, prefix: hashlib._Hash, registers: Registers | None
-    ) -> Iterator[tuple[int | None, bytes]]:
-        """The digest of a SEV guest, or that of a SEV-ES guest for each number of vCPUs."""
-        digest = prefix.copy()
-        if registers is None:
-            yield None, digest.digest()
+    def _digests_of(self, prefix: int, registers: Registers | None) -> Iterator[tuple[int | None, bytes]]:
+        """The digest of a SEV guest, or that of another for each number of vCPUs."""
+        state = self._prefix_state(prefix, registers.launcher if registers else Launcher.INIT2)
+        if state is None:
             return
-        digest.update(
-            launcher_page(registers.launcher, RESET_VECTOR, registers.signature, registers.features)
-        )
-        yield 1, digest.digest()
+        if registers is None:
+            yield None, state.digest()
+            return
+        first = launcher_page(registers.launcher, RESET_VECTOR, registers.signature, registers.features)
+        state = state.with_page(first)
+        yield 1, state.digest()
         others = self._claim.image.sev_es_reset
         if others is None:
             return
         page = launcher_page(registers.launcher, others, registers.signature, registers.features)
-        for vcpus in range(2, MOST_VCPUS + 1):
-            digest.update(page)
-            yield vcpus, digest.digest()
+        yield from enumerate(state.with_more(page, MOST_VCPUS - 1), 2)
 
     def _fits(self, digest: bytes) -> bool:
         return (self._owner.sign(digest) if self._owner else digest) == self._observed
@@ -190,8 +184,18 @@ class Search:
         registers = next((option for option in self._registers if not option.deviations), None)
         if registers is None:
             return None
-        digests = self._digests_of(self._prefix_digest(0), registers.value)
+        digests = self._digests_of(0, registers.value)
         return next((digest for vcpus, digest in digests if vcpus in (None, self._claim.vcpus)), None)
+
+
+def validate_size(observed: bytes, size: int) -> None:
+    """Check the length of an observed value. Raises SpecError if it is another."""
+    if len(observed) != size:
+        cause = f"the observed value has {len(observed)} bytes, not {size}"
+        remedy = (
+            "give the SHA-256 digest or the HMAC of a SEV or SEV-ES launch, the SHA-384 of an SNP or TDX one"
+        )
+        raise SpecError(cause, remedy)
 
 
 def _other_owners(owner: Owner) -> Iterator[tuple[Owner, Deviation]]:

@@ -155,18 +155,24 @@ def register_options(claim: Claim, most: int) -> list[Option[Registers | None]]:
     """How vCPUs begin; None is a SEV guest, whose registers are not measured."""
     plain: Option[Registers | None] = Option(None)
     kind: tuple[Deviation, ...] = ()
-    if claim.kind is GuestKind.SEV_ES:
+    if claim.kind is GuestKind.SNP:
+        options: list[Option[Registers | None]] = []
+    elif claim.kind is GuestKind.SEV_ES:
         cause = "the registers were not measured: the guest was SEV, not SEV-ES"
         plain = Option(None, (Deviation("guest-kind", cause, "--mode sev, or launch with policy bit 2 set"),))
+        options = [plain]
     else:
+        options = [plain]
         cause = "registers were measured: the guest was SEV-ES, not SEV"
         kind = (Deviation("guest-kind", cause, "--mode seves, or launch with policy bit 2 clear"),)
     axes: tuple[list[Option[int]], ...] = (
         _signature_options(claim.signature),
-        _feature_options(claim.features),
+        _feature_options(claim.features, claim.kind),
     )
-    options = [plain]
-    for launcher in _launcher_options(claim.init):
+    launchers = _launcher_options(claim.init)
+    if claim.kind is GuestKind.SNP:  # its VM type knows no other way
+        launchers = [launcher for launcher in launchers if launcher.value is not Launcher.LEGACY]
+    for launcher in launchers:
         room = most - len(kind) - len(launcher.deviations)
         unsigned = launcher.value in (Launcher.EC2, Launcher.GCE)
         chosen = ([Option(UNSET_SIGNATURE)], axes[1]) if unsigned else axes
@@ -216,9 +222,12 @@ def _signature_options(given: int | None) -> list[Option[int]]:
     return options
 
 
-def _feature_options(given: int) -> list[Option[int]]:
+def _feature_options(given: int, kind: GuestKind) -> list[Option[int]]:
     options = [Option(given)]
-    for features in FEATURES:
+    tried: Sequence[int] = FEATURES
+    if kind is GuestKind.SNP:
+        tried = sorted({features | int(SevFeatures.SNP_ACTIVE) for features in FEATURES})
+    for features in tried:
         if features != given:
             cause = f"the VMSA features are {feature_words(features)}, not {feature_words(given)}"
             remedy = f"--guest-features {features:#x}"

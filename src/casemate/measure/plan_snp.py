@@ -38,7 +38,7 @@ def plan_snp(
     Raises ImageError if the image cannot be launched so or take the hashes, SpecError if numbers are impossible.
     """
     validate_features(features)
-    sections = list(_section_steps(image, hashes))
+    sections = list(section_steps(image, hashes.to_bytes() if hashes else None))
     vmsas = vmsa_steps(image, vcpus, signature, features, SevInit.INIT2)
     return LaunchPlan(GuestKind.SNP, (firmware_step(image), *sections, *vmsas))
 
@@ -78,17 +78,21 @@ def firmware_step(image: FirmwareImage) -> SnpPages:
     return SnpPages("firmware", image.base, image.size, SnpPageType.NORMAL, image.data)
 
 
-def _section_steps(image: FirmwareImage, hashes: KernelHashes | None) -> Iterator[SnpPages]:
+def section_steps(image: FirmwareImage, table: bytes | None) -> Iterator[SnpPages]:
+    """The SEV metadata's sections, with the ``table`` of kernel hashes in its page.
+
+    Raises ImageError if the image has no usable sections, or none for the table.
+    """
     sections = _sections(image)
-    if hashes is not None and not any(kind is SevSectionType.KERNEL_HASHES for _, kind in sections):
+    if table is not None and not any(kind is SevSectionType.KERNEL_HASHES for _, kind in sections):
         cause = "kernel hashes are asked for, but the SEV metadata has no page for them"
         remedy = "use a build that sets one apart, such as edk2's AmdSev, or leave the kernel unmeasured"
         raise ImageError(image.name, cause, remedy)
     for section, kind in sections:
         what = kind.name if kind else f"section of type {section.type:#x}"
         gpa = Gpa(section.base)
-        if kind is SevSectionType.KERNEL_HASHES and hashes is not None:
-            page = _hashes_page(image, section, hashes)
+        if kind is SevSectionType.KERNEL_HASHES and table is not None:
+            page = _hashes_page(image, section, table)
             yield SnpPages("kernel hashes", gpa, section.size, SnpPageType.NORMAL, page)
         else:
             page_type = _TYPES.get(kind, SnpPageType.ZERO) if kind else SnpPageType.ZERO
@@ -134,10 +138,10 @@ def _validate_place(image: FirmwareImage, section: SevSection, taken: list[tuple
         )
 
 
-def _hashes_page(image: FirmwareImage, section: SevSection, hashes: KernelHashes) -> bytes:
+def _hashes_page(image: FirmwareImage, section: SevSection, table: bytes) -> bytes:
     from casemate.measure.kernel_hashes import find_hashes_area
 
-    area, table = find_hashes_area(image), hashes.to_bytes()
+    area = find_hashes_area(image)
     offset = area.base - section.base
     if not 0 <= offset <= PAGE_SIZE - len(table):
         cause = f"the area for kernel hashes ({area.base:#x}) is outside of its SEV metadata section"

@@ -100,11 +100,20 @@ def meaning(status: int) -> str:
     return _MEANINGS.get(known) or known.name.replace("_", " ").lower()
 
 
-def refused(command: str, status: int, detail: str = "") -> FirmwareStatusError:
+_SNP_REMEDIES = {
+    SevStatus.POLICY_FAILURE: "compare the policy with that of the ID block, and with the firmware's version",
+    SevStatus.BAD_SIGNATURE: "make ID block and authentication anew: casemate measure --mode snp --idkey",
+    SevStatus.BAD_MEASUREMENT: "compare what the ID block was made for: casemate measure --mode snp --trace",
+    SevStatus.INVALID_PARAM: "compare policy, ID block and CPUID table with what this firmware takes",
+}
+
+
+def refused(command: str, status: int, detail: str = "", *, snp: bool = False) -> FirmwareStatusError:
     """The error that says which command was refused, by the status's name and meaning, and what to do about it."""
     known = _known(status)
     words = f"{known.name}, {meaning(status)}" if known is not None else meaning(status)
-    remedy = _REMEDIES.get(known, "") if known is not None else ""
+    remedies = _REMEDIES | _SNP_REMEDIES if snp else _REMEDIES
+    remedy = remedies.get(known, "") if known is not None else ""
     return FirmwareStatusError(command, status, f"{words}: {detail}" if detail else words, remedy)
 
 

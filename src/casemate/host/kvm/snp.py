@@ -102,5 +102,5 @@ class KvmSnp:
             self._call(Ioctl.MEMORY_ENCRYPT_OP, envelope)
         except HostError as error:
             if envelope.error not in (0, NO_FIRMWARE_CALL):
-                raise refused(command.kernel_name, envelope.error) from error
+                raise refused(command.kernel_name, envelope.error, snp=True) from error
             raise HostError(command.kernel_name, error.errno) from error

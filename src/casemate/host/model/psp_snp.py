@@ -27,7 +27,7 @@ from casemate.abi.sev.report import AUTHOR_KEY_EN, REPORT_DATA_SIZE, Attestation
 from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
 from casemate.abi.sev.snp_pages import CpuidPage, SecretsPage
 from casemate.abi.sev.snp_policy import SnpPolicy
-from casemate.abi.sev.status import SevStatus, meaning
+from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.cpuid_rules import correct_table
@@ -125,11 +125,7 @@ class SnpPsp:
         """An attestation report (1184 bytes) as the guest would be given it on MSG_REPORT_REQ."""
         assert len(report_data) == REPORT_DATA_SIZE
         if self.state is not GuestState.RUNNING:
-            raise FirmwareStatusError(
-                "SNP_GUEST_REQUEST (modelled)",
-                SevStatus.INVALID_GUEST_STATE,
-                meaning(SevStatus.INVALID_GUEST_STATE),
-            )
+            raise refused("SNP_GUEST_REQUEST (modelled)", SevStatus.INVALID_GUEST_STATE, snp=True)
         report = AttestationReport(
             version=3, policy=self._policy, vmpl=vmpl, signature_algo=ECDSA_P384_SHA384, platform_info=1
         )
@@ -213,5 +209,4 @@ def _verifies(key: EcdsaPublicKey, algorithm: int, signature: EcdsaSignature, me
 
 
 def _refusal(command: SevCommand, status: SevStatus, detail: str = "") -> FirmwareStatusError:
-    text = f"{meaning(status)}: {detail}" if detail else meaning(status)
-    return FirmwareStatusError(f"{command.kernel_name} (modelled)", status, text)
+    return refused(f"{command.kernel_name} (modelled)", status, detail, snp=True)
