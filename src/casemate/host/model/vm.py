@@ -130,7 +130,7 @@ class ModelVm:
         """VMGEXITs by request and #VCs by exit code, most frequent first; empty without SEV-ES."""
         if self._ghcb is None or self._vcpu is None:
             return {}
-        raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts.most_common()}
+        raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}
         return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised}
 
     def close(self) -> None:

@@ -65,6 +65,7 @@ class Engine:
         self.uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
+        self.fast: native.FastPath | None = None
         self.reset()
         attached = native.attach(self.handle, msrs) if fast else "not asked for"
         self.fast = attached if isinstance(attached, native.FastPath) else None
@@ -76,6 +77,8 @@ class Engine:
         self.uc.context_restore(self._reset_state)
         self.write(RIP, RESET_IP)
         self.msrs.reset()
+        if self.fast:
+            self.fast.reset_delivery()
 
     def close(self) -> None:
         """Give the engine back."""
@@ -203,20 +206,14 @@ class Engine:
         self._forget_lookup_fault()
         return None if error else self._scratch.value
 
-    def take_error_code(self, vector: int) -> int:
-        """Error code of the exception in an interrupt hook (0 without the fast path, which alone can tell).
-
-        The engine would call the next exception a double fault: it is made to forget this one.
-        """
-        if self.fast:
-            return self.fast.take_error_code()
+    def forget_exception(self, vector: int) -> None:
+        """On the public API: the engine would call the exception after ``vector`` a double fault."""
         context = self.uc.context_save()
         at = ctypes.cast(context.context, ctypes.c_void_p).value or 0
         last = ctypes.c_int32.from_address(at + _CONTEXT_OLD_EXCEPTION)
         if last.value == vector:
             last.value = -1
             self.uc.context_restore(context)
-        return 0
 
     def _forget_lookup_fault(self) -> None:
         # The engine looks addresses up as if the guest did. A miss leaves a page fault behind.

@@ -1,9 +1,8 @@
 """#VC on the modelled CPU: what a SEV-ES guest may not do by itself raises vector 29 (AMD APM volume 2, 15.35.5).
 
-Stubs at the entry of the engine's helpers for CPUID, IN, OUT and MOV DR7 raise a pseudo exception before anything
-happened, if the CPU's cell says that it is to do so; others go on as before. Memory that no slot backs stays unmapped
-in the engine, and a native hook there raises the nested-page-fault #VC. The interrupt hook sees ``VC_VECTORS`` plus
-the exit code, and delivers vector 29 through the guest's own IDT.
+Stubs at the entry of the engine's helpers for CPUID, IN, OUT and MOV DR7 raise it before anything happened, if the
+CPU's cell says that it is to do so; others go on as before. Memory that no slot backs stays unmapped in the engine,
+and a native hook there raises the #VC of a nested page fault. The exit code is the error code.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from collections.abc import Callable
 
 from casemate.abi.sev.ghcb import ExitCode
 
-VC_VECTORS = 0x2000
-"""Pseudo exception numbers from here on are #VCs; the exit code is added."""
-
+_VECTOR = 29
 CELL_USED, CELL_VC, CELL_VC_DR7 = 1, 2, 4
 """Flags in the second word of a CPU's cell."""
 
@@ -41,10 +38,13 @@ Stub = Callable[[int], bytes]
 
 
 def raise_exception(code: int, raiser: int) -> bytes:
-    """Code that leaves the instruction (return address at rsp, CPU state in rdi) by pseudo exception ``code``."""
+    """Code that leaves the instruction (return address at rsp, CPU state in rdi) by #VC ``code``."""
+    return b"\x48\x8b\x0c\x24" + _raise(code, raiser)  # mov rcx, [rsp]
+
+
+def _raise(code: int, raiser: int) -> bytes:
     return (
-        b"\x48\x8b\x14\x24"  # mov rdx, [rsp]
-        + b"\xbe" + struct.pack("<I", VC_VECTORS + code)  # mov esi, vector
+        b"\xbe" + struct.pack("<I", _VECTOR) + b"\xba" + struct.pack("<I", code)  # mov esi, vector; mov edx, code
         + absolute_jump(raiser)
     )  # fmt: skip
 
@@ -115,8 +115,4 @@ def unmapped_hook(raiser: int) -> bytes:
 
     The engine brought RIP up to date before it called the hook.
     """
-    return (
-        b"\x49\x8b\x39\x31\xd2"  # mov rdi, [r9]; xor edx, edx
-        + b"\xbe" + struct.pack("<I", VC_VECTORS + ExitCode.NPF)  # mov esi, vector
-        + absolute_jump(raiser)
-    )  # fmt: skip
+    return b"\x49\x8b\x39\x31\xc9" + _raise(ExitCode.NPF, raiser)  # mov rdi, [r9]; xor ecx, ecx
