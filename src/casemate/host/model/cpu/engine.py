@@ -42,6 +42,8 @@ RDI = x86_const.UC_X86_REG_RDI
 RESET_IP = 0xFFF0
 _RESET_CS = 0xF000
 _RESET_CS_BASE = 0xFFFF0000
+_RESET_TABLE = (0, 0, 0xFFFF, 0)
+"""Selector, base, limit and flags of a descriptor table register."""
 _SEGMENT = struct.Struct("<I4xQ")
 """Selector and base, as the engine keeps a segment."""
 _CONTEXT_OLD_EXCEPTION = 5536
@@ -59,6 +61,8 @@ class Engine:
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
         real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
         real_mode.reg_write(CS, _RESET_CS)
+        real_mode.reg_write(IDTR, _RESET_TABLE)
+        real_mode.reg_write(GDTR, _RESET_TABLE)
         self._reset_state = real_mode.context_save()
         self._state = real_mode.context_save()
         self._cs_base_at = self._start_below_four_gib()
