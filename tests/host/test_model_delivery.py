@@ -62,8 +62,8 @@ class Delivery(ModelRig):
         self.put(HANDLER, SAVE_FRAME)
         self.put(POINTERS, struct.pack("<HQ", 256 * 16 - 1, IDT).hex())
         self.put(POINTERS + 0x20, struct.pack("<HQ", 0x4F, GDT).hex())
-        task = struct.pack("<HHBBBBII", 103, TSS & 0xFFFF, TSS >> 16 & 0xFF, 0x89, 0, TSS >> 24, 0, 0)
-        self.put(GDT, (struct.pack("<8Q", *DESCRIPTORS) + task).hex())
+        descriptor = struct.pack("<HHBBBBII", 103, TSS & 0xFFFF, TSS >> 16 & 0xFF, 0x89, 0, TSS >> 24, 0, 0)
+        self.put(GDT, (struct.pack("<8Q", *DESCRIPTORS) + descriptor).hex())
         self.put(TSS + 4, struct.pack("<Q", KERNEL_STACK).hex())
         self.put(TSS + 0x24, struct.pack("<Q", IST_STACK).hex())
 

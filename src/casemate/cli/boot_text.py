@@ -69,7 +69,9 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     if report["bios"]:
         bios = report["bios"]
         lines.append(f"  bios      {Path(bios['file']).name} at {bios['gpa']:#x}, {bios['protection']}")
-    lines.append(f"  why       {(report['flash'] or [report['bios']])[0]['reason']}")
+    lines += _kernel(report["kernel"])
+    if firmware := report["flash"] or ([report["bios"]] if report["bios"] else []):
+        lines.append(f"  why       {firmware[0]['reason']}")
     if report["phases"]:
         reached = ", ".join(f"{phase['name']} {phase['at']:.1f} s" for phase in report["phases"])
         lines.append(f"  phases    {reached}")
@@ -90,6 +92,13 @@ def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
     return [f"  VMGEXITs  {sum(exits.values())}: {most}"]
 
 
+def _kernel(kernel: dict[str, Any] | None) -> list[str]:
+    if not kernel:
+        return []
+    initrd = f", initrd {Path(kernel['initrd']).name}" if kernel["initrd"] else ""
+    return [f"  kernel    {Path(kernel['file']).name}{initrd}, started by {kernel['started_by']}"]
+
+
 def _launch(report: dict[str, Any]) -> list[str]:
     launch, measurement = report["launch"], report["measurement"]
     if not launch:
@@ -102,8 +111,12 @@ def _launch(report: dict[str, Any]) -> list[str]:
 
 
 def _details(report: dict[str, Any]) -> list[str]:
-    units = report["flash"] or [report["bios"]]
-    lines = [f"  not       {other['protection']}: {other['reason']}" for other in units[0]["rejected"]]
+    units = report["flash"] or ([report["bios"]] if report["bios"] else [])
+    lines = [
+        f"  not       {other['protection']}: {other['reason']}"
+        for unit in units[:1]
+        for other in unit["rejected"]
+    ]
     lines += [_violation(event) for event in report["writes"]["events"][:20]]
     lines += [
         f"  audit     unit {change['unit']} {change['what']}: {change['why']}, {change['at']:.3f} s"

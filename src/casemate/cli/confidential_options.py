@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print slots, ioctls, steps and digest, and open no host"
     )
     kernel = parser.add_argument_group("direct kernel boot")
-    kernel.add_argument("--kernel", type=Path, metavar="F", help="Linux kernel for the firmware to start")
+    kernel.add_argument(
+        "--kernel",
+        type=Path,
+        metavar="F",
+        help="Linux kernel: for the firmware to start, or, with neither --code nor --bios, started without",
+    )
     kernel.add_argument("--initrd", type=Path, metavar="F")
     kernel.add_argument("--append", metavar="CMDLINE", help="kernel command line")
     kernel.add_argument(
@@ -87,7 +92,7 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
     from casemate.measure.cpu_models import model_signature
 
     kind = GuestKind(args.guest)
-    validate_kind(kind, flash=args.bios is None)
+    validate_kind(kind, flash=args.bios is None and (args.code is not None or args.kernel is None))
     features = tuple(name for text in args.feature for name in text.split(","))
     parse_features(features, kind)
     return LaunchOptions(

@@ -117,6 +117,9 @@ class Hypervisor(Protocol):
     legacy_vmsa_features: int
     """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
 
+    c_bit: int | None
+    """Position of the encryption bit in page tables of guests of SEV, or None where there are none."""
+
     def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
         """What such a VM would answer, without making it; None where only the VM can say."""
 

@@ -14,9 +14,11 @@ from casemate.devices.flash.cfi import CfiFlash
 from casemate.errors import InternalError
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
+from casemate.linux.direct_boot import PM_BASE
 from casemate.machine.boards import BOARDS
 from casemate.machine.console import Console
 from casemate.machine.devices import MachineDevices
+from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
@@ -90,7 +92,8 @@ class Machine:
         self.resets = 0
         self.reset_wanted = False
         self.flash: list[FlashUnit] = []
-        self.firmware = open_firmware(spec)
+        self.linux = spec.linux or (lay_out_linux(spec, None) if spec.is_direct else None)
+        self.firmware = open_firmware(spec, self.linux)
         self._backings: list[Backing] = []
         try:
             self.vm = hypervisor.create_vm(spec.kind, spec.sev)
@@ -107,7 +110,7 @@ class Machine:
         spec, board = self.spec, BOARDS[self.spec.machine]
         self.protection = choose(
             spec.kind,
-            flash=spec.bios is None,
+            flash=spec.in_flash,
             capabilities=self.vm.capabilities,
             requested=spec.protection,
             on_write=spec.on_write,
@@ -116,13 +119,14 @@ class Machine:
             self.warnings.append(self.protection.warning)
         self.map = MemoryMap(self.vm)
         self.bus = Bus(self.map, self.vm, self.recorder)
+        self.memory = GuestMemory(self.map, self.vm, self.recorder)
         irqchip = make_irqchip(self.vm, self.clock, self.recorder)
         self.devices = MachineDevices(
             board,
             spec,
             self.bus,
             self.map,
-            GuestMemory(self.map, self.vm, self.recorder),
+            self.memory,
             self.clock,
             self.recorder,
             self.console,
@@ -159,24 +163,40 @@ class Machine:
         self.map.commit()
 
     def place_firmware(self) -> None:
-        """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB."""
+        """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB.
+
+        A kernel without firmware goes to RAM, and its entry code to where firmware would be.
+        """
         self._advance(Stage.FIRMWARE_PLACED)
-        if self.spec.bios is None:
+        if self.spec.in_flash:
             for number, source in enumerate(self.firmware):
                 self._place_unit(number, source)
         else:
             self._place_bios(self.firmware[0])
         self.map.commit()
+        if self.linux is not None:
+            for piece in self.linux.pieces:
+                self.memory.write(piece.gpa, piece.data)
+            self.devices.set_up_power_management(PM_BASE)
 
     def ready(self) -> None:
         """The vCPU stands at the reset vector."""
         self._advance(Stage.READY)
 
     def reset(self) -> None:
-        """A platform reset: RAM and flash keep their contents. It ends the run of a guest with sealed registers."""
+        """A platform reset: RAM and flash keep their contents.
+
+        It ends the run of a guest with sealed registers, and of a kernel that no firmware would load again.
+        """
         self.reset_wanted = False
         if self.vm.capabilities.sealed_state:
-            self.end(Ending.RESET)
+            self.end(Ending.RESET, "the guest asked for a reset, which its sealed registers do not survive")
+            return
+        if self.linux is not None:
+            self.end(
+                Ending.RESET,
+                "the guest asked for a reset, and there is no firmware to start its kernel again",
+            )
             return
         self.resets += 1
         self.devices.reset()

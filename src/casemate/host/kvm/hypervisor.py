@@ -19,6 +19,7 @@ class KvmHypervisor:
     name = "kvm"
     era: str | None = None
     legacy_vmsa_features = 0
+    c_bit: int | None = None
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device

@@ -86,6 +86,7 @@ class ModelVcpu:
         vmgexit = None if self._ghcb is None else InvalidInstructionHook(self._on_vmgexit)
         fast.hook_exceptions(InterruptHook(self._on_refused_store), vmgexit)
         fast.answer_interrupts(self._acknowledge)
+        self._clock.on_skip = fast.advance_tsc
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""

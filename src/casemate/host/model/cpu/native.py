@@ -20,6 +20,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic_ns
 from typing import Any
 
 from unicorn import unicorn_const
@@ -60,6 +61,7 @@ _ENV_OLD_EXCEPTION = 5496
 _ENV_TSC_OFFSET = 0x1588
 _STUB_BYTES = 8192
 
+library.cpu_get_ticks_x86_64.restype = ctypes.c_uint64
 _Decider = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 """Gets the address of a CPU's state."""
 _HANDLED, _NATIVE, _RAISE = 0, 1, 2
@@ -293,6 +295,7 @@ class FastPath:
         self._old_exception = ctypes.c_int32.from_address(self._env + _ENV_OLD_EXCEPTION)
         self._request = ctypes.c_uint32.from_address(cpu + native_delivery.INTERRUPT_REQUEST)
         self._tsc_offset = ctypes.c_uint64.from_address(self._env + _ENV_TSC_OFFSET)
+        self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
         self.delivery = native_delivery.DeliveryRecord(cpu=cpu)
 
     def raise_vc(self, *, dr7: bool) -> None:
@@ -337,9 +340,11 @@ class FastPath:
         """Whether the guest still has to take it."""
         return bool(self._request.value & native_delivery.HARD_INTERRUPT)
 
-    def advance_tsc(self, ticks: int) -> None:
-        """Move the time-stamp counter forward."""
-        self._tsc_offset.value += ticks
+    def advance_tsc(self, nanoseconds: int) -> None:
+        """Move the time-stamp counter forward, which else goes as the host's."""
+        elapsed = monotonic_ns() - self._started
+        ticks = library.cpu_get_ticks_x86_64() - self._started_ticks
+        self._tsc_offset.value += nanoseconds * ticks // max(elapsed, 1)
 
     def reset_delivery(self) -> None:
         """As after RESET#: nothing is asked for, no exception was met."""
