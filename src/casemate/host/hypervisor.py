@@ -63,6 +63,9 @@ class Vcpu(Protocol):
     def set_rip(self, rip: int) -> None:
         """Go on at another instruction; only where the guest's state is not sealed."""
 
+    def set_msr(self, index: int, value: int) -> None:
+        """Give a model-specific register its first value, before the guest runs (KVM_SET_MSRS)."""
+
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code (at most 15) and their width in bits (16, 32, 64), or None where nobody can know."""
 

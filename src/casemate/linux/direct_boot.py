@@ -1,4 +1,4 @@
-"""What a boot loader prepares for a kernel in a guest's memory (Linux Documentation/arch/x86: boot.rst, zero-page.rst)."""
+"""What a boot loader prepares for a kernel in guest memory (Linux Documentation/arch/x86: boot.rst, zero-page.rst)."""
 
 from __future__ import annotations
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.errors import InternalError
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
-from casemate.linux.direct_boot import PM_BASE
+from casemate.linux.direct_boot import PM_BASE, DirectBoot
 from casemate.machine.boards import BOARDS
 from casemate.machine.console import Console
 from casemate.machine.devices import MachineDevices
@@ -33,6 +34,7 @@ from casemate.memory.region import Alias, Ram, Rom, RomDevice
 
 _LEGACY_BIOS_SIZE = 128 << 10
 _MIB = 1 << 20
+_MTRRS_ALL_WRITE_BACK = 1 << 11 | 6
 
 
 class Stage(IntEnum):
@@ -175,9 +177,7 @@ class Machine:
             self._place_bios(self.firmware[0])
         self.map.commit()
         if self.linux is not None:
-            for piece in self.linux.pieces:
-                self.memory.write(piece.gpa, piece.data)
-            self.devices.set_up_power_management(PM_BASE)
+            self._place_linux(self.linux)
 
     def ready(self) -> None:
         """The vCPU stands at the reset vector."""
@@ -266,6 +266,13 @@ class Machine:
         region = Ram("bios", backing) if writable else Rom("bios", backing)
         self.map.add(region, source.gpa)
         self._place_legacy_window(region)
+
+    def _place_linux(self, linux: DirectBoot) -> None:
+        for piece in linux.pieces:
+            self.memory.write(piece.gpa, piece.data)
+        # What firmware would have set up. Without MTRRs Linux does without PAT, and a SEV-ES guest without itself.
+        self.devices.set_up_power_management(PM_BASE)
+        self.vcpu.set_msr(MTRR_DEF_TYPE, _MTRRS_ALL_WRITE_BACK)
 
     def _place_legacy_window(self, region: Ram | Rom | RomDevice) -> None:
         if not self.spec.legacy_window:

@@ -136,6 +136,10 @@ class ModelVcpu:
         """Go on elsewhere."""
         self._engine.write(registers.RIP, rip)
 
+    def set_msr(self, index: int, value: int) -> None:
+        """Set one model-specific register."""
+        self._engine.set_msr(index, value)
+
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code and their width in bits; None where they are encrypted."""
         if self._secrecy.memory:

@@ -57,7 +57,7 @@ class ModelVm:
         self.msrs = _registers(kind, setup)
         self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
-        self._engine = Engine(self.msrs, fast=fast)
+        self._engine = Engine(self.msrs, fast=fast, amd=encrypted)
         if encrypted:
             self._engine.require_fast_path(kind)
         self._traps = Traps(

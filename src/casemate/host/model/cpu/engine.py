@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from unicorn import Uc, unicorn_const, x86_const
+from unicorn import unicorn_const, x86_const
 
 from casemate.errors import InternalError, UnsupportedError
 from casemate.host.model.cpu import native, unicorn_api
-from casemate.host.model.cpu.cpuid import SevCpuid
+from casemate.host.model.cpu.cpuid import SevCpuid, new_cpu
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 
 READ = unicorn_const.UC_PROT_READ
@@ -51,22 +51,22 @@ _CONTEXT_OLD_EXCEPTION = 5536
 
 
 class Engine:
-    """A CPU. All methods but ``stop`` belong to the thread that runs it."""
+    """A CPU, of AMD or the engine's usual one. All methods but ``stop`` belong to the thread that runs it."""
 
-    def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool) -> None:
+    def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool, amd: bool = False) -> None:
         self.msrs = msrs
         self._scratch = ctypes.c_uint64()
         self._scratch_at = ctypes.addressof(self._scratch)
         self._scratch_ref = ctypes.byref(self._scratch)
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
-        real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
+        real_mode = new_cpu(unicorn_const.UC_MODE_16, amd=amd)
         real_mode.reg_write(CS, _RESET_CS)
         real_mode.reg_write(IDTR, _RESET_TABLE)
         real_mode.reg_write(GDTR, _RESET_TABLE)
         self._reset_state = real_mode.context_save()
         self._state = real_mode.context_save()
         self._cs_base_at = self._start_below_four_gib()
-        self.uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
+        self.uc = new_cpu(unicorn_const.UC_MODE_64, amd=amd)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
         self.fast: native.FastPath | None = None
@@ -163,6 +163,11 @@ class Engine:
         """Base and limit of IDTR or GDTR."""
         _, base, limit, _ = self.uc.reg_read(register)
         return int(base), int(limit)
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Set a model-specific register from outside."""
+        if not self.msrs.host_write(index, value):
+            self.uc.msr_write(index, value)
 
     def instruction_address(self) -> int:
         """Linear address of the next instruction; code segments are taken to be flat outside of real mode."""
