@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         line = serial_line(args, stack, started)
         serial = line.write if line else serial_output(args, stack)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
-        status = boot_text.StatusLine(enabled=sys.stderr.isatty())
+        phases = boot_text.KERNEL_PHASES if spec.is_direct else boot_text.FIRMWARE_PHASES
+        status = boot_text.StatusLine(phases, enabled=sys.stderr.isatty())
         stack.callback(status.clear)
         wait = line.wait if line else None
         if interactive:

@@ -12,22 +12,24 @@ from casemate.abi.sev.ghcb import ExitCode
 if TYPE_CHECKING:
     from casemate.machine.outcome import Outcome
 
-_ALL_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
+FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
+KERNEL_PHASES = ("load", "kernel", "init")
 _CLEAR_LINE = "\r\x1b[K"
 
 
 class StatusLine:
-    """One line on a terminal's standard error that shows the firmware phase, until the guest prints something."""
+    """One line on a terminal's standard error that shows the phase, of ``phases``, until the guest prints something."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, phases: tuple[str, ...], *, enabled: bool) -> None:
+        self._phases = phases
         self._enabled = enabled
         self._shown = False
-        self.phase("SEC")
+        self.phase(phases[0])
 
     def phase(self, name: str) -> None:
         """The guest reached a phase."""
         if self._enabled:
-            line = " ".join(f"[{phase}]" if phase == name else phase for phase in _ALL_PHASES)
+            line = " ".join(f"[{phase}]" if phase == name else phase for phase in self._phases)
             print(f"{_CLEAR_LINE}casemate: {line} ", end="", file=sys.stderr, flush=True)
             self._shown = True
 

@@ -122,7 +122,7 @@ class Machine:
         self.map = MemoryMap(self.vm)
         self.bus = Bus(self.map, self.vm, self.recorder)
         self.memory = GuestMemory(self.map, self.vm, self.recorder)
-        irqchip = make_irqchip(self.vm, self.clock, self.recorder)
+        irqchip = make_irqchip(self.vm, self.clock, None if spec.is_direct else self.recorder)
         self.devices = MachineDevices(
             board,
             spec,
@@ -139,7 +139,11 @@ class Machine:
             sealed=self.vm.capabilities.sealed_state,
         )
         self.vcpu = self.vm.create_vcpu(self.bus, irqchip.controller)
-        self.console.connect(self.devices.serial.feed, lambda: self.end(Ending.UNTIL))
+        self.console.connect(
+            self.devices.serial.feed,
+            lambda: self.end(Ending.UNTIL),
+            self._panicked,
+        )
         self.stage = Stage.CREATED
 
     def __enter__(self) -> Machine:
@@ -189,6 +193,9 @@ class Machine:
         It ends the run of a guest with sealed registers, and of a kernel that no firmware would load again.
         """
         self.reset_wanted = False
+        if self.spec.kernel is not None and (reason := self.console.panic_reason):
+            self._panicked(reason)
+            return
         if self.vm.capabilities.sealed_state:
             self.end(Ending.RESET, "the guest asked for a reset, which its sealed registers do not survive")
             return
@@ -203,6 +210,9 @@ class Machine:
         for unit in self.flash:
             unit.device.reset()
         self.vcpu.reset()
+
+    def _panicked(self, reason: str) -> None:
+        self.end(Ending.KERNEL_PANIC, f"the kernel gave up: {reason}")
 
     def request_reset(self) -> None:
         """Reset as soon as the vCPU stops; called by devices."""
