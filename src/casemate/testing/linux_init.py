@@ -1,4 +1,4 @@
-"""A first program for Linux and the archive it comes in, without a compiler (Linux buffer-format.rst; ELF 64, x86-64 ABI).
+"""A first program for Linux and its archive, without a compiler (Linux buffer-format.rst; ELF 64, x86-64 ABI).
 
 initrd.write_bytes(initramfs(printing_init("hello")))
 """
