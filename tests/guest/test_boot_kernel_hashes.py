@@ -99,7 +99,7 @@ def test_stock_image_without_a_verifier_starts_what_was_not_measured(
     spec: MachineSpec, tmp_path: Path
 ) -> None:
     """It has an area for the hashes, so that they are measured; nothing in it compares them."""
-    assert spec.initrd is not None
     spec = replace(spec, bios=None, code=require_image("OVMF_CODE_4M.fd", "sid-ovmf-generic"))
+    assert spec.initrd is not None
     outcome, _ = boot(spec, replace(spec, initrd=changed(spec.initrd, -20, tmp_path)))
     assert outcome.ending is Ending.UNTIL, outcome

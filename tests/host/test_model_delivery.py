@@ -89,12 +89,8 @@ class Delivery(ModelRig):
         ("cc", 3, None, 1),  # int3
         ("0f0b", 6, None, 0),  # ud2
         ("f4", 13, 0, 0),  # hlt
-        (
-            "cd41",
-            13,
-            0x41 * 16 + 2,
-            0,
-        ),  # int 0x41, whose gate is the supervisor's; hardware has 8 times the vector
+        # int 0x41, a supervisor's gate; on hardware the error code is 8 times the vector, and RIP is on it
+        ("cd41", 13, 0x41 * 16 + 2, 2),
         ("cd40", 0x40, None, 2),  # int 0x40, whose gate is open
         ("b868000000 8ed8", 13, 0x68, 5),  # mov ds, a selector behind the table
         ("48b8 0000000001000000 8a18", 14, 4, 10),  # load from an unmapped page

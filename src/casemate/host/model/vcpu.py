@@ -16,6 +16,7 @@ from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination,
 from casemate.host.hypervisor import InterruptController
 from casemate.host.model.cpu import delivery
 from casemate.host.model.cpu import engine as registers
+from casemate.host.model.cpu.cache_control import CacheControl
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.native import FastPath
 from casemate.host.model.cpu.native_delivery import NO_VECTOR
@@ -72,6 +73,7 @@ class ModelVcpu:
         self._closed = False
         self._executing = threading.Event()
         self._sites = None if engine.fast else InstructionSites(engine, memory, self._stop_here)
+        self._cache_control: CacheControl | None = None
         if engine.fast:
             self._use_native_delivery(engine.fast)
         else:
@@ -86,6 +88,7 @@ class ModelVcpu:
         vmgexit = None if self._ghcb is None else InvalidInstructionHook(self._on_vmgexit)
         fast.hook_exceptions(InterruptHook(self._on_refused_store), vmgexit)
         fast.answer_interrupts(self._acknowledge)
+        self._cache_control = CacheControl(self._engine) if self._engine.raises_vc else None
         self._clock.on_skip = fast.advance_tsc
 
     def run(self) -> VmExit:
@@ -173,8 +176,9 @@ class ModelVcpu:
         if self._flush_wanted:
             self._flush_wanted = False
             self._engine.flush_translations()
-        if self._sites is not None and self._sites.install_pending():
-            self._interrupted_by_us = True
+        for sites in (self._sites, self._cache_control):
+            if sites is not None and sites.install_pending():
+                self._interrupted_by_us = True
         if self._traps.fault is not None:
             self._exit, self._traps.fault = self._traps.fault, None
         elif self._exit is not None:

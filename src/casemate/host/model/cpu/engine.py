@@ -70,6 +70,8 @@ class Engine:
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
         self.fast: native.FastPath | None = None
+        self.raises_vc = False
+        """Whether this is the CPU of a SEV-ES guest."""
         self.reset()
         attached = native.attach(self.handle, msrs) if fast else "not asked for"
         self.fast = attached if isinstance(attached, native.FastPath) else None
@@ -121,6 +123,7 @@ class Engine:
         """Raise #VC as for a SEV-ES guest."""
         assert self.fast is not None
         self.fast.raise_vc(dr7=dr7)
+        self.raises_vc = True
 
     def start(self, rip: int) -> int:
         """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""

@@ -117,6 +117,7 @@ class _Patches:
         self._stubs = mmap.mmap(-1, _STUB_BYTES, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._stubs_at = _buffer_address(self._stubs)
         self._stubs_end = 0
+        self._shared: dict[bytes, int] = {}
         self._replace("x86_cpu_tlb_fill_x86_64", 14, self._tlb_fill())
         self._replace("tlb_set_page_with_attrs_x86_64", 12, self._tlb_set_page())
         self._rdmsr = _Decider(self._on_rdmsr)
@@ -147,6 +148,13 @@ class _Patches:
         _overwrite(room, _jump(abort))
         entry = _address("cpu_abort_x86_64")
         _overwrite(entry, native_delivery.near_jump(entry, room))
+
+    def emit_once(self, *codes: bytes) -> list[int]:
+        """Place codes that every engine shares; returns where they are."""
+        for code in codes:
+            if code not in self._shared:
+                self._shared[code] = self._emit(code)
+        return [self._shared[code] for code in codes]
 
     def _emit(self, code: bytes) -> int:
         start = self._stubs_end
@@ -312,6 +320,16 @@ class FastPath:
     def shut_down(self) -> bool:
         """Whether the CPU met a fault while it delivered a double fault."""
         return self._old_exception.value == native_delivery.DOUBLE_FAULT
+
+    @property
+    def env(self) -> int:
+        """Address of the CPU's state."""
+        return self._env
+
+    def emit(self, *codes: Callable[[int, int], bytes]) -> list[int]:
+        """Place native hooks, made from the functions that load a byte of code and that raise; returns where."""
+        functions = _address("cpu_ldub_code_x86_64"), _address("raise_exception_err_ra_x86_64")
+        return self._patches.emit_once(*(code(*functions) for code in codes))
 
     def hook_exceptions(self, on_refused_store: Any, on_invalid: Any | None) -> None:
         """Let the engine deliver exceptions. Two are told: stores undone under ``FAULT_VECTOR``, and instructions that
