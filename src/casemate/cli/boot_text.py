@@ -86,7 +86,7 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
 
 
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
-    if not requests:
+    if not requests or "vmgexits" not in requests:
         return []
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}

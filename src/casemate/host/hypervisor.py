@@ -100,7 +100,10 @@ class Vm(Protocol):
         """Add a vCPU in reset state; ``interrupts`` is None when the irqchip is in the kernel."""
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
-        """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows."""
+        """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows.
+
+        ``pages`` of an encrypted guest are ``private`` (the host sees ciphertext) or ``shared`` (it sees the same).
+        """
 
     def close(self) -> None:
         """Give everything back; no vCPU may be running."""

@@ -127,11 +127,12 @@ class ModelVm:
         return self._vcpu
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
-        """VMGEXITs by request and #VCs by exit code, most frequent first; empty without SEV-ES."""
+        """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""
+        views = {"pages": self._memory.count_views()} if self.secure_processor is not None else {}
         if self._ghcb is None or self._vcpu is None:
-            return {}
+            return views
         raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}
-        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised}
+        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised} | views
 
     def close(self) -> None:
         """Give the engine back."""
