@@ -29,6 +29,8 @@ examples:
       your files; on a terminal it is the guest's console, Ctrl-A X leaves
   casemate boot --bios OVMF.fd --json --until 'Shell> ' --timeout 60
       firmware as RAM or ROM, what happened as one JSON document
+  casemate boot --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --timeout 60
+      Linux without firmware; as a confidential guest with --guest sev or sev-es
   casemate boot --guest sev-es --feature debug-swap --code OVMF_CODE.fd --host model:linux-6.18 --dry-run
       what launching a SEV-ES guest takes, step by step, with its digest
   casemate boot --timeout 60 -- -drive if=pflash,format=raw,unit=0,readonly=on,file=CODE.fd -m 512 -nographic

@@ -22,6 +22,7 @@ _LZ4_BLOCK = 8 << 20
 _LARGEST_KERNEL = 512 << 20
 _ELF_64_X86 = b"\x7fELF\x02\x01\x01"
 _LOAD = 1
+_MIB = 1 << 20
 
 
 class Segment(NamedTuple):
@@ -138,11 +139,15 @@ _FORMATS: dict[bytes, Callable[[bytes], bytes]] = {
 def _segments(vmlinux: bytes, path: Path | str) -> tuple[tuple[Segment, ...], int]:
     if not vmlinux.startswith(_ELF_64_X86):
         raise ImageError(path, "the unpacked kernel is no 64-bit ELF file", "give an x86-64 kernel")
+    if len(vmlinux) < 64:
+        raise ImageError(path, "the unpacked kernel ends inside of its ELF header", "get the kernel anew")
     headers, count = struct.unpack_from("<Q", vmlinux, 32)[0], struct.unpack_from("<H", vmlinux, 56)[0]
     segments, end = [], 0
-    for at in range(headers, headers + 56 * count, 56):
+    for at in range(headers, min(headers + 56 * count, len(vmlinux) - 55), 56):
         kind, _, offset, _, gpa, in_file, in_memory, _ = struct.unpack_from("<IIQQQQQQ", vmlinux, at)
         if kind == _LOAD:
             segments.append(Segment(gpa, vmlinux[offset : offset + in_file]))
-            end = max(end, gpa + in_memory)
+            end = max(end, gpa + max(in_memory, in_file))
+    if not segments or min(segment.gpa for segment in segments) < _MIB:
+        raise ImageError(path, "the unpacked kernel has no segment above 1 MiB, or one below", "get it anew")
     return tuple(segments), end
