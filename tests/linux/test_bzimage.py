@@ -87,6 +87,7 @@ def test_kernel_is_unpacked_from_every_compression(compress: Callable[[bytes], b
         (bzimage(b"no elf" * 100), "no 64-bit ELF"),
         (bzimage(vmlinux((0x1000, b"low", 3))), "no segment above 1 MiB"),
         (bzimage(vmlinux()), "no segment"),
+        (bzimage(vmlinux((0x1000000, b"code", 4), entry=0x2000000)), "entry 0x2000000"),
     ],
 )
 def test_file_that_is_no_kernel_is_refused_with_the_reason(image: bytes, cause: str) -> None:

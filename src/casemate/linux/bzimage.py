@@ -72,6 +72,8 @@ class LinuxKernel:
         vmlinux = _unpack(payload, path, start)
         segments, end = _segments(vmlinux, path)
         (entry,) = struct.unpack_from("<Q", vmlinux, 24)
+        if not any(segment.gpa <= entry < segment.gpa + len(segment.data) for segment in segments):
+            raise ImageError(path, f"the kernel's entry {entry:#x} is in none of its segments", "get it anew")
         header = image[_HEADER_START : _MAGIC_AT + image[_HEADER_LENGTH]]
         (longest,) = struct.unpack_from("<I", image, _COMMAND_LINE_SIZE)
         return cls(segments, entry, end, header, longest)

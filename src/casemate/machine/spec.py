@@ -61,6 +61,9 @@ class MachineSpec:
             raise SpecError(
                 f"a variable store needs flash, and {what}", "give the code with --code, or leave --vars out"
             )
+        if self.is_direct and not self.fast:
+            cause = "--public-api: the modelled CPU then changes no privilege, which every kernel does"
+            raise SpecError(cause, "leave it out")
         if self.is_direct and self.machine == "bare":
             raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
         if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:
