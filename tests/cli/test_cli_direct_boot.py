@@ -25,10 +25,10 @@ def test_direct_boot_that_cannot_be_is_refused(
 ) -> None:
     kernel = tmp_path / "vmlinuz"
     kernel.write_bytes(bytes(8192))
-    assert main(["boot", "--host", "model", "--kernel", str(kernel), *words]) == code
+    assert main(["boot", "--json", "--host", "model", "--kernel", str(kernel), *words]) == code
     assert cause in capsys.readouterr().err
 
 
 def test_kernel_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["boot", "--host", "model", "--kernel", "/nowhere/vmlinuz"]) == 4
+    assert main(["boot", "--json", "--host", "model", "--kernel", "/nowhere/vmlinuz"]) == 4
     assert "/nowhere/vmlinuz" in capsys.readouterr().err
