@@ -1,4 +1,4 @@
-"""Where the tests find real firmware: unpacked or installed (Debian packages ovmf, seabios)."""
+"""Where the tests find real firmware: unpacked or installed (Debian packages ovmf, seabios, linux-image)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def find_images() -> list[Path]:
     patterns = ("usr/share/OVMF/*.fd", "usr/share/ovmf/*.fd", "usr/share/seabios/bios*.bin")
     found = [path for root in firmware_roots() for pattern in patterns for path in sorted(root.glob(pattern))]
     return [path for path in found if not path.is_symlink()]
+
+
+def require_kernel(release: str = "") -> Path:
+    """A cloud kernel of a release, or of any; skips without one."""
+    for root in firmware_roots():
+        if release in str(root):
+            for path in sorted(root.glob("boot/vmlinuz-*cloud-amd64")):
+                return path
+    pytest.skip(
+        f"no kernel of {release or 'Debian'}: unpack linux-image-...-cloud-amd64 into $CASEMATE_FIRMWARE"
+    )
 
 
 def require_image(name: str, release: str = "") -> Path:

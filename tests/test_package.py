@@ -32,7 +32,7 @@ TEXTS = [
 
 LAYERS = (
     {"abi", "address", "errors", "events", "records"},
-    {"firmware", "host"},
+    {"firmware", "host", "linux"},
     {"memory", "measure"},
     {"devices", "owner"},
     {"machine"},
@@ -41,7 +41,7 @@ LAYERS = (
 )
 """Packages of ``casemate``, lowest first."""
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}
-PURE = ("abi", "firmware", "measure", "advise")
+PURE = ("abi", "firmware", "linux", "measure", "advise")
 HOST_MODULES = {"mmap", "fcntl", "socket", "subprocess", "time", "threading", "signal", "select", "unicorn"}
 BANNED_NAMES = {"util", "utils", "common", "helpers", "misc", "base", "core", "types", "manager", "handler"}
 

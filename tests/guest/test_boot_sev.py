@@ -73,7 +73,8 @@ def test_stock_pair_runs_as_sev_guest(
     assert document["outcome"] == "until", document["detail"]
     assert {unit["protection"] for unit in document["flash"]} == {"readonly-slot"}
     assert document["protection_audit"] == []
-    assert document["requests"] is None
+    assert set(document["requests"]) == {"pages"}
+    assert document["requests"]["pages"]["private"] > 0
 
 
 def test_without_debug_swap_dr7_raises_vc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,11 @@ LOAD_IDT = "0f011d 00100000"
         ("66ba f803 ee", ExitCode.IOIO),
         ("b9 1b000000 0f32", ExitCode.MSR),
         ("b9 1b000000 0f30", ExitCode.MSR),
+        ("0f09", ExitCode.WBINVD),
+        ("0f08", ExitCode.INVD),
+        ("31c9 0f01c8", ExitCode.MONITOR),
+        ("0f01c9", ExitCode.MWAIT),
+        ("0f33", ExitCode.RDPMC),
         ("0f21f8", ExitCode.READ_DR7),
         ("31c0 0f23f8", ExitCode.WRITE_DR7),
         ("a1 000040fe", ExitCode.NPF),
@@ -113,7 +118,8 @@ def test_well_behaved_guest_reaches_the_bus_by_vmgexit() -> None:
     with SevRig("b0 41 e680 66ba f803 b0 42 ee f4") as rig:
         assert rig.run() == HALTED
         assert rig.bus.log == [("out", 0x80, 1, 0x41), ("out", 0x3F8, 1, 0x42)]
-        assert rig.vm.guest_requests() == {"vmgexits": {"0x7b": 2}, "vc": {"0x7b": 2}}
+        requests = rig.vm.guest_requests()
+        assert (requests["vmgexits"], requests["vc"]) == ({"0x7b": 2}, {"0x7b": 2})
 
 
 def request(msr: int) -> str:

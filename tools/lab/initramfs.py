@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 
+from casemate.testing.linux_init import DIRECTORY, PROGRAM, archive_entry
 from tools.lab.kernel import Kernel
 
-_DIRECTORY, _PROGRAM = 0o040755, 0o100755
 _FOLDERS = ("bin", "proc", "sys", "dev", "modules", "work", "below", "above", "machine")
 
 # The machine's own files appear read-only below a tmpfs, so that nothing that is written reaches them.
@@ -38,21 +38,10 @@ def build_initramfs(kernel: Kernel) -> bytes:
 
 def _entries(kernel: Kernel) -> Iterator[bytes]:
     for folder in _FOLDERS:
-        yield _entry(folder, _DIRECTORY, b"")
-    yield _entry("bin/busybox", _PROGRAM, kernel.busybox.read_bytes())
-    yield _entry("init", _PROGRAM, _INIT.encode())
-    yield _entry("modules/order", _PROGRAM, "\n".join(name for name, _ in kernel.modules).encode())
+        yield archive_entry(folder, DIRECTORY)
+    yield archive_entry("bin/busybox", PROGRAM, kernel.busybox.read_bytes())
+    yield archive_entry("init", PROGRAM, _INIT.encode())
+    yield archive_entry("modules/order", PROGRAM, "\n".join(name for name, _ in kernel.modules).encode())
     for name, data in kernel.modules:
-        yield _entry(f"modules/{name}.ko", _PROGRAM, data)
-    yield _entry("TRAILER!!!", 0, b"")
-
-
-def _entry(name: str, mode: int, data: bytes) -> bytes:
-    path = name.encode() + b"\0"
-    numbers = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(path), 0)
-    head = b"070701" + b"".join(b"%08x" % number for number in numbers) + path
-    return _padded(head) + _padded(data)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 4)
+        yield archive_entry(f"modules/{name}.ko", PROGRAM, data)
+    yield archive_entry("TRAILER!!!", 0)

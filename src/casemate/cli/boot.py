@@ -30,6 +30,8 @@ examples:
       your files; on a terminal it is the guest's console, Ctrl-A X leaves
   casemate boot --bios OVMF.fd --json --until 'Shell> ' --timeout 60
       firmware as RAM or ROM, what happened as one JSON document
+  casemate boot --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --timeout 60
+      Linux without firmware; as a confidential guest with --guest sev or sev-es
   casemate boot --guest sev-es --feature debug-swap --code OVMF_CODE.fd --host model:linux-6.18 --dry-run
       what launching a SEV-ES guest takes, step by step, with its digest
   casemate boot --timeout 60 -- -drive if=pflash,format=raw,unit=0,readonly=on,file=CODE.fd -m 512 -nographic
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         line = serial_line(args, stack, started)
         serial = line.write if line else serial_output(args, stack)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
-        status = boot_text.StatusLine(enabled=sys.stderr.isatty())
+        phases = boot_text.KERNEL_PHASES if spec.is_direct else boot_text.FIRMWARE_PHASES
+        status = boot_text.StatusLine(phases, enabled=sys.stderr.isatty())
         stack.callback(status.clear)
         wait = line.wait if line else None
         if interactive:

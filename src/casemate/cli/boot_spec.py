@@ -24,11 +24,11 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
     from casemate.memory.protection import OnWrite
 
     code, variables = args.code, args.vars
-    if args.code is None and args.bios is None:
+    if args.code is None and args.bios is None and args.kernel is None:
         code, variables = _installed_firmware(args)
     elif args.vars_template is not None:
-        if args.bios is not None:
-            raise SpecError("--vars-template: --bios firmware is no flash", "leave it out, or use --code")
+        if args.code is None:
+            raise SpecError("--vars-template: there is no flash", "leave it out, or use --code")
         variables = variables or _kept_variables(args, code)
         _copy_once(args.vars_template, variables)
     return MachineSpec(

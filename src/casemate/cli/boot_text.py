@@ -12,22 +12,24 @@ from casemate.abi.sev.ghcb import ExitCode
 if TYPE_CHECKING:
     from casemate.machine.outcome import Outcome
 
-_ALL_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
+FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
+KERNEL_PHASES = ("load", "kernel", "init")
 _CLEAR_LINE = "\r\x1b[K"
 
 
 class StatusLine:
-    """One line on a terminal's standard error that shows the firmware phase, until the guest prints something."""
+    """One line on a terminal's standard error that shows the phase, of ``phases``, until the guest prints something."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, phases: tuple[str, ...], *, enabled: bool) -> None:
+        self._phases = phases
         self._enabled = enabled
         self._shown = False
-        self.phase("SEC")
+        self.phase(phases[0])
 
     def phase(self, name: str) -> None:
         """The guest reached a phase."""
         if self._enabled:
-            line = " ".join(f"[{phase}]" if phase == name else phase for phase in _ALL_PHASES)
+            line = " ".join(f"[{phase}]" if phase == name else phase for phase in self._phases)
             print(f"{_CLEAR_LINE}casemate: {line} ", end="", file=sys.stderr, flush=True)
             self._shown = True
 
@@ -69,7 +71,9 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     if report["bios"]:
         bios = report["bios"]
         lines.append(f"  bios      {Path(bios['file']).name} at {bios['gpa']:#x}, {bios['protection']}")
-    lines.append(f"  why       {(report['flash'] or [report['bios']])[0]['reason']}")
+    lines += _kernel(report["kernel"])
+    if firmware := report["flash"] or ([report["bios"]] if report["bios"] else []):
+        lines.append(f"  why       {firmware[0]['reason']}")
     if report["phases"]:
         reached = ", ".join(f"{phase['name']} {phase['at']:.1f} s" for phase in report["phases"])
         lines.append(f"  phases    {reached}")
@@ -82,12 +86,19 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
 
 
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
-    if not requests or not requests["vmgexits"]:
+    if not requests or not requests.get("vmgexits"):
         return []
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}
     most = ", ".join(f"{count} {names.get(code, code)}" for code, count in list(exits.items())[:4])
     return [f"  VMGEXITs  {sum(exits.values())}: {most}"]
+
+
+def _kernel(kernel: dict[str, Any] | None) -> list[str]:
+    if not kernel:
+        return []
+    initrd = f", initrd {Path(kernel['initrd']).name}" if kernel["initrd"] else ""
+    return [f"  kernel    {Path(kernel['file']).name}{initrd}, started by {kernel['started_by']}"]
 
 
 def _launch(report: dict[str, Any]) -> list[str]:
@@ -102,8 +113,12 @@ def _launch(report: dict[str, Any]) -> list[str]:
 
 
 def _details(report: dict[str, Any]) -> list[str]:
-    units = report["flash"] or [report["bios"]]
-    lines = [f"  not       {other['protection']}: {other['reason']}" for other in units[0]["rejected"]]
+    units = report["flash"] or ([report["bios"]] if report["bios"] else [])
+    lines = [
+        f"  not       {other['protection']}: {other['reason']}"
+        for unit in units[:1]
+        for other in unit["rejected"]
+    ]
     lines += [_violation(event) for event in report["writes"]["events"][:20]]
     lines += [
         f"  audit     unit {change['unit']} {change['what']}: {change['why']}, {change['at']:.3f} s"

@@ -106,7 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attestation", type=Path, metavar="DIR", help="write report and certificates there (modelled)"
     )
     kernel = parser.add_argument_group("direct kernel boot")
-    kernel.add_argument("--kernel", type=Path, metavar="F", help="Linux kernel for the firmware to start")
+    kernel.add_argument(
+        "--kernel",
+        type=Path,
+        metavar="F",
+        help="Linux kernel: for the firmware to start, or, with neither --code nor --bios, started without",
+    )
     kernel.add_argument("--initrd", type=Path, metavar="F")
     kernel.add_argument("--append", metavar="CMDLINE", help="kernel command line")
     kernel.add_argument(
@@ -135,7 +140,8 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
     from casemate.measure.cpu_models import model_signature
 
     kind = GuestKind(args.guest)
-    validate_kind(kind, flash=args.bios is None, dry_run=args.dry_run)
+    in_flash = args.bios is None and (args.code is not None or args.kernel is None)
+    validate_kind(kind, flash=in_flash, dry_run=args.dry_run)
     if kind is GuestKind.SNP and args.tik is not None:
         raise SpecError("--tik: an SNP launch has no session; its guest proves itself", "leave it out")
     if kind is not GuestKind.SNP and (used := next((n for n in _SNP_ONLY if getattr(args, n)), None)):

@@ -30,7 +30,7 @@ def dry_run(prepared: PreparedLaunch, host: Hypervisor) -> dict[str, Any]:
         raise UnsupportedError("--dry-run: what this host's VM can do shows when it is made", "use the model")
     protection = choose(
         spec.kind,
-        flash=spec.bios is None,
+        flash=spec.in_flash,
         capabilities=capabilities,
         requested=spec.protection,
         on_write=spec.on_write,
@@ -69,8 +69,8 @@ def _slots(prepared: PreparedLaunch, protection: ProtectionChoice) -> list[dict[
 
 def _firmware(prepared: PreparedLaunch) -> list[tuple[str, int, int]]:
     image, variables = prepared.image, prepared.spec.variables
-    if prepared.spec.bios is not None:
-        return [("bios", image.base, image.size)]
+    if not prepared.spec.in_flash:
+        return [("entry code" if prepared.spec.is_direct else "bios", image.base, image.size)]
     units = [("flash unit 0", int(image.base), image.size)]
     if variables is not None:
         size = FirmwareImage.load(variables).size
@@ -99,7 +99,7 @@ def _ioctls(prepared: PreparedLaunch, protection: ProtectionChoice) -> list[Row]
         rows.append(("KVM_SET_USER_MEMORY_REGION", f"{name}, {size:#x} bytes at {gpa:#x}{flags}"))
     for step in prepared.plan.steps:
         if isinstance(step, UpdateData):
-            window = vma and spec.bios is None and step.gpa == prepared.image.base
+            window = vma and spec.in_flash and step.gpa == prepared.image.base
             rows += [("mprotect", "flash unit 0: PROT_READ|PROT_WRITE, launch update")] if window else []
             rows.append(
                 (

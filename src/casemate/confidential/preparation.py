@@ -19,12 +19,14 @@ from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys, VcpuReset
 from casemate.host.snp_processor import GOSVW_SIZE, SnpFinish
+from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.spec import MachineSpec
 from casemate.measure import plan_snp
 from casemate.measure.cpu_models import model_signature
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.measurement import validate_policy
 from casemate.measure.plan import LaunchPlan
+from casemate.measure.plan_linux import with_linux
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
 from casemate.measure.trace import running_digests
 from casemate.measure.vmsa_pages import RESET_VECTOR
@@ -121,15 +123,20 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
 
     Raises SpecError, ImageError or UnsupportedError, InsecureError if the digest is not the expected one.
     """
-    validate_kind(spec.kind, flash=spec.bios is None)
+    validate_kind(spec.kind, flash=spec.in_flash)
     if options.kernel_hashes and spec.kernel is None:
         raise SpecError("--kernel-hashes: there is no kernel to measure", "give it with --kernel")
+    if options.kernel_hashes and spec.is_direct:
+        cause = "--kernel-hashes: there is no firmware that would compare them"
+        raise SpecError(cause, "leave it out: without firmware the kernel itself is measured")
     setup = choose_setup(spec.kind, parse_features(options.features, spec.kind), options.init, host)
     policy = _DEFAULT_POLICIES[spec.kind] if options.policy is None else options.policy
     _validate_policy(policy, spec.kind)
-    path = spec.code or spec.bios
+    if spec.is_direct:
+        spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
+    path = spec.code or spec.bios or spec.kernel
     assert path is not None
-    image = FirmwareImage.load(path)
+    image = FirmwareImage.from_bytes(spec.linux.image, str(path)) if spec.linux else FirmwareImage.load(path)
     runs_as_sev_es = spec.kind is GuestKind.SEV_ES and not options.launch_only
     if runs_as_sev_es and (refusal := unfit_for_sev_es(image)):
         raise ImageError(
@@ -174,10 +181,12 @@ def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: 
     if options.kernel_hashes and spec.kernel is not None:
         hashes = KernelHashes.of_files(spec.kernel, spec.initrd, spec.append)
     if spec.kind is GuestKind.SEV:
-        return plan_sev(image, hashes)
-    if spec.kind is GuestKind.SNP:
-        return plan_snp.plan_snp(image, options.vcpus, options.signature, hashes, setup.features)
-    return plan_sev_es(image, options.vcpus, options.signature, hashes, setup.features, setup.init)
+        plan = plan_sev(image, hashes)
+    elif spec.kind is GuestKind.SNP:
+        plan = plan_snp.plan_snp(image, options.vcpus, options.signature, hashes, setup.features)
+    else:
+        plan = plan_sev_es(image, options.vcpus, options.signature, hashes, setup.features, setup.init)
+    return plan if spec.linux is None else with_linux(plan, spec.linux)
 
 
 def _expect(digest: bytes, expected: bytes | None, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic_ns
 
 NANOSECONDS = 1_000_000_000
@@ -11,15 +12,17 @@ class GuestClock:
     """Guest time in nanoseconds since power-on; never runs backwards, and may be moved forward.
 
     ``idle_allowance`` nanoseconds of idle time are skipped, then idling takes as long as it says; ``grant_idle``
-    renews the allowance. So a countdown costs nothing, and a guest that waits for good does not spin.
+    renews the allowance. So a countdown costs nothing, and a guest that waits for good does not spin. ``on_skip`` hears
+    of every move forward, in nanoseconds: another clock of the guest that must not stay behind.
     """
 
-    __slots__ = ("_allowance", "_left", "_offset")
+    __slots__ = ("_allowance", "_left", "_offset", "on_skip")
 
     def __init__(self, idle_allowance: int = 0) -> None:
         self._offset = -monotonic_ns()
         self._allowance = idle_allowance
         self._left = idle_allowance
+        self.on_skip: Callable[[int], None] | None = None
 
     def now(self) -> int:
         """Guest time in nanoseconds."""
@@ -28,6 +31,8 @@ class GuestClock:
     def skip(self, nanoseconds: int) -> None:
         """Move guest time forward by ``nanoseconds``."""
         self._offset += nanoseconds
+        if self.on_skip is not None:
+            self.on_skip(nanoseconds)
 
     def grant_idle(self) -> None:
         """The guest did something: idle time may be skipped again."""

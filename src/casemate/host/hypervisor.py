@@ -64,6 +64,9 @@ class Vcpu(Protocol):
     def set_rip(self, rip: int) -> None:
         """Go on at another instruction; only where the guest's state is not sealed."""
 
+    def set_msr(self, index: int, value: int) -> None:
+        """Give a model-specific register its first value, before the guest runs (KVM_SET_MSRS)."""
+
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code (at most 15) and their width in bits (16, 32, 64), or None where nobody can know."""
 
@@ -102,7 +105,10 @@ class Vm(Protocol):
         """Add a vCPU in reset state; ``interrupts`` is None when the irqchip is in the kernel."""
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
-        """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows."""
+        """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows.
+
+        ``pages`` of an encrypted guest are ``private`` (the host sees ciphertext) or ``shared`` (it sees the same).
+        """
 
     def close(self) -> None:
         """Give everything back; no vCPU may be running."""
@@ -121,6 +127,9 @@ class Hypervisor(Protocol):
     """``sev_features`` bits that KVM_SEV_INIT2 takes for a SEV-ES guest."""
     legacy_vmsa_features: int
     """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
+
+    c_bit: int | None
+    """Position of the encryption bit in page tables of guests of SEV, or None where there are none."""
 
     def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
         """What such a VM would answer, without making it; None where only the VM can say."""

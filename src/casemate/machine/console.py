@@ -10,7 +10,13 @@ _KEPT = 1 << 20
 _ESCAPE = b"\x1b"
 _COUNTDOWN = b" seconds to skip "
 
-_PHASES = ((b"BdsDxe: ", "BDS"), (b"UEFI Interactive Shell", "shell"))
+_PHASES = (
+    (b"BdsDxe: ", "BDS"),
+    (b"UEFI Interactive Shell", "shell"),
+    (b"Linux version ", "kernel"),
+    (b"Run /init as init process", "init"),
+)
+_PANIC, _PANIC_END = b"Kernel panic - not syncing: ", b"---[ end Kernel panic"
 
 
 class Console:
@@ -35,6 +41,7 @@ class Console:
         self.text = bytearray()
         """The last megabyte that the guest printed."""
         self._until_seen: Callable[[], None] = lambda: None
+        self._on_panic: Callable[[str], None] = lambda reason: None
         self._feed: Callable[[bytes], None] = lambda data: None
         self._debug = bytearray()
         self._sink = sink
@@ -49,9 +56,17 @@ class Console:
         self._phases = list(_PHASES)
         self._endings = self._last_bytes()
 
-    def connect(self, feed: Callable[[bytes], None], until_seen: Callable[[], None]) -> None:
-        """``feed`` takes bytes for the guest, from any thread; ``until_seen`` is called once."""
-        self._feed, self._until_seen = feed, until_seen
+    def connect(
+        self,
+        feed: Callable[[bytes], None],
+        until_seen: Callable[[], None],
+        on_panic: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """``feed`` takes bytes for the guest, from any thread; ``until_seen`` is called once.
+
+        ``on_panic`` is told the reason when a kernel gave up and stays there.
+        """
+        self._feed, self._until_seen, self._on_panic = feed, until_seen, on_panic
 
     def type(self, data: bytes) -> None:
         """Input from somebody at the console; from any thread."""
@@ -61,6 +76,12 @@ class Console:
     def is_waiting(self) -> bool:
         """Whether the guest still owes a text that was asked for, or a prompt to type at."""
         return bool(self._typed) or (self._until_was_given and self._until is not None)
+
+    @property
+    def panic_reason(self) -> str | None:
+        """Why the guest's kernel gave up, if it said that it did."""
+        _, panic, rest = self.text.rpartition(_PANIC)
+        return rest.partition(b"\n")[0].decode(errors="replace").strip() if panic else None
 
     def put(self, byte: int) -> None:
         """One byte that the guest printed."""
@@ -91,7 +112,7 @@ class Console:
 
     def _last_bytes(self) -> frozenset[int]:
         texts = [self._until, self._prompt if self._typed else None, *(text for text, _ in self._phases)]
-        texts.append(_COUNTDOWN if self._skips_countdowns else None)
+        texts += [_PANIC_END, _COUNTDOWN if self._skips_countdowns else None]
         return frozenset(text[-1] for text in texts if text)
 
     def _recognise(self, text: bytearray) -> None:
@@ -106,6 +127,9 @@ class Console:
             self._feed(self._typed.pop(0))
         elif self._until is not None and not self._typed and text.endswith(self._until):
             self._seen()
+
+        elif text.endswith(_PANIC_END) and (reason := self.panic_reason):
+            self._on_panic(reason)
 
     def _seen(self) -> None:
         self._until = None

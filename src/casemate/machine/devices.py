@@ -101,7 +101,7 @@ class MachineDevices:
         fw_cfg = _fw_cfg(guest_memory, sink, low, spec.memory)
         for name, data in spec.fw_cfg:
             fw_cfg.add_file(name, data)
-        if spec.kernel is not None:
+        if spec.kernel is not None and not spec.is_direct:
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
         cmos = Cmos(clock, low, spec.memory - low)
         keyboard = I8042(reset, self._irqchip.irq(KEYBOARD_IRQ))
@@ -118,6 +118,10 @@ class MachineDevices:
         for (device, function), pci_function in board.pci(events).items():
             self._pci.add(device, function, pci_function)
         self._resettable += [fw_cfg, cmos, keyboard, reset_control, port92, self._pci]
+
+    def set_up_power_management(self, base: int) -> None:
+        """Put the ACPI block at port ``base``, as firmware would."""
+        self._move_pm(base)
 
     def _place(self, first: int, count: int, device: PortIo) -> None:
         self._bus.claim_ports(first, count, device)

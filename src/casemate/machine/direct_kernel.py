@@ -1,4 +1,7 @@
-"""A kernel handed to firmware through fw_cfg, its file unchanged (QEMU hw/i386/x86-common.c, Linux x86/boot.rst)."""
+"""A kernel handed to firmware through fw_cfg, or laid out to run without (QEMU hw/i386/x86-common.c, Linux boot.rst).
+
+To firmware its file goes unchanged.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from pathlib import Path
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import Key
 from casemate.errors import ImageError
+from casemate.linux.bzimage import LinuxKernel
+from casemate.linux.direct_boot import DirectBoot, prepare_linux
+from casemate.machine.boards import BOARDS
+from casemate.machine.spec import MachineSpec
 
 _SETUP_SECTORS = 0x1F1
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
@@ -31,6 +38,18 @@ def add_kernel(fw_cfg: FwCfg, kernel: Path, initrd: Path | None, append: str) ->
     for size_key, data_key, data in parts:
         fw_cfg.add_item(size_key, len(data).to_bytes(4, "little"))
         fw_cfg.add_item(data_key, data)
+
+
+def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
+    """The kernel of ``spec`` for its RAM; ``c_bit`` is that of an encrypted guest.
+
+    Raises ImageError or SpecError if there is none that could run so.
+    """
+    assert spec.kernel is not None
+    kernel = LinuxKernel.load(spec.kernel)
+    initrd = _read(spec.initrd) if spec.initrd else b""
+    ram = [(piece.gpa, piece.size) for piece in BOARDS[spec.machine].ram(spec.memory)]
+    return prepare_linux(kernel, initrd, spec.append, ram, c_bit)
 
 
 def _read(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.flash.file import FlashFile
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.placement import validate_bios, validate_flash
+from casemate.linux.direct_boot import DirectBoot
 from casemate.machine.spec import MachineSpec
 
 
@@ -22,8 +23,14 @@ class FirmwareFile:
     file: FlashFile | None = None
 
 
-def open_firmware(spec: MachineSpec) -> list[FirmwareFile]:
-    """The images of ``spec``, the topmost first, checked. Raises ImageError or SpecError."""
+def open_firmware(spec: MachineSpec, linux: DirectBoot | None = None) -> list[FirmwareFile]:
+    """The images of ``spec``, the topmost first, checked; entry code where there is no firmware.
+
+    Raises ImageError or SpecError.
+    """
+    if linux is not None:
+        assert spec.kernel is not None
+        return [FirmwareFile(spec.kernel, Gpa(FOUR_GIB - len(linux.image)), linux.image)]
     if spec.bios is not None:
         image = FirmwareImage.load(spec.bios)
         validate_bios(image)

@@ -36,7 +36,7 @@ class MachineInterrupts(PcInterrupts):
 class OwnIrqchip:
     """8259s, PIT, LAPIC and I/O APIC as devices on the bus."""
 
-    def __init__(self, clock: GuestClock, sink: EventSink) -> None:
+    def __init__(self, clock: GuestClock, sink: EventSink | None) -> None:
         self._lapic, self._pic, self._pit = Lapic(clock), PicPair(), Pit(clock)
         self._ioapic = Ioapic(self._lapic)
         self._port61 = Port61(clock, self._pit)
@@ -74,8 +74,8 @@ class HostIrqchip:
         """Nothing to place."""
 
 
-def make_irqchip(vm: Vm, clock: GuestClock, sink: EventSink) -> OwnIrqchip | HostIrqchip:
-    """The host's controllers where this VM has them, else casemate's."""
+def make_irqchip(vm: Vm, clock: GuestClock, sink: EventSink | None) -> OwnIrqchip | HostIrqchip:
+    """The host's controllers where this VM has them, else casemate's; these tell ``sink`` of firmware's progress."""
     if vm.capabilities.in_kernel_irqchip and isinstance(vm, KernelIrqchip):
         return HostIrqchip(vm)
     return OwnIrqchip(clock, sink)

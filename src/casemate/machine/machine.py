@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.errors import InternalError
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
+from casemate.linux.direct_boot import PM_BASE, DirectBoot
 from casemate.machine.boards import BOARDS
 from casemate.machine.console import Console
 from casemate.machine.devices import MachineDevices
+from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
@@ -31,6 +34,7 @@ from casemate.memory.region import Alias, Ram, Rom, RomDevice
 
 _LEGACY_BIOS_SIZE = 128 << 10
 _MIB = 1 << 20
+_MTRRS_ALL_WRITE_BACK = 1 << 11 | 6
 
 
 class Stage(IntEnum):
@@ -90,7 +94,8 @@ class Machine:
         self.resets = 0
         self.reset_wanted = False
         self.flash: list[FlashUnit] = []
-        self.firmware = open_firmware(spec)
+        self.linux = spec.linux or (lay_out_linux(spec, None) if spec.is_direct else None)
+        self.firmware = open_firmware(spec, self.linux)
         self._backings: list[Backing] = []
         try:
             self.vm = hypervisor.create_vm(spec.kind, spec.sev)
@@ -107,7 +112,7 @@ class Machine:
         spec, board = self.spec, BOARDS[self.spec.machine]
         self.protection = choose(
             spec.kind,
-            flash=spec.bios is None,
+            flash=spec.in_flash,
             capabilities=self.vm.capabilities,
             requested=spec.protection,
             on_write=spec.on_write,
@@ -116,13 +121,14 @@ class Machine:
             self.warnings.append(self.protection.warning)
         self.map = MemoryMap(self.vm)
         self.bus = Bus(self.map, self.vm, self.recorder)
-        irqchip = make_irqchip(self.vm, self.clock, self.recorder)
+        self.memory = GuestMemory(self.map, self.vm, self.recorder)
+        irqchip = make_irqchip(self.vm, self.clock, None if spec.is_direct else self.recorder)
         self.devices = MachineDevices(
             board,
             spec,
             self.bus,
             self.map,
-            GuestMemory(self.map, self.vm, self.recorder),
+            self.memory,
             self.clock,
             self.recorder,
             self.console,
@@ -133,7 +139,11 @@ class Machine:
             sealed=self.vm.capabilities.sealed_state,
         )
         self.vcpu = self.vm.create_vcpu(self.bus, irqchip.controller)
-        self.console.connect(self.devices.serial.feed, lambda: self.end(Ending.UNTIL))
+        self.console.connect(
+            self.devices.serial.feed,
+            lambda: self.end(Ending.UNTIL),
+            self._panicked,
+        )
         self.stage = Stage.CREATED
 
     def __enter__(self) -> Machine:
@@ -159,30 +169,50 @@ class Machine:
         self.map.commit()
 
     def place_firmware(self) -> None:
-        """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB."""
+        """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB.
+
+        A kernel without firmware goes to RAM, and its entry code to where firmware would be.
+        """
         self._advance(Stage.FIRMWARE_PLACED)
-        if self.spec.bios is None:
+        if self.spec.in_flash:
             for number, source in enumerate(self.firmware):
                 self._place_unit(number, source)
         else:
             self._place_bios(self.firmware[0])
         self.map.commit()
+        if self.linux is not None:
+            self._place_linux(self.linux)
 
     def ready(self) -> None:
         """The vCPU stands at the reset vector."""
         self._advance(Stage.READY)
 
     def reset(self) -> None:
-        """A platform reset: RAM and flash keep their contents. It ends the run of a guest with sealed registers."""
+        """A platform reset: RAM and flash keep their contents.
+
+        It ends the run of a guest with sealed registers, and of a kernel that no firmware would load again.
+        """
         self.reset_wanted = False
+        if self.spec.kernel is not None and (reason := self.console.panic_reason):
+            self._panicked(reason)
+            return
         if self.vm.capabilities.sealed_state:
-            self.end(Ending.RESET)
+            self.end(Ending.RESET, "the guest asked for a reset, which its sealed registers do not survive")
+            return
+        if self.linux is not None:
+            self.end(
+                Ending.RESET,
+                "the guest asked for a reset, and there is no firmware to start its kernel again",
+            )
             return
         self.resets += 1
         self.devices.reset()
         for unit in self.flash:
             unit.device.reset()
         self.vcpu.reset()
+
+    def _panicked(self, reason: str) -> None:
+        self.end(Ending.KERNEL_PANIC, f"the kernel gave up: {reason}")
 
     def request_reset(self) -> None:
         """Reset as soon as the vCPU stops; called by devices."""
@@ -246,6 +276,13 @@ class Machine:
         region = Ram("bios", backing) if writable else Rom("bios", backing)
         self.map.add(region, source.gpa)
         self._place_legacy_window(region)
+
+    def _place_linux(self, linux: DirectBoot) -> None:
+        for piece in linux.pieces:
+            self.memory.write(piece.gpa, piece.data)
+        # What firmware would have set up. Without MTRRs Linux does without PAT, and a SEV-ES guest without itself.
+        self.devices.set_up_power_management(PM_BASE)
+        self.vcpu.set_msr(MTRR_DEF_TYPE, _MTRRS_ALL_WRITE_BACK)
 
     def _place_legacy_window(self, region: Ram | Rom | RomDevice) -> None:
         if not self.spec.legacy_window:

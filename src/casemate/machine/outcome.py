@@ -19,6 +19,7 @@ class Ending(Enum):
     POWER_CUT = ("power-cut", 0)
     VIOLATION = ("violation", 1)
     TRIPLE_FAULT = ("triple-fault", 1)
+    KERNEL_PANIC = ("kernel-panic", 1)
     NO_PROGRESS = ("ended-early", 1)
     SEV_TERMINATION = ("sev-termination", 1)
     HOST_LIMIT = ("host-limit", 5)

@@ -30,6 +30,7 @@ def make_report(machine: Machine) -> dict[str, Any]:
         },
         "flash": [_flash(machine, unit) for unit in machine.flash],
         "bios": _bios(machine),
+        "kernel": _kernel(machine),
         "protection_changes": machine.recorder.protection_count,
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
         "launch": machine.launch,
@@ -82,6 +83,18 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
         "gpa": image.gpa,
         "size": len(image.data),
     } | _protection(machine)
+
+
+def _kernel(machine: Machine) -> dict[str, Any] | None:
+    spec = machine.spec
+    if spec.kernel is None:
+        return None
+    return {
+        "file": str(spec.kernel),
+        "initrd": str(spec.initrd) if spec.initrd else None,
+        "append": spec.append,
+        "started_by": "casemate" if spec.is_direct else "firmware",
+    }
 
 
 def _change(timed: Timed[ProtectionChange]) -> dict[str, Any]:

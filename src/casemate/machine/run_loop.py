@@ -126,7 +126,6 @@ _DETAILS = {
     Ending.LEFT: "left at the console",
     Ending.POWER_OFF: "the guest powered off",
     Ending.EXIT_PORT: "the guest wrote to the exit port",
-    Ending.RESET: "the guest asked for a reset, which its sealed registers do not survive: launch it anew",
     Ending.TIMEOUT: "timed out",
     Ending.INTERRUPTED: "interrupted",
     Ending.TERMINATED: "terminated",

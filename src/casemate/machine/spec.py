@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from casemate.devices.flash.file import Sync
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import SevSetup
+from casemate.linux.direct_boot import DirectBoot
 from casemate.memory.protection import OnWrite, Requested
 
 MIB = 1 << 20
@@ -22,7 +23,10 @@ BoardName = Literal["q35", "pc", "bare"]
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """One guest. Firmware is ``code`` with ``variables`` (or without) in flash, or ``bios``; sizes in bytes."""
+    """One guest. Firmware is ``code`` with ``variables`` (or without) in flash, or ``bios``; sizes in bytes.
+
+    With neither of them ``kernel`` is started without firmware.
+    """
 
     code: Path | None = None
     variables: Path | None = None
@@ -41,22 +45,39 @@ class MachineSpec:
     legacy_window: bool = True
     """Show the firmware's last 128 KiB below 1 MiB, too; a second slot over the same memory."""
     kernel: Path | None = None
-    """A Linux kernel to hand over to the firmware, with ``initrd`` and the command line ``append``."""
+    """A Linux kernel to start, with ``initrd`` and the command line ``append``: by the firmware, or without any."""
     initrd: Path | None = None
     append: str = ""
+    linux: DirectBoot | None = field(default=None, repr=False)
+    """The kernel as it is laid out in memory, where a launch decided on that; only for a kernel without firmware."""
     fw_cfg: tuple[tuple[str, bytes], ...] = ()
     """Files for the guest, by name."""
 
     def __post_init__(self) -> None:
-        if (self.code is None) == (self.bios is None):
+        if (self.code is None) == (self.bios is None) and not self.is_direct:
             raise SpecError("the firmware is given by code and variables, or by bios", "give one of them")
-        if self.bios is not None and self.variables is not None:
+        if self.code is None and self.variables is not None:
+            what = "a kernel without firmware has none" if self.is_direct else "--bios firmware is no flash"
             raise SpecError(
-                "a variable store needs flash, and --bios firmware is no flash",
-                "give the code with --code, or leave --vars out",
+                f"a variable store needs flash, and {what}", "give the code with --code, or leave --vars out"
             )
+        if self.is_direct and not self.fast:
+            cause = "--public-api: the modelled CPU then changes no privilege, which every kernel does"
+            raise SpecError(cause, "leave it out")
+        if self.is_direct and self.machine == "bare":
+            raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
         if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:
             raise SpecError(
                 f"{self.memory} bytes of memory",
                 f"give a multiple of {PAGE_SIZE} bytes from {MIN_MEMORY // MIB}M to {MAX_MEMORY >> 30}G",
             )
+
+    @property
+    def in_flash(self) -> bool:
+        """Whether the firmware is in flash units."""
+        return self.code is not None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether a kernel is started without firmware."""
+        return self.code is None and self.bios is None and self.kernel is not None

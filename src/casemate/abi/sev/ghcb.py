@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
 
     READ_DR7 = 0x27
     WRITE_DR7 = 0x37
+    RDPMC = 0x6F
     CPUID = 0x72
     INVD = 0x76
     IOIO = 0x7B

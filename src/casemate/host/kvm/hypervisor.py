@@ -23,6 +23,7 @@ class KvmHypervisor:
 
     name = "kvm"
     era: str | None = None
+    c_bit: int | None = None
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device

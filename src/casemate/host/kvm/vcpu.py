@@ -30,7 +30,7 @@ from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
 from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
-from casemate.host.kvm.vcpu_state import VcpuState, read_block
+from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
@@ -144,6 +144,10 @@ class KvmVcpu:
         regs = self._regs()
         regs.rip = rip
         ioctl.call(self._fd, Ioctl.SET_REGS, regs)
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Set one model-specific register."""
+        write_msr(self._fd, index, value)
 
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code and their width in bits, or None where they are sealed or not there."""

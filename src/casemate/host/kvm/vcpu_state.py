@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from errno import EINVAL
+
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import MsrEntry
+from casemate.errors import HostError
 from casemate.host.kvm import ioctl
 
 _BLOCKS = (
@@ -49,6 +52,13 @@ class VcpuState:
     def _read_msr(self, index: int) -> bytes | None:
         buffer = bytearray((1).to_bytes(8, "little") + MsrEntry(index=index).to_bytes())
         return bytes(buffer) if ioctl.call(self._fd, Ioctl.GET_MSRS, buffer) == 1 else None
+
+
+def write_msr(fd: int, index: int, value: int) -> None:
+    """Set one model-specific register. Raises HostError if KVM does not take it."""
+    entry = MsrEntry(index=index, data=value)
+    if ioctl.call(fd, Ioctl.SET_MSRS, bytearray((1).to_bytes(8, "little") + entry.to_bytes())) != 1:
+        raise HostError("KVM_SET_MSRS", EINVAL, f"register {index:#x}, value {value:#x}")
 
 
 def read_block(fd: int, request: Ioctl, size: int) -> bytes:

@@ -26,6 +26,7 @@ _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
     ExitCode.MONITOR: {},
     ExitCode.MWAIT: {},
     ExitCode.NMI_COMPLETE: {},
+    ExitCode.RDPMC: {ghcb.RAX: 0, ghcb.RDX: 0},
 }
 _INVALID_INPUT = 2, 3
 """SW_EXIT_INFO_1 and _2 for a request that cannot be served: malformed, for its input is missing or wrong."""
@@ -226,6 +227,8 @@ def _needed(code: int, info1: int) -> tuple[int, ...]:
             return (ghcb.SW_SCRATCH,)
         case ExitCode.WRITE_DR7:
             return (ghcb.RAX,)
+        case ExitCode.RDPMC:
+            return (ghcb.RCX,)
     return ()
 
 

@@ -9,6 +9,7 @@ from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
+from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.eras import NEWEST, KernelEra, find_era
 from casemate.host.model.vm import ModelVm, answer_capabilities
 from casemate.host.secure_processor import SevSetup
@@ -24,6 +25,7 @@ class ModelHypervisor:
     """
 
     name = "model"
+    c_bit: int | None = C_BIT
 
     def __init__(
         self,

@@ -146,6 +146,11 @@ class PhysicalMemory:
             return None
         return piece.hva + gpa - piece.start
 
+    def count_views(self) -> dict[str, int]:
+        """Pages that the guest sees as plaintext and the host as ciphertext, and pages that both see alike."""
+        pages = sum(slot.range.size for slot in self._slots.values()) // PAGE_SIZE
+        return {"private": self._private.count, "shared": pages - self._private.count}
+
     def close(self) -> None:
         """Give second mappings back; the engine must be gone."""
         self._twins.close()

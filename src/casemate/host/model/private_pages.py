@@ -46,6 +46,11 @@ class PrivatePages:
             ctypes.memmove(run.address + first - run.start, plaintext[first - hva : last - hva], last - first)
         return range(start, end)
 
+    @property
+    def count(self) -> int:
+        """How many pages are the guest's alone."""
+        return sum(run.end - run.start for run in self._runs) // PAGE_SIZE
+
     def cut(self, hva: int, size: int) -> Iterator[tuple[int, int]]:
         """Cut ``[hva, hva + size)`` into (host address that the guest shall see, bytes)."""
         at, end = hva, hva + size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casemate.abi.sev.ghcb import MSR_GHCB, MSR_SEV_STATUS
 from casemate.abi.x86 import msr
-from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.cpu.msr import ENGINE_KNOWS, ModelSpecificRegisters
 
 _NOT_INTERCEPTED = frozenset(
     {
@@ -64,7 +64,13 @@ class SevMsrs(ModelSpecificRegisters):
         value = super().read(index)
         return self._asked.get(index, 0) if value is None else value
 
-    def host_write(self, index: int, value: int) -> None:
-        """The register that the guest asked its host to write."""
-        if not super().write(index, value):
+    def host_write(self, index: int, value: int) -> bool:
+        """What the host, or the guest by request, writes; False if the engine's own register is to take it.
+
+        A register that no model knows drops it, as one of a host without that feature.
+        """
+        if super().write(index, value):
+            return True
+        if index in ENGINE_KNOWS:
             self._asked[index] = value
+        return self.intercepts(index)

@@ -14,9 +14,12 @@ from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
-from casemate.host.model.cpu import delivery, native, vc
+from casemate.host.model.cpu import delivery
 from casemate.host.model.cpu import engine as registers
+from casemate.host.model.cpu.cache_control import CacheControl
 from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.cpu.native import FastPath
+from casemate.host.model.cpu.native_delivery import NO_VECTOR
 from casemate.host.model.cpu.sites import InstructionSites
 from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
 from casemate.host.model.ghcb import GhcbServer
@@ -59,8 +62,6 @@ class ModelVcpu:
         self._clock = clock
         self._secrecy = secrecy
         self._ghcb = ghcb
-        self.vc_counts: Counter[int] = Counter()
-        """#VCs that were raised, by exit code."""
         self._exit: VmExit | None = None
         self._stop_wanted = False
         self._interrupted_by_us = False
@@ -72,10 +73,23 @@ class ModelVcpu:
         self._closed = False
         self._executing = threading.Event()
         self._sites = None if engine.fast else InstructionSites(engine, memory, self._stop_here)
-        engine.hook(unicorn_const.UC_HOOK_INTR, InterruptHook(self._on_exception))
-        engine.hook(unicorn_const.UC_HOOK_INSN_INVALID, InvalidInstructionHook(self._on_invalid_instruction))
+        self._cache_control: CacheControl | None = None
+        if engine.fast:
+            self._use_native_delivery(engine.fast)
+        else:
+            engine.hook(unicorn_const.UC_HOOK_INTR, InterruptHook(self._on_exception))
+            engine.hook(
+                unicorn_const.UC_HOOK_INSN_INVALID, InvalidInstructionHook(self._on_invalid_instruction)
+            )
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
+
+    def _use_native_delivery(self, fast: FastPath) -> None:
+        vmgexit = None if self._ghcb is None else InvalidInstructionHook(self._on_vmgexit)
+        fast.hook_exceptions(InterruptHook(self._on_refused_store), vmgexit)
+        fast.answer_interrupts(self._acknowledge)
+        self._cache_control = CacheControl(self._engine) if self._engine.raises_vc else None
+        self._clock.on_skip = fast.advance_tsc
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
@@ -95,6 +109,11 @@ class ModelVcpu:
             if self._exit is not None:
                 vm_exit, self._exit = self._exit, None
                 return vm_exit
+
+    def vc_counts(self) -> Counter[int]:
+        """#VCs that were raised, by exit code."""
+        fast = self._engine.fast
+        return Counter(fast.delivery.vc_counts() if fast else {})
 
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
@@ -119,6 +138,10 @@ class ModelVcpu:
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""
         self._engine.write(registers.RIP, rip)
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Set one model-specific register."""
+        self._engine.set_msr(index, value)
 
     def code_at_rip(self) -> tuple[bytes, int] | None:
         """The next bytes of code and their width in bits; None where they are encrypted."""
@@ -153,12 +176,15 @@ class ModelVcpu:
         if self._flush_wanted:
             self._flush_wanted = False
             self._engine.flush_translations()
-        if self._sites is not None and self._sites.install_pending():
-            self._interrupted_by_us = True
+        for sites in (self._sites, self._cache_control):
+            if sites is not None and sites.install_pending():
+                self._interrupted_by_us = True
         if self._traps.fault is not None:
             self._exit, self._traps.fault = self._traps.fault, None
         elif self._exit is not None:
             return
+        elif self._engine.fast and self._engine.fast.shut_down:
+            self._exit = Shutdown(self.rip())
         elif error:
             self._exit = InternalFault(f"the CPU model stopped: {self._engine.error_text(error)}", self.rip())
         elif self._is_halted():
@@ -184,19 +210,29 @@ class ModelVcpu:
 
     def _deliver_interrupt(self) -> None:
         assert self._interrupts is not None
+        if self._engine.fast:
+            self._engine.fast.request_interrupt()
+            return
         rip, rflags = self._engine.read_many((registers.RIP, registers.RFLAGS))
         # STI holds interrupts back for one instruction.
         behind_sti = rip != self._sti_seen_at and self._code_before_rip() == _STI
         self._sti_seen_at = rip if behind_sti else -1
         self._interrupt_waits = behind_sti or not rflags & _RFLAGS_IF
-        if self._interrupt_waits:
-            return
-        self._deliver(self._interrupts.acknowledge(), None)
+        if not self._interrupt_waits:
+            self._deliver(delivery.deliver, self._interrupts.acknowledge())
 
-    def _deliver(self, vector: int, error_code: int | None) -> None:
+    def _acknowledge(self) -> int:
+        try:
+            interrupts = self._interrupts
+            return interrupts.acknowledge() if interrupts is not None and interrupts.pending() else NO_VECTOR
+        except BaseException as error:
+            self._fail(error)
+            return NO_VECTOR
+
+    def _deliver(self, deliver: Callable[[Engine, int], None], vector: int) -> None:
         try:
             try:
-                delivery.deliver(self._engine, vector, error_code)
+                deliver(self._engine, vector)
             except delivery.CannotDeliverError:
                 delivery.deliver(self._engine, delivery.DOUBLE_FAULT, 0)
         except delivery.CannotDeliverError:
@@ -207,42 +243,43 @@ class ModelVcpu:
     def _code_before_rip(self) -> bytes | None:
         return self._engine.read_virtual(self._engine.instruction_address() - 1, 1)
 
+    def _on_refused_store(self, _uc: int, _vector: int, _user: int | None) -> None:
+        assert self._engine.fast is not None
+        self._traps.fast_path_fault(self._engine.fast)
+
     def _on_exception(self, _uc: int, vector: int, _user: int | None) -> None:
         try:
-            fast = self._engine.fast
-            if fast and vector == native.FAULT_VECTOR:
-                self._traps.fast_path_fault(fast)
-                return
-            code = self._engine.take_error_code(vector)
-            if vector >= vc.VC_VECTORS:
-                vector, code = delivery.VMM_COMMUNICATION, vector - vc.VC_VECTORS
-                self.vc_counts[code] += 1
-            self._deliver(vector, code if vector in delivery.WITH_ERROR_CODE else None)
+            self._deliver(delivery.deliver_exception, vector)
             if self._exit is not None:
                 self._request_stop()
         except BaseException as error:
-            self._traps.error = error
-            self._request_stop()
+            self._fail(error)
 
     def _on_invalid_instruction(self, _uc: int, _user: int | None) -> bool:
-        if self._ghcb is None or not self._vmgexit(self._ghcb):
-            self._on_exception(0, delivery.INVALID_OPCODE, None)
+        self._on_exception(0, delivery.INVALID_OPCODE, None)
         return True
 
-    def _vmgexit(self, ghcb: GhcbServer) -> bool:
+    def _on_vmgexit(self, _uc: int, _user: int | None) -> bool:
         try:
-            rip = self._engine.instruction_address()
-            if self._engine.read_virtual(rip, len(_VMGEXIT)) != _VMGEXIT:
-                return False
-            ended = ghcb.serve()
-            self._engine.write_many({registers.RIP: rip + len(_VMGEXIT)})
-            if ended is not None:
-                self._exit = SevTermination(ended.text)
-                self._request_stop()
+            return self._ghcb is not None and self._vmgexit(self._ghcb)
         except BaseException as error:
-            self._traps.error = error
+            self._fail(error)
+            return True
+
+    def _vmgexit(self, ghcb: GhcbServer) -> bool:
+        rip = self._engine.instruction_address()
+        if self._engine.read_virtual(rip, len(_VMGEXIT)) != _VMGEXIT:
+            return False
+        ended = ghcb.serve()
+        self._engine.write_many({registers.RIP: rip + len(_VMGEXIT)})
+        if ended is not None:
+            self._exit = SevTermination(ended.text)
             self._request_stop()
         return True
+
+    def _fail(self, error: BaseException) -> None:
+        self._traps.error = error
+        self._request_stop()
 
     def _timer_expired(self) -> bool:
         if self._interrupts is None:
@@ -270,5 +307,6 @@ class ModelVcpu:
             self._executing.wait()
             sleep(_TICK_SECONDS)
             # Without the fast path a stop from here would run an instruction twice: only good for the end.
-            if self._stop_wanted or (self._engine.fast and (self._interrupt_waits or self._timer_expired())):
+            fast = self._engine.fast
+            if self._stop_wanted or (fast and not fast.interrupt_requested and self._timer_expired()):
                 self._request_stop()

@@ -60,7 +60,7 @@ class ModelVm:
         self.msrs = _registers(kind, setup)
         self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
-        self._engine = Engine(self.msrs, fast=fast)
+        self._engine = Engine(self.msrs, fast=fast, amd=encrypted)
         if encrypted:
             self._engine.require_fast_path(kind)
         self._traps = Traps(
@@ -142,11 +142,12 @@ class ModelVm:
         return self._vcpu
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
-        """VMGEXITs by request and #VCs by exit code, most frequent first; empty without SEV-ES."""
+        """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""
+        views = {"pages": self._memory.count_views()} if self.secure_processor is not None else {}
         if self._ghcb is None or self._vcpu is None:
-            return {}
-        raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts.most_common()}
-        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised}
+            return views
+        raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}
+        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised} | views
 
     def close(self) -> None:
         """Give the engine back."""

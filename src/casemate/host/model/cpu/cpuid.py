@@ -21,6 +21,14 @@ _INDEXED = frozenset({4, 7, 0xB, 0xD, 0x14})
 _REGISTERS = tuple(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RBX", "RCX", "RDX"))
 
 
+def new_cpu(mode: int, *, amd: bool) -> Uc:
+    """An engine whose CPU is AMD's, as guests of SEV expect it, or the engine's usual one (Intel's)."""
+    cpu = Uc(unicorn_const.UC_ARCH_X86, mode)
+    if amd:
+        cpu.ctl_set_cpu_model(x86_const.UC_CPU_X86_EPYC)
+    return cpu
+
+
 class Leaf(NamedTuple):
     """EAX, EBX, ECX and EDX of one CPUID leaf."""
 
@@ -59,7 +67,7 @@ def _native(leaf: int, index: int) -> Leaf:
 
 @cache
 def _scratch_engine() -> Uc:
-    scratch = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
+    scratch = new_cpu(unicorn_const.UC_MODE_64, amd=True)
     scratch.mem_map(0x1000, 0x1000)
     scratch.mem_write(0x1000, b"\x0f\xa2")  # cpuid
     return scratch

@@ -1,7 +1,7 @@
-"""Exceptions and interrupts through the guest's IDT, at the same privilege level (Intel SDM volume 3, chapter 6).
+"""Exceptions and interrupts by the engine's public API, at one privilege level (Intel SDM volume 3, chapter 6).
 
-The engine executes no interrupt by itself. Real mode and changes of privilege need segment state that its public
-API cannot set; they are reported, not guessed.
+By that API the engine delivers nothing itself (``native_delivery`` does without it). Real mode and changes of privilege
+need segment state that it cannot set; they are reported, not guessed. Firmware needs neither.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from casemate.host.model.cpu.engine import Engine
 
 DOUBLE_FAULT = 8
 INVALID_OPCODE = 6
-PAGE_FAULT = 14
-VMM_COMMUNICATION = 29
-WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
+_WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
 
 _CR0_PE, _CR0_PG = 1 << 0, 1 << 31
 _RFLAGS_IF = 1 << 9
@@ -41,7 +39,13 @@ class _Gate:
     stack_table_entry: int
 
 
-def deliver(cpu: Engine, vector: int, error_code: int | None) -> None:
+def deliver_exception(cpu: Engine, vector: int) -> None:
+    """Push a frame and jump to the handler; the API tells no error code, it is 0. Raises as ``deliver``."""
+    cpu.forget_exception(vector)
+    deliver(cpu, vector, 0 if vector in _WITH_ERROR_CODE else None)
+
+
+def deliver(cpu: Engine, vector: int, error_code: int | None = None) -> None:
     """Push a frame and jump to the handler of ``vector``. Raises CannotDeliverError or NotModelledError."""
     cr0 = cpu.read(registers.CR0)
     if not cr0 & _CR0_PE:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from unicorn import Uc, unicorn_const, x86_const
+from unicorn import unicorn_const, x86_const
 
 from casemate.errors import InternalError, UnsupportedError
 from casemate.host.model.cpu import native, unicorn_api
-from casemate.host.model.cpu.cpuid import SevCpuid
+from casemate.host.model.cpu.cpuid import SevCpuid, new_cpu
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 
 READ = unicorn_const.UC_PROT_READ
@@ -42,6 +42,8 @@ RDI = x86_const.UC_X86_REG_RDI
 RESET_IP = 0xFFF0
 _RESET_CS = 0xF000
 _RESET_CS_BASE = 0xFFFF0000
+_RESET_TABLE = (0, 0, 0xFFFF, 0)
+"""Selector, base, limit and flags of a descriptor table register."""
 _SEGMENT = struct.Struct("<I4xQ")
 """Selector and base, as the engine keeps a segment."""
 _CONTEXT_OLD_EXCEPTION = 5536
@@ -49,22 +51,27 @@ _CONTEXT_OLD_EXCEPTION = 5536
 
 
 class Engine:
-    """A CPU. All methods but ``stop`` belong to the thread that runs it."""
+    """A CPU, of AMD or the engine's usual one. All methods but ``stop`` belong to the thread that runs it."""
 
-    def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool) -> None:
+    def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool, amd: bool = False) -> None:
         self.msrs = msrs
         self._scratch = ctypes.c_uint64()
         self._scratch_at = ctypes.addressof(self._scratch)
         self._scratch_ref = ctypes.byref(self._scratch)
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
-        real_mode = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_16)
+        real_mode = new_cpu(unicorn_const.UC_MODE_16, amd=amd)
         real_mode.reg_write(CS, _RESET_CS)
+        real_mode.reg_write(IDTR, _RESET_TABLE)
+        real_mode.reg_write(GDTR, _RESET_TABLE)
         self._reset_state = real_mode.context_save()
         self._state = real_mode.context_save()
         self._cs_base_at = self._start_below_four_gib()
-        self.uc = Uc(unicorn_const.UC_ARCH_X86, unicorn_const.UC_MODE_64)
+        self.uc = new_cpu(unicorn_const.UC_MODE_64, amd=amd)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
+        self.fast: native.FastPath | None = None
+        self.raises_vc = False
+        """Whether this is the CPU of a SEV-ES guest."""
         self.reset()
         attached = native.attach(self.handle, msrs) if fast else "not asked for"
         self.fast = attached if isinstance(attached, native.FastPath) else None
@@ -76,6 +83,8 @@ class Engine:
         self.uc.context_restore(self._reset_state)
         self.write(RIP, RESET_IP)
         self.msrs.reset()
+        if self.fast:
+            self.fast.reset_delivery()
 
     def close(self) -> None:
         """Give the engine back."""
@@ -114,6 +123,7 @@ class Engine:
         """Raise #VC as for a SEV-ES guest."""
         assert self.fast is not None
         self.fast.raise_vc(dr7=dr7)
+        self.raises_vc = True
 
     def start(self, rip: int) -> int:
         """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""
@@ -156,6 +166,11 @@ class Engine:
         """Base and limit of IDTR or GDTR."""
         _, base, limit, _ = self.uc.reg_read(register)
         return int(base), int(limit)
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Set a model-specific register from outside."""
+        if not self.msrs.host_write(index, value):
+            self.uc.msr_write(index, value)
 
     def instruction_address(self) -> int:
         """Linear address of the next instruction; code segments are taken to be flat outside of real mode."""
@@ -203,20 +218,14 @@ class Engine:
         self._forget_lookup_fault()
         return None if error else self._scratch.value
 
-    def take_error_code(self, vector: int) -> int:
-        """Error code of the exception in an interrupt hook (0 without the fast path, which alone can tell).
-
-        The engine would call the next exception a double fault: it is made to forget this one.
-        """
-        if self.fast:
-            return self.fast.take_error_code()
+    def forget_exception(self, vector: int) -> None:
+        """On the public API: the engine would call the exception after ``vector`` a double fault."""
         context = self.uc.context_save()
         at = ctypes.cast(context.context, ctypes.c_void_p).value or 0
         last = ctypes.c_int32.from_address(at + _CONTEXT_OLD_EXCEPTION)
         if last.value == vector:
             last.value = -1
             self.uc.context_restore(context)
-        return 0
 
     def _forget_lookup_fault(self) -> None:
         # The engine looks addresses up as if the guest did. A miss leaves a page fault behind.

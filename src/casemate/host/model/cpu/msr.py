@@ -10,7 +10,7 @@ from collections import Counter
 
 from casemate.abi.x86 import msr
 
-_ENGINE_KNOWS = frozenset(
+ENGINE_KNOWS = frozenset(
     {
         msr.TSC,
         msr.SYSENTER_CS,
@@ -50,10 +50,14 @@ class ModelSpecificRegisters:
         """Whether an access raises #VC; only the guests of SEV-ES have such registers."""
         return False
 
+    def host_write(self, index: int, value: int) -> bool:
+        """Set a register from outside; False if the engine's own register is to take it."""
+        return self.write(index, value)
+
     def read(self, index: int) -> int | None:
         """The register's 64-bit value, or None if the engine's own answer stands."""
         value = self._values.get(index)
-        if value is None and index not in _ENGINE_KNOWS:
+        if value is None and index not in ENGINE_KNOWS:
             self.unknown[index] += 1
         return value
 
@@ -63,6 +67,6 @@ class ModelSpecificRegisters:
             if index == msr.APIC_BASE:
                 self._values[index] = value
             return True
-        if index not in _ENGINE_KNOWS:
+        if index not in ENGINE_KNOWS:
             self.unknown[index] += 1
         return False

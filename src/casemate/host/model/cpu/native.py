@@ -20,18 +20,21 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic_ns
+from typing import Any
+
+from unicorn import unicorn_const
 
 from casemate.abi.sev.ghcb import ExitCode
-from casemate.host.model.cpu import vc
+from casemate.host.model.cpu import native_delivery, vc
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
-from casemate.host.model.cpu.unicorn_api import library
+from casemate.host.model.cpu.unicorn_api import hook_add, library
 
 FAULT_VECTOR = 0x2600
 """Pseudo exception number under which a store to a write-protected mapping arrives at the interrupt hook."""
 
 _PAGE_INDEX_BITS = 24
 _CELLS = 4096
-_STUB_BYTES = 4096
 _RDX, _RAX, _RCX = 2, 0, 1
 _CELL_OF_RDI = b"\x48\x89\xf8\x48\xc1\xe8\x06\x25" + struct.pack("<I", _CELLS - 1)
 """mov rax, rdi; shr rax, 6; and eax, CELLS - 1"""
@@ -44,10 +47,10 @@ _PROLOGUES = {
     "raise_exception_ra_x86_64": "4989d14883ec084531c031c931d2e8",
     "resume_all_vcpus_x86_64": "415541544989fc55534883ec084c8bafb801000041c7859881000000000000"
     "4c89ef41c645150041c785a0810000ffffffff",
-    "do_interrupt_x86_hardirq_x86_64": "4189d14881ef508a0000",
     "check_exit_request_x86_64": "488bb77099000080bef207000000",
     "tlb_flush_x86_64": "be07000000e9",
     **vc.PROLOGUES,
+    **native_delivery.PROLOGUES,
 }
 _ENGINE_CPU = 0x1B8
 _ENGINE_NO_EXIT_REQUEST = 0x7F2
@@ -55,16 +58,20 @@ _CPU_HALTED = 0x8198
 _CPU_EXCEPTION_INDEX = 0x81A0
 _CPU_ENV = 0x8A50
 _ENV_OLD_EXCEPTION = 5496
-_ENV_ERROR_CODE = 0x9F58 - _CPU_ENV
+_ENV_TSC_OFFSET = 0x1588
+_STUB_BYTES = 8192
 
-_MsrHelper = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+library.cpu_get_ticks_x86_64.restype = ctypes.c_uint64
+_Decider = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+"""Gets the address of a CPU's state."""
 _HANDLED, _NATIVE, _RAISE = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Attached:
     msrs: ModelSpecificRegisters
     cell: int
+    acknowledge: Callable[[], int]
 
 
 def _address(symbol: str) -> int:
@@ -89,7 +96,15 @@ def unavailable() -> str | None:
             return f"the engine does not export {symbol}"
         if ctypes.string_at(_address(symbol), len(prologue)) != prologue and not _installed:
             return f"the engine's {symbol} is not the one of version 2.1.4"
+    for address, old, new in _delivery_changes():
+        if ctypes.string_at(address, len(old)) not in (old, new):
+            return "the engine's delivery of exceptions is not the one of version 2.1.4"
     return None
+
+
+def _delivery_changes() -> list[tuple[int, bytes, bytes]]:
+    hard_interrupt = _address("do_interrupt_x86_hardirq_x86_64")
+    return native_delivery.error_code_changes(native_delivery.delivery_function(hard_interrupt))
 
 
 class _Patches:
@@ -102,17 +117,44 @@ class _Patches:
         self._stubs = mmap.mmap(-1, _STUB_BYTES, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._stubs_at = _buffer_address(self._stubs)
         self._stubs_end = 0
+        self._shared: dict[bytes, int] = {}
         self._replace("x86_cpu_tlb_fill_x86_64", 14, self._tlb_fill())
         self._replace("tlb_set_page_with_attrs_x86_64", 12, self._tlb_set_page())
-        self._rdmsr = _MsrHelper(self._on_rdmsr)
-        self._wrmsr = _MsrHelper(self._on_wrmsr)
+        self._rdmsr = _Decider(self._on_rdmsr)
+        self._wrmsr = _Decider(self._on_wrmsr)
         self._replace("helper_rdmsr_x86_64", 16, self._decide(self._rdmsr))
         self._replace("helper_wrmsr_x86_64", 14, self._decide(self._wrmsr))
-        raiser, cells = _address("raise_exception_ra_x86_64"), _buffer_address(self._cells)
+        raiser, cells = _address("raise_exception_err_ra_x86_64"), _buffer_address(self._cells)
         for symbol, (length, stub) in vc.helper_stubs(cells, _CELLS, _CPU_ENV, raiser).items():
             self._replace(symbol, length, stub)
         self.fault_stub = self._emit(self._memory_fault())
         self.unmapped_stub = self._emit(vc.unmapped_hook(raiser))
+        self._take_over_delivery()
+
+    def _take_over_delivery(self) -> None:
+        deliver = _address("x86_cpu_do_interrupt_x86_64")
+        self.interrupt_stub = self._emit(native_delivery.interrupt_hook(deliver))
+        self.invalid_stub = self._emit(native_delivery.invalid_hook(deliver))
+        for address, _, new in _delivery_changes():
+            _overwrite(address, new)
+        self._acknowledge = _Decider(self._on_acknowledge)
+        acknowledge = ctypes.cast(self._acknowledge, ctypes.c_void_p).value or 0
+        self._replace("do_interrupt_x86_hardirq_x86_64", 13, native_delivery.hard_interrupt(acknowledge))
+        flags = _address("helper_read_eflags_x86_64"), _address("helper_write_eflags_x86_64")
+        raiser = _address("raise_exception_ra_x86_64")
+        self._replace("helper_syscall_x86_64", 12, native_delivery.syscall(*flags, raiser))
+        room = _address("helper_syscall_x86_64") + native_delivery.DEAD_CODE_OF_SYSCALL
+        abort = self._emit(native_delivery.abort(_address("raise_exception_err_ra_x86_64")))
+        _overwrite(room, _jump(abort))
+        entry = _address("cpu_abort_x86_64")
+        _overwrite(entry, native_delivery.near_jump(entry, room))
+
+    def emit_once(self, *codes: bytes) -> list[int]:
+        """Place codes that every engine shares; returns where they are."""
+        for code in codes:
+            if code not in self._shared:
+                self._shared[code] = self._emit(code)
+        return [self._shared[code] for code in codes]
 
     def _emit(self, code: bytes) -> int:
         start = self._stubs_end
@@ -169,7 +211,7 @@ class _Patches:
     def _decide(self, decider: object) -> Callable[[int], bytes]:
         """Ask Python (state in rdi): 0 it is done, 1 the engine shall do it, 2 raise #VC."""
         target = ctypes.cast(decider, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
-        leave = vc.raise_exception(ExitCode.MSR, _address("raise_exception_ra_x86_64"))
+        leave = vc.raise_exception(ExitCode.MSR, _address("raise_exception_err_ra_x86_64"))
         return lambda original: (
             b"\x57\x48\xb8" + _u64(target) + b"\xff\xd0\x5f"  # push rdi; mov rax, decider; call rax; pop rdi
             + b"\x83\xf8\x01\x74" + bytes([3 + len(leave)])  # cmp eax, 1; je: the engine
@@ -212,6 +254,10 @@ class _Patches:
         value = (registers[_RDX] & 0xFFFFFFFF) << 32 | registers[_RAX] & 0xFFFFFFFF
         return _HANDLED if engine.msrs.write(index, value) else _NATIVE
 
+    def _on_acknowledge(self, env: int) -> int:
+        engine = self.attached.get(env)
+        return native_delivery.NO_VECTOR if engine is None else engine.acknowledge()
+
     def claim_cell(self, cpu: int) -> int | None:
         """The cell of this CPU (access type, whether it is in use), or None if another live engine has the same one."""
         cell = (cpu >> 6) & (_CELLS - 1)
@@ -244,8 +290,9 @@ class _FaultRecord(ctypes.Structure):
 class FastPath:
     """One engine's use of the patches. ``attach`` makes it, ``detach`` must be called before the engine goes."""
 
-    def __init__(self, patches: _Patches, cpu: int) -> None:
+    def __init__(self, patches: _Patches, engine: int, cpu: int) -> None:
         self._patches = patches
+        self._engine = engine
         self._cpu = cpu
         self._env = cpu + _CPU_ENV
         self.fault = _FaultRecord(env=self._env)
@@ -254,7 +301,10 @@ class FastPath:
         self._halted = ctypes.c_uint32.from_address(cpu + _CPU_HALTED)
         self._exception_index = ctypes.c_int32.from_address(cpu + _CPU_EXCEPTION_INDEX)
         self._old_exception = ctypes.c_int32.from_address(self._env + _ENV_OLD_EXCEPTION)
-        self._error_code = ctypes.c_int32.from_address(self._env + _ENV_ERROR_CODE)
+        self._request = ctypes.c_uint32.from_address(cpu + native_delivery.INTERRUPT_REQUEST)
+        self._tsc_offset = ctypes.c_uint64.from_address(self._env + _ENV_TSC_OFFSET)
+        self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
+        self.delivery = native_delivery.DeliveryRecord(cpu=cpu)
 
     def raise_vc(self, *, dr7: bool) -> None:
         """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
@@ -266,14 +316,58 @@ class FastPath:
         """Whether the CPU executed HLT."""
         return bool(self._halted.value)
 
-    def take_error_code(self) -> int:
-        """Error code of the exception being delivered; the engine forgets that it is in one."""
-        self.clear_exception()
-        return self._error_code.value
+    @property
+    def shut_down(self) -> bool:
+        """Whether the CPU met a fault while it delivered a double fault."""
+        return self._old_exception.value == native_delivery.DOUBLE_FAULT
 
-    def clear_exception(self) -> None:
-        """Forget the last exception: the engine would call the next one a double fault."""
-        self._old_exception.value = -1
+    @property
+    def env(self) -> int:
+        """Address of the CPU's state."""
+        return self._env
+
+    def emit(self, *codes: Callable[[int, int], bytes]) -> list[int]:
+        """Place native hooks, made from the functions that load a byte of code and that raise; returns where."""
+        functions = _address("cpu_ldub_code_x86_64"), _address("raise_exception_err_ra_x86_64")
+        return self._patches.emit_once(*(code(*functions) for code in codes))
+
+    def hook_exceptions(self, on_refused_store: Any, on_invalid: Any | None) -> None:
+        """Let the engine deliver exceptions. Two are told: stores undone under ``FAULT_VECTOR``, and instructions that
+        the engine does not know: ``on_invalid`` says whether it executed one."""
+        self._kept = on_refused_store, on_invalid
+        self.delivery.on_pseudo_exception = ctypes.cast(on_refused_store, ctypes.c_void_p).value
+        if on_invalid is not None:
+            self.delivery.on_invalid = ctypes.cast(on_invalid, ctypes.c_void_p).value
+        record = ctypes.addressof(self.delivery)
+        stubs = self._patches.interrupt_stub, self._patches.invalid_stub
+        for kind, stub in zip(
+            (unicorn_const.UC_HOOK_INTR, unicorn_const.UC_HOOK_INSN_INVALID), stubs, strict=True
+        ):
+            hook_add(self._engine, kind, stub, user_data=record)
+
+    def answer_interrupts(self, acknowledge: Callable[[], int]) -> None:
+        """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery."""
+        self._patches.attached[self._env].acknowledge = acknowledge
+
+    def request_interrupt(self) -> None:
+        """Deliver an interrupt as soon as the guest takes one. On the CPU's thread."""
+        self._request.value |= native_delivery.HARD_INTERRUPT
+
+    @property
+    def interrupt_requested(self) -> bool:
+        """Whether the guest still has to take it."""
+        return bool(self._request.value & native_delivery.HARD_INTERRUPT)
+
+    def advance_tsc(self, nanoseconds: int) -> None:
+        """Move the time-stamp counter forward, which else goes as the host's."""
+        elapsed = monotonic_ns() - self._started
+        ticks = library.cpu_get_ticks_x86_64() - self._started_ticks
+        self._tsc_offset.value += nanoseconds * ticks // max(elapsed, 1)
+
+    def reset_delivery(self) -> None:
+        """As after RESET#: nothing is asked for, no exception was met."""
+        self._request.value &= ~native_delivery.HARD_INTERRUPT
+        self.forget_lookup()
 
     def forget_lookup(self) -> None:
         """Forget a fault that a lookup of ours left behind: the guest would take it for its own."""
@@ -332,6 +426,6 @@ def attach(engine: int, msrs: ModelSpecificRegisters) -> FastPath | str:
         if not patches.attached:
             patches.forget_code()
         ctypes.c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
-        fast = FastPath(patches, cpu)
-        patches.attached[cpu + _CPU_ENV] = _Attached(msrs, cell)
+        fast = FastPath(patches, engine, cpu)
+        patches.attached[cpu + _CPU_ENV] = _Attached(msrs, cell, lambda: native_delivery.NO_VECTOR)
         return fast

@@ -75,7 +75,7 @@ class InstructionSites:
         found = []
         at = code.find(opcode)
         while at >= 0:
-            if pc + at not in self._known and _starts_instruction(code, at):
+            if pc + at not in self._known and starts_instruction(code, at):
                 self._known.add(pc + at)
                 found.append(at)
             at = code.find(opcode, at + 1)
@@ -109,7 +109,8 @@ class InstructionSites:
             self._engine.drop_translation(gva, gva + size)
 
 
-def _starts_instruction(code: bytes, at: int) -> bool:
+def starts_instruction(code: bytes, at: int) -> bool:
+    """Whether an instruction of the block ``code`` starts at ``at``."""
     from iced_x86 import Decoder
 
     # Blocks are decoded from their start, so boundaries are those the engine sees. All three operand sizes agree

@@ -1,9 +1,8 @@
 """#VC on the modelled CPU: what a SEV-ES guest may not do by itself raises vector 29 (AMD APM volume 2, 15.35.5).
 
-Stubs at the entry of the engine's helpers for CPUID, IN, OUT and MOV DR7 raise a pseudo exception before anything
-happened, if the CPU's cell says that it is to do so; others go on as before. Memory that no slot backs stays unmapped
-in the engine, and a native hook there raises the nested-page-fault #VC. The interrupt hook sees ``VC_VECTORS`` plus
-the exit code, and delivers vector 29 through the guest's own IDT.
+Stubs at the entry of the engine's helpers for CPUID, IN, OUT, MOV DR7 ... raise it before anything happened, if the
+CPU's cell says that it is to do so; others go on as before. Memory that no slot backs stays unmapped in the engine,
+and a native hook there raises the #VC of a nested page fault. The exit code is the error code.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from collections.abc import Callable
 
 from casemate.abi.sev.ghcb import ExitCode
 
-VC_VECTORS = 0x2000
-"""Pseudo exception numbers from here on are #VCs; the exit code is added."""
-
+_VECTOR = 29
 CELL_USED, CELL_VC, CELL_VC_DR7 = 1, 2, 4
 """Flags in the second word of a CPU's cell."""
 
@@ -25,6 +22,9 @@ _HELPERS = {
     "helper_outb_x86_64": (14, ExitCode.IOIO),
     "helper_outw_x86_64": (14, ExitCode.IOIO),
     "helper_outl_x86_64": (16, ExitCode.IOIO),
+    "helper_monitor_x86_64": (16, ExitCode.MONITOR),
+    "helper_mwait_x86_64": (12, ExitCode.MWAIT),
+    "helper_rdpmc_x86_64": (13, ExitCode.RDPMC),
 }
 
 PROLOGUES = {
@@ -33,6 +33,9 @@ PROLOGUES = {
     "helper_outb_x86_64": "488bbf581b0000488b0c240fb6d2",
     "helper_outw_x86_64": "488bbf581b0000488b0c240fb7d2",
     "helper_outl_x86_64": "488bbf581b0000488b0c24e9",
+    "helper_monitor_x86_64": "4883ec088b470885c07515488b4c2408",
+    "helper_mwait_x86_64": "554889fd534883ec088b5708",
+    "helper_rdpmc_x86_64": "554889fdf687c9010000017409",
     "helper_get_dr_x86_64": "83fe05744b7f1983fe04752c",
     "helper_set_dr_x86_64": "4156415541544989fc555383fe07",
 }
@@ -41,10 +44,13 @@ Stub = Callable[[int], bytes]
 
 
 def raise_exception(code: int, raiser: int) -> bytes:
-    """Code that leaves the instruction (return address at rsp, CPU state in rdi) by pseudo exception ``code``."""
+    """Code that leaves the instruction (return address at rsp, CPU state in rdi) by #VC ``code``."""
+    return b"\x48\x8b\x0c\x24" + _raise(code, raiser)  # mov rcx, [rsp]
+
+
+def _raise(code: int, raiser: int) -> bytes:
     return (
-        b"\x48\x8b\x14\x24"  # mov rdx, [rsp]
-        + b"\xbe" + struct.pack("<I", VC_VECTORS + code)  # mov esi, vector
+        b"\xbe" + struct.pack("<I", _VECTOR) + b"\xba" + struct.pack("<I", code)  # mov esi, vector; mov edx, code
         + absolute_jump(raiser)
     )  # fmt: skip
 
@@ -100,6 +106,12 @@ def relocate(name: str, entry: int, code: bytes) -> bytes:
     if name == "helper_outl_x86_64":
         target = entry + 16 + struct.unpack("<i", code[12:16])[0]
         return code[:11] + absolute_jump(target)
+    if name == "helper_monitor_x86_64":
+        past = b"\x74\x0e" + absolute_jump(entry + 0x20)  # je over; jmp
+        return code[:9] + past + code[11:] + absolute_jump(entry + 16)
+    if name == "helper_rdpmc_x86_64":
+        past = b"\x75\x0e" + absolute_jump(entry + 0x16)  # jne over; jmp
+        return code[:11] + past + absolute_jump(entry + 13)
     if name == "helper_get_dr_x86_64":
         return (
             b"\x83\xfe\x05\x75\x0e" + absolute_jump(entry + 0x50)  # cmp esi, 5; jne over; jmp
@@ -115,8 +127,4 @@ def unmapped_hook(raiser: int) -> bytes:
 
     The engine brought RIP up to date before it called the hook.
     """
-    return (
-        b"\x49\x8b\x39\x31\xd2"  # mov rdi, [r9]; xor edx, edx
-        + b"\xbe" + struct.pack("<I", VC_VECTORS + ExitCode.NPF)  # mov esi, vector
-        + absolute_jump(raiser)
-    )  # fmt: skip
+    return b"\x49\x8b\x39\x31\xc9" + _raise(ExitCode.NPF, raiser)  # mov rdi, [r9]; xor ecx, ecx

@@ -1,0 +1,155 @@
+"""A kernel's bzImage: its setup header, and the kernel proper inside of it (Linux Documentation/arch/x86/boot.rst)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from casemate.errors import ImageError
+
+_MAGIC, _MAGIC_AT = b"HdrS", 0x202
+_SETUP_SECTORS, _HEADER_START, _HEADER_LENGTH = 0x1F1, 0x1F1, 0x201
+_VERSION, _PAYLOAD, _XLOADFLAGS = 0x206, 0x248, 0x236
+_KERNEL_64 = 1 << 0
+_SECTOR = 512
+_MINIMUM_VERSION = 0x20C
+_COMMAND_LINE_SIZE = 0x238
+_LZ4_LEGACY = b"\x02\x21\x4c\x18"
+_LZ4_BLOCK = 8 << 20
+_LARGEST_KERNEL = 512 << 20
+_ELF_64_X86 = b"\x7fELF\x02\x01\x01"
+_LOAD = 1
+_MIB = 1 << 20
+
+
+class Segment(NamedTuple):
+    """Bytes of the kernel, and where they go."""
+
+    gpa: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxKernel:
+    """The kernel proper; ``setup_header`` is what boot_params wants to have of the file, from 0x1f1 on."""
+
+    segments: tuple[Segment, ...]
+    entry: int
+    """Where 64-bit code starts (startup_64)."""
+    end: int
+    """Behind the last byte that the kernel takes for itself, its zeroed memory too."""
+    setup_header: bytes
+    longest_command_line: int
+    """In bytes, without the NUL."""
+
+    @classmethod
+    def load(cls, path: Path) -> LinuxKernel:
+        """Read and unpack a bzImage. Raises ImageError if that is not possible."""
+        try:
+            image = path.read_bytes()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ImageError(path, f"cannot be read: {reason}", "check the path") from None
+        return cls.from_bytes(image, path)
+
+    @classmethod
+    def from_bytes(cls, image: bytes, path: Path | str) -> LinuxKernel:
+        """Unpack a bzImage; ``path`` names it in errors. Raises ImageError."""
+        if image[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
+            raise ImageError(path, "this is no Linux kernel (no HdrS)", "give a bzImage", _MAGIC_AT)
+        (version,) = struct.unpack_from("<H", image, _VERSION)
+        if version < _MINIMUM_VERSION or not image[_XLOADFLAGS] & _KERNEL_64:
+            cause = f"boot protocol {version >> 8}.{version & 0xFF:02} has no 64-bit entry"
+            raise ImageError(path, cause, "give an x86-64 kernel of Linux 3.8 or newer", _VERSION)
+        offset, length = struct.unpack_from("<II", image, _PAYLOAD)
+        start = ((image[_SETUP_SECTORS] or 4) + 1) * _SECTOR + offset
+        payload = image[start : start + length]
+        if len(payload) != length or length < 8:
+            raise ImageError(path, "the file ends inside of the compressed kernel", "get it anew", len(image))
+        vmlinux = _unpack(payload, path, start)
+        segments, end = _segments(vmlinux, path)
+        (entry,) = struct.unpack_from("<Q", vmlinux, 24)
+        if not any(segment.gpa <= entry < segment.gpa + len(segment.data) for segment in segments):
+            raise ImageError(path, f"the kernel's entry {entry:#x} is in none of its segments", "get it anew")
+        header = image[_HEADER_START : _MAGIC_AT + image[_HEADER_LENGTH]]
+        (longest,) = struct.unpack_from("<I", image, _COMMAND_LINE_SIZE)
+        return cls(segments, entry, end, header, longest)
+
+
+def _unpack(payload: bytes, path: Path | str, offset: int) -> bytes:
+    for magic, unpack in _FORMATS.items():
+        if payload.startswith(magic):
+            try:
+                # The build appends the unpacked size.
+                return unpack(payload[:-4])
+            except Exception as error:
+                cause = f"the compressed kernel cannot be unpacked: {error}"
+                raise ImageError(path, cause, "get the kernel anew", offset) from None
+    known = "gzip, bzip2, LZMA, XZ, LZ4 or Zstandard"
+    cause = f"the kernel is compressed in a way that is not known ({payload[:4].hex()}), not with {known}"
+    raise ImageError(path, cause, "build it with another CONFIG_KERNEL_*", offset)
+
+
+def _gunzip(data: bytes) -> bytes:
+    import zlib
+
+    return zlib.decompressobj(31).decompress(data, _LARGEST_KERNEL)
+
+
+def _bunzip(data: bytes) -> bytes:
+    import bz2
+
+    return bz2.BZ2Decompressor().decompress(data, _LARGEST_KERNEL)
+
+
+def _unlzma(data: bytes) -> bytes:
+    import lzma
+
+    return lzma.LZMADecompressor().decompress(data, _LARGEST_KERNEL)
+
+
+def _unzstd(data: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+
+
+def _unlz4(data: bytes) -> bytes:
+    from lz4.block import decompress
+
+    blocks, at = [], len(_LZ4_LEGACY)
+    while at + 4 <= len(data):
+        (size,) = struct.unpack_from("<I", data, at)
+        blocks.append(decompress(data[at + 4 : at + 4 + size], uncompressed_size=_LZ4_BLOCK))
+        at += 4 + size
+    return b"".join(blocks)
+
+
+_FORMATS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": _gunzip,
+    b"BZh": _bunzip,
+    b"\x5d\x00\x00": _unlzma,
+    b"\xfd7zXZ": _unlzma,
+    _LZ4_LEGACY: _unlz4,
+    b"\x28\xb5\x2f\xfd": _unzstd,
+}
+
+
+def _segments(vmlinux: bytes, path: Path | str) -> tuple[tuple[Segment, ...], int]:
+    if not vmlinux.startswith(_ELF_64_X86):
+        raise ImageError(path, "the unpacked kernel is no 64-bit ELF file", "give an x86-64 kernel")
+    if len(vmlinux) < 64:
+        raise ImageError(path, "the unpacked kernel ends inside of its ELF header", "get the kernel anew")
+    headers, count = struct.unpack_from("<Q", vmlinux, 32)[0], struct.unpack_from("<H", vmlinux, 56)[0]
+    segments, end = [], 0
+    for at in range(headers, min(headers + 56 * count, len(vmlinux) - 55), 56):
+        kind, _, offset, _, gpa, in_file, in_memory, _ = struct.unpack_from("<IIQQQQQQ", vmlinux, at)
+        if kind == _LOAD:
+            segments.append(Segment(gpa, vmlinux[offset : offset + in_file]))
+            end = max(end, gpa + max(in_memory, in_file))
+    if not segments or min(segment.gpa for segment in segments) < _MIB:
+        raise ImageError(path, "the unpacked kernel has no segment above 1 MiB, or one below", "get it anew")
+    return tuple(segments), end

@@ -1,0 +1,118 @@
+"""What a boot loader prepares for a kernel in guest memory (Linux Documentation/arch/x86: boot.rst, zero-page.rst)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from casemate.address import FOUR_GIB, PAGE_SIZE
+from casemate.errors import SpecError
+from casemate.linux.acpi import acpi_tables
+from casemate.linux.bzimage import LinuxKernel
+from casemate.linux.entry import entry_image, page_tables
+
+PM_BASE = 0x600
+"""First port of the ACPI block, where firmware would have put it."""
+
+_PAGE_TABLES, _BOOT_PARAMS, _COMMAND_LINE, _ACPI, _LOW_END = 0x1000, 0x10000, 0x20000, 0x9C000, 0xA0000
+_MIB = 1 << 20
+_ACPI_RSDP, _E820_COUNT, _SETUP_HEADER, _E820_TABLE = 0x070, 0x1E8, 0x1F1, 0x2D0
+_VIDEO_MODE, _LOADER, _RAMDISK, _COMMAND_LINE_POINTER = 0x1FA, 0x210, 0x218, 0x228
+_NORMAL_VIDEO, _UNKNOWN_LOADER = 0xFFFF, 0xFF
+_E820_RAM, _E820_RESERVED, _E820_ACPI = 1, 2, 3
+
+
+class Piece(NamedTuple):
+    """Whole pages of guest memory, and what they are."""
+
+    what: str
+    gpa: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DirectBoot:
+    """A kernel ready to run: ``image`` goes to the top of 4 GiB, ``pieces`` to RAM."""
+
+    image: bytes
+    pieces: tuple[Piece, ...]
+
+
+def prepare_linux(
+    kernel: LinuxKernel,
+    initrd: bytes,
+    command_line: str,
+    ram: Sequence[tuple[int, int]],
+    c_bit: int | None = None,
+) -> DirectBoot:
+    """Lay a boot out in ``ram``, ranges of address and size in bytes; ``c_bit`` is that of a guest of SEV.
+
+    Raises SpecError if it does not fit.
+    """
+    words = command_line.encode(errors="surrogateescape") + b"\0"
+    if len(words) > kernel.longest_command_line + 1:
+        raise SpecError(
+            f"--append: {len(words) - 1} bytes, this kernel takes {kernel.longest_command_line}", "shorten it"
+        )
+    start, size = next((start, size) for start, size in ram if start <= _MIB < start + size)
+    initrd_at = (start + size - len(initrd)) & -PAGE_SIZE
+    needed = kernel.end + len(initrd)
+    if kernel.end > initrd_at:
+        raise SpecError(
+            f"kernel and initrd need {-(-needed // _MIB)} MiB of memory, the guest has {(start + size) // _MIB} MiB",
+            "give it more --memory",
+        )
+    boot_params = _boot_params(kernel.setup_header, _e820(ram), initrd_at, len(initrd))
+    pieces = [
+        Piece("page tables", _PAGE_TABLES, page_tables(_PAGE_TABLES, c_bit)),
+        Piece("boot parameters", _BOOT_PARAMS, boot_params),
+        Piece("command line", _COMMAND_LINE, _whole_pages(words)),
+        Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(_ACPI, PM_BASE))),
+        _kernel_piece(kernel),
+    ]
+    if initrd:
+        pieces.append(Piece("initrd", initrd_at, _whole_pages(initrd)))
+    return DirectBoot(entry_image(kernel.entry, _PAGE_TABLES, _BOOT_PARAMS), tuple(pieces))
+
+
+def _kernel_piece(kernel: LinuxKernel) -> Piece:
+    first = min(segment.gpa for segment in kernel.segments)
+    end = max(segment.gpa + len(segment.data) for segment in kernel.segments)
+    data = bytearray(end - first)
+    for segment in kernel.segments:
+        data[segment.gpa - first : segment.gpa - first + len(segment.data)] = segment.data
+    return Piece("kernel", first, _whole_pages(data))
+
+
+def _boot_params(
+    setup_header: bytes, e820: list[tuple[int, int, int]], initrd_at: int, initrd_size: int
+) -> bytes:
+    page = bytearray(PAGE_SIZE)
+    page[_SETUP_HEADER : _SETUP_HEADER + len(setup_header)] = setup_header
+    struct.pack_into("<Q", page, _ACPI_RSDP, _ACPI)
+    struct.pack_into("<H", page, _VIDEO_MODE, _NORMAL_VIDEO)
+    page[_LOADER] = _UNKNOWN_LOADER
+    struct.pack_into("<II", page, _RAMDISK, initrd_at if initrd_size else 0, initrd_size)
+    struct.pack_into("<I", page, _COMMAND_LINE_POINTER, _COMMAND_LINE)
+    page[_E820_COUNT] = len(e820)
+    for index, entry in enumerate(e820):
+        struct.pack_into("<QQI", page, _E820_TABLE + 20 * index, *entry)
+    return bytes(page)
+
+
+def _e820(ram: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    high = [(start, size, _E820_RAM) for start, size in ram if start >= FOUR_GIB]
+    low_end = max(start + size for start, size in ram if start < FOUR_GIB)
+    return [
+        (0, _ACPI, _E820_RAM),
+        (_ACPI, _LOW_END - _ACPI, _E820_ACPI),
+        (_LOW_END, _MIB - _LOW_END, _E820_RESERVED),
+        (_MIB, low_end - _MIB, _E820_RAM),
+        *high,
+    ]
+
+
+def _whole_pages(data: bytes | bytearray) -> bytes:
+    return bytes(data) + bytes(-len(data) % PAGE_SIZE)

@@ -1,0 +1,105 @@
+"""Kernel hashes in the guest: firmware accepts what was measured and refuses what was swapped behind its back.
+
+The host that lies measures one set of files and offers another by fw_cfg (edk2 OvmfPkg/AmdSev, BlobVerifierLib).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from firmware_images import require_image, require_kernel
+
+from casemate.confidential.preparation import LaunchOptions, prepare
+from casemate.confidential.stages import launch
+from casemate.host.clock import GuestClock
+from casemate.host.guest_kind import GuestKind
+from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.machine.console import Console
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.recorder import Recorder
+from casemate.machine.run_loop import run
+from casemate.machine.spec import MachineSpec
+from casemate.testing.linux_init import initramfs, printing_init
+
+pytestmark = pytest.mark.boot
+
+HELLO = "hello from user mode"
+REFUSAL_SECONDS = 9
+"""Twice the time that a kernel that is accepted takes to user mode."""
+LOOP_BYTES = 16
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> MachineSpec:
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(initramfs(printing_init(HELLO)))
+    kernel = require_kernel("bookworm")
+    append = "console=ttyS0 panic=-1 quiet"
+    return MachineSpec(bios=tmp_path, kernel=kernel, initrd=initrd, append=append, kind=GuestKind.SEV)
+
+
+def boot(measured: MachineSpec, offered: MachineSpec) -> tuple[Outcome, list[int | None]]:
+    """Launch ``measured`` and offer the files of ``offered``; also where the CPU was at the end, and later."""
+    clock = GuestClock()
+    host = ModelHypervisor(clock)
+    prepared = prepare(measured, LaunchOptions(kernel_hashes=True), host)
+    swapped = replace(prepared.spec, kernel=offered.kernel, initrd=offered.initrd, append=offered.append)
+    recorder = Recorder()
+    console = Console(recorder, until=HELLO)
+    with Machine(swapped, host, clock, console, recorder) as machine:
+        launch(machine, prepared)
+        outcome = run(machine, REFUSAL_SECONDS if offered is not measured else 60)
+        places = [machine.vcpu.rip()]
+        if outcome.ending is Ending.TIMEOUT:
+            stop = threading.Timer(0.2, machine.vcpu.stop)
+            stop.start()
+            machine.vcpu.run()
+            places.append(machine.vcpu.rip())
+        return outcome, places
+
+
+def changed(path: Path, at: int, folder: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    (folder / "changed").write_bytes(data)
+    return folder / "changed"
+
+
+@pytest.mark.parametrize("kind", [GuestKind.SEV, GuestKind.SEV_ES])
+def test_firmware_accepts_the_kernel_that_was_measured(kind: GuestKind, spec: MachineSpec) -> None:
+    spec = replace(spec, bios=require_image("OVMF.amdsev.fd", "sid"), kind=kind)
+    outcome, _ = boot(spec, spec)
+    assert outcome.ending is Ending.UNTIL, outcome
+
+
+@pytest.mark.parametrize("what", ["kernel", "append"])
+def test_firmware_refuses_one_changed_byte(what: str, spec: MachineSpec, tmp_path: Path) -> None:
+    """The image's verifier says nothing in a release build: it stays where it is for ever, and no kernel runs."""
+    spec = replace(spec, bios=require_image("OVMF.amdsev.fd", "sid"))
+    assert spec.kernel is not None
+    if what == "kernel":
+        middle = spec.kernel.stat().st_size // 2
+        offered = replace(spec, kernel=changed(spec.kernel, middle, tmp_path))
+    else:
+        offered = replace(spec, append=spec.append + " ")
+    outcome, places = boot(spec, offered)
+    assert outcome.ending is Ending.TIMEOUT, outcome
+    assert outcome.serial == ""
+    first, second = places
+    assert first is not None
+    assert second is not None
+    assert abs(first - second) < LOOP_BYTES, "a dead loop"
+
+
+def test_stock_image_without_a_verifier_starts_what_was_not_measured(
+    spec: MachineSpec, tmp_path: Path
+) -> None:
+    """It has an area for the hashes, so that they are measured; nothing in it compares them."""
+    spec = replace(spec, bios=None, code=require_image("OVMF_CODE_4M.fd", "sid-ovmf-generic"))
+    assert spec.initrd is not None
+    outcome, _ = boot(spec, replace(spec, initrd=changed(spec.initrd, -20, tmp_path)))
+    assert outcome.ending is Ending.UNTIL, outcome

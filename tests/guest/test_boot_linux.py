@@ -1,0 +1,119 @@
+"""Linux without firmware on the modelled host, to user mode and back: Debian's cloud kernels (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from firmware_images import require_kernel
+
+from casemate.abi.sev.ghcb import ExitCode
+from casemate.cli import main
+from casemate.testing.linux_init import initramfs, printing_init
+
+pytestmark = pytest.mark.boot
+
+KERNELS = {"bookworm": "6.1", "trixie": "6.12"}
+FEATURES = {
+    "plain": None,
+    "sev": "Memory Encryption Features active: AMD SEV",
+    "sev-es": "Memory Encryption Features active: AMD SEV SEV-ES",
+}
+APPEND = "console=ttyS0 panic=-1"
+
+
+def boot(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    main(["boot", "--host", "model", "--json", "--timeout", "60", *map(str, words)])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+@pytest.fixture
+def initrd(tmp_path: Path) -> Path:
+    path = tmp_path / "initrd"
+    path.write_bytes(initramfs(printing_init("hello from user mode")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def signals_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to build the test of signals with")
+    folder = tmp_path_factory.mktemp("signals")
+    source = Path(__file__).with_name("signals.c")
+    done = subprocess.run(
+        ["gcc", "-O1", "-static", "-o", folder / "init", source], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"gcc builds no static program here: {done.stderr.strip().splitlines()[-1]}")
+    (folder / "initrd").write_bytes(initramfs((folder / "init").read_bytes()))
+    return folder / "initrd"
+
+
+@pytest.mark.parametrize("guest", FEATURES)
+@pytest.mark.parametrize("release", KERNELS)
+def test_kernel_runs_its_first_program_and_powers_off(
+    release: str, guest: str, initrd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--kernel", require_kernel(release), "--initrd", initrd, "--append", APPEND, "--guest", guest)
+    document = boot(capsys, *words)
+    serial = document["serial"]
+    assert document["outcome"] == "power-off", document["detail"]
+    assert f"Linux version {KERNELS[release]}." in serial
+    assert "hello from user mode" in serial
+    assert [phase["name"] for phase in document["phases"]] == ["kernel", "init"]
+    lines = [line.partition("] ")[2].strip() for line in serial.splitlines() if "Memory Encryption" in line]
+    assert lines == ([FEATURES[guest]] if FEATURES[guest] else [])
+    assert not [line for line in serial.splitlines() if "BUG:" in line or "Call Trace" in line]
+    if guest == "sev-es":
+        exits, raised = document["requests"]["vmgexits"], document["requests"]["vc"]
+        for code in (ExitCode.IOIO, ExitCode.CPUID, ExitCode.MSR):
+            assert raised[f"{code:#x}"] > 0
+        assert exits[f"{ExitCode.MMIO_WRITE:#x}"] > 100, "the local APIC is behind MMIO"
+
+
+@pytest.mark.parametrize("guest", FEATURES)
+@pytest.mark.parametrize("release", KERNELS)
+def test_exceptions_signals_and_timers_work_in_user_mode(
+    release: str, guest: str, signals_initrd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append = f"{APPEND} quiet"
+    words = ("--kernel", require_kernel(release), "--initrd", signals_initrd, "--append", append)
+    document = boot(capsys, *words, "--guest", guest)
+    bad = [line for line in document["serial"].splitlines() if "BAD" in line]
+    assert bad == []
+    assert "ALL IS WELL" in document["serial"], document["serial"][-2000:]
+    assert document["outcome"] == "power-off"
+
+
+@pytest.mark.parametrize("append", ["console=ttyS0", APPEND], ids=["stays", "resets"])
+def test_kernel_without_a_root_ends_as_the_panic_that_it_is(
+    append: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = boot(capsys, "--kernel", require_kernel(), "--append", append)
+    assert (document["outcome"], document["exit_code"]) == ("kernel-panic", 1)
+    assert "Unable to mount root fs" in document["detail"]
+
+
+def test_changed_command_line_or_kernel_changes_the_digest(
+    initrd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def digest(append: str, first_program: Path) -> str:
+        words = ["boot", "--host", "model", "--guest", "sev", "--kernel", str(require_kernel()), "--json"]
+        main([*words, "--initrd", str(first_program), "--append", append, "--dry-run"])
+        return str(json.loads(capsys.readouterr().out)["digest"])
+
+    other = tmp_path / "other"
+    other.write_bytes(initramfs(printing_init("hullo from user mode")))
+    digests = [
+        digest(APPEND, initrd),
+        digest(APPEND + " x", initrd),
+        digest(APPEND, other),
+        digest(APPEND, initrd),
+    ]
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]
