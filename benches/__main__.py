@@ -13,7 +13,9 @@ from benches.table import Table
 from casemate.errors import CasemateError
 
 BENCHES = [
-    name for name in ("imports", "measure", "boot", "confidential", "kvm") if find_spec(f"benches.{name}")
+    name
+    for name in ("imports", "measure", "boot", "confidential", "kvm", "evidence")
+    if find_spec(f"benches.{name}")
 ]
 
 

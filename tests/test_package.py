@@ -35,8 +35,9 @@ LAYERS = (
     {"firmware", "host"},
     {"memory", "measure"},
     {"devices"},
+    {"evidence"},
     {"machine"},
-    {"advise", "confidential", "evidence", "guests"},
+    {"advise", "confidential", "guests"},
     {"cli"},
 )
 """Packages of ``casemate``, lowest first."""

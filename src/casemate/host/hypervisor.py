@@ -63,8 +63,14 @@ class Vcpu(Protocol):
     def set_rip(self, rip: int) -> None:
         """Go on at another instruction; only where the guest's state is not sealed."""
 
-    def code_at_rip(self) -> tuple[bytes, int] | None:
-        """The next bytes of code (at most 15) and their width in bits (16, 32, 64), or None where nobody can know."""
+    def storing_instruction(self, gpa: int, size: int) -> int | None:
+        """While the bus takes a store: the address of the instruction that made it, or None where nobody can know."""
+
+    def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
+        """The bytes of code (at most 15) at the instruction pointer, or another, and their width in bits (16, 32, 64).
+
+        None where nobody can know.
+        """
 
 
 class Vm(Protocol):

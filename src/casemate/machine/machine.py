@@ -233,6 +233,7 @@ class Machine:
         backing.writable.view[:] = source.data
         memory = FlashMemory(number, backing, self.protection.protection, self.vm, self.recorder)
         device = CfiFlash(number, memory, source.file, self.recorder)
+        self.recorder.watch_flash(number, memory.view)
         region = RomDevice(f"flash{number}", backing, device)
         memory.attach(self.map, region, source.gpa)
         self.flash.append(FlashUnit(number, source, memory, device))

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from types import FrameType
 
@@ -25,7 +26,7 @@ from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.report import make_report
-from casemate.machine.violation import describe, instruction_text, judge_fault, judge_loop
+from casemate.machine.violation import describe, examine, instruction_text, judge_fault, judge_loop
 from casemate.memory.protection import OnWrite
 
 _POLL_SECONDS = 0.2
@@ -47,6 +48,7 @@ class Run:
         """
         machine = self._machine
         assert machine.stage is Stage.READY
+        machine.recorder.examine = partial(examine, machine)
         machine.recorder.on_violation = self._on_violation
         thread = threading.Thread(target=self._vcpu_thread, name="casemate-vcpu")
         deadline = None if self._timeout is None else monotonic() + self._timeout

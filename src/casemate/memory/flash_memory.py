@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from casemate.address import Gpa
 from casemate.errors import HostError, InternalError
-from casemate.events import EventSink, ProtectionAction, ProtectionChange
+from casemate.events import AccessPath, EventSink, ProtectionAction, ProtectionChange
 from casemate.host.hypervisor import Vm
 from casemate.memory.backing import Backing, HostMapping
 from casemate.memory.map import MemoryMap
@@ -61,6 +61,17 @@ class FlashMemory:
     def size(self) -> int:
         """Bytes."""
         return self._backing.size
+
+    @property
+    def store_path(self) -> AccessPath:
+        """How a store that reaches the device now came to it."""
+        if self._vm.capabilities.sealed_state:
+            return AccessPath.GHCB
+        if self.mode is FlashMode.COMMAND:
+            return AccessPath.NO_SLOT
+        if self.protection is WriteProtection.READONLY_SLOT:
+            return AccessPath.READONLY_SLOT
+        return AccessPath.EMULATOR
 
     def attach(self, memory_map: MemoryMap, region: RomDevice, gpa: Gpa) -> None:
         """Place ``region`` at ``gpa`` in array mode, protected. Raises HostError if the host refuses."""

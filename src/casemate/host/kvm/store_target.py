@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from iced_x86 import (
     CodeSize,
     Decoder,
+    Instruction,
     InstructionInfoFactory,
     MemorySizeExt,
     OpAccess,
@@ -27,6 +28,9 @@ _GENERAL = {
 _ADDRESS_BITS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
 
 
+_HIGH_BYTES = (Register.AH, Register.BH, Register.CH, Register.DH)
+
+
 class StoreTarget(NamedTuple):
     """A linear address, and bytes from there on."""
 
@@ -37,13 +41,47 @@ class StoreTarget(NamedTuple):
 def store_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
     """What the first instruction of ``code`` stores to; nothing if it stores to no memory, or cannot be decoded."""
     instruction = Decoder(bits, code, ip=regs.rip).decode()
-    if not instruction:
-        return
+    if instruction:
+        yield from _targets(instruction, bits, regs, sregs)
+
+
+def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
     for memory in InstructionInfoFactory().info(instruction).used_memory():
         if memory.access in _STORES:
             # Of repeated string instructions only the unit is known.
             size = MemorySizeExt.size(memory.memory_size) or MemorySizeExt.size(instruction.memory_size)
             yield StoreTarget(_linear(memory, bits, regs, sregs), size)
+
+
+def find_store(
+    before: bytes,
+    code: bytes,
+    bits: int,
+    regs: Regs,
+    sregs: Sregs,
+    is_target: Callable[[int], bool],
+    size: int,
+) -> int | None:
+    """Where the instruction begins that stored ``size`` bytes to a linear address that ``is_target`` knows.
+
+    ``code`` is at RIP, ``before`` ends there. Code cannot be decoded backwards, so each candidate must explain the
+    store: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix.
+    """
+    found = None
+    for back in range(len(before) + 1):
+        candidate = before[len(before) - back :] if back else code
+        instruction = Decoder(bits, candidate, ip=regs.rip - back).decode()
+        if not instruction or (instruction.len != back if back else not instruction.has_rep_prefix):
+            continue
+        for target in _targets(instruction, bits, regs, sregs):
+            # String and stack instructions have moved their pointers on.
+            moves = instruction.is_string_instruction or instruction.is_stack_instruction
+            moved = (-target.size, target.size) if moves else (0,)
+            if target.size >= size and any(is_target(target.gva + step) for step in moved):
+                found = found or regs.rip - back
+                if instruction.op1_register not in _HIGH_BYTES:  # else it likely has a REX prefix
+                    return regs.rip - back
+    return found
 
 
 def _linear(memory: UsedMemory, bits: int, regs: Regs, sregs: Sregs) -> int:
