@@ -47,7 +47,8 @@ class Guest:
 
     def bytes_by_name(self) -> dict[str, int]:
         found = self.log.to_json()
-        return {item["name"]: item["bytes"] for item in found["variables"]} | found["other"]
+        other: dict[str, int] = found["other"]
+        return {item["name"]: item["bytes"] for item in found["variables"]} | other
 
 
 def test_programs_belong_to_the_variables_that_they_make() -> None:

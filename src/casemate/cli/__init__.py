@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     named = [word for word in arguments if word in COMMANDS][:1]
     args = make_parser(named).parse_args(arguments)
+    args.command_line = ["casemate", *arguments]
     try:
         return load_command(args.command).run(args)
     except CasemateError as error:

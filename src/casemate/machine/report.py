@@ -73,6 +73,7 @@ def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
     return {
         "unit": unit.number,
         "file": str(unit.source.path),
+        "input_sha256": hashlib.sha256(unit.source.data).hexdigest(),
         # Memory that was encrypted in place shows ciphertext; a read-only unit still is what its file is.
         "sha256": hashlib.sha256(unit.source.data if unit.device.readonly else unit.memory.view).hexdigest(),
         "gpa": unit.source.gpa,
@@ -87,6 +88,7 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
     image = machine.firmware[0]
     return {
         "file": str(image.path),
+        "input_sha256": hashlib.sha256(image.data).hexdigest(),
         "sha256": hashlib.sha256(image.data).hexdigest(),
         "gpa": image.gpa,
         "size": len(image.data),
