@@ -43,14 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     guest.add_argument(
         "--protection",
-        choices=["auto", "slot", "vma", "view"],
+        choices=["auto", "slot", "vma", "view", "uffd"],
         default="auto",
-        help="write protection of flash: read-only slot, mprotect of the host mapping, or read-only view (%(default)s)",
+        help="write protection of flash: read-only slot, mprotect of the host mapping, read-only view, or userfaultfd"
+        " (%(default)s)",
     )
     guest.add_argument(
         "--on-write",
-        choices=["kill", "drop"],
-        help="what a store to protected firmware does (default: what the device does with it, or kill)",
+        choices=["kill", "drop", "allow-once"],
+        help="what a store to protected firmware does: end the run, nothing, or be made, the first one"
+        " (default: what the device does with it, or kill)",
     )
     guest.add_argument(
         "--fw-cfg",

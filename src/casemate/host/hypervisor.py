@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from casemate.abi.kvm.vm_types import VmType
@@ -95,6 +96,13 @@ class Vm(Protocol):
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """The mapping under ``[hva, hva + size)`` changed its protection (a kernel has an MMU notifier for it)."""
+
+    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+        """Call ``on_store`` with the page, on any thread, before a store of the guest to ``[hva, hva + size)`` is made.
+
+        Only behind slots over this mapping; the store is tried when it returns, and must then fail. Raises
+        UnsupportedError, with a remedy, where the host cannot.
+        """
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """The VMM stored into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""

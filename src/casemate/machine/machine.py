@@ -26,7 +26,7 @@ from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
-from casemate.memory.protection import WriteProtection, choose
+from casemate.memory.protection import OnWrite, WriteProtection, choose
 from casemate.memory.region import Alias, Ram, Rom, RomDevice
 
 _LEGACY_BIOS_SIZE = 128 << 10
@@ -92,6 +92,7 @@ class Machine:
         self.flash: list[FlashUnit] = []
         self.firmware = open_firmware(spec)
         self._backings: list[Backing] = []
+        self._allowance = spec.on_write is OnWrite.ALLOW_ONCE
         try:
             self.vm = hypervisor.create_vm(spec.kind, spec.sev)
         except BaseException:
@@ -208,6 +209,16 @@ class Machine:
             if unit.source.gpa <= gpa < unit.source.gpa + unit.memory.size:
                 return unit.number
         return None
+
+    def take_held_page(self) -> Gpa | None:
+        """The page of the store that userfaultfd held last, if it held one."""
+        pages = [unit.memory.take_held_page() for unit in self.flash]
+        return next((page for page in pages if page is not None), None)
+
+    def take_allowance(self) -> bool:
+        """Whether this store is the one that ``--on-write allow-once`` lets through."""
+        allowed, self._allowance = self._allowance, False
+        return allowed
 
     def close(self) -> None:
         """Give everything back; variables reach the disk. Raises HostError if the disk refuses."""

@@ -11,7 +11,7 @@ from time import monotonic
 from types import FrameType
 
 from casemate.errors import HostError
-from casemate.events import Violation
+from casemate.events import AccessPath, Violation
 from casemate.host.exits import (
     Hlt,
     InternalFault,
@@ -26,7 +26,14 @@ from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.report import make_report
-from casemate.machine.violation import describe, examine, instruction_text, judge_fault, judge_loop
+from casemate.machine.violation import (
+    describe,
+    examine,
+    instruction_text,
+    judge_fault,
+    judge_loop,
+    make_store,
+)
 from casemate.memory.protection import OnWrite
 
 _POLL_SECONDS = 0.2
@@ -109,8 +116,13 @@ class Run:
 
     def _on_violation(self, violation: Violation) -> None:
         # A store that a slot traps is the device's business unless the user said otherwise.
-        if self._machine.spec.on_write is OnWrite.KILL:
-            self._machine.end(Ending.VIOLATION, describe(self._machine, violation))
+        machine = self._machine
+        if violation.path in (AccessPath.FAULT, AccessPath.USERFAULT):
+            return  # its verdict comes when the registers can be changed
+        if violation.path is AccessPath.EMULATOR and machine.take_allowance():
+            make_store(machine, violation)
+        elif machine.spec.on_write in (OnWrite.KILL, OnWrite.ALLOW_ONCE):
+            machine.end(Ending.VIOLATION, describe(machine, violation))
 
     def _outcome(self, seconds: float) -> Outcome:
         machine = self._machine

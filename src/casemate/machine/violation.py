@@ -23,26 +23,42 @@ class Verdict:
 
 
 def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
-    """Report a store to protected memory; drop it if that was asked for and can be done, else end the run."""
-    unit = machine.unit_at(fault.gpa)
+    """Report a store to protected memory; drop or make it if that was asked for and can be done, else end the run."""
+    page = machine.take_held_page()
+    gpa = page if fault.gpa is None else fault.gpa
     report = Violation(
         ViolationKind.PROTECTED_MEMORY,
-        unit,
-        fault.gpa,
+        machine.unit_at(gpa),
+        gpa,
         fault.size,
         fault.value,
         fault.rip,
-        path=AccessPath.FAULT,
+        path=AccessPath.FAULT if page is None else AccessPath.USERFAULT,
     )
     machine.recorder.report(report)
-    if machine.spec.on_write is not OnWrite.DROP:
+    allowed = machine.take_allowance()
+    if not allowed and machine.spec.on_write is not OnWrite.DROP:
         return Verdict(False, describe(machine, report))
     length = _plain_store_length(machine)
-    if length is None or fault.rip is None:
-        cause = "it cannot be dropped, for the instruction is unknown or does more than store"
+    if length is None or fault.rip is None or (allowed and not make_store(machine, report)):
+        verb = "allowed" if allowed else "dropped"
+        cause = f"it cannot be {verb}, for the instruction is unknown or does more than store"
         return Verdict(False, f"{describe(machine, report)}; {cause}")
     machine.vcpu.set_rip(fault.rip + length)
     return Verdict(True, "")
+
+
+def make_store(machine: Machine, violation: Violation) -> bool:
+    """Do for the guest what it may not do itself; False if it is not known what."""
+    unit, gpa, size, value = violation.unit, violation.gpa, violation.size, violation.value
+    if unit is None or gpa is None or size is None or value is None:
+        return False
+    flash = machine.flash[unit]
+    offset = gpa - flash.source.gpa
+    if offset + size > flash.memory.size:
+        return False
+    flash.memory.allow_store(offset, value.to_bytes(size, "little"))
+    return True
 
 
 def examine(machine: Machine, violation: Violation) -> Violation:

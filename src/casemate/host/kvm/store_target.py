@@ -11,7 +11,9 @@ from iced_x86 import (
     Instruction,
     InstructionInfoFactory,
     MemorySizeExt,
+    Mnemonic,
     OpAccess,
+    OpKind,
     Register,
     Register_,
     RegisterExt,
@@ -28,14 +30,20 @@ _GENERAL = {
 _ADDRESS_BITS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
 
 
-_HIGH_BYTES = (Register.AH, Register.BH, Register.CH, Register.DH)
+_HIGH_BYTES = {
+    Register.AH: Register.AX,
+    Register.BH: Register.BX,
+    Register.CH: Register.CX,
+    Register.DH: Register.DX,
+}
 
 
 class StoreTarget(NamedTuple):
-    """A linear address, and bytes from there on."""
+    """A linear address, bytes from there on, and of a plain MOV the value that they get."""
 
     gva: int
     size: int
+    value: int | None
 
 
 def store_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
@@ -50,7 +58,18 @@ def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> I
         if memory.access in _STORES:
             # Of repeated string instructions only the unit is known.
             size = MemorySizeExt.size(memory.memory_size) or MemorySizeExt.size(instruction.memory_size)
-            yield StoreTarget(_linear(memory, bits, regs, sregs), size)
+            yield StoreTarget(_linear(memory, bits, regs, sregs), size, _moved_value(instruction, size, regs))
+
+
+def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
+    if instruction.mnemonic != Mnemonic.MOV or instruction.op0_kind != OpKind.MEMORY:
+        return None
+    if instruction.op1_kind != OpKind.REGISTER:
+        return int(instruction.immediate(1)) & (1 << 8 * size) - 1
+    register = instruction.op1_register
+    if register in _HIGH_BYTES:
+        return _value(_HIGH_BYTES[register], regs) >> 8 & 0xFF
+    return _value(register, regs) if RegisterExt.is_gpr(register) else None
 
 
 def find_store(

@@ -209,7 +209,7 @@ class KvmVcpu:
         for target in store_targets(*found, regs, sregs) if found else ():
             gpa = self._translate(target.gva)
             if gpa is not None:
-                return MemoryFault(gpa, target.size, None, regs.rip)
+                return MemoryFault(gpa, target.size, target.value, regs.rip)
         return MemoryFault(rip=regs.rip)
 
     def _interrupted(self) -> Interrupted:
