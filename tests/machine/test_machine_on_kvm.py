@@ -130,7 +130,7 @@ def test_userfaultfd_is_refused_by_name_without_privilege() -> None:
     if before == 0:
         os.seteuid(65534)
     try:
-        with pytest.raises(UnsupportedError, match="vm.unprivileged_userfaultfd.*CAP_SYS_PTRACE"):
+        with pytest.raises(UnsupportedError, match=r"vm\.unprivileged_userfaultfd.*CAP_SYS_PTRACE"):
             os.close(open_userfaultfd())
     finally:
         os.seteuid(before)
