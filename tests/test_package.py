@@ -33,11 +33,11 @@ TEXTS = [
 LAYERS = (
     {"abi", "address", "errors", "events"},
     {"firmware", "host"},
-    {"memory", "measure"},
+    {"memory", "measure", "guests"},
     {"devices"},
     {"evidence"},
     {"machine"},
-    {"advise", "confidential", "guests"},
+    {"advise", "confidential", "prove"},
     {"cli"},
 )
 """Packages of ``casemate``, lowest first."""

@@ -45,7 +45,14 @@ def _kvm() -> None:
 
 
 def run(
-    folder: Path, code: str, bits: Bits = 32, *, user: bool = False, machine: str = "bare", **options: object
+    folder: Path,
+    code: str,
+    bits: Bits = 32,
+    *,
+    user: bool = False,
+    machine: str = "bare",
+    timeout: float = 20,
+    **options: object,
 ) -> Outcome:
     payload = bytes.fromhex(code)
     (folder / "code.fd").write_bytes(make_image(in_user_mode(payload) if user else payload, bits))
@@ -62,7 +69,7 @@ def run(
         memory=4 << 20,
         **options,  # type: ignore[arg-type]
     )
-    return boot(spec, timeout=20, hypervisor=lambda clock: KvmHypervisor())
+    return boot(spec, timeout=timeout, hypervisor=lambda clock: KvmHypervisor())
 
 
 @protections
@@ -144,7 +151,7 @@ def test_ten_thousand_violations_neither_hang_nor_grow(
 ) -> None:
     # mov ecx, 10000; 1: mov byte [rbx], 0x41; dec ecx; jnz 1b
     code = f"bb{_word(TARGET)} b910270000 c60341 ffc9 75f9 {EXIT}"
-    outcome = run(tmp_path, code, 64, user=True, protection=protection, on_write=on_write)
+    outcome = run(tmp_path, code, 64, user=True, timeout=200, protection=protection, on_write=on_write)
     assert outcome.ending is Ending.EXIT_PORT
     assert outcome.report["writes"]["violations"] == 10_000
     assert len(outcome.report["writes"]["events"]) == 1000

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "say what firmware images are good for",
     "lint": "say what is wrong with a QEMU command line or a libvirt domain",
     "vars": "show, change, check and repair variable stores",
+    "prove": "prove write protection here, by guests that attack it",
     "caps": "say what this machine's KVM offers each kind of guest",
     "completion": "print shell completion",
     "manual": "write manual pages",

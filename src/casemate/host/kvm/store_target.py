@@ -65,7 +65,7 @@ def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
     if instruction.mnemonic != Mnemonic.MOV or instruction.op0_kind != OpKind.MEMORY:
         return None
     if instruction.op1_kind != OpKind.REGISTER:
-        return int(instruction.immediate(1)) & (1 << 8 * size) - 1
+        return instruction.immediate(1) & (1 << 8 * size) - 1
     register = instruction.op1_register
     if register in _HIGH_BYTES:
         return _value(_HIGH_BYTES[register], regs) >> 8 & 0xFF
@@ -86,10 +86,11 @@ def find_store(
     ``code`` is at RIP, ``before`` ends there. Code cannot be decoded backwards, so each candidate must explain the
     store: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix.
     """
-    found = None
+    found: int | None = None
     for back in range(len(before) + 1):
+        start: int = regs.rip - back
         candidate = before[len(before) - back :] if back else code
-        instruction = Decoder(bits, candidate, ip=regs.rip - back).decode()
+        instruction = Decoder(bits, candidate, ip=start).decode()
         if not instruction or (instruction.len != back if back else not instruction.has_rep_prefix):
             continue
         for target in _targets(instruction, bits, regs, sregs):
@@ -97,9 +98,9 @@ def find_store(
             moves = instruction.is_string_instruction or instruction.is_stack_instruction
             moved = (-target.size, target.size) if moves else (0,)
             if target.size >= size and any(is_target(target.gva + step) for step in moved):
-                found = found or regs.rip - back
+                found = found or start
                 if instruction.op1_register not in _HIGH_BYTES:  # else it likely has a REX prefix
-                    return regs.rip - back
+                    return start
     return found
 
 
