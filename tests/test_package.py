@@ -33,10 +33,11 @@ TEXTS = [
 LAYERS = (
     {"abi", "address", "errors", "events", "records"},
     {"firmware", "host", "linux"},
-    {"memory", "measure"},
+    {"memory", "measure", "guests"},
     {"devices", "owner"},
+    {"evidence"},
     {"machine"},
-    {"advise", "confidential", "evidence", "guests"},
+    {"advise", "confidential", "prove"},
     {"cli"},
 )
 """Packages of ``casemate``, lowest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class ViolationKind(StrEnum):
@@ -15,6 +15,19 @@ class ViolationKind(StrEnum):
     LIVELOCK = "livelock (endless nested page fault): store of a sealed guest to a read-only slot"
     NOT_A_COMMAND = "byte that is no flash command"
     DMA = "device DMA outside of RAM"
+
+
+class AccessPath(StrEnum):
+    """How a guest's store came to the monitor."""
+
+    READONLY_SLOT = "store to a read-only slot"
+    NO_SLOT = "store where no slot is"
+    GHCB = "request by GHCB"
+    FAULT = "KVM_RUN failed with EFAULT"
+    USERFAULT = "userfaultfd"
+    EMULATOR = "the host's instruction emulator"
+    NESTED_FAULT = "nested page faults without end"
+    DMA = "device DMA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,7 @@ class Violation:
     rip: int | None = None
     instruction: str | None = None
     """The instruction at ``rip``, disassembled."""
+    path: AccessPath | None = None
 
 
 class ProtectionAction(StrEnum):
@@ -54,7 +68,26 @@ class Milestone:
     phase: str
 
 
-Event = Violation | ProtectionChange | Milestone
+class FlashAction(StrEnum):
+    """What flash commands are for."""
+
+    PROBE = "probe"
+    """Asks for status, identifier or query table, or programs a byte of a read-only unit with what it holds."""
+    PROGRAM = "program"
+    ERASE = "erase"
+    LOCK = "lock"
+
+
+class FlashCommand(NamedTuple):
+    """A flash unit is about to do something with ``size`` bytes at ``offset``; a tuple, for there are many."""
+
+    unit: int
+    action: FlashAction
+    offset: int
+    size: int
+
+
+Event = Violation | ProtectionChange | Milestone | FlashCommand
 
 
 class EventSink(Protocol):

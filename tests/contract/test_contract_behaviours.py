@@ -11,10 +11,10 @@ from contract_hosts import END, PAGE, READ, WRITE, ContractRig, HostName, family
 from guest_rig import PROTECTED
 
 from casemate.address import Hva
+from casemate.guests.stores import FILLER
 from casemate.host.exits import InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
 from casemate.testing.behaviours import (
     BEHAVIOURS,
-    FILLER,
     PROLOGUE,
     SEEN_WORDS,
     TARGET,

@@ -7,7 +7,7 @@ import pytest
 from casemate.address import Gpa
 from casemate.devices.bus import Access, Bus
 from casemate.errors import InternalError
-from casemate.events import Violation, ViolationKind
+from casemate.events import AccessPath, Violation, ViolationKind
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import IoBus
 from casemate.memory.backing import Backing
@@ -154,7 +154,10 @@ def test_bus_store_to_rom_is_dropped_and_reported() -> None:
     machine = Machine()
     machine.bus.write_mmio(ROM + 8, 2, 0xBEEF)
     assert machine.bus.read_mmio(ROM + 8, 2) == 0
-    assert machine.sink.events == [Violation(ViolationKind.PROTECTED_MEMORY, None, ROM + 8, 2, 0xBEEF)]
+    expected = Violation(
+        ViolationKind.PROTECTED_MEMORY, None, ROM + 8, 2, 0xBEEF, path=AccessPath.READONLY_SLOT
+    )
+    assert machine.sink.events == [expected]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_bus_store_to_flash_in_array_mode(
 ) -> None:
     machine = Machine(protection, sealed)
     machine.bus.write_mmio(FLASH + 1, 1, 0x70)
-    violation = Violation(ViolationKind.PROTECTED_MEMORY, 1, FLASH + 1, 1, 0x70)
+    violation = Violation(ViolationKind.PROTECTED_MEMORY, 1, FLASH + 1, 1, 0x70, path=AccessPath.EMULATOR)
     assert machine.device.seen == ([("write", 1, 1, 0x70)] if is_command else [])
     assert machine.sink.events == ([] if is_command else [violation])
 

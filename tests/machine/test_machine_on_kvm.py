@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
 from casemate.guests.user_mode import in_user_mode
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.host.kvm.userfault import open_userfaultfd
 from casemate.machine.boot import boot
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.spec import MachineSpec
@@ -25,7 +28,12 @@ TARGET = UNIT1 + 0x1234
 STORE = f"bb{TARGET.to_bytes(4, 'little').hex()} c60341"  # mov ebx, TARGET; mov byte [rbx], 0x41
 EXIT = "b007 e6f4 ebfe"  # mov al, 7; out 0xf4, al; jmp $
 
-protections = pytest.mark.parametrize("protection", ["vma", "view"])
+
+def _word(number: int) -> str:
+    return number.to_bytes(4, "little").hex()
+
+
+protections = pytest.mark.parametrize("protection", ["vma", "view", "uffd"])
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +45,23 @@ def _kvm() -> None:
 
 
 def run(
-    folder: Path, code: str, bits: Bits = 32, *, user: bool = False, machine: str = "bare", **options: object
+    folder: Path,
+    code: str,
+    bits: Bits = 32,
+    *,
+    user: bool = False,
+    machine: str = "bare",
+    timeout: float = 20,
+    **options: object,
 ) -> Outcome:
     payload = bytes.fromhex(code)
     (folder / "code.fd").write_bytes(make_image(in_user_mode(payload) if user else payload, bits))
     (folder / "vars.fd").write_bytes(b"\xee" * IMAGE_SIZE)
+    if options.get("protection") == "uffd":
+        try:
+            os.close(open_userfaultfd())
+        except UnsupportedError as reason:
+            pytest.skip(str(reason))
     spec = MachineSpec(
         code=folder / "code.fd",
         variables=folder / "vars.fd",
@@ -49,7 +69,7 @@ def run(
         memory=4 << 20,
         **options,  # type: ignore[arg-type]
     )
-    return boot(spec, timeout=20, hypervisor=lambda clock: KvmHypervisor())
+    return boot(spec, timeout=timeout, hypervisor=lambda clock: KvmHypervisor())
 
 
 @protections
@@ -85,6 +105,56 @@ def test_dropped_store_changes_nothing_and_the_guest_goes_on(
     assert outcome.ending is Ending.EXIT_PORT
     assert outcome.report["exit_port"] == 7
     assert outcome.report["writes"]["violations"] == 1
+    assert (tmp_path / "vars.fd").read_bytes() == b"\xee" * IMAGE_SIZE
+
+
+@protections
+@pytest.mark.parametrize("user", [True, False], ids=["user", "supervisor"])
+def test_allow_once_lets_exactly_one_store_through(tmp_path: Path, protection: str, user: bool) -> None:
+    # mov rax, 0x1122334455667788; mov ebx, TARGET + 8; mov [rbx], rax
+    code = f"{STORE} 48b8 8877665544332211 bb{_word(TARGET + 8)} 488903 {EXIT}"
+    outcome = run(tmp_path, code, 64, user=user, protection=protection, on_write=OnWrite.ALLOW_ONCE)
+    assert outcome.ending is Ending.VIOLATION
+    assert outcome.report["writes"]["violations"] == 2
+    assert outcome.report["writes"]["events"][1]["value"] == 0x1122334455667788
+    expected = bytearray(b"\xee" * IMAGE_SIZE)
+    expected[0x1234] = 0x41
+    assert outcome.report["flash"][1]["sha256"] == hashlib.sha256(expected).hexdigest()
+    assert (tmp_path / "vars.fd").read_bytes() == b"\xee" * IMAGE_SIZE
+
+
+def test_userfaultfd_names_the_page_and_the_way(tmp_path: Path) -> None:
+    outcome = run(tmp_path, STORE + EXIT, 64, user=True, protection="uffd", on_write=OnWrite.KILL)
+    event = outcome.report["writes"]["events"][0]
+    assert (event["path"], event["gpa"], event["value"]) == ("userfaultfd", TARGET, 0x41)
+    assert outcome.report["flash"][1]["protection"] == "userfault"
+
+
+def test_userfaultfd_is_refused_by_name_without_privilege() -> None:
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1":
+        pytest.skip("vm.unprivileged_userfaultfd is 1: everybody may")
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UnsupportedError, match=r"vm\.unprivileged_userfaultfd.*CAP_SYS_PTRACE"):
+            os.close(open_userfaultfd())
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize(
+    ("protection", "on_write"), [("slot", None), ("vma", OnWrite.DROP), ("uffd", OnWrite.DROP)]
+)
+def test_ten_thousand_violations_neither_hang_nor_grow(
+    tmp_path: Path, protection: str, on_write: OnWrite | None
+) -> None:
+    # mov ecx, 10000; 1: mov byte [rbx], 0x41; dec ecx; jnz 1b
+    code = f"bb{_word(TARGET)} b910270000 c60341 ffc9 75f9 {EXIT}"
+    outcome = run(tmp_path, code, 64, user=True, timeout=200, protection=protection, on_write=on_write)
+    assert outcome.ending is Ending.EXIT_PORT
+    assert outcome.report["writes"]["violations"] == 10_000
+    assert len(outcome.report["writes"]["events"]) == 1000
     assert (tmp_path / "vars.fd").read_bytes() == b"\xee" * IMAGE_SIZE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from casemate.address import Gpa
-from casemate.events import Violation, ViolationKind
+from casemate.events import AccessPath, Violation, ViolationKind
 from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.guest_memory import GuestMemory
@@ -88,7 +88,7 @@ def test_dma_outside_of_ram_moves_nothing_and_is_reported(
     assert [bytes(block.writable.view) for block in (world.low, world.high)] == before
     assert world.flash.read(0, 0x1000) == bytes(0x1000)
     assert world.vm.calls == []
-    assert world.sink.events == [Violation(ViolationKind.DMA, None, gpa, size, None)] * 2
+    assert world.sink.events == [Violation(ViolationKind.DMA, None, gpa, size, None, path=AccessPath.DMA)] * 2
 
 
 def test_dma_stays_away_from_flash_in_command_mode() -> None:

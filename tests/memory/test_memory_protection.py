@@ -14,7 +14,7 @@ from casemate.memory.protection import OnWrite, ProtectionChoice, Requested, Wri
 
 YES, NO = VmCapabilities(readonly_memory=True), VmCapabilities(readonly_memory=False)
 PLAIN, SEV, ES, SNP, TDX = GuestKind
-SLOT, VMA, VIEW, RAM = WriteProtection
+SLOT, VMA, VIEW, UFFD, RAM = WriteProtection
 BOTH = (YES, NO)
 
 AUTO_ROWS = [
@@ -66,6 +66,18 @@ REQUEST_ROWS: list[RequestRow] = [
     (ES, False, YES, "slot", None, SpecError),
     (SNP, True, NO, "vma", None, SpecError),
     (TDX, False, NO, "view", None, SpecError),
+    (PLAIN, True, YES, "uffd", None, SpecError),
+    (PLAIN, True, YES, "uffd", OnWrite.KILL, UFFD),
+    (SEV, True, YES, "uffd", OnWrite.DROP, UFFD),
+    (ES, True, NO, "uffd", None, UFFD),
+    (ES, True, NO, "uffd", OnWrite.DROP, SpecError),
+    (PLAIN, False, YES, "uffd", OnWrite.KILL, SpecError),
+    (SNP, True, NO, "uffd", OnWrite.KILL, SpecError),
+    (PLAIN, True, YES, "vma", OnWrite.ALLOW_ONCE, VMA),
+    (PLAIN, True, YES, "uffd", OnWrite.ALLOW_ONCE, UFFD),
+    (PLAIN, True, YES, "auto", OnWrite.ALLOW_ONCE, SpecError),
+    (ES, True, NO, "auto", OnWrite.ALLOW_ONCE, SpecError),
+    (ES, True, YES, "vma", OnWrite.ALLOW_ONCE, SpecError),
 ]
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "secret": "seal a secret for a guest that measured as expected",
     "lint": "say what is wrong with a QEMU command line or a libvirt domain",
     "vars": "show, change, check and repair variable stores",
+    "prove": "prove write protection here, by guests that attack it",
     "caps": "say what this machine's KVM offers each kind of guest",
     "completion": "print shell completion",
     "manual": "write manual pages",
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args, command = read_command(arguments)
+    args.command_line = ["casemate", *arguments]
     try:
         return command.run(args)
     except CasemateError as error:

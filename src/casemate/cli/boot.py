@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from casemate.cli import confidential_options, power_cuts
+from casemate.cli import boot_report, confidential_options, power_cuts
 from casemate.cli.boot_arguments import add_arguments, size
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.host_choice import choose_host, validate_host
@@ -36,6 +36,8 @@ examples:
       what launching a SEV-ES guest takes, step by step, with its digest
   casemate boot --timeout 60 -- -drive if=pflash,format=raw,unit=0,readonly=on,file=CODE.fd -m 512 -nographic
       a guest as QEMU is told it; what is not supported is refused by name
+  casemate boot --until 'Shell> ' --report boot.html
+      a page about the run: timeline, what was written, violations with their evidence
   casemate boot --type ver --type 'set -v greeting hello' --serial file:serial.log
       types at each prompt, ends at the one after the last text
 
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
         apply_qemu_options(args, args.qemu, size)
     validate_host(args.host)
+    boot_report.validate_reports(args.report)
     options = confidential_options.launch_options(args)
     spec = make_spec(args)
     cut: power_cuts.CutRequest | None = args.cut_power_at
@@ -112,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
             assemble=lambda machine: _assemble(machine, prepared, args.attestation),
         )
     _print(args, outcome)
+    for path in args.report:
+        boot_report.write_report(path, outcome, args.command_line)
     return outcome.exit_code
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from casemate.cli import confidential_options, power_cuts
+from casemate.cli.boot_report import report_file
 
 _SUFFIXES = {"": 20, "k": 10, "m": 20, "g": 30}
 
@@ -42,14 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     guest.add_argument(
         "--protection",
-        choices=["auto", "slot", "vma", "view"],
+        choices=["auto", "slot", "vma", "view", "uffd"],
         default="auto",
-        help="write protection of flash: read-only slot, mprotect of the host mapping, or read-only view (%(default)s)",
+        help="write protection of flash: read-only slot, mprotect of the host mapping, read-only view, or userfaultfd"
+        " (%(default)s)",
     )
     guest.add_argument(
         "--on-write",
-        choices=["kill", "drop"],
-        help="what a store to protected firmware does (default: what the device does with it, or kill)",
+        choices=["kill", "drop", "allow-once"],
+        help="what a store to protected firmware does: end the run, nothing, or be made, the first one"
+        " (default: what the device does with it, or kill)",
     )
     guest.add_argument(
         "--fw-cfg",
@@ -82,8 +85,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
     )
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("qemu", nargs="*", metavar="-- QEMU OPTION", help="the guest in QEMU's spelling")
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--report",
+        type=report_file,
+        action="append",
+        default=[],
+        metavar="F",
+        help="write what happened to F.html, one page to keep or attach, or to F.json (repeatable)",
+    )
     output.add_argument("--json", action="store_true", help="one JSON document on standard output")
     output.add_argument(
         "-v", "--verbose", action="store_true", help="rejected protections, unclaimed accesses, ..."

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
 KERNEL_PHASES = ("load", "kernel", "init")
+_NAMES_SHOWN = 12
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -77,12 +78,25 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     if report["phases"]:
         reached = ", ".join(f"{phase['name']} {phase['at']:.1f} s" for phase in report["phases"])
         lines.append(f"  phases    {reached}")
-    writes = report["writes"]
-    lines.append(f"  firmware  {writes['commands']} flash commands, {writes['violations']} violations")
+    lines += _firmware(report["writes"])
     lines += _requests(report["requests"])
     if verbose:
         lines += _details(report)
     return "\n".join(lines)
+
+
+def _firmware(writes: dict[str, Any]) -> list[str]:
+    names = list(dict.fromkeys(item["name"] for unit in writes["units"] for item in unit["variables"]))
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    counts = ("programs", "erases", "violations")
+    what = ", ".join(_counted(writes[word], word) for word in counts)
+    lines = [f"  firmware  {what}"]
+    if names:
+        lines.append(f"  variables {len(names)}: {shown}{more}")
+    if writes["events"]:
+        lines.append(_violation(writes["events"][0]))
+    return lines
 
 
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
@@ -119,7 +133,7 @@ def _details(report: dict[str, Any]) -> list[str]:
         for unit in units[:1]
         for other in unit["rejected"]
     ]
-    lines += [_violation(event) for event in report["writes"]["events"][:20]]
+    lines += [_violation(event) for event in report["writes"]["events"][1:20]]
     lines += [
         f"  audit     unit {change['unit']} {change['what']}: {change['why']}, {change['at']:.3f} s"
         for change in report["protection_audit"][:20]
@@ -133,4 +147,11 @@ def _details(report: dict[str, Any]) -> list[str]:
 
 def _violation(event: dict[str, Any]) -> str:
     where = "an unknown address" if event["gpa"] is None else f"{event['gpa']:#x}"
-    return f"  violation {event['kind']} at {where}, value {event['value']}, {event['at']:.3f} s"
+    unit = "" if event["unit"] is None else f", unit {event['unit']} {event['owner']}"
+    value = "" if event["value"] is None else f", value {event['value']:#x}"
+    by = "" if event["rip"] is None else f", by {event['instruction']} at {event['rip']:#x}"
+    return f"  violation {event['kind']} at {where}{unit}{value}{by}, {event['at']:.3f} s"
+
+
+def _counted(number: int, words: str) -> str:
+    return f"{number} {words.removesuffix('s') if number == 1 else words}"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.devices.device import PortIo
 from casemate.errors import InternalError
-from casemate.events import EventSink, Violation, ViolationKind
+from casemate.events import AccessPath, EventSink, Violation, ViolationKind
 from casemate.host.hypervisor import Vm
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import LeafRegion, Mmio, Ram, Rom, RomDevice
@@ -112,8 +112,10 @@ class Bus:
             region.backing.writable.view[offset : offset + size] = data
             self._vm.memory_written(Gpa(gpa), size)
         elif isinstance(region, Rom) or _is_protected(region):
-            unit = region.unit if isinstance(region, RomDevice) else None
-            self._sink.report(Violation(ViolationKind.PROTECTED_MEMORY, unit, gpa, size, value))
+            unit, path = None, AccessPath.READONLY_SLOT
+            if isinstance(region, RomDevice):
+                unit, path = region.unit, AccessPath.EMULATOR
+            self._sink.report(Violation(ViolationKind.PROTECTED_MEMORY, unit, gpa, size, value, path=path))
         elif not region.handler.write_mmio(offset, size, value):
             self._nobody(Access.MMIO_WRITE, gpa, size)
 

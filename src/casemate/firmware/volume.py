@@ -126,7 +126,35 @@ def _read_volume(data: memoryview, header: VolumeHeader, walk: _Walk, depth: int
     return FirmwareVolume(header, tuple(files), damage)
 
 
+def file_at(data: bytes | memoryview, header: VolumeHeader, offset: int) -> FirmwareFile | None:
+    """The file at ``offset`` (from the volume's start), compressed contents left alone; None where there is none."""
+    if header.file_system not in (guids.FFS2, guids.FFS3):
+        return None
+    walk = _Walk()
+    walk.unpackable = 0
+    volume = memoryview(data)[header.offset : header.end]
+    try:
+        for start, file, body in _extents(volume, header.header_length, walk):
+            if start <= offset < start + len(file) + len(body):
+                return _file_alone(bytes(file), body, walk)
+    except _Damage:
+        pass
+    return None
+
+
+def _file_alone(header: bytes, body: memoryview, walk: _Walk) -> FirmwareFile:
+    try:
+        return _file(header, body, walk, MAX_DEPTH)
+    except _Damage:  # it is compressed
+        return FirmwareFile(header[:16], header[18], len(header) + len(body), "", ())
+
+
 def _files(volume: memoryview, offset: int, walk: _Walk, depth: int) -> Iterator[FirmwareFile]:
+    for _, header, body in _extents(volume, offset, walk):
+        yield _file(bytes(header), body, walk, depth)
+
+
+def _extents(volume: memoryview, offset: int, walk: _Walk) -> Iterator[tuple[int, memoryview, memoryview]]:
     while (offset := offset + 7 & ~7) + _FILE_HEADER <= len(volume):
         header = bytes(volume[offset : offset + _LARGE_FILE_HEADER])
         if header[:_FILE_HEADER] == b"\xff" * _FILE_HEADER:
@@ -139,11 +167,11 @@ def _files(volume: memoryview, offset: int, walk: _Walk, depth: int) -> Iterator
         walk.files -= 1
         if walk.files < 0:
             raise _Damage(f"more than {MAX_FILES} files")
-        yield _file(header, volume[offset + start : offset + size], size, walk, depth)
+        yield offset, volume[offset : offset + start], volume[offset + start : offset + size]
         offset += size
 
 
-def _file(header: bytes, body: memoryview, size: int, walk: _Walk, depth: int) -> FirmwareFile:
+def _file(header: bytes, body: memoryview, walk: _Walk, depth: int) -> FirmwareFile:
     name, volumes = "", []
     kind = header[18]
     if kind in FILE_TYPES and kind not in (_RAW, _PADDING):
@@ -152,7 +180,7 @@ def _file(header: bytes, body: memoryview, size: int, walk: _Walk, depth: int) -
                 name = _printable(bytes(contents))
             elif section == _VOLUME_IMAGE and (inner := parse_volume_header(contents)):
                 volumes.append(_read_volume(contents, inner, walk, depth + 1))
-    return FirmwareFile(header[:16], kind, size, name, tuple(volumes))
+    return FirmwareFile(header[:16], kind, len(header) + len(body), name, tuple(volumes))
 
 
 def _printable(text: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from casemate.abi.kvm.vm_types import VmType
@@ -67,8 +68,14 @@ class Vcpu(Protocol):
     def set_msr(self, index: int, value: int) -> None:
         """Give a model-specific register its first value, before the guest runs (KVM_SET_MSRS)."""
 
-    def code_at_rip(self) -> tuple[bytes, int] | None:
-        """The next bytes of code (at most 15) and their width in bits (16, 32, 64), or None where nobody can know."""
+    def storing_instruction(self, gpa: int, size: int) -> int | None:
+        """While the bus takes a store: the address of the instruction that made it, or None where nobody can know."""
+
+    def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
+        """The bytes of code (at most 15) at the instruction pointer, or another, and their width in bits (16, 32, 64).
+
+        None where nobody can know.
+        """
 
 
 class Vm(Protocol):
@@ -97,6 +104,13 @@ class Vm(Protocol):
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """The mapping under ``[hva, hva + size)`` changed its protection (a kernel has an MMU notifier for it)."""
+
+    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+        """Call ``on_store`` with the page, on any thread, before a store of the guest to ``[hva, hva + size)`` is made.
+
+        Only behind slots over this mapping; the store is tried when it returns, and must then fail. Raises
+        UnsupportedError, with a remedy, where the host cannot.
+        """
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """The VMM stored into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""

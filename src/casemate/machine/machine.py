@@ -29,7 +29,7 @@ from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
-from casemate.memory.protection import WriteProtection, choose
+from casemate.memory.protection import OnWrite, WriteProtection, choose
 from casemate.memory.region import Alias, Ram, Rom, RomDevice
 
 _LEGACY_BIOS_SIZE = 128 << 10
@@ -97,6 +97,7 @@ class Machine:
         self.linux = spec.linux or (lay_out_linux(spec, None) if spec.is_direct else None)
         self.firmware = open_firmware(spec, self.linux)
         self._backings: list[Backing] = []
+        self._allowance = spec.on_write is OnWrite.ALLOW_ONCE
         try:
             self.vm = hypervisor.create_vm(spec.kind, spec.sev)
         except BaseException:
@@ -239,6 +240,16 @@ class Machine:
                 return unit.number
         return None
 
+    def take_held_page(self) -> Gpa | None:
+        """The page of the store that userfaultfd held last, if it held one."""
+        pages = [unit.memory.take_held_page() for unit in self.flash]
+        return next((page for page in pages if page is not None), None)
+
+    def take_allowance(self) -> bool:
+        """Whether this store is the one that ``--on-write allow-once`` lets through."""
+        allowed, self._allowance = self._allowance, False
+        return allowed
+
     def close(self) -> None:
         """Give everything back; variables reach the disk. Raises HostError if the disk refuses."""
         self.vm.close()
@@ -263,6 +274,7 @@ class Machine:
         backing.writable.view[:] = source.data
         memory = FlashMemory(number, backing, self.protection.protection, self.vm, self.recorder)
         device = CfiFlash(number, memory, source.file, self.recorder)
+        self.recorder.watch_flash(number, memory.view)
         region = RomDevice(f"flash{number}", backing, device)
         memory.attach(self.map, region, source.gpa)
         self.flash.append(FlashUnit(number, source, memory, device))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Generic, TypeVar
 
-from casemate.events import Event, EventSink, Milestone, ProtectionChange, Violation
+from casemate.events import Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
+from casemate.evidence.flash_log import FlashLog
 
 _KEPT = 1000
 
@@ -31,8 +32,12 @@ class Recorder(EventSink):
         self.violation_count = 0
         self.protection: list[Timed[ProtectionChange]] = []
         self.protection_count = 0
+        self.flash: dict[int, FlashLog] = {}
+        """What was done to each flash unit."""
         self.phases: dict[str, float] = {}
         """Seconds at which each firmware phase was first seen, in that order."""
+        self.examine: Callable[[Violation], Violation] | None = None
+        """Adds to a violation what its reporter could not know; asked for those that are kept."""
         self.on_violation: Callable[[Violation], None] | None = None
         self.on_phase: Callable[[str], None] | None = None
         self._started = monotonic()
@@ -41,13 +46,20 @@ class Recorder(EventSink):
         """Host time since the start."""
         return monotonic() - self._started
 
+    def watch_flash(self, unit: int, contents: memoryview) -> None:
+        """Expect commands of a flash unit."""
+        self.flash[unit] = FlashLog(contents)
+
     def report(self, event: Event) -> None:
         """Take note of one event."""
-        if isinstance(event, Milestone):
+        if type(event) is FlashCommand:  # nearly all of them
+            self.flash[event.unit].add(event, monotonic() - self._started)
+        elif isinstance(event, Milestone):
             self._phase(event.phase)
         elif isinstance(event, Violation):
             self.violation_count += 1
             if len(self.violations) < _KEPT:
+                event = self.examine(event) if self.examine else event
                 self.violations.append(Timed(self.seconds(), event))
             if self.on_violation:
                 self.on_violation(event)

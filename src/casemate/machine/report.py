@@ -8,6 +8,7 @@ from typing import Any
 from casemate.events import ProtectionChange, Violation
 from casemate.machine.machine import FlashUnit, Machine
 from casemate.machine.recorder import Timed
+from casemate.machine.violation import owner
 
 
 def make_report(machine: Machine) -> dict[str, Any]:
@@ -36,17 +37,25 @@ def make_report(machine: Machine) -> dict[str, Any]:
         "launch": machine.launch,
         "measurement": machine.measurement,
         "requests": machine.vm.guest_requests() or None,
-        "writes": {
-            "commands": sum(unit.device.commands for unit in machine.flash),
-            "violations": machine.recorder.violation_count,
-            "events": [_violation(timed) for timed in machine.recorder.violations],
-        },
+        "writes": _writes(machine),
         "phases": [{"name": name, "at": round(at, 3)} for name, at in machine.recorder.phases.items()],
         "unclaimed": [
             {"kind": str(kind), "where": where, "count": count}
             for (kind, where), count in machine.bus.unclaimed.most_common()
         ],
         "exit_port": machine.devices.exit_port.value,
+    }
+
+
+def _writes(machine: Machine) -> dict[str, Any]:
+    units = [{"unit": number} | log.to_json() for number, log in machine.recorder.flash.items()]
+    return {
+        "commands": sum(unit.device.commands for unit in machine.flash),
+        "programs": sum(unit["programs"] for unit in units),
+        "erases": sum(unit["erases"] for unit in units),
+        "violations": machine.recorder.violation_count,
+        "events": [_violation(machine, timed) for timed in machine.recorder.violations],
+        "units": units,
     }
 
 
@@ -65,6 +74,7 @@ def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
     return {
         "unit": unit.number,
         "file": str(unit.source.path),
+        "input_sha256": hashlib.sha256(unit.source.data).hexdigest(),
         # Memory that was encrypted in place shows ciphertext; a read-only unit still is what its file is.
         "sha256": hashlib.sha256(unit.source.data if unit.device.readonly else unit.memory.view).hexdigest(),
         "gpa": unit.source.gpa,
@@ -79,6 +89,7 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
     image = machine.firmware[0]
     return {
         "file": str(image.path),
+        "input_sha256": hashlib.sha256(image.data).hexdigest(),
         "sha256": hashlib.sha256(image.data).hexdigest(),
         "gpa": image.gpa,
         "size": len(image.data),
@@ -106,7 +117,7 @@ def _change(timed: Timed[ProtectionChange]) -> dict[str, Any]:
     }
 
 
-def _violation(timed: Timed[Violation]) -> dict[str, Any]:
+def _violation(machine: Machine, timed: Timed[Violation]) -> dict[str, Any]:
     event = timed.event
     return {
         "kind": str(event.kind),
@@ -116,5 +127,7 @@ def _violation(timed: Timed[Violation]) -> dict[str, Any]:
         "value": event.value,
         "rip": event.rip,
         "instruction": event.instruction,
+        "path": event.path and str(event.path),
+        "owner": owner(machine, event),
         "at": round(timed.at, 3),
     }

@@ -6,11 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from types import FrameType
 
 from casemate.errors import HostError
-from casemate.events import Violation
+from casemate.events import AccessPath, Violation
 from casemate.host.exits import (
     Hlt,
     InternalFault,
@@ -25,7 +26,14 @@ from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.report import make_report
-from casemate.machine.violation import describe, instruction_text, judge_fault, judge_loop
+from casemate.machine.violation import (
+    describe,
+    examine,
+    instruction_text,
+    judge_fault,
+    judge_loop,
+    make_store,
+)
 from casemate.memory.protection import OnWrite
 
 _POLL_SECONDS = 0.2
@@ -47,6 +55,7 @@ class Run:
         """
         machine = self._machine
         assert machine.stage is Stage.READY
+        machine.recorder.examine = partial(examine, machine)
         machine.recorder.on_violation = self._on_violation
         thread = threading.Thread(target=self._vcpu_thread, name="casemate-vcpu")
         deadline = None if self._timeout is None else monotonic() + self._timeout
@@ -107,8 +116,13 @@ class Run:
 
     def _on_violation(self, violation: Violation) -> None:
         # A store that a slot traps is the device's business unless the user said otherwise.
-        if self._machine.spec.on_write is OnWrite.KILL:
-            self._machine.end(Ending.VIOLATION, describe(self._machine, violation))
+        machine = self._machine
+        if violation.path in (AccessPath.FAULT, AccessPath.USERFAULT):
+            return  # its verdict comes when the registers can be changed
+        if violation.path is AccessPath.EMULATOR and machine.take_allowance():
+            make_store(machine, violation)
+        elif machine.spec.on_write in (OnWrite.KILL, OnWrite.ALLOW_ONCE):
+            machine.end(Ending.VIOLATION, describe(machine, violation))
 
     def _outcome(self, seconds: float) -> Outcome:
         machine = self._machine

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from casemate.events import Violation, ViolationKind
-from casemate.firmware.volume_header import find_volumes
+from casemate.events import AccessPath, Violation, ViolationKind
+from casemate.evidence.owner import owner_of
 from casemate.host.exits import MemoryFault
 from casemate.machine.machine import Machine
 from casemate.memory.flash_memory import FlashMode
-from casemate.memory.protection import OnWrite, WriteProtection
+from casemate.memory.protection import OnWrite
+
+_MMIO_PATHS = (AccessPath.READONLY_SLOT, AccessPath.NO_SLOT, AccessPath.EMULATOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,77 +23,98 @@ class Verdict:
 
 
 def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
-    """Report a store to protected memory; drop it if that was asked for and can be done, else end the run."""
-    unit = machine.unit_at(fault.gpa)
+    """Report a store to protected memory; drop or make it if that was asked for and can be done, else end the run."""
+    page = machine.take_held_page()
+    gpa = page if fault.gpa is None else fault.gpa
     report = Violation(
         ViolationKind.PROTECTED_MEMORY,
-        unit,
-        fault.gpa,
+        machine.unit_at(gpa),
+        gpa,
         fault.size,
         fault.value,
         fault.rip,
-        instruction_text(machine),
+        path=AccessPath.FAULT if page is None else AccessPath.USERFAULT,
     )
     machine.recorder.report(report)
-    text = describe(machine, report)
-    if machine.spec.on_write is not OnWrite.DROP:
-        return Verdict(False, text)
+    allowed = machine.take_allowance()
+    if not allowed and machine.spec.on_write is not OnWrite.DROP:
+        return Verdict(False, describe(machine, report))
     length = _plain_store_length(machine)
-    if length is None or fault.rip is None:
-        return Verdict(
-            False, f"{text}; it cannot be dropped, for the instruction is unknown or does more than store"
-        )
+    if length is None or fault.rip is None or (allowed and not make_store(machine, report)):
+        verb = "allowed" if allowed else "dropped"
+        cause = f"it cannot be {verb}, for the instruction is unknown or does more than store"
+        return Verdict(False, f"{describe(machine, report)}; {cause}")
     machine.vcpu.set_rip(fault.rip + length)
-    return Verdict(True, text)
+    return Verdict(True, "")
+
+
+def make_store(machine: Machine, violation: Violation) -> bool:
+    """Do for the guest what it may not do itself; False if it is not known what."""
+    unit, gpa, size, value = violation.unit, violation.gpa, violation.size, violation.value
+    if unit is None or gpa is None or size is None or value is None:
+        return False
+    flash = machine.flash[unit]
+    offset = gpa - flash.source.gpa
+    if offset + size > flash.memory.size:
+        return False
+    flash.memory.allow_store(offset, value.to_bytes(size, "little"))
+    return True
+
+
+def examine(machine: Machine, violation: Violation) -> Violation:
+    """With the instruction; called on the vCPU's thread while the access is being handled."""
+    rip = violation.rip
+    if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
+        rip = machine.vcpu.storing_instruction(violation.gpa, violation.size)
+    return (
+        violation if rip is None else replace(violation, rip=rip, instruction=instruction_text(machine, rip))
+    )
 
 
 def judge_loop(machine: Machine) -> str:
     """Report a sealed guest that faults for ever on a read-only slot; returns what to tell."""
-    report = Violation(ViolationKind.LIVELOCK, None, None, None, None)
+    report = Violation(ViolationKind.LIVELOCK, None, None, None, None, path=AccessPath.NESTED_FAULT)
     machine.recorder.report(report)
     return describe(machine, report)
 
 
 def describe(machine: Machine, violation: Violation) -> str:
     """One line about a violation, with what is known; of a sealed guest, which units it can have been."""
+    violation = examine(machine, violation)
     where = f" at {violation.gpa:#x}" if violation.gpa is not None else _suspects(machine)
-    unit = "" if violation.unit is None else f" in flash unit {violation.unit}{_owner(machine, violation)}"
+    unit = "" if violation.unit is None else f" in flash unit {violation.unit} ({owner(machine, violation)})"
     value = "" if violation.value is None else f", value {violation.value:#x}"
-    return f"{violation.kind}{where}{unit}{value}{_executor(machine, violation)}"
+    return f"{violation.kind}{where}{unit}{value}{_executor(violation)}"
 
 
-def instruction_text(machine: Machine) -> str | None:
-    """The instruction that the vCPU stands on, or None where nobody can know."""
+def instruction_text(machine: Machine, rip: int | None = None) -> str | None:
+    """The instruction at ``rip``, or that the vCPU stands on; None where nobody can know."""
     from iced_x86 import Decoder, Formatter, FormatterSyntax
 
-    found = machine.vcpu.code_at_rip()
+    found = machine.vcpu.code_at_rip(rip)
     if found is None:
         return None
     code, bits = found
-    instruction = Decoder(bits, code, ip=machine.vcpu.rip() or 0).decode()
+    instruction = Decoder(bits, code, ip=rip or machine.vcpu.rip() or 0).decode()
     return Formatter(FormatterSyntax.INTEL).format(instruction) if instruction else None
 
 
-def _owner(machine: Machine, violation: Violation) -> str:
+def owner(machine: Machine, violation: Violation) -> str | None:
     """What of a unit's file lies where the guest stored."""
-    assert violation.unit is not None
-    assert violation.gpa is not None
+    if violation.unit is None or violation.gpa is None:
+        return None
     source = machine.flash[violation.unit].source
     offset = violation.gpa - source.gpa
-    for volume in find_volumes(source.data):
-        if volume.offset <= offset < volume.end:
-            what = "variable store" if volume.holds_variables else "firmware volume"
-            return f" (offset {offset:#x}, {what} at {volume.offset:#x})"
-    return f" (offset {offset:#x}, in no firmware volume)"
+    return f"offset {offset:#x}, {owner_of(source.data, offset)}"
 
 
-def _executor(machine: Machine, violation: Violation) -> str:
-    if violation.rip is not None:
-        return f", by {violation.instruction or 'the instruction'} at {violation.rip:#x}"
-    mapped = machine.protection.protection in (WriteProtection.READONLY_VMA, WriteProtection.READONLY_VIEW)
-    direct = violation.kind is ViolationKind.PROTECTED_MEMORY and violation.gpa is not None
+def _executor(violation: Violation) -> str:
     # The processor would have faulted, and KVM_RUN failed.
-    return ", executed by the host's instruction emulator" if mapped and direct else ""
+    emulated = violation.path is AccessPath.EMULATOR
+    by = f", executed by {violation.path}" if emulated else ""
+    if violation.rip is not None:
+        by = f", by {violation.instruction or 'the instruction'} at {violation.rip:#x}{by}"
+    return by
 
 
 def _suspects(machine: Machine) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-from casemate.address import Gpa
+from casemate.address import Gpa, Hva
 from casemate.errors import HostError, InternalError
-from casemate.events import EventSink, ProtectionAction, ProtectionChange
+from casemate.events import AccessPath, EventSink, ProtectionAction, ProtectionChange
 from casemate.host.hypervisor import Vm
 from casemate.memory.backing import Backing, HostMapping
 from casemate.memory.map import MemoryMap
@@ -54,6 +54,8 @@ class FlashMemory:
         self._map: MemoryMap | None = None
         self._region: RomDevice | None = None
         self._sink = sink
+        self._watched: HostMapping | None = None
+        self._held: Gpa | None = None
         changes = [ProtectionChange(what, unit, why) for what, why in _CHANGES]
         self._added, self._commanded, self._launching, self._launched = changes
 
@@ -62,21 +64,44 @@ class FlashMemory:
         """Bytes."""
         return self._backing.size
 
+    @property
+    def store_path(self) -> AccessPath:
+        """How a store that reaches the device now came to it."""
+        if self._vm.capabilities.sealed_state:
+            return AccessPath.GHCB
+        if self.mode is FlashMode.COMMAND:
+            return AccessPath.NO_SLOT
+        if self.protection is WriteProtection.READONLY_SLOT:
+            return AccessPath.READONLY_SLOT
+        return AccessPath.EMULATOR
+
     def attach(self, memory_map: MemoryMap, region: RomDevice, gpa: Gpa) -> None:
         """Place ``region`` at ``gpa`` in array mode, protected. Raises HostError if the host refuses."""
         if self._map is not None or region.backing is not self._backing:
             raise InternalError(f"flash unit {self.unit}: attached twice, or with another unit's region")
-        view = self.protection is WriteProtection.READONLY_VIEW
         region.romd = False
-        region.slot_mapping = self._backing.map_again(readonly=True) if view else None
+        region.slot_mapping = self._slot_mapping()
         region.slot_readonly = self.protection is WriteProtection.READONLY_SLOT
         region.unit = self.unit
         # A sealed guest asks for its commands (GHCB); others would have to get past the read-only mapping.
-        mapped = self.protection in (WriteProtection.READONLY_VMA, WriteProtection.READONLY_VIEW)
-        region.array_stores_are_commands = self._vm.capabilities.sealed_state or not mapped
+        trapped = self.protection is WriteProtection.READONLY_SLOT
+        region.array_stores_are_commands = self._vm.capabilities.sealed_state or trapped
         memory_map.add(region, gpa)
         self._map, self._region, self.gpa = memory_map, region, gpa
         self.enter_array_mode()
+
+    def take_held_page(self) -> Gpa | None:
+        """The page of the store that userfaultfd held and refused, once; the next store is held again."""
+        page, self._held = self._held, None
+        if page is not None and self._watched is not None:
+            self._mprotect(self._watched, mmap.PROT_READ | mmap.PROT_WRITE, "waiting for the next store")
+        return page
+
+    def allow_store(self, offset: int, data: bytes) -> None:
+        """Make one store of the guest's, though the unit is protected. The file behind it stays as it is."""
+        self._backing.map_again(readonly=False).view[offset : offset + len(data)] = data
+        if self.gpa is not None:
+            self._vm.memory_written(Gpa(self.gpa + offset), len(data))
 
     def leave_array_mode(self) -> None:
         """Make every access go to the device: the slot goes, then the mapping becomes writable."""
@@ -124,6 +149,21 @@ class FlashMemory:
         """The ``size`` bytes at ``offset``; fewer at the end of the unit."""
         return bytes(self.view[offset : offset + size])
 
+    def _slot_mapping(self) -> HostMapping | None:
+        if self.protection is WriteProtection.READONLY_VIEW:
+            return self._backing.map_again(readonly=True)
+        if self.protection is WriteProtection.USERFAULT:
+            self._watched = self._backing.map_again(readonly=False)
+            self._vm.watch_stores(self._watched.hva, self._watched.size, self._hold)
+            return self._watched
+        return None
+
+    def _hold(self, page: Hva) -> None:
+        assert self._watched is not None
+        assert self.gpa is not None
+        self._mprotect(self._watched, mmap.PROT_READ, "a store was held")
+        self._held = Gpa(self.gpa + page - self._watched.hva)
+
     def _expect(self, mode: FlashMode, what: str) -> None:
         if self.mode is not mode:
             raise InternalError(f"flash unit {self.unit}: {what} is not possible in {self.mode} mode")
@@ -137,15 +177,17 @@ class FlashMemory:
     def _protect(self, readonly: bool, change: ProtectionChange) -> None:
         if self.protection is not WriteProtection.READONLY_VMA:
             return
-        mapping = self._backing.writable
         prot = mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE
+        self._mprotect(self._backing.writable, prot, change.why)
+        self._sink.report(change)
+
+    def _mprotect(self, mapping: HostMapping, prot: int, why: str) -> None:
         if _libc.mprotect(mapping.hva, mapping.size, prot):
             hva = f"[{mapping.hva:#x}, {mapping.hva + mapping.size:#x})"
             raise HostError(
-                "mprotect", ctypes.get_errno(), f"flash unit {self.unit}, host range {hva}, {change.why}"
+                "mprotect", ctypes.get_errno(), f"flash unit {self.unit}, host range {hva}, {why}"
             )
         self._vm.mapping_changed(mapping.hva, mapping.size)
-        self._sink.report(change)
 
 
 _CHANGES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casemate.address import Gpa
-from casemate.events import EventSink, Violation, ViolationKind
+from casemate.events import AccessPath, EventSink, Violation, ViolationKind
 from casemate.host.hypervisor import Vm
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Ram
@@ -42,7 +42,7 @@ class GuestMemory:
         pieces: list[memoryview] = []
         for region, offset, length in self._map.view.pieces(gpa, size):
             if not isinstance(region, Ram):
-                self._sink.report(Violation(ViolationKind.DMA, None, gpa, size, None))
+                self._sink.report(Violation(ViolationKind.DMA, None, gpa, size, None, path=AccessPath.DMA))
                 return None
             pieces.append(region.backing.writable.view[offset : offset + length])
         return pieces

@@ -21,6 +21,8 @@ class WriteProtection(StrEnum):
     """A normal slot over a mapping that mprotect made read-only: a store ends KVM_RUN with EFAULT."""
     READONLY_VIEW = "readonly-view"
     """A normal slot over a second, read-only mapping of the memory: as above, and nothing is ever lifted."""
+    USERFAULT = "userfault"
+    """As the view, but the second mapping is write-protected by userfaultfd, which names the page of a store."""
     WRITABLE = "writable"
     """Nothing: the firmware is ordinary RAM."""
 
@@ -32,9 +34,11 @@ class OnWrite(StrEnum):
     """The run ends."""
     DROP = "drop"
     """The store is skipped and counted."""
+    ALLOW_ONCE = "allow-once"
+    """The first store is made, and counted; the next one ends the run."""
 
 
-Requested = Literal["auto", "slot", "vma", "view"]
+Requested = Literal["auto", "slot", "vma", "view", "uffd"]
 """The words of ``--protection``."""
 
 
@@ -56,7 +60,7 @@ class ProtectionChoice:
     warning: str | None = None
 
 
-_SLOT, _VMA, _VIEW, _RAM = WriteProtection
+_SLOT, _VMA, _VIEW, _UFFD, _RAM = WriteProtection
 _PLAIN = frozenset({GuestKind.PLAIN})
 _OPEN = frozenset({GuestKind.PLAIN, GuestKind.SEV})
 _ES = frozenset({GuestKind.SEV_ES})
@@ -68,6 +72,7 @@ _ANY_KIND = frozenset(GuestKind)
 _USE_BIOS = "boot it with --bios, which loads the firmware as RAM"
 _NO_SLOTS = "this VM has no read-only memory slots"
 _PROBE = "stock OVMF probes its flash by storing into it, which would end the run"
+_SEALED = "the registers of a SEV-ES guest are sealed, so that no store of it can be decoded, made or skipped"
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
@@ -101,8 +106,12 @@ def _is_unsaid(on_write: OnWrite | None) -> bool:
     return on_write is None
 
 
-def _is_drop(on_write: OnWrite | None) -> bool:
-    return on_write is OnWrite.DROP
+def _goes_on(on_write: OnWrite | None) -> bool:
+    return on_write in (OnWrite.DROP, OnWrite.ALLOW_ONCE)
+
+
+def _is_allow_once(on_write: OnWrite | None) -> bool:
+    return on_write is OnWrite.ALLOW_ONCE
 
 
 # The first row that matches decides.
@@ -110,13 +119,13 @@ _TABLE = (
     # Firmware by --bios.
     _Row(_CONFIDENTIAL, False, None, "auto", _RAM, "--bios firmware is ordinary RAM of a confidential guest"),
     _Row(
-        _CONFIDENTIAL, False, None, "slot|vma|view", SpecError,
+        _CONFIDENTIAL, False, None, "slot|vma|view|uffd", SpecError,
         "--protection: --bios firmware is ordinary RAM of a confidential guest, nothing can protect it",
         "leave --protection out, or put the firmware into flash with --code",
     ),
     _Row(
-        _PLAIN, False, None, "vma|view", SpecError,
-        "--protection vma and view protect flash, and this guest has none",
+        _PLAIN, False, None, "vma|view|uffd", SpecError,
+        "--protection vma, view and uffd protect flash, and this guest has none",
         "use --protection slot, or put the firmware into flash with --code",
     ),
     _Row(_PLAIN, False, True, "auto|slot", _SLOT, "the --bios image is a ROM behind a read-only memory slot"),
@@ -127,21 +136,30 @@ _TABLE = (
     ),
     # Firmware in flash.
     _Row(
-        _PRIVATE, True, None, "auto|slot|vma|view", SpecError,
+        _PRIVATE, True, None, "auto|slot|vma|view|uffd", SpecError,
         "this guest keeps its firmware in private memory, which cannot be flash",
         _USE_BIOS,
     ),
     _Row(
-        _OPEN, True, None, "vma|view", SpecError,
-        f"--protection vma and view without --on-write: {_PROBE}",
+        _OPEN, True, None, "vma|view|uffd", SpecError,
+        f"--protection vma, view and uffd without --on-write: {_PROBE}",
         "say --on-write drop or --on-write kill, or leave --protection out",
         on_write=_is_unsaid,
     ),
     _Row(
-        _ES, True, None, "vma|view", SpecError,
-        "--on-write drop: the registers of a SEV-ES guest are sealed, so that no store of it can be skipped",
+        _ES, True, None, "vma|view|uffd", SpecError, f"--on-write drop and allow-once: {_SEALED}",
         "use --on-write kill",
-        on_write=_is_drop,
+        on_write=_goes_on,
+    ),
+    _Row(
+        _ES, True, None, "auto|slot", SpecError, f"--on-write allow-once: {_SEALED}", "use --on-write kill",
+        on_write=_is_allow_once,
+    ),
+    _Row(
+        _OPEN, True, None, "auto|slot", SpecError,
+        "--on-write allow-once: a store to a read-only slot is a flash command, nothing holds it back",
+        "use --protection vma, view or uffd",
+        on_write=_is_allow_once,
     ),
     _Row(_OPEN, True, True, "auto|slot", _SLOT, "read-only memory slots turn a store into a flash command"),
     _Row(
@@ -165,6 +183,11 @@ _TABLE = (
         warning=f"--protection view {_UNSEEN}; without it casemate chooses what is known to work",
     ),
     _Row(_PLAIN, True, None, "view", _VIEW, "asked for by --protection view"),
+    _Row(
+        _SEV, True, None, "uffd", _UFFD, "asked for by --protection uffd",
+        warning=f"--protection uffd {_UNSEEN}; without it casemate chooses what is known to work",
+    ),
+    _Row(_PLAIN, True, None, "uffd", _UFFD, "asked for by --protection uffd"),
 )  # fmt: skip
 
 
@@ -188,8 +211,11 @@ _WHY_NOT = (
     _WhyNot(_SLOT, _ANY_KIND, True, True, "another protection was asked for"),
     _WhyNot(_VMA, _ANY_KIND, False, None, "made for flash, which this guest has not"),
     _WhyNot(_VIEW, _ANY_KIND, False, None, "made for flash, which this guest has not"),
+    _WhyNot(_UFFD, _ANY_KIND, False, None, "made for flash, which this guest has not"),
     _WhyNot(_VMA, _OPEN, True, None, _PROBE),
     _WhyNot(_VIEW, _PLAIN, True, None, _PROBE),
+    _WhyNot(_UFFD, _PLAIN, True, None, f"{_PROBE}; needs privilege"),
+    _WhyNot(_UFFD, _CONFIDENTIAL, True, None, f"needs privilege; {_UNSEEN}"),
     _WhyNot(_VIEW, frozenset({GuestKind.SEV}), True, None, f"{_PROBE}; {_UNSEEN}"),
     _WhyNot(_VMA, _ES, True, True, "read-only slots work; --protection vma ends a guest that stores instead"),
     _WhyNot(_VMA, _ES, True, False, "another protection was asked for"),

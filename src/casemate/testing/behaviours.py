@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from casemate.guests.stores import BY_NAME, FILLER, VALUE, point_at
+
 TARGET = 0x300020
 """Where the accesses go: into a page of its own, filled with ``FILLER``."""
-FILLER = 0x5A
-
-# mov ebx, TARGET; mov rcx, 0x7777777777777777; mov eax, 0x5a5a5a5a; mov edi, TARGET; mov esi, 0x28000;
-# mov dx, 0x10; mov ebp, 0xfe400000 (which no slot backs)
-PROLOGUE = bytes.fromhex(
-    "bb20003000 48b97777777777777777 b85a5a5a5a bf20003000 be00800200 66ba1000 bd000040fe"
-)
+PROLOGUE = point_at(TARGET)
 
 SEEN_WORDS = ("kvm_amd 6.1, 6.12, 7.3", "kvm_amd 6.12", "kvm_pvm", "model", "source only")
 
@@ -70,34 +66,23 @@ class Behaviour:
         return self.differs[host][0] if host in self.differs else self.outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Instruction:
-    name: str
-    code: str
-    stores: tuple[Store, ...]
-    emulated: bool = False
-    """Whether KVM executes it by itself wherever its operand lies, for it is I/O on the other side."""
-
-
-_Q = 0x7777777777777777
-_INSTRUCTIONS = (
-    _Instruction("mov byte", "c60377", ((0, 1, 0x77),)),
-    _Instruction("mov qword", "48890b", ((0, 8, _Q),)),
-    _Instruction("or byte", "800b01", ((0, 1, 0x5B),)),
-    _Instruction("xchg dword", "870b", ((0, 4, _Q >> 32),)),
-    _Instruction("lock cmpxchg dword", "f00fb10b", ((0, 4, _Q >> 32),)),
-    _Instruction("lock bts dword", "f00fba2b00", ((0, 4, 0x5A5A5A5B),)),
-    _Instruction("movups", "0f1103", ((0, 8, 0), (8, 8, 0))),
-    _Instruction("movnti qword", "480fc30b", ((0, 8, _Q),)),
-    _Instruction("push", "488d630851", ((0, 8, _Q),)),
-    _Instruction("rep stosb, 4 bytes", "b904000000f3aa", tuple((at, 1, FILLER) for at in range(4))),
-    _Instruction("rep movsb from RAM, 4 bytes", "b904000000f3a4", tuple((at, 1, 0) for at in range(4))),
-    _Instruction("insb", "6c", ((0, 1, 0),), emulated=True),
-    _Instruction("rep insb, 4 bytes", "b904000000f36c", ((0, 4, 0),), emulated=True),
-    _Instruction("movsb from MMIO", "4889eea4", ((0, 1, 0),), emulated=True),
-)
-_X87 = "dbe3d9e8d91b"  # fninit; fld1; fstp dword [rbx]
-_MOV = bytes.fromhex("c60377")
+_STORES: dict[str, tuple[Store, ...]] = {
+    "mov byte": ((0, 1, 0x77),),
+    "mov qword": ((0, 8, VALUE),),
+    "or byte": ((0, 1, 0x5B),),
+    "xchg dword": ((0, 4, VALUE >> 32),),
+    "lock cmpxchg dword": ((0, 4, VALUE >> 32),),
+    "lock bts dword": ((0, 4, 0x5A5A5A5B),),
+    "movups": ((0, 8, 0), (8, 8, 0)),
+    "movnti qword": ((0, 8, VALUE),),
+    "push": ((0, 8, VALUE),),
+    "rep stosb, 4 bytes": tuple((at, 1, FILLER) for at in range(4)),
+    "rep movsb from RAM, 4 bytes": tuple((at, 1, 0) for at in range(4)),
+    "insb": ((0, 1, 0),),
+    "rep insb, 4 bytes": ((0, 4, 0),),
+    "movsb from MMIO": ((0, 1, 0),),
+}
+_MOV = BY_NAME["mov byte"].code
 _MOV_STORES = ((0, 1, 0x77),)
 
 _EVERYWHERE = ("kvm_amd 6.1, 6.12, 7.3", "kvm_pvm", "model")
@@ -107,18 +92,19 @@ _ENGINE_KNOWS_NO_EMULATOR = "the engine executes every instruction alike"
 
 
 def _rows() -> Iterator[Behaviour]:
-    for instruction in _INSTRUCTIONS:
-        code, stores = bytes.fromhex(instruction.code), instruction.stores
+    for name, stores in _STORES.items():
+        instruction = BY_NAME[name]
+        code = instruction.code
         yield Behaviour(
             instruction.name, code, Protection.SLOT, Outcome(End.MMIO, stores), _EVERYWHERE,
-            differs=_model_ins(instruction),
+            differs=_model_ins(name, stores),
         )  # fmt: skip
         yield Behaviour(
             instruction.name, code, Protection.MAPPING,
             Outcome(End.MMIO, stores) if instruction.emulated else _FAULT, _EVERYWHERE,
             differs={"model": (_FAULT, _ENGINE_KNOWS_NO_EMULATOR)} if instruction.emulated else {},
         )  # fmt: skip
-    x87 = bytes.fromhex(_X87)
+    x87 = BY_NAME["x87 fstp dword"].code
     stored = Outcome(End.MMIO, ((0, 4, 0x3F800000),))
     yield Behaviour(
         "x87 fstp dword", x87, Protection.SLOT, Outcome(End.ERROR), _EVERYWHERE, user=False,
@@ -143,10 +129,10 @@ def _rows() -> Iterator[Behaviour]:
     )  # fmt: skip
 
 
-def _model_ins(instruction: _Instruction) -> dict[str, tuple[Outcome, str]]:
-    if "insb" not in instruction.name:
+def _model_ins(name: str, stores: tuple[Store, ...]) -> dict[str, tuple[Outcome, str]]:
+    if "insb" not in name:
         return {}
-    size = sum(size for _, size, _ in instruction.stores)
+    size = sum(size for _, size, _ in stores)
     stores = tuple((at, 1, 0) for at in range(size) for _ in range(2))
     return {"model": (Outcome(End.MMIO, stores), _ENGINE_REPEATS)}
 

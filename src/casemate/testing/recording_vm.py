@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from casemate.address import PAGE_SIZE, Gpa, Hva
 from casemate.errors import HostError
@@ -57,6 +58,10 @@ class RecordingVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Only recorded."""
         self.calls.append(("mapping_changed", hva, size))
+
+    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+        """Only recorded."""
+        self.calls.append(("watch_stores", hva, size, on_store))
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Only recorded."""

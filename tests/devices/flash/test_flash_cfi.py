@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from casemate.address import Gpa
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.devices.flash.spec import query_table
-from casemate.events import Violation, ViolationKind
+from casemate.events import AccessPath, FlashAction, FlashCommand, Violation, ViolationKind
 from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory, FlashMode
 from casemate.memory.map import MemoryMap
@@ -113,31 +113,60 @@ def test_flash_command(values: list[int], shows: str, status: int, changed: byte
 
 
 @pytest.mark.parametrize(
-    ("values", "shows", "status"),
+    ("values", "shows", "status", "violating"),
     [
-        ([0x10, 0x5A], STATUS, 0x90),
-        ([0x20, 0xD0], STATUS, 0xA0),
-        ([0x20, 0xD0, 0x10, 0x5A], STATUS, 0xB0),
-        ([0x10, 0x5A, 0x50], ARRAY, 0x00),
-        ([0xE8, 0x00, 0x5A], STATUS, 0x90),
-        ([0xE8, 0x00, 0x5A, 0xD0], ARRAY, 0x90),
-        ([0x60, 0xD0], STATUS, 0x80),
+        ([0x10, 0x5A], STATUS, 0x90, [0x5A]),
+        ([0x20, 0xD0], STATUS, 0xA0, [0x20, 0xD0]),
+        ([0x20, 0xD0, 0x10, 0x5A], STATUS, 0xB0, [0x20, 0xD0, 0x5A]),
+        ([0x10, 0x5A, 0x50], ARRAY, 0x00, [0x5A]),
+        ([0xE8, 0x00, 0x5A], STATUS, 0x90, [0xE8, 0x00, 0x5A]),
+        ([0xE8, 0x00, 0x5A, 0xD0], ARRAY, 0x90, [0xE8, 0x00, 0x5A, 0xD0]),
+        ([0x60, 0xD0], STATUS, 0x80, []),
+        ([0x5A], ARRAY, 0x80, [0x5A]),
+        ([0x50, 0x70, 0x10, CONTENTS[0x10], 0x70, 0xFF], ARRAY, 0x10, []),
     ],
 )
-def test_flash_read_only_unit_answers_and_changes_nothing(values: list[int], shows: str, status: int) -> None:
+def test_flash_read_only_unit_answers_changes_nothing_and_reports_what_would_change_it(
+    values: list[int], shows: str, status: int, violating: list[int]
+) -> None:
     unit = Unit(readonly=True)
     unit.write(*values)
-    assert unit.flash.status == status
+    assert unit.flash.status | 0x80 == status | 0x80
     assert unit.array is (shows == ARRAY)
     assert unit.memory.read(0, SIZE) == CONTENTS
-    assert [violation.kind for violation in unit.violations()] == [ViolationKind.READONLY_UNIT] * len(values)
-    assert unit.violations()[0] == Violation(ViolationKind.READONLY_UNIT, 1, GPA + 0x10, 1, values[0])
+    assert [violation.value for violation in unit.violations()] == violating
+    assert {violation.kind for violation in unit.violations()} <= {ViolationKind.READONLY_UNIT}
+
+
+def test_flash_violation_says_where_and_how_it_came() -> None:
+    unit = Unit(readonly=True, protection=WriteProtection.READONLY_SLOT)
+    unit.write(0x5A, 0x20)
+    expected = Violation(ViolationKind.READONLY_UNIT, 1, GPA + 0x10, 1, 0x5A, path=AccessPath.READONLY_SLOT)
+    assert unit.violations()[0] == expected
+    unit.write(0xD0)
+    assert unit.violations()[-1].path is AccessPath.NO_SLOT
+
+
+def test_flash_tells_what_it_was_told_to_do() -> None:
+    unit = Unit()
+    unit.write(0x50, 0x70, 0x10, 0x5A, 0x20, 0xD0, 0x60, 0x01, 0xE8, 0x00, 0x77, 0xD0, 0xFF)
+    commands = [event for event in unit.sink.events if isinstance(event, FlashCommand)]
+    assert commands == [
+        FlashCommand(1, FlashAction.PROBE, 0x10, 1),
+        FlashCommand(1, FlashAction.PROBE, 0x10, 1),
+        FlashCommand(1, FlashAction.PROGRAM, 0x10, 1),
+        FlashCommand(1, FlashAction.ERASE, 0, 0x1000),
+        FlashCommand(1, FlashAction.LOCK, 0x10, 1),
+        FlashCommand(1, FlashAction.PROGRAM, 0, 0x100),
+    ]
 
 
 def test_flash_reports_a_byte_that_is_no_command() -> None:
     unit = Unit()
     unit.write(0x5A, 0x70, 0x10, 0x5A)
-    assert unit.violations() == [Violation(ViolationKind.NOT_A_COMMAND, 1, GPA + 0x10, 1, 0x5A)]
+    assert unit.violations() == [
+        Violation(ViolationKind.NOT_A_COMMAND, 1, GPA + 0x10, 1, 0x5A, path=AccessPath.EMULATOR)
+    ]
     assert (unit.flash.commands, unit.flash.violations) == (2, 1)
 
 
@@ -236,6 +265,10 @@ BYTES = st.one_of(
 )
 
 
+def _is_erase(event: object) -> bool:
+    return isinstance(event, FlashCommand) and event.action is FlashAction.ERASE
+
+
 class CfiMachine(RuleBasedStateMachine):
     """Any stores at all, on a writable and on a read-only unit."""
 
@@ -284,9 +317,12 @@ class CfiMachine(RuleBasedStateMachine):
         assert self.unit.flash.status & ~0x90 == 0
 
     @invariant()
-    def read_only_unit_is_unchanged_and_every_store_to_it_counted(self) -> None:
+    def read_only_unit_is_unchanged_and_every_erase_of_it_reported(self) -> None:
         assert self.locked.memory.read(0, SIZE) == CONTENTS
-        assert self.locked.flash.violations == len(self.locked.violations()) == self.stores
+        assert self.locked.flash.violations == len(self.locked.violations()) <= self.stores
+        erases = [event for event in self.unit.sink.events if _is_erase(event)]
+        reported = [event.value for event in self.locked.violations() if event.value is not None]
+        assert sum(value & 0xFF == 0x20 or value >> 32 & 0xFF == 0x20 for value in reported) >= len(erases)
 
 
 TestCfiFlashInvariants = CfiMachine.TestCase

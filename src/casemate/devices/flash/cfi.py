@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 from casemate.devices.flash import spec
 from casemate.devices.flash.file import FlashFile
-from casemate.events import EventSink, Violation, ViolationKind
+from casemate.events import EventSink, FlashAction, FlashCommand, Violation, ViolationKind
 from casemate.memory.flash_memory import FlashMemory
 
 _ARRAY_COMMANDS = frozenset({spec.READ_ARRAY, spec.READ_ARRAY_AMD, spec.READ_ARRAY_ZERO, spec.CLEAR_STATUS})
 _ONE_CYCLE_COMMANDS = frozenset({spec.READ_STATUS, spec.READ_IDENT})
+_PROGRAM_COMMANDS = (spec.PROGRAM, spec.PROGRAM_ALTERNATE)
+_PROBES = frozenset({spec.CLEAR_STATUS, spec.READ_STATUS, spec.READ_IDENT, spec.QUERY})
 _TWO_CYCLE_COMMANDS = frozenset(
     {spec.PROGRAM, spec.PROGRAM_ALTERNATE, spec.ERASE, spec.LOCK_SETUP, spec.QUERY, spec.BUFFERED_PROGRAM}
 )
 _COMMANDS = _ARRAY_COMMANDS | _ONE_CYCLE_COMMANDS | _TWO_CYCLE_COMMANDS
 _STATUS_COMMANDS = _TWO_CYCLE_COMMANDS - {spec.QUERY} | {spec.READ_STATUS}
+_HARMLESS = _ARRAY_COMMANDS | _PROBES | {spec.LOCK_SETUP, *_PROGRAM_COMMANDS}
+"""First cycles that change nothing by themselves."""
 _ACCEPTED = frozenset(
     {(spec.ERASE, spec.CONFIRM), (spec.LOCK_SETUP, spec.CONFIRM), (spec.LOCK_SETUP, spec.LOCK)}
 )
@@ -29,8 +33,9 @@ OnChange = Callable[[int, bytes, bytes], bytes]
 class CfiFlash:
     """Flash ``unit``: decodes the stores that reach it, and keeps ``memory`` and ``file`` the same.
 
-    Without a file, contents live as long as the guest. A read-only unit answers commands and changes nothing.
-    ``commands`` counts the first cycles that were a command, ``violations`` the stores that were reported.
+    Without a file, contents live as long as the guest. A read-only unit answers commands and changes nothing; cycles
+    that would have changed it are violations. ``commands`` counts the first cycles that were a command,
+    ``violations`` the stores that were reported.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class CfiFlash:
         """Store of 1, 2, 4 or 8 bytes: one write cycle, or two for 8 bytes."""
         if not 0 <= offset <= self._memory.size - size:
             return False
-        if self.readonly:
+        if self.readonly and (size == 8 or not self._is_harmless(offset, size, value)):
             self._violation(ViolationKind.READONLY_UNIT, offset, size, value)
         if size == 8:
             self._cycles[self._cycle](offset, 4, value & 0xFFFFFFFF)
@@ -93,6 +98,15 @@ class CfiFlash:
         else:
             self._cycles[self._cycle](offset, size, value)
         return True
+
+    def _is_harmless(self, offset: int, size: int, value: int) -> bool:
+        """Whether this cycle would leave the array as it is if the unit were not read-only."""
+        if self._cycle == 0:
+            return value & 0xFF in _HARMLESS
+        if self._cycle == 1 and self._command in _PROGRAM_COMMANDS:
+            # So edk2 finds out whether it may write.
+            return self._memory.read(offset, size) == _to_bytes(size, value)
+        return self._cycle == 1 and self._command in (spec.LOCK_SETUP, spec.QUERY)
 
     def _answer(self, offset: int, size: int) -> int:
         if self._command in _STATUS_COMMANDS:
@@ -105,6 +119,8 @@ class CfiFlash:
 
     def _first_cycle(self, offset: int, size: int, value: int) -> None:
         command = value & 0xFF
+        if command not in _COMMANDS and not self.readonly:
+            self._violation(ViolationKind.NOT_A_COMMAND, offset, size, value)
         if command in _ONE_CYCLE_COMMANDS:
             self._begin(command, 0)
         elif command in _TWO_CYCLE_COMMANDS:
@@ -119,21 +135,25 @@ class CfiFlash:
             self._read_array()
         if command in _COMMANDS:
             self.commands += 1
-        elif not self.readonly:
-            self._violation(ViolationKind.NOT_A_COMMAND, offset, size, value)
+        if command in _PROBES:
+            self._sink.report(FlashCommand(self.unit, FlashAction.PROBE, offset, size))
 
     def _second_cycle(self, offset: int, size: int, value: int) -> None:
         command, data = self._command, value & 0xFF
-        if command in (spec.PROGRAM, spec.PROGRAM_ALTERNATE):
+        if command in _PROGRAM_COMMANDS:
             if self.readonly:
                 self._status |= spec.STATUS_PROGRAM_ERROR
+                if self._is_harmless(offset, size, value):
+                    self._sink.report(FlashCommand(self.unit, FlashAction.PROBE, offset, size))
             else:
-                self._store(offset, _to_bytes(size, value))
+                self._store(FlashAction.PROGRAM, offset, _to_bytes(size, value))
             self._finish()
         elif command == spec.BUFFERED_PROGRAM:
             self._words_left = data
             self._cycle = 2
         elif (command, data) in _ACCEPTED:
+            if command == spec.LOCK_SETUP:
+                self._sink.report(FlashCommand(self.unit, FlashAction.LOCK, offset, size))
             self._finish()
         elif command != spec.QUERY or data == spec.READ_ARRAY:
             self._read_array()
@@ -158,7 +178,7 @@ class CfiFlash:
     def _confirm_cycle(self, offset: int, size: int, value: int) -> None:
         confirmed = value & 0xFF == spec.CONFIRM and not self._status & spec.STATUS_PROGRAM_ERROR
         if self._buffer is not None and confirmed:
-            self._store(self._buffer_start, self._buffer)
+            self._store(FlashAction.PROGRAM, self._buffer_start, self._buffer)
             self._buffer = None
             self._finish()
         else:
@@ -180,10 +200,11 @@ class CfiFlash:
         if self.readonly:
             self._status |= spec.STATUS_ERASE_ERROR
         else:
-            self._store(start, _ERASED_SECTOR)
+            self._store(FlashAction.ERASE, start, _ERASED_SECTOR)
         self._status |= spec.STATUS_READY
 
-    def _store(self, offset: int, data: bytes | bytearray) -> None:
+    def _store(self, action: FlashAction, offset: int, data: bytes | bytearray) -> None:
+        self._sink.report(FlashCommand(self.unit, action, offset, len(data)))
         if self.on_change is not None:
             data = self.on_change(offset, self._memory.read(offset, len(data)), bytes(data))
         self._memory.store(offset, data)
@@ -193,7 +214,7 @@ class CfiFlash:
     def _violation(self, kind: ViolationKind, offset: int, size: int, value: int) -> None:
         self.violations += 1
         gpa = None if self._memory.gpa is None else self._memory.gpa + offset
-        self._sink.report(Violation(kind, self.unit, gpa, size, value))
+        self._sink.report(Violation(kind, self.unit, gpa, size, value, path=self._memory.store_path))
 
 
 def _to_bytes(size: int, value: int) -> bytes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from iced_x86 import (
     CodeSize,
     Decoder,
+    Instruction,
     InstructionInfoFactory,
     MemorySizeExt,
+    Mnemonic,
     OpAccess,
+    OpKind,
     Register,
     Register_,
     RegisterExt,
@@ -27,23 +30,78 @@ _GENERAL = {
 _ADDRESS_BITS = {CodeSize.CODE16: 16, CodeSize.CODE32: 32, CodeSize.CODE64: 64}
 
 
+_HIGH_BYTES = {
+    Register.AH: Register.AX,
+    Register.BH: Register.BX,
+    Register.CH: Register.CX,
+    Register.DH: Register.DX,
+}
+
+
 class StoreTarget(NamedTuple):
-    """A linear address, and bytes from there on."""
+    """A linear address, bytes from there on, and of a plain MOV the value that they get."""
 
     gva: int
     size: int
+    value: int | None
 
 
 def store_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
     """What the first instruction of ``code`` stores to; nothing if it stores to no memory, or cannot be decoded."""
     instruction = Decoder(bits, code, ip=regs.rip).decode()
-    if not instruction:
-        return
+    if instruction:
+        yield from _targets(instruction, bits, regs, sregs)
+
+
+def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
     for memory in InstructionInfoFactory().info(instruction).used_memory():
         if memory.access in _STORES:
             # Of repeated string instructions only the unit is known.
             size = MemorySizeExt.size(memory.memory_size) or MemorySizeExt.size(instruction.memory_size)
-            yield StoreTarget(_linear(memory, bits, regs, sregs), size)
+            yield StoreTarget(_linear(memory, bits, regs, sregs), size, _moved_value(instruction, size, regs))
+
+
+def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
+    if instruction.mnemonic != Mnemonic.MOV or instruction.op0_kind != OpKind.MEMORY:
+        return None
+    if instruction.op1_kind != OpKind.REGISTER:
+        return instruction.immediate(1) & (1 << 8 * size) - 1
+    register = instruction.op1_register
+    if register in _HIGH_BYTES:
+        return _value(_HIGH_BYTES[register], regs) >> 8 & 0xFF
+    return _value(register, regs) if RegisterExt.is_gpr(register) else None
+
+
+def find_store(
+    before: bytes,
+    code: bytes,
+    bits: int,
+    regs: Regs,
+    sregs: Sregs,
+    is_target: Callable[[int], bool],
+    size: int,
+) -> int | None:
+    """Where the instruction begins that stored ``size`` bytes to a linear address that ``is_target`` knows.
+
+    ``code`` is at RIP, ``before`` ends there. Code cannot be decoded backwards, so each candidate must explain the
+    store: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix.
+    """
+    found: int | None = None
+    for back in range(len(before) + 1):
+        start: int = regs.rip - back
+        candidate = before[len(before) - back :] if back else code
+        instruction = Decoder(bits, candidate, ip=start).decode()
+        if not instruction or (instruction.len != back if back else not instruction.has_rep_prefix):
+            continue
+        for target in _targets(instruction, bits, regs, sregs):
+            # String and stack instructions have moved their pointers on.
+            moves = instruction.is_string_instruction or instruction.is_stack_instruction
+            moved = (-target.size, target.size) if moves else (0,)
+            if target.size >= size and any(is_target(target.gva + step) for step in moved):
+                found = found or start
+                if instruction.op1_register not in _HIGH_BYTES:  # else it likely has a REX prefix
+                    return start
+    return found
 
 
 def _linear(memory: UsedMemory, bits: int, regs: Regs, sregs: Sregs) -> int:

@@ -149,13 +149,28 @@ class KvmVcpu:
         """Set one model-specific register."""
         write_msr(self._fd, index, value)
 
-    def code_at_rip(self) -> tuple[bytes, int] | None:
-        """The next bytes of code and their width in bits, or None where they are sealed or not there."""
+    def storing_instruction(self, gpa: int, size: int) -> int | None:
+        """KVM's emulator is behind the instruction already, or still on one that repeats."""
+        from casemate.host.kvm.store_target import find_store
+
+        if self._sealed:
+            return None
+        regs, sregs = self._regs(), self._sregs()
+        before = self._read_virtual(sregs.cs.base + regs.rip - _LONGEST_INSTRUCTION, _LONGEST_INSTRUCTION)
+        found = self.code_at_rip()
+        if found is None or len(before) < _LONGEST_INSTRUCTION:
+            return None
+        code, bits = found
+        return find_store(before, code, bits, regs, sregs, lambda gva: self._translate(gva) == gpa, size)
+
+    def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
+        """The bytes of code and their width in bits."""
         if self._sealed:
             return None
         sregs = self._sregs()
         bits = 64 if sregs.cs.l and sregs.efer & _EFER_LMA else 32 if sregs.cs.db else 16
-        code = self._read_virtual(sregs.cs.base + self._regs().rip, _LONGEST_INSTRUCTION)
+        at = self._regs().rip if rip is None else rip
+        code = self._read_virtual(sregs.cs.base + at, _LONGEST_INSTRUCTION)
         return (code, bits) if code else None
 
     def close(self) -> None:
@@ -210,7 +225,7 @@ class KvmVcpu:
         for target in store_targets(*found, regs, sregs) if found else ():
             gpa = self._translate(target.gva)
             if gpa is not None:
-                return MemoryFault(gpa, target.size, None, regs.rip)
+                return MemoryFault(gpa, target.size, target.value, regs.rip)
         return MemoryFault(rip=regs.rip)
 
     def _interrupted(self) -> Interrupted:

@@ -29,6 +29,7 @@ from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
 from casemate.host.kvm.sev import SevLauncher
 from casemate.host.kvm.system import KvmSystem
+from casemate.host.kvm.userfault import StoreWatch
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
 from casemate.host.secure_processor import SecureProcessor, VcpuReset
@@ -55,6 +56,7 @@ class KvmVm:
         self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
         self._vcpu: KvmVcpu | None = None
+        self._watches: list[StoreWatch] = []
         self.secure_processor: SecureProcessor | None = None
         self.snp_processor: SnpProcessor | None = None
         try:
@@ -94,6 +96,10 @@ class KvmVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Nothing to do: the kernel's MMU notifier saw it."""
 
+    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+        """By userfaultfd."""
+        self._watches.append(StoreWatch(hva, size, on_store))
+
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Nothing to do: the processor keeps its caches coherent."""
 
@@ -130,6 +136,8 @@ class KvmVm:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        for watch in self._watches:
+            watch.close()
         self._system.close()
         if self._sev is not None:
             self._sev.close()

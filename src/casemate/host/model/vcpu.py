@@ -143,11 +143,16 @@ class ModelVcpu:
         """Set one model-specific register."""
         self._engine.set_msr(index, value)
 
-    def code_at_rip(self) -> tuple[bytes, int] | None:
-        """The next bytes of code and their width in bits; None where they are encrypted."""
+    def storing_instruction(self, gpa: int, size: int) -> int | None:
+        """The engine calls out with the pointer still on the instruction."""
+        return self.rip()
+
+    def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
+        """The bytes of code and their width in bits; None where they are encrypted."""
         if self._secrecy.memory:
             return None
-        rip = self._engine.instruction_address()
+        offset = 0 if rip is None else rip - self._engine.read(registers.RIP)
+        rip = self._engine.instruction_address() + offset
         in_page = PAGE_SIZE - rip % PAGE_SIZE
         code = self._engine.read_virtual(rip, 15) or self._engine.read_virtual(rip, min(15, in_page))
         return None if code is None else (code, self._engine.code_bits())

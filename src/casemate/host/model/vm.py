@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EEXIST
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES, STATUS_SNP
 from casemate.address import Gpa, Hva
-from casemate.errors import HostError
+from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
@@ -121,6 +122,12 @@ class ModelVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Take note of a new protection of a host mapping."""
         self._memory.mapping_changed(hva, size)
+
+    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+        """Raises UnsupportedError: who waits for a verdict would be this process itself."""
+        raise UnsupportedError(
+            "the modelled host cannot hold a store for userfaultfd", "use --host kvm, or --protection vma"
+        )
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Drop code translated from this range."""

@@ -1,0 +1,55 @@
+"""``casemate boot --report``: the run as a file to keep or to attach, HTML or JSON (docs/guide/evidence.md)."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casemate.errors import SpecError
+
+if TYPE_CHECKING:
+    from casemate.machine.outcome import Outcome
+
+SUFFIXES = (".html", ".json")
+
+
+def report_file(text: str) -> Path:
+    """An argparse type: a file whose name says the form."""
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} ends in neither {' nor '.join(SUFFIXES)}")
+    return path
+
+
+def validate_reports(paths: list[Path]) -> None:
+    """Refuse files that could not be written after the run. Raises SpecError."""
+    for path in paths:
+        if not path.parent.is_dir():
+            raise SpecError(f"--report {path}: {path.parent} is no folder", "make it, or name another file")
+
+
+def write_report(path: Path, outcome: Outcome, command_line: list[str]) -> None:
+    """Write it, all or nothing. Raises HostError if it cannot be written."""
+    import os
+    from datetime import UTC, datetime
+
+    from casemate.devices.flash.file import write_whole
+
+    system = os.uname()
+    run = {
+        "command": shlex.join(command_line),
+        "when": datetime.now(UTC).isoformat(" ", "seconds"),
+        "system": f"{system.sysname} {system.release}, {system.machine}",
+    }
+    document = outcome.to_json() | {"run": run}
+    if path.suffix == ".html":
+        from casemate.evidence.report_html import render_html
+
+        text = render_html(document)
+    else:
+        import json
+
+        text = json.dumps(document, indent=2)
+    write_whole(path, text.encode("utf-8", "replace"), f"writing the report {path}")

@@ -1,0 +1,1 @@
+"""What the guest did to its firmware: counted, attributed and shown."""

@@ -1,0 +1,114 @@
+"""The attacks of ``casemate prove``, and the guests that make them (docs/design/prove.md)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from casemate.address import FOUR_GIB
+from casemate.guests.actions import store
+from casemate.guests.entry import PAGE_TABLES, make_image
+from casemate.guests.stores import BY_NAME, point_at
+from casemate.guests.user_mode import in_user_mode
+
+FLASH = 0xFD000000
+"""A page that is flash from the start."""
+LATE_FLASH = FLASH + 0x1000
+"""A page that is RAM first, and flash when the guest has stored to it."""
+TABLE_FLASH = FLASH + 0x2000
+"""A page of flash that holds a page directory."""
+DIRECTORY = struct.pack("<Q", 0x87)
+"""Its only entry: the first 2 MiB, for all; not accessed yet."""
+SPARE_TABLE = 0x200000
+"""RAM for the table above it."""
+
+MARK_PORT, ARM_PORT = 0x80, 0x81
+END = 0xFF
+
+
+class Attack(NamedTuple):
+    """64-bit ``code`` that attacks ``page`` in ``mode``."""
+
+    name: str
+    mode: str
+    code: bytes
+    page: int = FLASH
+
+
+def _store(name: str, words: str, mode: str = "user") -> Attack:
+    return Attack(words, mode, BY_NAME[name].code)
+
+
+ATTACKS = (
+    _store("mov byte", "mov, supervisor mode", "supervisor"),
+    _store("mov byte", "mov"),
+    _store("rep stosb, 4 bytes", "string (rep stos)"),
+    _store("lock bts dword", "locked (lock bts)"),
+    _store("lock cmpxchg dword", "locked (lock cmpxchg)"),
+    _store("movups", "SSE (movups)"),
+    _store("insb", "emulated by the host (ins)"),
+    Attack(
+        "mov, page was mapped writable",
+        "user",
+        b"\xc6\x03\x77" + b"\xe6" + bytes((ARM_PORT,)) + b"\xc6\x43\x08\x77",  # mov; out ARM_PORT, al; mov
+        LATE_FLASH,
+    ),
+    Attack(
+        "page table in flash, accessed bit",
+        "user",
+        b"\x48\xb8" + struct.pack("<Q", 1 << 39) + b"\x8a\x00",  # mov rax, 1 << 39; mov al, [rax]
+        TABLE_FLASH,
+    ),
+    _store("x87 fstp dword", "x87 (fstp)"),
+)
+SEALED = Attack("mov of a SEV-ES guest", "sealed", store(FLASH, 0x77))
+RACE = Attack("mov, while the slot goes and comes", "user", b"\xc6\x03\x77\xeb\xfb")  # 1: mov; jmp 1b
+DMA = Attack("DMA of a device", "", b"")
+
+
+class Program(NamedTuple):
+    """An image, and where each attack begins in it, and the end: where to go on when the one before failed."""
+
+    image: bytes
+    starts: tuple[int, ...]
+
+
+def sequence(made: Sequence[Attack]) -> Program:
+    """A guest that makes these, those in supervisor mode first, and says so by ``MARK_PORT`` before each."""
+    blocks = [_block(number, attack) for number, attack in enumerate(made)]
+    user = sum(attack.mode == "supervisor" for attack in made)
+    end = _mark(END) + b"\xeb\xfe"
+    code = b"".join(blocks[:user]) + in_user_mode(b"".join(blocks[user:]) + end)
+    image = make_image(code, 64)
+    marks = [*map(_mark, range(len(blocks))), end]
+    starts = [FOUR_GIB - len(image) + image.index(mark) for mark in marks]
+    starts[user] = FOUR_GIB - len(image) + image.index(code) + len(b"".join(blocks[:user]))
+    return Program(image, tuple(starts))
+
+
+def sealed() -> Program:
+    """A 32-bit guest that makes ``SEALED``; with its handler of #VC it can do so as SEV-ES guest."""
+    image = make_image(_mark(0) + SEALED.code + _mark(END) + b"\xeb\xfe", 32)
+    return Program(image, ())
+
+
+def race() -> bytes:
+    """A guest that stores in an endless loop."""
+    return make_image(in_user_mode(point_at(RACE.page) + RACE.code), 64)
+
+
+def tables_for_directory() -> tuple[tuple[int, bytes], ...]:
+    """Address and contents of the entries that lead to the directory in flash."""
+    return (
+        (PAGE_TABLES + 8, struct.pack("<Q", SPARE_TABLE | 7)),
+        (SPARE_TABLE, struct.pack("<Q", TABLE_FLASH | 7)),
+    )
+
+
+def _mark(number: int) -> bytes:
+    return b"\xb0" + bytes((number,)) + b"\xe6" + bytes((MARK_PORT,))  # mov al, number; out MARK_PORT, al
+
+
+def _block(number: int, attack: Attack) -> bytes:
+    return _mark(number) + point_at(attack.page) + attack.code
