@@ -1,4 +1,4 @@
-"""SEV and SEV-ES guests on a real secure processor: run with -s, it prints what it saw (docs/guide/session.md).
+"""SEV, SEV-ES and SNP guests on a real secure processor: run with -s, it prints what it saw (docs/guide/session.md).
 
 Everything here is skipped where there is none; nobody has seen it run yet.
 """
@@ -20,6 +20,7 @@ from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.sev_device import SevDevice
 from casemate.owner.platform import parse_chain
+from casemate.testing.images import ImageBuilder
 
 KINDS = [("sev", 0x1), ("sev-es", 0x5)]
 
@@ -76,3 +77,14 @@ def test_session_made_for_this_platform_is_taken(tmp_path: Path, kind: str, poli
     code = main([*make, "--name", str(name)])
     show(kind=kind, make=code, note="3 means that AMD's ASK and ARK must be given with --amd")
     assert code in (0, 3)
+
+
+def test_snp_guest_is_launched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require(GuestKind.SNP)
+    sections = ((0x800000, 0x9000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3))
+    firmware = tmp_path / "snp.fd"
+    firmware.write_bytes(ImageBuilder().reset_block(0x80B004).sev_metadata(*sections).build())
+    code = main(["boot", "--host", "kvm", "--guest", "snp", "--bios", str(firmware), "--json"])
+    outcome = json.loads(capsys.readouterr().out)
+    show(code=code, launch=outcome["launch"])
+    assert outcome["launch"]["state"] == "running"

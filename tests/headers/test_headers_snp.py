@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from errno import EAGAIN, EINVAL, EIO
 from pathlib import Path
 
 import pytest
 from firmware_images import firmware_roots
 
+from casemate.abi.kvm.guest_memfd import UserspaceMemoryRegion2
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.sev import SevCmd
+from casemate.abi.kvm.snp import SnpLaunchUpdate
+from casemate.abi.kvm.structs import CpuidEntry2
+from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.layout import Struct
 from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.snp import SnpPageType
 from casemate.address import Gpa, GuestRange, Hva
-from casemate.errors import FirmwareStatusError, HostError
+from casemate.confidential.preparation import LaunchOptions, prepare
+from casemate.confidential.snp import SnpFinished
+from casemate.confidential.stages import launch
+from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
+from casemate.host.clock import GuestClock
+from casemate.host.guest_kind import GuestKind
+from casemate.host.kvm.cpuid import without_refused
+from casemate.host.kvm.ioctl import Request
 from casemate.host.kvm.snp import KvmSnp
+from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpFinish, SnpUpdate
+from casemate.machine.console import Console
+from casemate.machine.machine import Machine
+from casemate.machine.recorder import Recorder as EventRecorder
+from casemate.machine.spec import MachineSpec
+from casemate.testing.images import ImageBuilder
 
 PROGRAM = r"""
 #include <stdio.h>
@@ -46,7 +66,7 @@ int main(void)
     SHOW("memfd", memfd);
     struct kvm_userspace_memory_region2 region = {
         .slot = 3, .flags = KVM_MEM_GUEST_MEMFD, .guest_phys_addr = 0xffe00000, .memory_size = 0x200000,
-        .userspace_addr = 0x7f0000000000, .guest_memfd_offset = 0x1000, .guest_memfd = 9 };
+        .userspace_addr = 0x7f0000000000, .guest_memfd = 9 };
     SHOW("region", region);
     struct kvm_memory_attributes attributes = {
         .address = 0xffe00000, .size = 0x200000, .attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE };
@@ -68,6 +88,8 @@ int main(void)
     return 0;
 }
 """
+VM = -1
+VCPUS = (VcpuReset(0xFFFFFFF0, 0x800F12),)
 SINCE = "needs linux-libc-dev of 6.11 or newer (kvm_sev_snp_launch_start), older headers lack it"
 
 
@@ -101,16 +123,17 @@ class Recorder:
     """A VM that writes every ioctl down; SEV commands without their envelope, which holds a pointer."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Ioctl, bytes]] = []
+        self.calls: list[tuple[Request, bytes]] = []
         self.commands: list[tuple[int, bytes]] = []
         self.failure: tuple[int, int] | None = None
         self.done = 0
         self.identity = b"", b""
 
-    def __call__(self, request: Ioctl, struct: Struct) -> int:
+    def __call__(self, fd: int, request: Request, struct: Struct, /) -> int:
+        assert fd == VM
         if request is not Ioctl.MEMORY_ENCRYPT_OP:
             self.calls.append((request, struct.to_bytes()))
-            return 9
+            return os.memfd_create("private") if request is Ioctl.CREATE_GUEST_MEMFD else 0
         assert isinstance(struct, SevCmd)
         assert (struct.pad0, struct.error, struct.sev_fd) == (0, 0, 5)
         size = {22: 48, 100: 64, 101: 64, 102: 88}[struct.id]
@@ -128,51 +151,118 @@ class Recorder:
         return 0
 
 
-def launcher() -> tuple[KvmSnp, Recorder]:
-    recorder = Recorder()
-    return KvmSnp(recorder, 5), recorder
+@dataclass
+class Rig:
+    """A launcher on a recording VM; ``placed`` are the vCPUs that were about to be measured."""
+
+    recorder: Recorder = field(default_factory=Recorder)
+    placed: list[VcpuReset] = field(default_factory=list)
+    cpuid: list[CpuidEntry2] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        setup = SevSetup(VmType.SNP, 0x20)
+        self.snp = KvmSnp(
+            VM, 5, setup, place_vcpus=self.placed.extend, cpuid=lambda: self.cpuid, call=self.recorder
+        )
 
 
 def test_memory_is_asked_for_in_the_kernels_bytes(expected: dict[str, str]) -> None:
-    snp, recorder = launcher()
+    rig = Rig()
     memory = GuestRange(Gpa(0xFFE00000), 0x200000)
-    assert snp.create_memory(0x200000) == 9
-    snp.add_slot(MemorySlot(3, memory, Hva(0x7F0000000000)), 9, 0x1000)
-    snp.set_private(memory)
-    assert [(request, data.hex()) for request, data in recorder.calls] == [
-        (Ioctl.CREATE_GUEST_MEMFD, expected["memfd"]),
-        (Ioctl.SET_USER_MEMORY_REGION2, expected["region"]),
-        (Ioctl.SET_MEMORY_ATTRIBUTES, expected["attributes"]),
-    ]
+    slot = MemorySlot(3, memory, Hva(0x7F0000000000))
+    rig.snp.set_slot(slot, memory.size)
+    rig.snp.set_private(memory)
+    (memfd, (region_request, region), attributes) = rig.recorder.calls
+    assert memfd == (Ioctl.CREATE_GUEST_MEMFD, bytes.fromhex(expected["memfd"]))
+    assert region_request is Ioctl.SET_USER_MEMORY_REGION2
+    assert region[:40] + b"\x09\0\0\0" + region[44:] == bytes.fromhex(expected["region"])
+    assert attributes == (Ioctl.SET_MEMORY_ATTRIBUTES, bytes.fromhex(expected["attributes"]))
+
+
+def test_private_memory_goes_with_its_slot() -> None:
+    rig = Rig()
+    slot = MemorySlot(3, GuestRange(Gpa(0), 0x1000), Hva(0x7F0000000000))
+    rig.snp.set_slot(slot, 0x1000)
+    memfd = UserspaceMemoryRegion2.from_bytes(rig.recorder.calls[-1][1]).guest_memfd
+    assert os.fstat(memfd)
+    rig.snp.set_slot(slot, 0)
+    assert UserspaceMemoryRegion2.from_bytes(rig.recorder.calls[-1][1]).memory_size == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memfd)
+    rig.snp.close()
 
 
 def test_commands_are_the_kernels_bytes(expected: dict[str, str]) -> None:
-    snp, recorder = launcher()
-    snp.initialize(0x20)
-    snp.launch_start(0xB0000, b"\xab" * 16)
-    snp.launch_update(SnpUpdate(Gpa(0xFFE00000), Hva(0x7F0000000000), 0x3000, SnpPageType.NORMAL))
-    snp.launch_finish(SnpFinish(b"b" * 96, b"a" * 4096, True, True, b"\xcd" * 32))
-    init, start, update, (identifier, finish) = recorder.commands
-    assert [data.hex() for _, data in (init, start, update)] == [
-        expected[n] for n in ("init", "start", "update")
-    ]
+    rig = Rig()
+    rig.snp.launch_start(0xB0000, b"\xab" * 16)
+    rig.snp.launch_update(SnpUpdate(Gpa(0xFFE00000), Hva(0x7F0000000000), 0x3000, SnpPageType.NORMAL))
+    rig.snp.launch_finish(SnpFinish(b"b" * 96, b"a" * 4096, True, True, b"\xcd" * 32), VCPUS)
+    init, start, update, (_, finish) = rig.recorder.commands
+    names = ("init", "start", "update")
+    assert [data.hex() for _, data in (init, start, update)] == [expected[name] for name in names]
     assert finish[16:].hex() == expected["finish"][32:]  # the two addresses before it are ours to choose
-    assert recorder.identity == (b"b" * 96, b"a" * 4096)
-    assert [command for command, _ in recorder.commands] == [int(n) for n in expected["ids"].split()]
-    assert identifier == SevCommand.SNP_LAUNCH_FINISH
+    assert rig.recorder.identity == (b"b" * 96, b"a" * 4096)
+    assert rig.placed == list(VCPUS)
+    assert [command for command, _ in rig.recorder.commands] == [int(n) for n in expected["ids"].split()]
     assert expected["sizes"] == f"96 4096 {SevCmd.SIZE}"
     types = [kind for kind in SnpPageType if kind is not SnpPageType.VMSA]
     assert expected["types"] == " ".join(str(int(kind)) for kind in types)
 
 
 def test_update_is_left_where_the_kernel_was_interrupted() -> None:
-    snp, recorder = launcher()
-    recorder.failure, recorder.done = (0, EAGAIN), 0x2000
+    rig = Rig()
+    rig.recorder.failure, rig.recorder.done = (0, EAGAIN), 0x2000
     update = SnpUpdate(Gpa(0xFFE00000), Hva(0x10000), 0x3000, SnpPageType.NORMAL)
     with pytest.raises(HostError) as caught:
-        snp.launch_update(update)
+        rig.snp.launch_update(update)
     assert caught.value.errno == EAGAIN
     assert (update.gpa, update.hva, update.size) == (0xFFE02000, 0x12000, 0x1000)
+
+
+def test_cpuid_of_a_vcpu_becomes_a_table_that_firmware_takes() -> None:
+    supported = [
+        CpuidEntry2(function=1, ecx=1 << 24 | 1, edx=3),
+        CpuidEntry2(function=7, flags=1, ebx=2 | 1, edx=0xFC000001),
+        CpuidEntry2(function=0xD, index=1, flags=1, ebx=0x988),
+        CpuidEntry2(function=0x80000008, index=5, ebx=1 << 25 | 1),
+    ]
+    table = Rig(cpuid=without_refused(supported)).snp.cpuid_table()
+    rows = [(e.eax_in, e.ecx_in, e.xcr0_in, e.ebx, e.ecx, e.edx) for e in table.used()]
+    assert rows == [
+        (1, 0, 0, 0, 1, 3),
+        (7, 0, 0, 1, 0, 1),
+        (0xD, 1, 1, 0x240, 0, 0),
+        (0x80000008, 0, 0, 1 << 25 | 1, 0, 0),
+    ]
+    with pytest.raises(UnsupportedError, match="65 CPUID leaves"):
+        Rig(cpuid=[CpuidEntry2(function=n) for n in range(65)]).snp.cpuid_table()
+
+
+def test_whole_launch_goes_by_ioctl_in_its_order(tmp_path: Path) -> None:
+    sections = ((0x800000, 0x9000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3))
+    bios = tmp_path / "snp.fd"
+    bios.write_bytes(ImageBuilder().reset_block(0x80B004).sev_metadata(*sections).build())
+    host, rig, recorder = ModelHypervisor(GuestClock()), Rig(), EventRecorder()
+    spec = MachineSpec(bios=bios, kind=GuestKind.SNP, memory=16 << 20)
+    prepared = prepare(spec, LaunchOptions(), host)
+    with Machine(prepared.spec, host, GuestClock(), Console(recorder), recorder) as machine:
+        machine.vm.snp_processor = rig.snp  # type: ignore[misc]
+        finished = launch(machine, prepared)
+        assert isinstance(finished, SnpFinished)
+        assert finished.report is None
+        assert machine.measurement is not None
+        assert machine.measurement["verified"] is None
+    names = [SevCommand(command).name for command, _ in rig.recorder.commands]
+    assert names == ["INIT2", "SNP_LAUNCH_START", *["SNP_LAUNCH_UPDATE"] * 4, "SNP_LAUNCH_FINISH"]
+    updates = [SnpLaunchUpdate.from_bytes(data) for _, data in rig.recorder.commands[2:6]]
+    assert [(update.gfn_start, update.len, update.type) for update in updates] == [
+        (0xFFFE0, 0x20000, SnpPageType.NORMAL),
+        (0x800, 0x9000, SnpPageType.ZERO),
+        (0x80D, 0x1000, SnpPageType.SECRETS),
+        (0x80E, 0x1000, SnpPageType.CPUID),
+    ]
+    assert {request for request, _ in rig.recorder.calls} == {Ioctl.SET_MEMORY_ATTRIBUTES}
+    assert [vcpu.address for vcpu in rig.placed] == [0xFFFFFFF0]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +270,7 @@ def test_update_is_left_where_the_kernel_was_interrupted() -> None:
     [((0x0B, EIO), FirmwareStatusError), ((0xFFFFFFFF, EINVAL), HostError), ((0, EINVAL), HostError)],
 )
 def test_status_and_errno_are_told_apart(failure: tuple[int, int], kind: type[Exception]) -> None:
-    snp, recorder = launcher()
-    recorder.failure = failure
+    rig = Rig()
+    rig.recorder.failure = failure
     with pytest.raises(kind, match="KVM_SEV_SNP_LAUNCH_FINISH"):
-        snp.launch_finish(SnpFinish())
+        rig.snp.launch_finish(SnpFinish(), VCPUS)

@@ -122,7 +122,7 @@ def _launch(report: dict[str, Any]) -> list[str]:
     return [
         f"  launch    {launch['state']}, {launch['init']} on {launch['vm_type']}, policy {launch['policy']:#x}",
         f"  digest    {launch['digest']}",
-        f"  measured  {measurement.get('mac', measurement.get('measurement'))}, {measurement['note']}",
+        f"  measured  {measurement.get('mac') or measurement.get('measurement') or 'unknown'}, {measurement['note']}",
     ]
 
 

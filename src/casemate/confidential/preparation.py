@@ -114,7 +114,7 @@ class PreparedLaunch:
         if self.options.launch_only:
             return "only the launch was asked for"
         if self.spec.kind is GuestKind.SNP:
-            return "the modelled host does not run SNP guests yet"
+            return "SNP guests are not run yet"
         return "the modelled host runs one vCPU of a guest" if self.options.vcpus > 1 else None
 
 

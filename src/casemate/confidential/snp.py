@@ -108,9 +108,7 @@ class SnpFinished(SnpStarted):
         machine.ready()
         machine.features = feature_names(prepared.setup.features)
         machine.launch = self._report()
-        if self.report is not None:
-            shown = bytes(AttestationReport.from_bytes(self.report).measurement).hex()
-            machine.measurement = {"measurement": shown, "verified": True, "note": "out of a modelled report"}
+        machine.measurement = _report_measurement(self.report)
         if reason := prepared.stops_after_launch:
             machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
 
@@ -131,6 +129,17 @@ class SnpFinished(SnpStarted):
 def describe_pages(pages: SnpPages) -> str:
     """A step in words."""
     return f"{pages.what}, {pages.page_type.name}, {pages.size:#x} bytes at {pages.gpa:#x}"
+
+
+def _report_measurement(report: bytes | None) -> dict[str, Any]:
+    if report is None:
+        return {
+            "measurement": None,
+            "verified": None,
+            "note": "only the running guest can ask for its report",
+        }
+    shown = bytes(AttestationReport.from_bytes(report).measurement).hex()
+    return {"measurement": shown, "verified": True, "note": "out of a modelled report"}
 
 
 def run_update(processor: SnpProcessor, update: SnpUpdate) -> None:

@@ -10,6 +10,18 @@ from casemate.abi.layout import Struct
 MAX_CPUID_ENTRIES = 64
 
 
+XSAVE_LEAF, XSAVE_LEGACY_SIZE = 0xD, 0x240
+"""Leaf 0xD, subleaves 0 and 1, with nothing but the legacy area and header enabled: their EBX."""
+
+REFUSED_FEATURES = {
+    (0x1, 0, "ecx"): 1 << 24,  # TSC deadline timer
+    (0x7, 0, "ebx"): 1 << 1,  # TSC_ADJUST
+    (0x7, 0, "edx"): 0x3F << 26,  # SPEC_CTRL, STIBP, FLUSH_L1D, ARCH_CAPABILITIES, CORE_CAPABILITIES, SSBD
+    (0x80000008, 0, "ebx"): 1 << 25,  # VIRT_SSBD
+}
+"""By leaf, subleaf and register: what KVM offers guests and the firmware refuses (QEMU target/i386/sev.c)."""
+
+
 class CpuidFunction(Struct):
     """One answer of CPUID; ``ecx_in``, ``xcr0_in`` and ``xss_in`` are zero where they do not matter."""
 

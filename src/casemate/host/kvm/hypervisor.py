@@ -13,6 +13,7 @@ from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm.modules import module_parameters
 from casemate.host.kvm.sev import SevLauncher
 from casemate.host.kvm.sev_device import SevDevice
+from casemate.host.kvm.snp import SnpLauncher
 from casemate.host.kvm.system import DEVICE, KvmSystem
 from casemate.host.kvm.vm import KvmVm
 from casemate.host.secure_processor import SevSetup
@@ -38,8 +39,11 @@ class KvmHypervisor:
         """Whether such guests can be launched. Raises UnsupportedError, with a remedy, if not."""
         if kind is GuestKind.PLAIN:
             return
-        if kind not in (GuestKind.SEV, GuestKind.SEV_ES):
-            raise UnsupportedError(f"{kind} guests are not launched on KVM yet", "use --host model")
+        if kind is GuestKind.TDX:
+            raise UnsupportedError(f"{kind} guests are not launched on KVM yet", "leave it at --dry-run")
+        if kind is GuestKind.SNP and VmType.SNP not in self.vm_types:
+            cause = f"this KVM has no {VmType.SNP.kernel_name}"
+            raise UnsupportedError(cause, "use Linux 6.11 or newer on a host set up for SNP, or --host model")
         with closing(SevDevice()) as device:
             _validate_platform(device, kind)
 
@@ -56,6 +60,8 @@ class KvmHypervisor:
         if kind is GuestKind.PLAIN:
             return KvmVm(KvmSystem(self._device), VmType.DEFAULT)
         setup = sev or SevSetup()
+        if kind is GuestKind.SNP:
+            return KvmVm(KvmSystem(self._device), setup.vm_type, SnpLauncher(SevDevice(), setup))
         launcher = SevLauncher(SevDevice(), setup, sev_es=kind is GuestKind.SEV_ES)
         return KvmVm(KvmSystem(self._device), setup.vm_type, launcher)
 

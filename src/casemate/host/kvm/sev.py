@@ -24,7 +24,7 @@ from casemate.abi.layout import Struct
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.abi.sev.status import NO_FIRMWARE_CALL, SevStatus, refused
 from casemate.address import Hva
-from casemate.errors import CasemateError, HostError
+from casemate.errors import HostError
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.sev_device import Ioctl, SevDevice
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, SevSetup, VcpuReset
@@ -74,6 +74,7 @@ class KvmSev:
         self._device = device
         self._place_vcpus = place_vcpus
         self._call = call
+        self._command = SevCommands(vm, device.fd, call)
         self._started = False
         if setup.vm_type is not VmType.DEFAULT:
             self._command(SevCommand.INIT2, SevInit2(vmsa_features=setup.vmsa_features))
@@ -152,20 +153,27 @@ class KvmSev:
         """The guest may run."""
         self._command(SevCommand.LAUNCH_FINISH)
 
-    def _command(self, command: SevCommand, argument: Struct | None = None) -> None:
-        request = SevCmd(id=command, sev_fd=self._device.fd)
+
+class SevCommands:
+    """KVM_MEMORY_ENCRYPT_OP on one VM, of an ``snp`` guest or another."""
+
+    def __init__(self, vm: int, sev_fd: int, call: Ioctl, *, snp: bool = False) -> None:
+        self._vm = vm
+        self._sev_fd = sev_fd
+        self._call = call
+        self._snp = snp
+
+    def __call__(self, command: SevCommand, argument: Struct | None = None) -> None:
+        """One command with its own struct. Raises HostError, or FirmwareStatusError where the firmware was asked."""
+        request = SevCmd(id=command, sev_fd=self._sev_fd)
         if argument is not None:
             request.data = ctypes.addressof(argument)
         try:
             self._call(self._vm, KvmIoctl.MEMORY_ENCRYPT_OP, request)
         except HostError as error:
-            raise _failure(command, request.error, error) from None
-
-
-def _failure(command: SevCommand, status: int, error: HostError) -> CasemateError:
-    if status in (SevStatus.SUCCESS, NO_FIRMWARE_CALL):
-        return _host_error(command.kernel_name, error, "")
-    return refused(command.kernel_name, status)
+            if request.error in (SevStatus.SUCCESS, NO_FIRMWARE_CALL):
+                raise _host_error(command.kernel_name, error, "") from None
+            raise refused(command.kernel_name, request.error, snp=self._snp) from None
 
 
 def _host_error(call: str, error: HostError, detail: str) -> HostError:

@@ -14,6 +14,7 @@ from casemate.abi.kvm.structs import (
     IRQCHIP_PIC_SLAVE,
     MEM_READONLY,
     PIT_SPEAKER_DUMMY,
+    CpuidEntry2,
     Irqchip,
     IrqLevel,
     PitConfig,
@@ -24,17 +25,17 @@ from casemate.address import PAGE_SIZE, Gpa, Hva
 from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus
-from casemate.host.kvm.cpuid import cpuid_of_vcpu
+from casemate.host.kvm.cpuid import cpuid_of_vcpu, without_refused
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
 from casemate.host.kvm.sev import SevLauncher
+from casemate.host.kvm.snp import KvmSnp, SnpLauncher
 from casemate.host.kvm.system import KvmSystem
 from casemate.host.kvm.userfault import StoreWatch
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
 from casemate.host.secure_processor import SecureProcessor, VcpuReset
 from casemate.host.slots import MemorySlot
-from casemate.host.snp_processor import SnpProcessor
 
 IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
@@ -50,7 +51,9 @@ _PIT_STATE_SIZE = 112
 class KvmVm:
     """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself."""
 
-    def __init__(self, system: KvmSystem, vm_type: VmType, sev: SevLauncher | None = None) -> None:
+    def __init__(
+        self, system: KvmSystem, vm_type: VmType, sev: SevLauncher | SnpLauncher | None = None
+    ) -> None:
         self._system = system
         self._sev = sev
         self._fd = -1
@@ -58,7 +61,8 @@ class KvmVm:
         self._vcpu: KvmVcpu | None = None
         self._watches: list[StoreWatch] = []
         self.secure_processor: SecureProcessor | None = None
-        self.snp_processor: SnpProcessor | None = None
+        self.snp_processor: KvmSnp | None = None
+        self._cpuid: list[CpuidEntry2] = []
         try:
             self._fd = system.create_vm(vm_type)
             call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, bytearray(IDENTITY_MAP.to_bytes(8, "little")))
@@ -69,11 +73,13 @@ class KvmVm:
             self._chips = self._read_chips()
             self.capabilities = VmCapabilities(
                 readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
-                sealed_state=sev is not None and sev.sev_es,
+                sealed_state=isinstance(sev, SnpLauncher) or (sev is not None and sev.sev_es),
                 in_kernel_irqchip=True,
                 max_vcpus=system.extension(Capability.NR_VCPUS) or 1,
             )
-            if sev is not None:
+            if isinstance(sev, SnpLauncher):
+                self.snp_processor = sev.set_up(self._fd, self._place_vcpus, lambda: self._cpuid)
+            elif sev is not None:
                 self.secure_processor = sev.set_up(self._fd, self._place_vcpus)
         except BaseException:
             self.close()
@@ -106,11 +112,19 @@ class KvmVm:
     def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> KvmVcpu:
         """The VM's vCPU; interrupts come from the kernel's own controllers."""
         fd = call(self._fd, Ioctl.CREATE_VCPU, _VCPU)
-        cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), _VCPU)
+        self._cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), _VCPU)
+        if self.snp_processor is not None:
+            self._cpuid = without_refused(self._cpuid)
         size = self._system.vcpu_mmap_size()
         try:
             self._vcpu = KvmVcpu(
-                fd, size, cpuid, bus, self._slots, self._reset_chips, sealed=self.capabilities.sealed_state
+                fd,
+                size,
+                self._cpuid,
+                bus,
+                self._slots,
+                self._reset_chips,
+                sealed=self.capabilities.sealed_state,
             )
         except BaseException:
             os.close(fd)
@@ -133,6 +147,8 @@ class KvmVm:
         """Give everything back."""
         if self._vcpu is not None:
             self._vcpu.close()
+        if self.snp_processor is not None:
+            self.snp_processor.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -159,6 +175,9 @@ class KvmVm:
             call(self._fd, request, bytearray(state))
 
     def _set(self, slot: MemorySlot, size: int) -> None:
+        if self.snp_processor is not None:
+            self.snp_processor.set_slot(slot, size)
+            return
         region = UserspaceMemoryRegion(
             slot=slot.number,
             flags=MEM_READONLY if slot.readonly else 0,
