@@ -114,6 +114,7 @@ def test_summary_tells_of_launch_digest_and_measurement(
         (("--guest", "snp", "--bios", "x.fd", "--tik", "tik.bin"), 4, "--tik: an SNP launch has no session"),
         (("--guest", "snp", "--bios", "x.fd", "--expect-digest", "00" * 32), 4, "96 hex digits"),
         (("--guest", "snp", "--bios", "x.fd", "--host-data", "00"), 4, "--host-data '00' is not 64 hex digits"),
+        (("--guest", "snp", "--bios", "x.fd", "--gosvw", "xy"), 4, "--gosvw 'xy' is not 32 hex digits"),
         (("--guest", "snp", "--bios", "x.fd", "--id-block", "x"), 4, "--id-block and --id-auth belong together"),
         (("--guest", "snp", "--bios", "x.fd", "--id-block", "x", "--id-auth", "x"), 4, "x: cannot be read"),
         (("--guest", "sev", "--code", "x.fd", "--host-data", "00"), 4, "--host-data belongs to SNP guests"),

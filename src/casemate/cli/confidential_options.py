@@ -32,7 +32,7 @@ _LAUNCH_ONLY = (
     "launch_only",
     "dry_run",
 )
-_SNP_ONLY = ("id_block", "id_auth", "host_data", "report_data", "attestation")
+_SNP_ONLY = ("id_block", "id_auth", "host_data", "gosvw", "report_data", "attestation")
 _SESSION_REMEDY = "give what casemate session make wrote"
 _ID_REMEDY = "make it with casemate measure"
 _DIGEST_SIZE, _LONG_DIGEST_SIZE = 32, 48
@@ -101,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     snp.add_argument("--id-auth", type=Path, metavar="F", help="who signed it (casemate measure makes both)")
     snp.add_argument("--host-data", metavar="HEX", help="32 bytes of yours for its reports")
+    snp.add_argument("--gosvw", metavar="HEX", help="16 bytes of guest-visible workarounds (zeros)")
     snp.add_argument("--report-data", metavar="HEX", help="64 bytes that its report shall carry (zeros)")
     snp.add_argument(
         "--attestation", type=Path, metavar="DIR", help="write report and certificates there (modelled)"
@@ -137,6 +138,7 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
     from casemate.confidential.features import parse_features
     from casemate.confidential.preparation import DEFAULT_VCPU_TYPE, LaunchOptions, validate_kind
     from casemate.host.guest_kind import GuestKind
+    from casemate.host.snp_processor import GOSVW_SIZE
     from casemate.measure.cpu_models import model_signature
 
     kind = GuestKind(args.guest)
@@ -160,6 +162,7 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
         launch_only=args.launch_only,
         snp=_snp_finish(args),
+        gosvw=_hex(args, "gosvw", GOSVW_SIZE) or bytes(GOSVW_SIZE),
         report_data=_hex(args, "report_data", REPORT_DATA_SIZE) or bytes(REPORT_DATA_SIZE),
     )
 
