@@ -75,7 +75,7 @@ def test_immutable_page_waits_for_the_firmware() -> None:
     assert rmp.reclaim(AT.page) is Result.FAIL_PERMISSION
     assert rmp.access(AT, READ) is Fault.NESTED
     assert rmp.pvalidate(AT, validate=True) == Validation(Result.FAIL_INUSE, changed=False)
-    rmp.launch(AT.page, vmsa=False, permissions=(0, 0, 0))
+    rmp.launch(AT.page, vmsa=False)
     assert rmp.access(AT, READ) is None
 
 
@@ -131,7 +131,7 @@ class AnySequence(RuleBasedStateMachine):
     @rule(page=PAGES, vmsa=st.booleans())
     def launch(self, page: int, vmsa: bool) -> None:
         if self.rmp[page].state is PageState.PRE_GUEST:
-            self.rmp.launch(page, vmsa=vmsa, permissions=(0, 0, 0))
+            self.rmp.launch(page, vmsa=vmsa)
             self.taken.add((page, self.rmp[page].gpa, self.rmp[page].asid))
 
     @rule(at=PLACES, validate=st.booleans())

@@ -24,7 +24,7 @@ from casemate.abi.sev.id_block import (
 )
 from casemate.abi.sev.page_info import PageInfo
 from casemate.abi.sev.report import AUTHOR_KEY_EN, REPORT_DATA_SIZE, AttestationReport, Tcb
-from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
+from casemate.abi.sev.snp import DIGEST_SIZE, SnpPageType
 from casemate.abi.sev.snp_pages import CpuidPage, SecretsPage
 from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus, refused
@@ -75,14 +75,7 @@ class SnpPsp:
         self._policy, self._gosvw = policy, gosvw
         self.state = GuestState.LAUNCH_UPDATE
 
-    def launch_update(
-        self,
-        page: int,
-        gpa: int,
-        page_type: SnpPageType,
-        contents: bytes,
-        permissions: tuple[int, int, int] = (0, 0, 0),
-    ) -> bytes:
+    def launch_update(self, page: int, page_type: SnpPageType, contents: bytes) -> bytes:
         """Take a page in state PRE_GUEST; returns what the guest will read there.
 
         A CPUID table that the processor cannot keep is INVALID_PARAM; ``correct_table`` says what it could keep.
@@ -94,20 +87,14 @@ class SnpPsp:
             raise _refusal(command, SevStatus.INVALID_PAGE_STATE, f"it is {entry.state}")
         if entry.asid != self._asid:
             raise _refusal(command, SevStatus.INVALID_PAGE_OWNER)
-        if (
-            page_type is SnpPageType.CPUID
-            and correct_table(CpuidPage.from_bytes(contents)).to_bytes() != contents[: CpuidPage.SIZE]
-        ):
-            raise _refusal(
-                command, SevStatus.INVALID_PARAM, "the CPUID table says what this processor has not"
-            )
-        held = {
-            SnpPageType.ZERO: lambda: bytes(PAGE_SIZE),
-            SnpPageType.SECRETS: self._secrets,
-        }.get(page_type, lambda: contents)()
-        self._extend(page_type, gpa, contents, permissions)
-        self._rmp.launch(page, vmsa=page_type is SnpPageType.VMSA, permissions=permissions)
-        return held
+        if page_type is SnpPageType.CPUID and not _can_keep(contents):
+            detail = "the CPUID table says what this processor has not"
+            raise _refusal(command, SevStatus.INVALID_PARAM, detail)
+        self._extend(page_type, entry.gpa, contents)
+        self._rmp.launch(page, vmsa=page_type is SnpPageType.VMSA)
+        if page_type is SnpPageType.SECRETS:
+            return self._secrets()
+        return bytes(PAGE_SIZE) if page_type is SnpPageType.ZERO else contents
 
     def launch_finish(self, finish: SnpFinish) -> None:
         """The guest may run, if it is the one that the ID block expects.
@@ -157,16 +144,11 @@ class SnpPsp:
             fields["author_key_digest"] = hashlib.sha384(auth.author_key.to_bytes()).digest()
         return fields
 
-    def _extend(
-        self, page_type: SnpPageType, gpa: int, contents: bytes, permissions: tuple[int, int, int]
-    ) -> None:
+    def _extend(self, page_type: SnpPageType, gpa: int, contents: bytes) -> None:
         info = PageInfo(length=PageInfo.SIZE, page_type=page_type, gpa=gpa)
-        info.vmpl1_perms, info.vmpl2_perms, info.vmpl3_perms = permissions
         info.digest_cur[:] = self.digest
         if page_type in (SnpPageType.NORMAL, SnpPageType.VMSA):
             info.contents[:] = hashlib.sha384(contents).digest()
-        if page_type is SnpPageType.VMSA:
-            info.gpa = VMSA_GPA
         self.digest = hashlib.sha384(info.to_bytes()).digest()
 
     def _secrets(self) -> bytes:
@@ -194,6 +176,11 @@ class SnpPsp:
     def _expect(self, command: SevCommand, state: GuestState) -> None:
         if self.state is not state:
             raise _refusal(command, SevStatus.INVALID_GUEST_STATE, f"it is {self.state}, not {state}")
+
+
+def _can_keep(contents: bytes) -> bool:
+    table = CpuidPage.from_bytes(contents)
+    return correct_table(table).to_bytes() == table.to_bytes()
 
 
 def _verifies(key: EcdsaPublicKey, algorithm: int, signature: EcdsaSignature, message: bytes) -> bool:

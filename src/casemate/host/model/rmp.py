@@ -112,11 +112,10 @@ class Rmp:
 
     # The firmware's commands.
 
-    def launch(self, page: int, *, vmsa: bool, permissions: tuple[int, int, int]) -> None:
-        """The firmware filled a page in state PRE_GUEST; permissions are those of VMPL 1, 2 and 3."""
+    def launch(self, page: int, *, vmsa: bool) -> None:
+        """The firmware filled a page in state PRE_GUEST: it is the guest's, of VMPL 0 alone."""
         entry = self[page]
         entry.immutable, entry.validated, entry.vmsa = False, True, vmsa
-        entry.permissions = [ALL_PERMISSIONS, *permissions]
 
     def release(self, page: int) -> None:
         """SNP_PAGE_RECLAIM: the firmware gives a page back that it did not take, whatever its state."""

@@ -89,7 +89,7 @@ class ModelSnp:
             page = _FIRST_VMSA_PAGE + index
             self.rmp.assign(page, VMSA_GPA, ASID, immutable=True)
             area = save_area(vcpu, self._features, saves_fpu=True)
-            self._launch(page, VMSA_GPA, SnpPageType.VMSA, area)
+            self._launch(page, SnpPageType.VMSA, area)
         self.psp.launch_finish(finish)
 
     def guest_report(self, report_data: bytes) -> bytes:
@@ -109,15 +109,15 @@ class ModelSnp:
         self.rmp.assign(page, gpa, ASID, immutable=True)
         contents = bytes(PAGE_SIZE) if page_type is SnpPageType.ZERO else ctypes.string_at(hva, PAGE_SIZE)
         try:
-            self._launch(page, gpa, page_type, contents)
+            self._launch(page, page_type, contents)
         except FirmwareStatusError as error:
             if page_type is SnpPageType.CPUID and error.status == SevStatus.INVALID_PARAM:
                 ctypes.memmove(hva, correct_table(CpuidPage.from_bytes(contents)).to_bytes(), CpuidPage.SIZE)
             raise
 
-    def _launch(self, page: int, gpa: int, page_type: SnpPageType, contents: bytes) -> None:
+    def _launch(self, page: int, page_type: SnpPageType, contents: bytes) -> None:
         try:
-            self.private[page] = self.psp.launch_update(page, gpa, page_type, contents)
+            self.private[page] = self.psp.launch_update(page, page_type, contents)
         except FirmwareStatusError:
             self.rmp.release(page)
             raise
