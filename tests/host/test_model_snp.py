@@ -30,9 +30,9 @@ from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpFinish, SnpUpdate
 from casemate.measure.digest_snp import predict_digest
 from casemate.measure.id_block import Identity, SignedIdBlock, make_id_block, sign_id_block
-from casemate.measure.plan import LaunchPlan, SnpPages
+from casemate.measure.plan import LaunchPlan
 from casemate.measure.sev_init import SevInit
-from casemate.measure.steps import UpdateVmsa
+from casemate.measure.steps import SnpPages, UpdateVmsa
 from casemate.measure.vmsa_pages import vmsa_pages
 from casemate.memory.backing import Backing
 

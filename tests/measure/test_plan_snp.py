@@ -17,9 +17,9 @@ from casemate.firmware.image import FirmwareImage
 from casemate.measure.cpu_models import model_signature
 from casemate.measure.digest_snp import predict_digest, running_digests
 from casemate.measure.kernel_hashes import KernelHashes
-from casemate.measure.plan import LaunchPlan, SnpPages
+from casemate.measure.plan import LaunchPlan
 from casemate.measure.plan_snp import plan_snp
-from casemate.measure.steps import UpdateVmsa
+from casemate.measure.steps import SnpPages, UpdateVmsa
 from casemate.measure.trace import trace_digest
 from casemate.testing.images import ImageBuilder
 

@@ -21,8 +21,8 @@ from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
 from casemate.firmware.volume import FirmwareVolume, read_volume
 from casemate.firmware.wrapper import find_wrapper
 from casemate.host.guest_kind import GuestKind
-from casemate.measure.plan import SnpPages
-from casemate.measure.plan_snp import section_steps
+from casemate.measure.steps import SnpPages
+from casemate.measure.steps_snp import section_steps
 
 _T = TypeVar("_T")
 

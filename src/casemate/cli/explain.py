@@ -111,7 +111,7 @@ def _claim(args: argparse.Namespace) -> Claim:
     from casemate.firmware.completeness import validate_complete
     from casemate.firmware.image import FirmwareImage
     from casemate.host.guest_kind import GuestKind
-    from casemate.measure import plan_snp, steps_sev
+    from casemate.measure import steps_sev, steps_snp
     from casemate.measure.hypotheses import Claim
     from casemate.measure.sev_init import SevInit
 
@@ -119,8 +119,8 @@ def _claim(args: argparse.Namespace) -> Claim:
     kind, init, features = GuestKind(_KINDS[args.mode]), SevInit(args.init), features_of(args)
     validate_complete(image)
     if kind is GuestKind.SNP:
-        plan_snp.validate_features(features)
-        list(plan_snp.section_steps(image, None))
+        steps_snp.validate_features(features)
+        list(steps_snp.section_steps(image, None))
     elif kind is not GuestKind.TDX:
         steps_sev.validate_features(features, init)
     if boot is not None:

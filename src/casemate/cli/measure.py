@@ -150,10 +150,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_digest(args: argparse.Namespace) -> int:
-    # What most calls want. A SEV digest needs the steps alone, and with a plan more would be loaded than computed.
-    digest = (
-        _sev_digest(args) if args.mode in ("sev", "seves") else _predict(_plan(args), _firmware_hash(args))
-    )
+    # What most calls want. It needs the steps alone, and with a plan more would be loaded than computed.
+    if args.mode == "tdx":
+        digest = _predict(_plan(args), None)
+    else:
+        digest = (_sev_digest if args.mode in ("sev", "seves") else _snp_digest)(args)
     print(_encode(digest, args.output_format))
     return 0
 
@@ -168,6 +169,18 @@ def _sev_digest(args: argparse.Namespace) -> bytes:
         return digest_of_steps(data_steps(image, hashes))
     steps = sev_es_steps(image, args.vcpus, signature_of(args), hashes, features_of(args), args.init)
     return digest_of_steps(steps)
+
+
+def _snp_digest(args: argparse.Namespace) -> bytes:
+    from casemate.firmware.image import FirmwareImage
+    from casemate.measure.digest_snp import digest_of_steps
+    from casemate.measure.steps_snp import firmware_steps, snp_steps
+
+    image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
+    if args.mode == "snp:ovmf-hash":
+        return digest_of_steps(firmware_steps(image))
+    steps = snp_steps(image, args.vcpus, signature_of(args), hashes, features_of(args))
+    return digest_of_steps(steps, _firmware_hash(args))
 
 
 def _validate_mode(args: argparse.Namespace) -> None:

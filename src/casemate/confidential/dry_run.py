@@ -15,8 +15,8 @@ from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boards import BOARDS
-from casemate.measure.plan import LaunchStep, SnpPages
-from casemate.measure.steps import UpdateData, UpdateVmsa
+from casemate.measure.plan import LaunchStep
+from casemate.measure.steps import SnpPages, UpdateData, UpdateVmsa
 from casemate.memory.protection import ProtectionChoice, WriteProtection, choose
 
 Row = tuple[str, str]

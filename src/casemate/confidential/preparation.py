@@ -21,13 +21,14 @@ from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, Tra
 from casemate.host.snp_processor import GOSVW_SIZE, SnpFinish
 from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.spec import MachineSpec
-from casemate.measure import plan_snp
+from casemate.measure import steps_snp
 from casemate.measure.cpu_models import model_signature
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.measurement import validate_policy
 from casemate.measure.plan import LaunchPlan
 from casemate.measure.plan_linux import with_linux
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
+from casemate.measure.plan_snp import plan_snp
 from casemate.measure.trace import running_digests
 from casemate.measure.vmsa_pages import RESET_VECTOR
 from casemate.memory.protection import choose
@@ -171,7 +172,7 @@ def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> Non
 
 def _validate_policy(policy: int, kind: GuestKind) -> None:
     if kind is GuestKind.SNP:
-        plan_snp.validate_policy(policy)
+        steps_snp.validate_policy(policy)
     else:
         validate_policy(policy, kind)
 
@@ -183,7 +184,7 @@ def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: 
     if spec.kind is GuestKind.SEV:
         plan = plan_sev(image, hashes)
     elif spec.kind is GuestKind.SNP:
-        plan = plan_snp.plan_snp(image, options.vcpus, options.signature, hashes, setup.features)
+        plan = plan_snp(image, options.vcpus, options.signature, hashes, setup.features)
     else:
         plan = plan_sev_es(image, options.vcpus, options.signature, hashes, setup.features, setup.init)
     return plan if spec.linux is None else with_linux(plan, spec.linux)

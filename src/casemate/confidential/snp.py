@@ -28,7 +28,7 @@ from casemate.errors import FirmwareStatusError, HostError, InsecureError, Inter
 from casemate.host.snp_processor import SnpProcessor, SnpUpdate
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending
-from casemate.measure.plan import SnpPages
+from casemate.measure.steps import SnpPages
 from casemate.memory.region import Ram
 
 SET_ATTRIBUTES = "KVM_SET_MEMORY_ATTRIBUTES"

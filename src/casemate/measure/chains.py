@@ -11,8 +11,8 @@ from casemate.errors import ImageError
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.sev_metadata import SevSectionType
 from casemate.measure.digest_snp import INITIAL, extend, extend_vmsa, hash_page
-from casemate.measure.plan import SnpPages
-from casemate.measure.plan_snp import firmware_step, section_steps
+from casemate.measure.steps import SnpPages
+from casemate.measure.steps_snp import firmware_step, section_steps
 from casemate.measure.vmm_flavours import Launcher
 
 

@@ -7,13 +7,14 @@ from struct import Struct
 from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
-from casemate.measure.plan import LaunchPlan, SnpPages
 from casemate.measure.sha384 import sha384
-from casemate.measure.steps import UpdateVmsa
+from casemate.measure.steps import SnpPages, UpdateVmsa
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from casemate.measure.plan import LaunchPlan, LaunchStep
 
 INITIAL = bytes(DIGEST_SIZE)
 """The digest before the first page."""
@@ -28,15 +29,24 @@ def predict_digest(plan: LaunchPlan, firmware: bytes | None = None) -> bytes:
 
     ``firmware`` is the digest after the plan's first step, where it is known; it is then not hashed again.
     """
-    *_, digest = running_digests(plan, firmware)
+    return digest_of_steps(plan.steps, firmware)
+
+
+def digest_of_steps(steps: Iterable[LaunchStep], firmware: bytes | None = None) -> bytes:
+    """The same of steps that are not a plan yet."""
+    *_, digest = _running(steps, firmware)
     return digest
 
 
 def running_digests(plan: LaunchPlan, firmware: bytes | None = None) -> Iterator[bytes]:
     """The digest after each step."""
+    return _running(plan.steps, firmware)
+
+
+def _running(steps: Iterable[LaunchStep], firmware: bytes | None) -> Iterator[bytes]:
     digest = INITIAL
     contents: dict[int, bytes] = {}  # vCPUs share one page object, which is hashed once
-    for index, step in enumerate(plan.steps):
+    for index, step in enumerate(steps):
         match step:
             case SnpPages() if index == 0 and firmware is not None:
                 digest = firmware

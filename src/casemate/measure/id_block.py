@@ -9,7 +9,7 @@ from casemate.abi.sev.id_block import ECDSA_P384_SHA384, EcdsaPublicKey, EcdsaSi
 from casemate.abi.sev.snp import DIGEST_SIZE
 from casemate.abi.sev.snp_policy import DEFAULT_POLICY
 from casemate.errors import ImageError, SpecError
-from casemate.measure.plan_snp import validate_policy
+from casemate.measure.steps_snp import validate_policy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,32 +10,14 @@ from enum import StrEnum
 from casemate.address import Gpa
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
-from casemate.measure.steps import UpdateData, UpdateVmsa
+from casemate.measure.steps import SnpPages, UpdateData, UpdateVmsa
 from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from casemate.abi.sev.snp import SnpPageType
-
 FORMAT = 1
 """Version of the JSON form."""
-
-
-class SnpPages(NamedTuple):
-    """SNP_LAUNCH_UPDATE: give the guest ``size`` bytes of one type at ``gpa``.
-
-    ``data`` is what they hold, empty where only type and address are measured.
-    """
-
-    what: str
-    gpa: Gpa
-    size: int
-    page_type: SnpPageType
-    data: bytes = b""
-
-    def __repr__(self) -> str:
-        return f"SnpPages({self.what!r}, {self.gpa:#x}, {self.size:#x} bytes, {self.page_type.name})"
 
 
 class TdxOperation(StrEnum):

@@ -1,9 +1,12 @@
-"""The steps of a SEV launch: memory and registers that are measured and encrypted (AMD 55766, chapter 6)."""
+"""The steps of SEV and SNP launches: memory and registers that are measured (AMD 55766, chapter 6; AMD 56860, 8.17)."""
 
 from __future__ import annotations
 
 from casemate.address import Gpa
-from casemate.records import NamedTuple
+from casemate.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from casemate.abi.sev.snp import SnpPageType
 
 
 class UpdateData(NamedTuple):
@@ -48,3 +51,19 @@ class UpdateVmsa(NamedTuple):
     def size(self) -> int:
         """Bytes of guest memory."""
         return len(self.data)
+
+
+class SnpPages(NamedTuple):
+    """SNP_LAUNCH_UPDATE: give the guest ``size`` bytes of one type at ``gpa``.
+
+    ``data`` is what they hold, empty where only type and address are measured.
+    """
+
+    what: str
+    gpa: Gpa
+    size: int
+    page_type: SnpPageType
+    data: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"SnpPages({self.what!r}, {self.gpa:#x}, {self.size:#x} bytes, {self.page_type.name})"

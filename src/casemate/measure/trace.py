@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from casemate.host.guest_kind import GuestKind
-from casemate.measure.plan import LaunchPlan, LaunchStep, SnpPages, TdxPages
+from casemate.measure.plan import LaunchPlan, LaunchStep, TdxPages
+from casemate.measure.steps import SnpPages
 from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
