@@ -17,7 +17,7 @@ UNSET = ("code", "vars", "bios", "serial", "debugcon", "kernel", "initrd", "appe
 
 def taken(line: str) -> dict[str, Any]:
     """What the options set."""
-    args = argparse.Namespace(machine="q35", memory=1, fw_cfg=[], **dict.fromkeys(UNSET))
+    args = argparse.Namespace(machine="q35", memory=1, cpus=1, fw_cfg=[], **dict.fromkeys(UNSET))
     before = dict(vars(args))
     apply_qemu_options(args, line.split(), lambda text: int(text.removesuffix("M")))
     return {name: value for name, value in vars(args).items() if value != before[name]}
@@ -41,7 +41,9 @@ def taken(line: str) -> dict[str, Any]:
             "-fw_cfg name=opt/a,file=f -fw_cfg opt/b,string=text",
             {"fw_cfg": [("opt/a", Path("f")), ("opt/b", b"text")]},
         ),
-        ("-nodefaults -display none -smp 1 -accel tcg -vga none -net none", {}),
+        ("-nodefaults -display none -accel tcg -vga none -net none", {}),
+        ("-smp 2", {"cpus": 2}),
+        ("-smp cpus=4", {"cpus": 4}),
     ],
 )
 def test_supported_options_are_taken_over(line: str, expected: dict[str, Any]) -> None:
@@ -53,7 +55,8 @@ def test_supported_options_are_taken_over(line: str, expected: dict[str, Any]) -
     [
         ("-cpu host", "-cpu host is not supported"),
         ("-enable-kvm", "-enable-kvm is not supported"),
-        ("-smp 2", "-smp 2 is not supported"),
+        ("-smp 2,sockets=2", "-smp sockets=2 is not supported"),
+        ("-smp many", "-smp many is not supported"),
         ("-drive file=disk.qcow2,format=qcow2", "format=qcow2 is not supported"),
         ("-drive if=pflash,format=raw", "-drive if=pflash,format=raw is not supported"),
         ("-drive if=pflash,format=raw,unit=0,file=C.fd", "add readonly=on"),

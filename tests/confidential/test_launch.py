@@ -351,7 +351,7 @@ def test_guest_with_more_vcpus_than_the_host_runs_stops_after_its_launch(tmp_pat
     spec = sev_es(write_guest(tmp_path, tell(7), hashes=True))
     outcome = Launch(spec, replace(DEBUG_SWAP, vcpus=2)).run()
     assert outcome.ending is Ending.LAUNCHED
-    assert "one vCPU" in outcome.detail
+    assert "this host runs 1 vCPU of 2" in outcome.detail
     assert outcome.report["launch"]["vcpus"] == 2
     assert outcome.report["exit_port"] is None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from casemate.cli import confidential_options, power_cuts
 from casemate.cli.boot_report import report_file
+from casemate.cli.options import integer
 
 _SUFFIXES = {"": 20, "k": 10, "m": 20, "g": 30}
 
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guest.add_argument("--machine", choices=["q35", "pc", "bare"], default="q35", help="board (%(default)s)")
     guest.add_argument(
         "--memory", type=size, default="256M", metavar="SIZE", help="RAM, as 256M or 2G (%(default)s)"
+    )
+    guest.add_argument(
+        "--cpus", type=integer, default=1, metavar="N", help="vCPUs; more than one on KVM only (%(default)s)"
     )
     guest.add_argument(
         "--protection",

@@ -37,6 +37,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         bios=args.bios,
         machine=args.machine,
         memory=args.memory,
+        vcpus=args.cpus,
         sync=Sync(args.vars_sync),
         kind=GuestKind(args.guest),
         protection=args.protection,

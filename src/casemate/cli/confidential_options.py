@@ -161,6 +161,7 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         attest=_owner(args),
         signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
         launch_only=args.launch_only,
+        vcpus=args.cpus,
         snp=_snp_finish(args),
         gosvw=_hex(args, "gosvw", GOSVW_SIZE) or bytes(GOSVW_SIZE),
         report_data=_hex(args, "report_data", REPORT_DATA_SIZE) or bytes(REPORT_DATA_SIZE),

@@ -18,7 +18,6 @@ _NOTHING_TO_DO = {
     "-nic none",
     "-monitor none",
     "-parallel none",
-    "-smp 1",
     "-accel tcg",
     f"-global isa-debugcon.iobase={_DEBUG_PORT}",
 }
@@ -68,7 +67,7 @@ def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
 def _set(args: argparse.Namespace, option: str, name: str, value: object) -> None:
     if name == "fw_cfg":
         args.fw_cfg = [*args.fw_cfg, value]
-    elif name not in ("machine", "memory") and getattr(args, name) is not None:
+    elif name not in ("machine", "memory", "cpus") and getattr(args, name) is not None:
         raise SpecError(f"QEMU's {option} gives {name} a second time", "give it once")
     else:
         setattr(args, name, value)
@@ -130,6 +129,14 @@ def _memory(option: str, value: str) -> dict[str, object]:
     return {"memory": fields["size"]}
 
 
+def _vcpus(option: str, value: str) -> dict[str, object]:
+    fields = _fields(value, "cpus")
+    _only(option, fields, {"cpus": ()})
+    if not fields.get("cpus", "").isdecimal():
+        raise _refused(option, value)
+    return {"cpus": int(fields["cpus"])}
+
+
 def _serial(option: str, value: str) -> dict[str, object]:
     kind, _, rest = value.partition(":")
     path, *flags = rest.split(",")
@@ -163,6 +170,7 @@ _SETTERS: dict[str, Callable[[str, str], dict[str, object]]] = {
     "-machine": _machine,
     "-M": _machine,
     "-m": _memory,
+    "-smp": _vcpus,
     "-serial": _serial,
     "-nographic": lambda *_: {"serial": "stdio"},
     "-debugcon": _debugcon,

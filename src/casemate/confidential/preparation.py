@@ -116,7 +116,8 @@ class PreparedLaunch:
             return "only the launch was asked for"
         if self.spec.kind is GuestKind.SNP:
             return "SNP guests are not run yet"
-        return "the modelled host runs one vCPU of a guest" if self.options.vcpus > 1 else None
+        runs = self.spec.vcpus
+        return None if runs == len(self.vcpus) else f"this host runs {runs} vCPU of {len(self.vcpus)}"
 
 
 def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> PreparedLaunch:
@@ -148,7 +149,9 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     _expect(digest, options.expected_digest, path)
     others = VcpuReset(image.sev_es_reset or 0, options.signature)
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
-    launched = replace(spec, sev=setup.sev, legacy_window=False)
+    known = host.expected_capabilities(spec.kind, setup.sev)
+    runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
+    launched = replace(spec, sev=setup.sev, legacy_window=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import StrEnum
 
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.devices.device import PortIo
 from casemate.errors import InternalError
 from casemate.events import AccessPath, EventSink, Violation, ViolationKind
-from casemate.host.hypervisor import Vm
+from casemate.host.hypervisor import IoBus, Vm
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import LeafRegion, Mmio, Ram, Rom, RomDevice
 
@@ -125,6 +126,34 @@ class Bus:
         if key in self.unclaimed or len(self.unclaimed) < _UNCLAIMED_KEYS:
             self.unclaimed[key] += 1
         return _ALL_ONES[size]
+
+
+class SharedBus:
+    """A bus for several vCPUs: one access at a time, under ``lock``."""
+
+    def __init__(self, bus: IoBus, lock: AbstractContextManager[object]) -> None:
+        self._bus = bus
+        self._lock = lock
+
+    def read_port(self, port: int, size: int) -> int:
+        """IN."""
+        with self._lock:
+            return self._bus.read_port(port, size)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+        with self._lock:
+            self._bus.write_port(port, size, value)
+
+    def read_mmio(self, gpa: int, size: int) -> int:
+        """Load."""
+        with self._lock:
+            return self._bus.read_mmio(gpa, size)
+
+    def write_mmio(self, gpa: int, size: int, value: int) -> None:
+        """Store."""
+        with self._lock:
+            self._bus.write_mmio(gpa, size, value)
 
 
 def _is_whole(region: LeafRegion, offset: int, gpa: int, size: int) -> bool:

@@ -115,8 +115,13 @@ class Vm(Protocol):
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """The VMM stored into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""
 
-    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> Vcpu:
-        """Add a vCPU in reset state; ``interrupts`` is None when the irqchip is in the kernel."""
+    def create_vcpu(
+        self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1
+    ) -> Vcpu:
+        """Add vCPU ``number`` of ``count`` in reset state, all but the first waiting to be started.
+
+        ``interrupts`` is None when the irqchip is in the kernel. Raises HostError for more than the VM takes.
+        """
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows.

@@ -98,7 +98,7 @@ class MachineDevices:
         reset: Callable[[], None],
     ) -> None:
         low = board.low_memory(spec.memory)
-        fw_cfg = _fw_cfg(guest_memory, sink, low, spec.memory)
+        fw_cfg = _fw_cfg(guest_memory, sink, low, spec)
         for name, data in spec.fw_cfg:
             fw_cfg.add_file(name, data)
         if spec.kernel is not None and not spec.is_direct:
@@ -141,12 +141,12 @@ class MachineDevices:
         self._map.commit()
 
 
-def _fw_cfg(guest_memory: GuestMemory, sink: EventSink, low: int, memory: int) -> FwCfg:
-    fw_cfg = FwCfg(guest_memory, sink)
+def _fw_cfg(guest_memory: GuestMemory, sink: EventSink, low: int, spec: MachineSpec) -> FwCfg:
+    fw_cfg, memory = FwCfg(guest_memory, sink), spec.memory
     fw_cfg.add_item(Key.RAM_SIZE, memory.to_bytes(8, "little"))
     fw_cfg.add_item(Key.NOGRAPHIC, (1).to_bytes(2, "little"))
-    fw_cfg.add_item(Key.NB_CPUS, (1).to_bytes(2, "little"))
-    fw_cfg.add_item(Key.MAX_CPUS, (1).to_bytes(2, "little"))
+    fw_cfg.add_item(Key.NB_CPUS, spec.vcpus.to_bytes(2, "little"))
+    fw_cfg.add_item(Key.MAX_CPUS, spec.vcpus.to_bytes(2, "little"))
     fw_cfg.add_item(Key.BOOT_MENU, bytes(2))
     e820 = struct.pack("<QQI", 0, low, _E820_RAM)
     if memory > low:

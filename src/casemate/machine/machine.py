@@ -10,11 +10,12 @@ from typing import Any
 
 from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
-from casemate.devices.bus import Bus
+from casemate.devices.bus import Bus, SharedBus
 from casemate.devices.flash.cfi import CfiFlash
-from casemate.errors import InternalError
+from casemate.errors import InternalError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Hypervisor
+from casemate.host.exits import VmExit
+from casemate.host.hypervisor import Hypervisor, InterruptController, Vcpu
 from casemate.linux.direct_boot import PM_BASE, DirectBoot
 from casemate.machine.boards import BOARDS
 from casemate.machine.console import Console
@@ -91,6 +92,10 @@ class Machine:
         self.on_memory: Callable[[Backing], None] | None = None
         """Hears of every block of guest memory while it is still writable, before a slot shows it."""
         self._ended = threading.Event()
+        self.lock = threading.RLock()
+        """Held by the vCPU whose access or fault is being handled, where there are more than one."""
+        self.vcpus: list[Vcpu] = []
+        self._running = threading.local()
         self.resets = 0
         self.reset_wanted = False
         self.flash: list[FlashUnit] = []
@@ -139,13 +144,35 @@ class Machine:
             stop=lambda: self.end(Ending.EXIT_PORT),
             sealed=self.vm.capabilities.sealed_state,
         )
-        self.vcpu = self.vm.create_vcpu(self.bus, irqchip.controller)
+        self._create_vcpus(irqchip.controller)
         self.console.connect(
             self.devices.serial.feed,
             lambda: self.end(Ending.UNTIL),
             self._panicked,
         )
         self.stage = Stage.CREATED
+
+    def _create_vcpus(self, interrupts: InterruptController | None) -> None:
+        count, most = self.spec.vcpus, self.vm.capabilities.max_vcpus
+        if count > most:
+            raise UnsupportedError(
+                f"{count} vCPUs: a VM of this host ({self.host_name}) takes {most}",
+                f"use --cpus {most}" + (", or --host kvm" if self.host_name == "model" else " or fewer"),
+            )
+        bus = self.bus if count == 1 else SharedBus(self.bus, self.lock)
+        for number in range(count):
+            self.vcpus.append(self.vm.create_vcpu(bus, interrupts, number=number, count=count))
+
+    @property
+    def vcpu(self) -> Vcpu:
+        """The vCPU that the calling thread runs; on threads that run none, the one that starts the guest."""
+        found: Vcpu | None = getattr(self._running, "vcpu", None)
+        return found or self.vcpus[0]
+
+    def run_vcpu(self, vcpu: Vcpu) -> VmExit:
+        """Run a vCPU on this thread, which is its own from now on."""
+        self._running.vcpu = vcpu
+        return vcpu.run()
 
     def __enter__(self) -> Machine:
         return self
@@ -198,7 +225,10 @@ class Machine:
             self._panicked(reason)
             return
         if self.vm.capabilities.sealed_state:
-            self.end(Ending.RESET, "the guest asked for a reset, which its sealed registers do not survive")
+            self.end(
+                Ending.RESET,
+                "the guest asked for a reset, which its sealed registers do not survive; launch it anew",
+            )
             return
         if self.linux is not None:
             self.end(
@@ -210,22 +240,27 @@ class Machine:
         self.devices.reset()
         for unit in self.flash:
             unit.device.reset()
-        self.vcpu.reset()
+        for vcpu in self.vcpus:
+            vcpu.reset()
 
     def _panicked(self, reason: str) -> None:
         self.end(Ending.KERNEL_PANIC, f"the kernel gave up: {reason}")
 
     def request_reset(self) -> None:
-        """Reset as soon as the vCPU stops; called by devices."""
+        """Reset as soon as all vCPUs stop; called by devices."""
         self.reset_wanted = True
-        self.vcpu.stop()
+        self._stop()
 
     def end(self, ending: Ending, detail: str = "") -> None:
         """End the run; the first reason stays. From any thread."""
         if self.ending is None:
             self.ending, self.ending_detail = ending, detail
         self._ended.set()
-        self.vcpu.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.stop()
 
     def wait_for_ending(self) -> None:
         """Sleep until ``end`` is called: the vCPU halted for good."""

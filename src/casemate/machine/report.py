@@ -24,7 +24,7 @@ def make_report(machine: Machine) -> dict[str, Any]:
         "guest": {
             "kind": str(machine.spec.kind),
             "machine": machine.spec.machine,
-            "vcpus": 1,
+            "vcpus": machine.spec.vcpus,
             "memory": machine.spec.memory,
             "features": machine.features,
             "resets": machine.resets,

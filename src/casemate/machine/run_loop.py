@@ -1,11 +1,11 @@
-"""Runs a machine to its outcome: vCPU on its own thread, signals and time on the caller's (docs/design/machine.md)."""
+"""Runs a machine to its outcome: each vCPU on a thread, signals and time on the caller's (docs/design/machine.md)."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
 from types import FrameType
@@ -22,6 +22,7 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
+from casemate.host.hypervisor import Vcpu
 from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
@@ -46,6 +47,7 @@ class Run:
         self._machine = machine
         self._timeout = timeout
         self._finished = threading.Event()
+        self._all_stopped = threading.Barrier(len(machine.vcpus), action=machine.reset)
         self._error: BaseException | None = None
 
     def run(self, wait: Callable[[threading.Event, float], None] | None = None) -> Outcome:
@@ -57,11 +59,15 @@ class Run:
         assert machine.stage is Stage.READY
         machine.recorder.examine = partial(examine, machine)
         machine.recorder.on_violation = self._on_violation
-        thread = threading.Thread(target=self._vcpu_thread, name="casemate-vcpu")
+        threads = [
+            threading.Thread(target=self._vcpu_thread, args=(vcpu,), name=f"casemate-vcpu{number}")
+            for number, vcpu in enumerate(machine.vcpus)
+        ]
         deadline = None if self._timeout is None else monotonic() + self._timeout
         started = monotonic()
         with _signals(machine):
-            thread.start()
+            for thread in threads:
+                thread.start()
             while not self._finished.is_set():
                 left = _POLL_SECONDS if deadline is None else min(_POLL_SECONDS, deadline - monotonic())
                 if left <= 0:
@@ -69,7 +75,8 @@ class Run:
                     left = _POLL_SECONDS
                 (wait or _wait)(self._finished, left)
                 self._settle()
-            thread.join()
+            for thread in threads:
+                thread.join()
         if self._error is not None:
             raise self._error
         return self._outcome(monotonic() - started)
@@ -81,20 +88,24 @@ class Run:
             self._error = error
             self._machine.end(Ending.HOST_LIMIT)
 
-    def _vcpu_thread(self) -> None:
+    def _vcpu_thread(self, vcpu: Vcpu) -> None:
+        machine = self._machine
         try:
-            while self._machine.ending is None:
-                self._handle(self._machine.vcpu.run())
+            while machine.ending is None:
+                self._handle(machine.run_vcpu(vcpu))
         except BaseException as error:
             self._error = error
+            machine.end(Ending.HOST_LIMIT)
         finally:
+            self._all_stopped.abort()
             self._finished.set()
 
     def _handle(self, vm_exit: VmExit) -> None:
         machine = self._machine
         match vm_exit:
             case Interrupted() | Hlt() if machine.reset_wanted and machine.ending is None:
-                machine.reset()
+                with suppress(threading.BrokenBarrierError):  # the run ended meanwhile
+                    self._all_stopped.wait()
             case Interrupted():
                 pass
             case Hlt():
@@ -103,7 +114,8 @@ class Run:
             case Shutdown(rip):
                 machine.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
             case MemoryFault():
-                verdict = judge_fault(machine, vm_exit)
+                with machine.lock:
+                    verdict = judge_fault(machine, vm_exit)
                 if not verdict.goes_on:
                     machine.end(Ending.VIOLATION, verdict.text)
             case NestedFaultLoop():

@@ -17,6 +17,8 @@ from casemate.memory.protection import OnWrite, Requested
 MIB = 1 << 20
 MIN_MEMORY = 1 * MIB
 MAX_MEMORY = 64 << 30
+MAX_VCPUS = 255
+"""As many as there are APIC IDs of 8 bits, which is what the interrupt controllers here have."""
 
 BoardName = Literal["q35", "pc", "bare"]
 
@@ -33,6 +35,7 @@ class MachineSpec:
     bios: Path | None = None
     machine: BoardName = "q35"
     memory: int = 256 * MIB
+    vcpus: int = 1
     sync: Sync = Sync.EXIT
     """When changed variables go to the disk."""
     kind: GuestKind = GuestKind.PLAIN
@@ -66,6 +69,8 @@ class MachineSpec:
             raise SpecError(cause, "leave it out")
         if self.is_direct and self.machine == "bare":
             raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
+        if not 1 <= self.vcpus <= MAX_VCPUS:
+            raise SpecError(f"{self.vcpus} vCPUs are not between 1 and {MAX_VCPUS}", "correct the number")
         if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:
             raise SpecError(
                 f"{self.memory} bytes of memory",

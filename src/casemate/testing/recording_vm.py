@@ -67,7 +67,9 @@ class RecordingVm:
         """Only recorded."""
         self.calls.append(("memory_written", gpa, size))
 
-    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> Vcpu:
+    def create_vcpu(
+        self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1
+    ) -> Vcpu:
         """There are no vCPUs here."""
         raise NotImplementedError("RecordingVm runs nothing")
 

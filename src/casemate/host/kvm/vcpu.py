@@ -145,6 +145,13 @@ class KvmVcpu:
         regs.rip = rip
         ioctl.call(self._fd, Ioctl.SET_REGS, regs)
 
+    def place(self, address: int) -> None:
+        """Let a vCPU that was never run start at ``address``: CS base and IP in one, as in real mode."""
+        sregs, regs = self._sregs(), self._regs()
+        sregs.cs.base, regs.rip = address & ~0xFFFF, address & 0xFFFF
+        ioctl.call(self._fd, Ioctl.SET_SREGS, sregs)
+        ioctl.call(self._fd, Ioctl.SET_REGS, regs)
+
     def set_msr(self, index: int, value: int) -> None:
         """Set one model-specific register."""
         write_msr(self._fd, index, value)

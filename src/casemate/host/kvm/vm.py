@@ -1,4 +1,4 @@
-"""A VM of the machine's own KVM: slots, interrupt controllers, one vCPU (Linux api.rst, VM ioctls)."""
+"""A VM of the machine's own KVM: slots, interrupt controllers, vCPUs (Linux api.rst, VM ioctls)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ IDENTITY_MAP = 0xFEFFC000
 RESET_ADDRESS = 0xFFFFFFF0
 """Where a vCPU stands when it was made."""
 
-_VCPU = 0
 _CHIPS = (IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IRQCHIP_IOAPIC)
 _PIT_STATE_SIZE = 112
 
@@ -58,7 +57,7 @@ class KvmVm:
         self._sev = sev
         self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
-        self._vcpu: KvmVcpu | None = None
+        self._vcpus: list[KvmVcpu] = []
         self._watches: list[StoreWatch] = []
         self.secure_processor: SecureProcessor | None = None
         self.snp_processor: KvmSnp | None = None
@@ -75,7 +74,9 @@ class KvmVm:
                 readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
                 sealed_state=isinstance(sev, SnpLauncher) or (sev is not None and sev.sev_es),
                 in_kernel_irqchip=True,
-                max_vcpus=system.extension(Capability.NR_VCPUS) or 1,
+                max_vcpus=system.extension(Capability.MAX_VCPUS)
+                or system.extension(Capability.NR_VCPUS)
+                or 1,
             )
             if isinstance(sev, SnpLauncher):
                 self.snp_processor = sev.set_up(self._fd, self._place_vcpus, lambda: self._cpuid)
@@ -109,15 +110,17 @@ class KvmVm:
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Nothing to do: the processor keeps its caches coherent."""
 
-    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> KvmVcpu:
-        """The VM's vCPU; interrupts come from the kernel's own controllers."""
-        fd = call(self._fd, Ioctl.CREATE_VCPU, _VCPU)
-        self._cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), _VCPU)
+    def create_vcpu(
+        self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1
+    ) -> KvmVcpu:
+        """Add a vCPU; interrupts come from the kernel's own controllers, and so does what starts all but the first."""
+        fd = call(self._fd, Ioctl.CREATE_VCPU, number, f"vCPU {number}")
+        self._cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), number, count)
         if self.snp_processor is not None:
             self._cpuid = without_refused(self._cpuid)
         size = self._system.vcpu_mmap_size()
         try:
-            self._vcpu = KvmVcpu(
+            vcpu = KvmVcpu(
                 fd,
                 size,
                 self._cpuid,
@@ -129,7 +132,8 @@ class KvmVm:
         except BaseException:
             os.close(fd)
             raise
-        return self._vcpu
+        self._vcpus.append(vcpu)
+        return vcpu
 
     def irq_line(self, gsi: int) -> Callable[[bool], None]:
         """The wire to an input of the kernel's interrupt controllers."""
@@ -145,8 +149,8 @@ class KvmVm:
 
     def close(self) -> None:
         """Give everything back."""
-        if self._vcpu is not None:
-            self._vcpu.close()
+        for vcpu in self._vcpus:
+            vcpu.close()
         if self.snp_processor is not None:
             self.snp_processor.close()
         if self._fd >= 0:
@@ -159,8 +163,11 @@ class KvmVm:
             self._sev.close()
 
     def _place_vcpus(self, vcpus: Sequence[VcpuReset]) -> None:
-        if self._vcpu is None or len(vcpus) != 1 or vcpus[0].address != RESET_ADDRESS:
-            raise InternalError(f"{len(vcpus)} vCPUs are planned, the VM has one at the reset vector")
+        if len(vcpus) != len(self._vcpus):
+            raise InternalError(f"{len(vcpus)} vCPUs are planned, the VM has {len(self._vcpus)}")
+        for vcpu, reset in zip(self._vcpus, vcpus, strict=True):
+            if reset.address != RESET_ADDRESS:
+                vcpu.place(reset.address)
 
     def _read_chips(self) -> list[tuple[Ioctl, bytes]]:
         chips = []

@@ -134,7 +134,9 @@ class ModelVm:
         if self._vcpu:
             self._vcpu.memory_written(gpa, size)
 
-    def create_vcpu(self, bus: IoBus, interrupts: InterruptController | None) -> ModelVcpu:
+    def create_vcpu(
+        self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1
+    ) -> ModelVcpu:
         """The VM's only vCPU. Raises HostError EEXIST for a second one."""
         if self._vcpu:
             raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")

@@ -1,0 +1,180 @@
+"""More than one vCPU, on the computer's own KVM: started, stopped, reset, and refused where there can be none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
+from casemate.cli import main
+from casemate.errors import SpecError, UnsupportedError
+from casemate.guests.actions import tell
+from casemate.guests.entry import make_image
+from casemate.host.kvm.cpuid import cpuid_of_vcpu
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.machine.boot import boot
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.spec import MachineSpec
+
+MIB = 1 << 20
+LAPIC = 0xFEE00000
+TRAMPOLINE = 0x8000
+COUNTER = 0x9000
+SPIN = b"\xeb\xfe"  # jmp $
+
+
+def put(gpa: int, value: int) -> bytes:
+    return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
+
+
+def start_other(code: bytes, then: bytes = SPIN) -> bytes:
+    """32-bit code that lets vCPU 1 do ``code`` in real mode at 0x8000, and then goes on with ``then``."""
+    padded = code + bytes(-len(code) % 4)
+    words = struct.unpack(f"<{len(padded) // 4}I", padded)
+    copy = b"".join(put(TRAMPOLINE + 4 * index, word) for index, word in enumerate(words))
+    enable = put(LAPIC + 0xF0, 0x1FF)
+    init = put(LAPIC + 0x310, 1 << 24) + put(LAPIC + 0x300, 0x4500)
+    start = put(LAPIC + 0x310, 1 << 24) + put(LAPIC + 0x300, 0x4600 | TRAMPOLINE >> 12)
+    return copy + enable + init + start + then
+
+
+def require_kvm() -> None:
+    try:
+        KvmHypervisor()
+    except UnsupportedError as reason:
+        pytest.skip(str(reason))
+
+
+def run(folder: Path, code: bytes, vcpus: int = 2, timeout: float = 20) -> Outcome:
+    require_kvm()
+    (folder / "bios.bin").write_bytes(make_image(code, 32))
+    spec = MachineSpec(bios=folder / "bios.bin", memory=4 * MIB, vcpus=vcpus)
+    return boot(spec, timeout=timeout, hypervisor=lambda clock: KvmHypervisor())
+
+
+def test_second_vcpu_is_started_by_the_first(tmp_path: Path) -> None:
+    outcome = run(tmp_path, start_other(b"\xb0\x42\xe6\xf4\xf4"))  # mov al, 0x42; out 0xf4, al; hlt
+    assert outcome.ending is Ending.EXIT_PORT
+    assert outcome.report["exit_port"] == 0x42
+    assert outcome.report["guest"]["vcpus"] == 2
+
+
+def test_second_vcpu_waits_until_it_is_started(tmp_path: Path) -> None:
+    outcome = run(tmp_path, tell(7))
+    assert outcome.report["exit_port"] == 7
+
+
+def test_reset_by_one_vcpu_resets_all(tmp_path: Path) -> None:
+    """The second vCPU counts in memory and asks for the reset; the first ends the run at its third start."""
+    count = b"\xfe\x06" + struct.pack("<H", COUNTER)  # inc byte [COUNTER]
+    reset = b"\xba\xf9\x0c\xb0\x06\xee\xeb\xfe"  # mov dx, 0xcf9; mov al, 6; out dx, al; jmp $
+    check = b"\x80\x3d" + struct.pack("<IB", COUNTER, 2) + b"\x75\x06"  # cmp byte [COUNTER], 2; jne over
+    done = b"\xb0\x09\xe6\xf4\xeb\xfe"  # mov al, 9; out 0xf4, al; jmp $
+    outcome = run(tmp_path, check + done + start_other(count + reset))
+    assert outcome.report["exit_port"] == 9
+
+
+def test_both_vcpus_print_one_at_a_time(tmp_path: Path) -> None:
+    """Each sends 200 bytes to the serial port; what arrives is all of them, whole."""
+    other = b"\xba\xf8\x03\xb9\xc8\x00\xb0\x62\xee\xe2\xfd\xfe\x06" + struct.pack("<H", COUNTER) + b"\xeb\xfe"
+    own = b"\x66\xba\xf8\x03\xb9\xc8\x00\x00\x00\xb0\x61\xee\xe2\xfd"
+    wait = b"\x80\x3d" + struct.pack("<IB", COUNTER, 1) + b"\x75\xf7"  # 1: cmp byte [COUNTER], 1; jne 1b
+    outcome = run(tmp_path, start_other(other, own + wait + tell(1)))
+    assert outcome.report["exit_port"] == 1
+    assert (outcome.serial.count("a"), outcome.serial.count("b")) == (200, 200)
+
+
+def test_timeout_ends_two_busy_vcpus(tmp_path: Path) -> None:
+    before = threading.active_count()
+    started = time.monotonic()
+    outcome = run(tmp_path, start_other(SPIN), timeout=0.5)
+    assert outcome.ending is Ending.TIMEOUT
+    assert time.monotonic() - started < 1.5
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_two_busy_vcpus(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    require_kvm()
+    (tmp_path / "bios.bin").write_bytes(
+        make_image(start_other(SPIN, tell(1)[:0] + b"\x66\xba\xf8\x03\xb0\x21\xee" + SPIN), 32)
+    )
+    line = ["boot", "--host", "kvm", "--cpus", "2", "--bios", str(tmp_path / "bios.bin"), "--serial", "stdio"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "casemate", *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1) == b"!"
+    started = time.monotonic()
+    os.kill(process.pid, number)
+    assert process.wait(5) == code
+    assert time.monotonic() - started < 1
+    process.communicate()
+
+
+def test_fifty_starts_of_two_vcpus_leave_nothing_behind(tmp_path: Path) -> None:
+    run(tmp_path, tell(1))
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(50):
+        assert run(tmp_path, start_other(SPIN, tell(1))).report["exit_port"] == 1
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+@pytest.mark.parametrize(
+    ("host", "message"), [("model", "a VM of this host (model) takes 1"), ("kvm", "takes")]
+)
+def test_more_vcpus_than_the_host_takes_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    message: str,
+) -> None:
+    if host == "kvm":
+        require_kvm()
+        from casemate.abi.kvm.capabilities import Capability
+        from casemate.host.kvm.system import KvmSystem
+
+        known = KvmSystem.extension
+        limits = (Capability.MAX_VCPUS, Capability.NR_VCPUS)
+        monkeypatch.setattr(
+            KvmSystem, "extension", lambda self, item, vm=None: 1 if item in limits else known(self, item, vm)
+        )
+    (tmp_path / "bios.bin").write_bytes(make_image(tell(1), 32))
+    assert main(["boot", "--host", host, "--cpus", "2", "--bios", str(tmp_path / "bios.bin"), "--json"]) == 5
+    error = capsys.readouterr().err
+    assert message in error
+    assert "use --cpus 1" in error
+
+
+@pytest.mark.parametrize("count", [0, 256, -1])
+def test_impossible_numbers_of_vcpus_are_refused(tmp_path: Path, count: int) -> None:
+    with pytest.raises(SpecError, match="vCPUs are not between 1 and 255"):
+        MachineSpec(bios=tmp_path, vcpus=count)
+
+
+def test_cpuid_tells_who_and_how_many() -> None:
+    leaves = [
+        CpuidEntry2(function=0x1, ebx=0x12340000, edx=0),
+        CpuidEntry2(function=0xB, index=0, flags=CPUID_FLAG_SIGNIFICANT_INDEX),
+        CpuidEntry2(function=0xB, index=1, flags=CPUID_FLAG_SIGNIFICANT_INDEX),
+        CpuidEntry2(function=0x80000008, ecx=0xFFFF),
+    ]
+    first, smt, core, sizes = cpuid_of_vcpu(leaves, 2, 3)
+    assert (first.ebx >> 24, first.ebx >> 16 & 0xFF, first.edx >> 28 & 1) == (2, 4, 1)
+    assert (smt.eax, smt.ebx, smt.ecx, smt.edx) == (0, 1, 0x100, 2)
+    assert (core.eax, core.ebx, core.ecx, core.edx) == (2, 3, 0x201, 2)
+    assert sizes.ecx == 2 << 12 | 2
+    alone = cpuid_of_vcpu(leaves, 0)[0]
+    assert (alone.ebx >> 16 & 0xFF, alone.edx >> 28 & 1) == (1, 0)
