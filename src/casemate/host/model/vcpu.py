@@ -266,17 +266,18 @@ class ModelVcpu:
 
     def _on_vmgexit(self, _uc: int, _user: int | None) -> bool:
         try:
-            return self._ghcb is not None and self._vmgexit(self._ghcb)
+            fast = self._engine.fast
+            return self._ghcb is not None and fast is not None and self._vmgexit(self._ghcb, fast)
         except BaseException as error:
             self._fail(error)
             return True
 
-    def _vmgexit(self, ghcb: GhcbServer) -> bool:
-        rip = self._engine.instruction_address()
+    def _vmgexit(self, ghcb: GhcbServer, fast: FastPath) -> bool:
+        rip = fast.rip.value
         if self._engine.read_virtual(rip, len(_VMGEXIT)) != _VMGEXIT:
             return False
         ended = ghcb.serve()
-        self._engine.write_many({registers.RIP: rip + len(_VMGEXIT)})
+        fast.rip.value = rip + len(_VMGEXIT)
         if ended is not None:
             self._exit = SevTermination(ended.text)
             self._request_stop()

@@ -58,6 +58,7 @@ _CPU_HALTED = 0x8198
 _CPU_EXCEPTION_INDEX = 0x81A0
 _CPU_ENV = 0x8A50
 _ENV_OLD_EXCEPTION = 5496
+_ENV_RIP = 0x80
 _ENV_TSC_OFFSET = 0x1588
 _STUB_BYTES = 8192
 
@@ -302,6 +303,8 @@ class FastPath:
         self._exception_index = ctypes.c_int32.from_address(cpu + _CPU_EXCEPTION_INDEX)
         self._old_exception = ctypes.c_int32.from_address(self._env + _ENV_OLD_EXCEPTION)
         self._request = ctypes.c_uint32.from_address(cpu + native_delivery.INTERRUPT_REQUEST)
+        self.rip = ctypes.c_uint64.from_address(self._env + _ENV_RIP)
+        """Of the next instruction, while the guest is stopped between two: in hooks on exceptions."""
         self._tsc_offset = ctypes.c_uint64.from_address(self._env + _ENV_TSC_OFFSET)
         self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
         self.delivery = native_delivery.DeliveryRecord(cpu=cpu)
