@@ -10,7 +10,7 @@ from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
 from casemate.guests.entry import CODE32, CODE64, PAGE_TABLES
 from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown
-from casemate.host.model.cpu import native
+from casemate.host.model.cpu import native, native_delivery
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 
@@ -363,6 +363,11 @@ def test_changed_engine_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(ModelSpecificRegisters(), fast=True)
     assert engine.fast is None
     assert "not the one of version 2.1.4" in (engine.slow_reason or "")
+
+
+def test_changed_delivery_of_the_engine_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_delivery, "_ERROR_CODE_TESTS", ((0, 0x10),))
+    assert native.unavailable() == "the engine's delivery of exceptions is not the one of version 2.1.4"
 
 
 def test_two_machines_in_one_process_do_not_mix_registers() -> None:
