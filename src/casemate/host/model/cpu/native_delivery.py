@@ -34,7 +34,7 @@ PROLOGUES = {
 }
 
 _VMM_COMMUNICATION = 29
-_VECTORS, _EXIT_CODES = 256, 0x800
+_EXIT_CODES = 0x800
 _HARD_INTERRUPT_JUMP = 17
 _ERROR_CODE_TESTS = ((0xA87, 0xA96), (0xB38, 0xB49), (0xB70, 0xB81))
 """In the engine's delivery: ``cmp ebx, last`` and ``test edx, set`` of vectors with error code, in three places."""
@@ -55,8 +55,6 @@ class DeliveryRecord(ctypes.Structure):
         ("cpu", ctypes.c_uint64),
         ("on_pseudo_exception", ctypes.c_uint64),
         ("on_invalid", ctypes.c_uint64),
-        ("_", ctypes.c_uint64),
-        ("delivered", ctypes.c_uint64 * _VECTORS),
         ("vc", ctypes.c_uint64 * _EXIT_CODES),
     )
 
@@ -85,15 +83,14 @@ def error_code_changes(delivery: int) -> list[tuple[int, bytes, bytes]]:
 
 
 def interrupt_hook(do_interrupt: int) -> bytes:
-    """A hook on exceptions (esi vector, rdx record): counts and delivers; pseudo exceptions are Python's."""
+    """A hook on exceptions (esi vector, rdx record): counts #VCs, delivers all; pseudo exceptions are Python's."""
     return (
-        b"\x81\xfe\xff\x00\x00\x00\x77\x2e"  # cmp esi, 255; ja pseudo
-        + b"\x89\xf0\x48\xff\x44\xc2\x20"  # mov eax, esi; inc qword [rdx + rax*8 + delivered]
+        b"\x81\xfe\xff\x00\x00\x00\x77\x27"  # cmp esi, 255; ja pseudo
         + b"\x48\x8b\x3a"  # mov rdi, [rdx]
         + b"\x83\xfe" + bytes([_VMM_COMMUNICATION]) + b"\x75\x13"  # cmp esi, 29; jne deliver
         + b"\x8b\x87\x58\x9f\x00\x00"  # mov eax, [rdi + error code]
         + b"\x25" + struct.pack("<I", _EXIT_CODES - 1)  # and eax, EXIT_CODES - 1
-        + b"\x48\xff\x84\xc2" + struct.pack("<I", 0x20 + 8 * _VECTORS)  # inc qword [rdx + rax*8 + vc]
+        + b"\x48\xff\x84\xc2" + struct.pack("<I", DeliveryRecord.vc.offset)  # inc qword [rdx + rax*8 + vc]
         + b"\x48\xb8" + struct.pack("<Q", do_interrupt) + b"\xff\xe0"  # deliver: mov rax, do_interrupt; jmp rax
         + b"\xff\x62\x08"  # pseudo: jmp [rdx + on_pseudo_exception]
     )  # fmt: skip
@@ -104,8 +101,8 @@ def invalid_hook(do_interrupt: int) -> bytes:
     return (
         b"\x53\x48\x89\xf3"  # push rbx; mov rbx, rsi
         + b"\x48\x8b\x46\x10\x48\x85\xc0\x74\x06"  # mov rax, [rsi + on_invalid]; test rax, rax; jz undefined
-        + b"\xff\xd0\x84\xc0\x75\x1d"  # call rax; test al, al; jnz done
-        + b"\x48\xff\x43\x50"  # undefined: inc qword [rbx + delivered + 6*8]
+        + b"\xff\xd0\x84\xc0\x75\x19"  # call rax; test al, al; jnz done
+        # undefined:
         + b"\x48\x8b\x3b\xc7\x87\xa0\x81\x00\x00\x06\x00\x00\x00"  # mov rdi, [rbx]; exception index = 6
         + b"\x48\xb8" + struct.pack("<Q", do_interrupt) + b"\xff\xd0"  # mov rax, do_interrupt; call rax
         + b"\xb8\x01\x00\x00\x00\x5b\xc3"  # done: mov eax, 1; pop rbx; ret
