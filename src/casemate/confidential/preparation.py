@@ -135,6 +135,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     policy = _DEFAULT_POLICIES[spec.kind] if options.policy is None else options.policy
     _validate_policy(policy, spec.kind)
     if spec.is_direct:
+        _validate_direct(spec.kind, host)
         spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
     path = spec.code or spec.bios or spec.kernel
     assert path is not None
@@ -171,6 +172,14 @@ def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> Non
     if kind is GuestKind.TDX:
         cause = "TDX guests are measured, not launched: the modelled host is AMD's"
         raise UnsupportedError(cause, "use casemate measure --mode tdx, or --guest snp")
+
+
+def _validate_direct(kind: GuestKind, host: Hypervisor) -> None:
+    if kind is GuestKind.SNP:
+        raise UnsupportedError("SNP guests are not started without firmware yet", "give it with --bios")
+    if host.c_bit is None:
+        cause = f"the host {host.name} does not say where the C-bit is, which a kernel without firmware needs"
+        raise UnsupportedError(cause, "use --host model, or start the kernel by firmware")
 
 
 def _validate_policy(policy: int, kind: GuestKind) -> None:

@@ -18,19 +18,22 @@ from casemate.host.kvm.system import DEVICE, KvmSystem
 from casemate.host.kvm.vm import KvmVm
 from casemate.host.secure_processor import SevSetup
 
+_ENCRYPTION = 0x8000001F
+"""The CPUID leaf of memory encryption; bits 5:0 of EBX are the position of the C-bit (AMD APM volume 3, E.4.17)."""
+
 
 class KvmHypervisor:
     """Makes VMs from ``device``. Raises UnsupportedError, with a remedy, if there is no KVM that can be used."""
 
     name = "kvm"
     era: str | None = None
-    c_bit: int | None = None
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device
         with closing(KvmSystem(device)) as system:
             self.vm_types = system.vm_types()
             self.vmsa_features = system.vmsa_features()
+            self.c_bit = _c_bit(system)
         # From Linux 6.6 to 6.9 KVM set debug-swap, where it was enabled, in every SEV-ES guest; since 6.10 in none.
         implicit = VmType.SEV_ES not in self.vm_types and _parameter("debug_swap") == "Y"
         self.legacy_vmsa_features = int(SevFeatures.DEBUG_SWAP) if implicit else 0
@@ -73,6 +76,11 @@ def _validate_platform(device: SevDevice, kind: GuestKind) -> None:
             "the secure processor is not set up for SEV-ES guests",
             "enable SEV-ES (its ASIDs) in the firmware setup, and load kvm_amd with sev_es=1",
         )
+
+
+def _c_bit(system: KvmSystem) -> int | None:
+    leaves = (leaf.ebx & 0x3F for leaf in system.supported_cpuid() if leaf.function == _ENCRYPTION)
+    return next((bit for bit in leaves if bit), None)
 
 
 def _parameter(name: str) -> str | None:
