@@ -27,7 +27,7 @@ from casemate.prove.attacks import Attack
 RAM_SIZE = 4 << 20
 FILLED = b"\x5a" * PAGE_SIZE
 FLIPS = 100
-_DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 5.0
 _RESET_VECTOR = 0xFFFFFFF0
 
 
@@ -206,7 +206,7 @@ class Arena:
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:
-        watchdog = threading.Timer(_DEADLINE_SECONDS, self._give_up)
+        watchdog = threading.Timer(DEADLINE_SECONDS, self._give_up)
         watchdog.start()
         try:
             yield

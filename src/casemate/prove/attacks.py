@@ -43,7 +43,9 @@ def _store(name: str, words: str, mode: str = "user") -> Attack:
 ATTACKS = (
     _store("mov byte", "mov, supervisor mode", "supervisor"),
     _store("mov byte", "mov"),
-    _store("rep stosb, 4 bytes", "string (rep stos)"),
+    Attack(
+        "string (rep stos)", "user", b"\xb0\x33" + BY_NAME["rep stosb, 4 bytes"].code
+    ),  # mov al, 0x33; ...
     _store("lock bts dword", "locked (lock bts)"),
     _store("lock cmpxchg dword", "locked (lock cmpxchg)"),
     _store("movups", "SSE (movups)"),
@@ -111,4 +113,5 @@ def _mark(number: int) -> bytes:
 
 
 def _block(number: int, attack: Attack) -> bytes:
-    return _mark(number) + point_at(attack.page) + attack.code
+    # Each at a place of its own, so that each would change something.
+    return _mark(number) + point_at(attack.page + 16 * number) + attack.code
