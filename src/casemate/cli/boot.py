@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             spec,
             until=args.until,
             timeout=args.timeout,
+            watchdog=args.watchdog,
             typed=args.type,
             prompt=args.prompt,
             attachments=Attachments(

@@ -84,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     console.add_argument("--until", metavar="TEXT", help="end when the guest prints TEXT")
     console.add_argument("--timeout", type=_seconds, metavar="S", help="end after S seconds")
     console.add_argument(
+        "--watchdog",
+        type=_seconds,
+        metavar="S",
+        help="end as no-progress after S seconds of processor time without any access to a device",
+    )
+    console.add_argument(
         "--cut-power-at",
         type=power_cuts.cut_request,
         metavar="N",

@@ -42,6 +42,8 @@ class Bus:
         """Accesses nobody claimed, by kind and port or address; at most 4096 different ones."""
         self.unclaimed_total = 0
         """All of them."""
+        self.accesses = 0
+        """All accesses to devices, ports and memory alike."""
         self._map = memory_map
         self._vm = vm
         self._sink = sink
@@ -75,18 +77,21 @@ class Bus:
 
     def read_port(self, port: int, size: int) -> int:
         """IN of ``size`` bytes."""
+        self.accesses += 1
         entry = self._port_reads.get(port)
         value = None if entry is None else entry[0](entry[1], size)
         return self._nobody(Access.PORT_READ, port, size) if value is None else value
 
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT of ``size`` bytes."""
+        self.accesses += 1
         entry = self._port_writes.get(port)
         if entry is None or not entry[0](entry[1], size, value):
             self._nobody(Access.PORT_WRITE, port, size)
 
     def read_mmio(self, gpa: int, size: int) -> int:
         """Load of ``size`` bytes; memory answers with its contents, as for an access that the host emulates."""
+        self.accesses += 1
         found = self._map.find(gpa)
         if found is None:
             return self._nobody(Access.MMIO_READ, gpa, size)
@@ -100,6 +105,7 @@ class Bus:
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         """Store of ``size`` bytes; RAM takes it, ROM drops it, flash decodes it."""
+        self.accesses += 1
         found = self._map.find(gpa)
         if found is None:
             self._nobody(Access.MMIO_WRITE, gpa, size)

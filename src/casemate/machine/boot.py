@@ -41,6 +41,7 @@ def boot(
     *,
     until: str | None = None,
     timeout: float | None = None,
+    watchdog: float | None = None,
     typed: Sequence[str] = (),
     prompt: str = "Shell> ",
     attachments: Attachments | None = None,
@@ -49,6 +50,9 @@ def boot(
     assemble: Callable[[Machine], object] = Machine.assemble,
 ) -> Outcome:
     """Boot one guest and run it until ``until`` is printed, ``timeout`` seconds passed, or it ends by itself.
+
+    ``watchdog`` is the seconds of CPU time without an access to any device that are taken for no progress; a sealed
+    guest behind read-only slots is watched in any case.
 
     Each text of ``typed`` is typed at a ``prompt``. ``hypervisor`` makes the host (the model by default), ``host_why``
     says why it was taken, ``assemble`` takes the machine through its stages, with a launch in between if the guest
@@ -73,7 +77,7 @@ def boot(
         machine.host_why = host_why
         if attached.on_start:
             attached.on_start(machine)
-        return run(machine, timeout, attached.wait)
+        return run(machine, timeout, attached.wait, watchdog)
 
 
 def _model(spec: MachineSpec, clock: GuestClock) -> Hypervisor:

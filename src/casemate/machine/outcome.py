@@ -21,6 +21,7 @@ class Ending(Enum):
     TRIPLE_FAULT = ("triple-fault", 1)
     KERNEL_PANIC = ("kernel-panic", 1)
     NO_PROGRESS = ("ended-early", 1)
+    STUCK = ("no-progress", 1)
     SEV_TERMINATION = ("sev-termination", 1)
     HOST_LIMIT = ("host-limit", 5)
     TIMEOUT = ("timeout", 7)

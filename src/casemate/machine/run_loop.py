@@ -35,6 +35,7 @@ from casemate.machine.violation import (
     judge_loop,
     make_store,
 )
+from casemate.machine.watchdog import Watchdog
 from casemate.memory.protection import OnWrite
 
 _POLL_SECONDS = 0.2
@@ -43,9 +44,10 @@ _POLL_SECONDS = 0.2
 class Run:
     """One run of one machine, once."""
 
-    def __init__(self, machine: Machine, timeout: float | None) -> None:
+    def __init__(self, machine: Machine, timeout: float | None, watchdog: float | None = None) -> None:
         self._machine = machine
         self._timeout = timeout
+        self._watchdog = Watchdog(machine, watchdog)
         self._finished = threading.Event()
         self._all_stopped = threading.Barrier(len(machine.vcpus), action=machine.reset)
         self._error: BaseException | None = None
@@ -74,6 +76,8 @@ class Run:
                     machine.end(Ending.TIMEOUT)
                     left = _POLL_SECONDS
                 (wait or _wait)(self._finished, left)
+                if self._watchdog.bites(thread):
+                    machine.end(Ending.STUCK)
                 self._settle()
             for thread in threads:
                 thread.join()
@@ -143,6 +147,8 @@ class Run:
         if ending in (Ending.POWER_OFF, Ending.EXIT_PORT, Ending.RESET) and machine.console.is_waiting:
             detail = f"the guest ended ({ending.word}) before it printed what was waited for"
             ending = Ending.NO_PROGRESS
+        if ending is Ending.STUCK:
+            detail = self._watchdog.cause()
         text = bytes(machine.console.text).decode(errors="replace")
         return Outcome(ending, detail, seconds, text, make_report(machine))
 
@@ -162,9 +168,10 @@ def run(
     machine: Machine,
     timeout: float | None = None,
     wait: Callable[[threading.Event, float], None] | None = None,
+    watchdog: float | None = None,
 ) -> Outcome:
-    """Run an assembled machine; ``timeout`` in seconds. See ``Run``."""
-    return Run(machine, timeout).run(wait)
+    """Run an assembled machine; ``timeout`` in seconds, ``watchdog`` as for ``Watchdog``. See ``Run``."""
+    return Run(machine, timeout, watchdog).run(wait)
 
 
 def _wait(finished: threading.Event, seconds: float) -> None:
