@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--public-api", action="store_true", help="keep the modelled CPU to Unicorn's public interface"
     )
     confidential_options.add_arguments(parser)
+    _add_console(parser)
+    _add_output(parser)
+
+
+def _add_console(parser: argparse.ArgumentParser) -> None:
     console = parser.add_argument_group("console")
     console.add_argument(
         "--serial", metavar="WHERE", help="stdio (default), none, file:PATH, pty, or unix:PATH"
@@ -95,7 +100,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
     )
-    _add_output(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
