@@ -84,7 +84,8 @@ def find_store(
     """Where the instruction begins that stored ``size`` bytes to a linear address that ``is_target`` knows.
 
     ``code`` is at RIP, ``before`` ends there. Code cannot be decoded backwards, so each candidate must explain the
-    store: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix.
+    store: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix
+    (so that a LOCK prefix is not told).
     """
     found: int | None = None
     for back in range(len(before) + 1):
@@ -97,7 +98,10 @@ def find_store(
             # String and stack instructions have moved their pointers on.
             moves = instruction.is_string_instruction or instruction.is_stack_instruction
             moved = (-target.size, target.size) if moves else (0,)
-            if target.size >= size and any(is_target(target.gva + step) for step in moved):
+            # KVM reports wide stores in parts of 8 bytes.
+            if (target.size == size or target.size > 8) and any(
+                is_target(target.gva + step) for step in moved
+            ):
                 found = found or start
                 if instruction.op1_register not in _HIGH_BYTES:  # else it likely has a REX prefix
                     return start
