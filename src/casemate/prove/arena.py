@@ -13,7 +13,7 @@ from casemate.address import FOUR_GIB, PAGE_SIZE, Gpa
 from casemate.events import Event
 from casemate.host.exits import Interrupted, MemoryFault, NestedFaultLoop, Shutdown, VmExit
 from casemate.host.guest_kind import GuestKind
-from casemate.host.hypervisor import Hypervisor
+from casemate.host.hypervisor import Hypervisor, Vcpu
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory
@@ -85,6 +85,7 @@ class Arena:
         protection: WriteProtection,
         image: bytes,
         sealed: SevSetup | None = None,
+        processors: int = 1,
     ) -> None:
         self.protection = protection
         self._backings: list[Backing] = []
@@ -103,7 +104,10 @@ class Arena:
             self.map.add(self._late_ram, Gpa(attacks.LATE_FLASH))
             self.page.arm()
             self.table.arm()
-            self.vcpu = self.vm.create_vcpu(self, None)
+            self.vcpu, *self._others = [
+                self.vm.create_vcpu(self, None, number=number, count=processors)
+                for number in range(processors)
+            ]
             self._launch()
         except BaseException:
             self.close()
@@ -113,7 +117,7 @@ class Arena:
         self._attacks: Sequence[Attack] = ()
         self._attack: Attack | None = None
         self._stores = threading.Event()
-        self._flips_in_exits = 0
+        self._flips_left = 0
 
     def __enter__(self) -> Self:
         return self
@@ -142,23 +146,39 @@ class Arena:
         self._finish()
         return self.rows
 
-    def run_race(self, *, threaded: bool) -> Row:
-        """Stores without end, while another thread (or else every exit) takes the slot away and gives it back."""
-        flipper = threading.Thread(target=self._flip_often, name="casemate-flipper")
-        self._flips_in_exits = 0 if threaded else FLIPS
-        if threaded:
-            flipper.start()
+    def run_race(self) -> Row:
+        """Stores without end, while every exit of the same processor takes the slot away or gives it back."""
+        self._flips_left = FLIPS
         with self._deadline():
-            while (vm_exit := self.vcpu.run()) != Interrupted():
-                self._note_exit(vm_exit)
-                if not isinstance(vm_exit, MemoryFault):
-                    break
-                self._stores.set()
-                self._flip_in_exit()
-        self._stores.set()
-        if threaded:
-            flipper.join()
+            self._store_for_ever(self.vcpu)
         return Row(attacks.RACE, self._words(), not self.page.take_change())
+
+    def run_race_of_two(self) -> Row:
+        """The same, but the exits are those of another processor, which does nothing else."""
+        code = attacks.second_processor()
+        self._ram.backing.writable.view[attacks.SECOND_START : attacks.SECOND_START + len(code)] = code
+        self._flips_left = FLIPS
+        (second,) = self._others
+        thread = threading.Thread(target=self._store_for_ever, args=(second,), name="casemate-second")
+        thread.start()
+        with self._deadline():
+            self.vcpu.run()
+        while thread.is_alive():  # it may not have been in its run yet when it was told to stop
+            second.stop()
+            thread.join(0.05)
+        return Row(attacks.RACE, self._words(), not self.page.take_change())
+
+    def _store_for_ever(self, vcpu: Vcpu) -> None:
+        while (vm_exit := vcpu.run()) != Interrupted():
+            self._note_exit(vm_exit)
+            if not isinstance(vm_exit, MemoryFault):
+                break
+            self._note_store()
+
+    def _note_store(self) -> None:
+        self._stores.set()
+        if not self._others:
+            self._flip_in_exit()
 
     def run_dma(self) -> Row:
         """A device that stores where the guest told it to."""
@@ -179,6 +199,8 @@ class Arena:
                 self._begin(self._attacks[value])
         elif port == attacks.ARM_PORT:
             self._arm_late()
+        elif port == attacks.FLIP_PORT and self._stores.is_set():
+            self._flip_in_exit()
 
     def read_mmio(self, gpa: int, size: int) -> int:
         """Zero."""
@@ -187,8 +209,7 @@ class Arena:
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         """A store that was not made."""
         self.seen["MMIO"] += 1
-        self._stores.set()
-        self._flip_in_exit()
+        self._note_store()
 
     def close(self) -> None:
         """Give everything back."""
@@ -247,19 +268,12 @@ class Arena:
         self.late.take_change()  # that store was allowed
         self.late.arm()
 
-    def _flip_often(self) -> None:
-        self._stores.wait()
-        for _ in range(FLIPS):
-            self.page.memory.leave_array_mode()
-            self.page.memory.enter_array_mode()
-        self.vcpu.stop()
-
     def _flip_in_exit(self) -> None:
-        if self._flips_in_exits:
-            self._flips_in_exits -= 1
+        if self._flips_left:
+            self._flips_left -= 1
             memory = self.page.memory
-            (memory.leave_array_mode if self._flips_in_exits % 2 else memory.enter_array_mode)()
-            if not self._flips_in_exits:
+            (memory.leave_array_mode if self._flips_left % 2 else memory.enter_array_mode)()
+            if not self._flips_left:
                 self.vcpu.stop()
 
     def _words(self) -> str:

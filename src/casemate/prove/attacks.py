@@ -23,8 +23,11 @@ DIRECTORY = struct.pack("<Q", 0x87)
 SPARE_TABLE = 0x200000
 """RAM for the table above it."""
 
-MARK_PORT, ARM_PORT = 0x80, 0x81
+MARK_PORT, ARM_PORT, FLIP_PORT = 0x80, 0x81, 0x82
+SECOND_START = 0x8000
+"""RAM where a second processor begins."""
 END = 0xFF
+_APIC = 0xFEE00000
 
 
 class Attack(NamedTuple):
@@ -98,6 +101,36 @@ def sealed() -> Program:
 def race() -> bytes:
     """A guest that stores in an endless loop."""
     return make_image(in_user_mode(point_at(RACE.page) + RACE.code), 64)
+
+
+def two_processors() -> bytes:
+    """A guest whose first processor starts a second one, then writes to ``FLIP_PORT`` without end."""
+    code = (
+        store_word(_APIC + 0xF0, 0x1FF)  # on
+        + store_word(_APIC + 0x310, 1 << 24) + store_word(_APIC + 0x300, 0x4500)  # INIT to processor 1
+        + store_word(_APIC + 0x300, 0x4600 | SECOND_START >> 12)  # and where to start
+        + b"\xe6" + bytes((FLIP_PORT,)) + b"\xeb\xfc"  # 1: out FLIP_PORT, al; jmp 1b
+    )  # fmt: skip
+    return make_image(code, 32)
+
+
+def second_processor() -> bytes:
+    """What it does at ``SECOND_START``: from real mode into flat 32-bit mode, then it stores in an endless loop."""
+    real_mode = (
+        b"\xfa\x2e\x66\x0f\x01\x16" + struct.pack("<H", 0x100)  # cli; lgdt cs:[0x100]
+        + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0"  # mov eax, cr0; or al, 1; mov cr0, eax
+        + b"\x66\xea" + struct.pack("<IH", SECOND_START + 0x40, 8)  # jmp 8:SECOND_START + 0x40
+    )  # fmt: skip
+    flat = (
+        b"\x66\xb8\x10\x00\x8e\xd8" + store(FLASH, 0x77) + b"\xeb\xf7"
+    )  # mov ax, 16; mov ds, ax; 1: mov; jmp 1b
+    table = struct.pack("<HI2x3Q", 23, SECOND_START + 0x108, 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
+    return real_mode.ljust(0x40, b"\x90") + flat.ljust(0xC0, b"\x90") + table
+
+
+def store_word(gpa: int, value: int) -> bytes:
+    """32-bit code that stores four bytes."""
+    return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
 
 
 def tables_for_directory() -> tuple[tuple[int, bytes], ...]:

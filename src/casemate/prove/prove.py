@@ -88,10 +88,7 @@ def _prove(make: MakeHost, protection: WriteProtection) -> MechanismProof:
     try:
         while left := attacks.ATTACKS[len(rows) :]:  # an attack may have been its guest's end
             rows += _run_sequence(make, protection, left)
-        host = make()
-        with Arena(host, protection, attacks.race()) as arena:
-            rows.append(arena.run_race(threaded=host.name != "model"))
-            rows.append(arena.run_dma())
+        rows += _race(make, protection)
     except CasemateError as error:
         return MechanismProof(protection, (), str(error))
     return MechanismProof(protection, tuple(rows))
@@ -102,6 +99,15 @@ def _run_sequence(make: MakeHost, protection: WriteProtection, left: Sequence[at
     with Arena(make(), protection, program.image) as arena:
         found = arena.run_sequence(left, program.starts)
     return found or [Row(left[0], "its guest never got there", False)]
+
+
+def _race(make: MakeHost, protection: WriteProtection) -> tuple[Row, Row]:
+    host = make()
+    if host.name == "model":  # its VMs have one processor
+        with Arena(host, protection, attacks.race()) as arena:
+            return arena.run_race(), arena.run_dma()
+    with Arena(host, protection, attacks.two_processors(), processors=2) as arena:
+        return arena.run_race_of_two(), arena.run_dma()
 
 
 def _prove_sealed(make: MakeHost, setup: SevSetup, protection: WriteProtection) -> MechanismProof:
