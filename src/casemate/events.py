@@ -43,6 +43,8 @@ class Violation:
     instruction: str | None = None
     """The instruction at ``rip``, disassembled."""
     path: AccessPath | None = None
+    vcpu: int | None = None
+    """Number of the vCPU that made it, or told the device to."""
 
 
 class ProtectionAction(StrEnum):

@@ -127,6 +127,7 @@ def test_userfaultfd_names_the_page_and_the_way(tmp_path: Path) -> None:
     outcome = run(tmp_path, STORE + EXIT, 64, user=True, protection="uffd", on_write=OnWrite.KILL)
     event = outcome.report["writes"]["events"][0]
     assert (event["path"], event["gpa"], event["value"]) == ("userfaultfd", TARGET, 0x41)
+    assert event["vcpu"] == 0
     assert outcome.report["flash"][1]["protection"] == "userfault"
 
 

@@ -128,6 +128,7 @@ def _violation(machine: Machine, timed: Timed[Violation]) -> dict[str, Any]:
         "rip": event.rip,
         "instruction": event.instruction,
         "path": event.path and str(event.path),
+        "vcpu": event.vcpu,
         "owner": owner(machine, event),
         "at": round(timed.at, 3),
     }

@@ -76,7 +76,7 @@ class Run:
                     machine.end(Ending.TIMEOUT)
                     left = _POLL_SECONDS
                 (wait or _wait)(self._finished, left)
-                if self._watchdog.bites(thread):
+                if self._watchdog.bites(threads):
                     machine.end(Ending.STUCK)
                 self._settle()
             for thread in threads:

@@ -62,13 +62,12 @@ def make_store(machine: Machine, violation: Violation) -> bool:
 
 
 def examine(machine: Machine, violation: Violation) -> Violation:
-    """With the instruction; called on the vCPU's thread while the access is being handled."""
+    """With the instruction and the vCPU; called on the vCPU's thread while the access is being handled."""
     rip = violation.rip
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
         rip = machine.vcpu.storing_instruction(violation.gpa, violation.size)
-    return (
-        violation if rip is None else replace(violation, rip=rip, instruction=instruction_text(machine, rip))
-    )
+    text = None if rip is None else instruction_text(machine, rip)
+    return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.index(machine.vcpu))
 
 
 def judge_loop(machine: Machine) -> str:

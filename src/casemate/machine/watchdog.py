@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
 from casemate.machine.machine import Machine
 from casemate.memory.protection import WriteProtection
@@ -13,7 +14,7 @@ SEALED_SECONDS = 30.0
 
 
 class Watchdog:
-    """Watches the thread of the vCPU: ``seconds`` of CPU time without an access to any device are no progress.
+    """Watches the threads of the vCPUs: ``seconds`` of CPU time without an access to any device are no progress.
 
     A guest that halts uses no CPU time and is left alone. ``seconds`` None watches sealed guests only, of which
     nothing else would tell.
@@ -27,11 +28,17 @@ class Watchdog:
         self._accesses = -1
         self._since = 0.0
 
-    def bites(self, thread: threading.Thread) -> bool:
-        """Whether the guest has made no progress for too long; called now and then while ``thread`` lives."""
-        if self._seconds is None or thread.ident is None or not thread.is_alive():
+    def bites(self, threads: Sequence[threading.Thread]) -> bool:
+        """Whether the guest has made no progress for too long; called now and then while ``threads`` live."""
+        if self._seconds is None:
             return False
-        used = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        try:
+            clocks = [
+                time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident is not None
+            ]
+            used = sum(map(time.clock_gettime, clocks))
+        except OSError:  # one has just ended, and so has the run
+            return False
         accesses = self._machine.bus.accesses
         if accesses != self._accesses:
             self._accesses, self._since = accesses, used
