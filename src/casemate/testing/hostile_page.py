@@ -28,7 +28,7 @@ def render() -> str:
     lines += [
         "",
         "The endings are those of docs/guide/boot.md. `uffd` is run on KVM only; the rest is what the model does, and",
-        "kvm_amd (seen on Linux 6.12 in an emulated processor) where nothing else is said. SEV-ES guests are run on",
+        "kvm_amd (Linux 6.1, 6.12 and 7.3, emulated processor) where nothing else is said. SEV-ES guests are run on",
         "the model: with a read-only slot as on Linux 6.1, where the model tells of the livelock at once, and behind a",
         "read-only mapping as on Linux 6.18. Empty cells are not run: the tiny #VC handler knows byte ports only.",
     ]
