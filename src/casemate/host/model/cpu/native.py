@@ -27,6 +27,7 @@ from unicorn import unicorn_const
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.host.model.cpu import native_delivery, vc
+from casemate.host.model.cpu.code_writer import overwrite
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.unicorn_api import hook_add, library
 
@@ -137,7 +138,7 @@ class _Patches:
         self.interrupt_stub = self._emit(native_delivery.interrupt_hook(deliver))
         self.invalid_stub = self._emit(native_delivery.invalid_hook(deliver))
         for address, _, new in _delivery_changes():
-            _overwrite(address, new)
+            overwrite(address, new)
         self._acknowledge = _Decider(self._on_acknowledge)
         acknowledge = ctypes.cast(self._acknowledge, ctypes.c_void_p).value or 0
         self._replace("do_interrupt_x86_hardirq_x86_64", 13, native_delivery.hard_interrupt(acknowledge))
@@ -146,9 +147,9 @@ class _Patches:
         self._replace("helper_syscall_x86_64", 12, native_delivery.syscall(*flags, raiser))
         room = _address("helper_syscall_x86_64") + native_delivery.DEAD_CODE_OF_SYSCALL
         abort = self._emit(native_delivery.abort(_address("raise_exception_err_ra_x86_64")))
-        _overwrite(room, _jump(abort))
+        overwrite(room, _jump(abort))
         entry = _address("cpu_abort_x86_64")
-        _overwrite(entry, native_delivery.near_jump(entry, room))
+        overwrite(entry, native_delivery.near_jump(entry, room))
 
     def emit_once(self, *codes: bytes) -> list[int]:
         """Place codes that every engine shares; returns where they are."""
@@ -168,7 +169,7 @@ class _Patches:
         entry = _address(symbol)
         original = self._emit(vc.relocate(symbol, entry, ctypes.string_at(entry, length)))
         target = self._emit(stub(original))
-        _overwrite(entry, b"\x48\xb8" + _u64(target) + b"\xff\xe0")  # mov rax, target; jmp rax
+        overwrite(entry, b"\x48\xb8" + _u64(target) + b"\xff\xe0")  # mov rax, target; jmp rax
         return original
 
     def _tlb_fill(self) -> Callable[[int], bytes]:
@@ -399,12 +400,6 @@ def _tlb_flush(cpu: int) -> None:
 
 def _buffer_address(buffer: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-
-
-def _overwrite(address: int, code: bytes) -> None:
-    with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        memory.seek(address)
-        memory.write(code)
 
 
 _installed: list[_Patches] = []
