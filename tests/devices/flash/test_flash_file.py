@@ -159,6 +159,12 @@ def test_copy_template_is_whole(image: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["VARS.fd", "guest.fd"]
 
 
+def test_new_files_have_the_permissions_of_new_files(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"")
+    copy_template(image, tmp_path / "guest.fd")
+    assert (tmp_path / "guest.fd").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_copy_template_on_a_full_disk_leaves_nothing(image: Path, tmp_path: Path, small_disk: None) -> None:
     with pytest.raises(HostError, match=r"copying .*VARS\.fd to .*guest\.fd"):
         copy_template(image, tmp_path / "guest.fd")

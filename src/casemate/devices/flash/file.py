@@ -139,7 +139,8 @@ def copy_template(template: str | Path, target: str | Path) -> None:
 
 
 def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
-    """Make ``target`` a file of ``data``, all of it or nothing; an existing file keeps its permissions.
+    """Make ``target`` a file of ``data``, all of it or nothing; an existing file keeps its permissions, a new one
+    gets those of new files.
 
     Raises HostError if it cannot be written.
     """
@@ -168,14 +169,19 @@ def _replace(target: Path, data: bytes) -> None:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            if target.exists():
-                os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
+            os.fchmod(fd, stat.S_IMODE(target.stat().st_mode) if target.exists() else _new_file_mode())
             os.fsync(fd)
         os.replace(name, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _new_file_mode() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _open(path: Path, readonly: bool) -> int:
