@@ -31,7 +31,7 @@ TEXTS = [
 ]
 
 LAYERS = (
-    {"abi", "address", "errors", "events", "records"},
+    {"abi", "address", "errors", "events", "files", "records"},
     {"firmware", "host", "linux"},
     {"memory", "measure", "guests"},
     {"devices", "owner"},

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.errors import SpecError
+from casemate.errors import ImageError, SpecError
 from casemate.host.model.platform import ModelPlatform, make_chain
 from casemate.owner import platform
-from casemate.owner.platform import parse_chain
+from casemate.owner.platform import load_chain, parse_chain
 from casemate.owner.session import make_session
 
 CHAIN = make_chain(ec.generate_private_key(ec.SECP384R1()))
@@ -28,8 +29,8 @@ def known_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(platform.AMD_ROOTS, name, "test")
 
 
-def holds(data: bytes, amd: bytes = b"") -> bool:
-    return all(check.holds for check in parse_chain(data, amd).checks())
+def holds(data: bytes) -> bool:
+    return all(check.holds for check in parse_chain(data).checks())
 
 
 def test_whole_chain_holds_and_names_its_root() -> None:
@@ -38,11 +39,21 @@ def test_whole_chain_holds_and_names_its_root() -> None:
     assert holds(CHAIN)
 
 
-def test_amd_part_may_be_another_file_in_either_order() -> None:
+def test_amd_part_may_be_another_file_in_either_order(tmp_path: Path) -> None:
     own, amd = CHAIN[: 4 * CERTIFICATE], CHAIN[4 * CERTIFICATE :]
-    assert holds(own, amd)
-    assert holds(own, amd[ROOT_SIZE:] + amd[:ROOT_SIZE])
+    (tmp_path / "platform").write_bytes(own)
+    for pair in (amd, amd[ROOT_SIZE:] + amd[:ROOT_SIZE]):
+        (tmp_path / "amd").write_bytes(pair)
+        assert all(check.holds for check in load_chain(tmp_path / "platform", tmp_path / "amd").checks())
     assert not holds(own)
+
+
+@pytest.mark.parametrize("amd", [b"", b"x" * 2000, CHAIN[4 * CERTIFICATE : -1]])
+def test_amd_part_that_is_none_is_refused_by_its_name(tmp_path: Path, amd: bytes) -> None:
+    (tmp_path / "platform").write_bytes(CHAIN)
+    (tmp_path / "amd").write_bytes(amd)
+    with pytest.raises(ImageError, match="amd: no ASK and ARK"):
+        load_chain(tmp_path / "platform", tmp_path / "amd")
 
 
 @settings(max_examples=150, deadline=None)
@@ -54,7 +65,7 @@ def test_amd_part_may_be_another_file_in_either_order() -> None:
 def test_flipped_bit_of_a_key_breaks_the_chain(which: int, at: int, bit: int) -> None:
     data = bytearray(CHAIN)
     data[which * CERTIFICATE + at] ^= 1 << bit
-    with suppress(SpecError):
+    with suppress(ImageError):
         assert not holds(bytes(data))
 
 
@@ -63,7 +74,7 @@ def test_flipped_bit_of_a_key_breaks_the_chain(which: int, at: int, bit: int) ->
 def test_flipped_bit_of_amds_part_breaks_the_chain(at: int, bit: int) -> None:
     data = bytearray(CHAIN)
     data[4 * CERTIFICATE + at] ^= 1 << bit
-    with suppress(SpecError):
+    with suppress(ImageError):
         assert not holds(bytes(data))
 
 
@@ -78,7 +89,7 @@ def test_flipped_bit_of_amds_part_breaks_the_chain(at: int, bit: int) -> None:
     ],
 )
 def test_other_files_are_refused(data: bytes, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(ImageError, match=message):
         parse_chain(data)
 
 

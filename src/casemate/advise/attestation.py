@@ -21,6 +21,7 @@ from casemate.abi.sev.report import (
 )
 from casemate.abi.sev.snp_policy import SnpPolicy, policy_words
 from casemate.errors import ImageError
+from casemate.files import read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,14 +83,11 @@ def load_certificate(path: str | Path) -> x509.Certificate:
     """A certificate in PEM or DER form. Raises ImageError if the file is none."""
     from cryptography import x509
 
+    data = read_file(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
         load = x509.load_pem_x509_certificate if data.startswith(b"-----") else x509.load_der_x509_certificate
         with warnings.catch_warnings(action="ignore"):  # AMD's own have the serial number 0
             return load(data)
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror}", "check the path") from None
     except ValueError:
         raise ImageError(path, "this is no certificate", "give one in PEM or DER form") from None
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate.cli.files import state_folder
-from casemate.errors import HostError, ImageError, SpecError
+from casemate.cli.state_folder import state_folder
+from casemate.errors import HostError, SpecError
+from casemate.files import read_file
 
 if TYPE_CHECKING:
     from casemate.machine.spec import MachineSpec
@@ -101,7 +102,4 @@ def _copy_once(template: Path, target: Path) -> None:
 def _contents(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise ImageError(source, f"cannot be read: {error.strerror}", "check the path") from None
+    return read_file(source)

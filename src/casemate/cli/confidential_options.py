@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casemate.cli.options import integer
+from casemate.cli.options import hex_bytes, integer
 from casemate.errors import HostError, SpecError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         features=features,
         init=args.init,
         kernel_hashes=args.kernel_hashes,
-        expected_digest=_digest(args.expect_digest, kind),
+        expected_digest=_digest(args, kind),
         keys=_keys(args.tik),
         session=_session(args.dh_cert_file, args.session_file),
         attest=_owner(args),
@@ -163,8 +163,8 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions | None:
         launch_only=args.launch_only,
         vcpus=args.cpus,
         snp=_snp_finish(args),
-        gosvw=_hex(args, "gosvw", GOSVW_SIZE) or bytes(GOSVW_SIZE),
-        report_data=_hex(args, "report_data", REPORT_DATA_SIZE) or bytes(REPORT_DATA_SIZE),
+        gosvw=hex_bytes(args, "gosvw", GOSVW_SIZE) or bytes(GOSVW_SIZE),
+        report_data=hex_bytes(args, "report_data", REPORT_DATA_SIZE) or bytes(REPORT_DATA_SIZE),
     )
 
 
@@ -197,38 +197,19 @@ def dry_run_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _digest(text: str | None, kind: GuestKind) -> bytes | None:
-    if text is None:
-        return None
+def _digest(args: argparse.Namespace, kind: GuestKind) -> bytes | None:
     size = _DIGEST_SIZE if kind.takes_flash else _LONG_DIGEST_SIZE
-    return parse_hex(text, size, "--expect-digest", "give what casemate measure prints")
-
-
-def parse_hex(text: str, size: int, option: str, remedy: str = "") -> bytes:
-    """``size`` bytes out of hex digits. Raises SpecError if they are not that."""
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != size:
-        remedy = remedy or f"give {size} bytes"
-        raise SpecError(f"{option} {text!r} is not {2 * size} hex digits", remedy)
-    return value
-
-
-def _hex(args: argparse.Namespace, name: str, size: int) -> bytes | None:
-    text = getattr(args, name)
-    return None if text is None else parse_hex(text, size, f"--{name.replace('_', '-')}")
+    return hex_bytes(args, "expect_digest", size, "give what casemate measure prints")
 
 
 def _snp_finish(args: argparse.Namespace) -> SnpFinish:
     from casemate.abi.sev.id_block import IdAuth, IdBlock
-    from casemate.cli.files import read_blob
+    from casemate.files import read_blob
     from casemate.host.snp_processor import HOST_DATA_SIZE, SnpFinish
 
     if (args.id_block is None) != (args.id_auth is None):
         raise SpecError("--id-block and --id-auth belong together", "give both, or neither")
-    host_data = _hex(args, "host_data", HOST_DATA_SIZE) or bytes(HOST_DATA_SIZE)
+    host_data = hex_bytes(args, "host_data", HOST_DATA_SIZE) or bytes(HOST_DATA_SIZE)
     if args.id_block is None:
         return SnpFinish(host_data=host_data)
     block = read_blob(args.id_block, IdBlock.SIZE, "an ID block", _ID_REMEDY)
@@ -255,7 +236,7 @@ def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | Non
         missing = "--dh-cert-file" if certificate is None else "--session-file"
         raise SpecError(f"{missing} is missing: the two belong together", "casemate session make writes both")
     from casemate.abi.sev.session import SessionBlob
-    from casemate.cli.files import read_blob
+    from casemate.files import read_blob
     from casemate.host.secure_processor import CERTIFICATE_SIZE, LaunchSession
 
     return LaunchSession(

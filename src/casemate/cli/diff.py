@@ -14,6 +14,7 @@ exit code: 0 if both give one digest, 1 if they differ
 """
 
 _DIFFERENT = 1
+_REMEDY = "give the JSON of a launch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print; 0, or 1 if they differ."""
+    from casemate.files import read_text
     from casemate.measure.diff import find_difference, parse_launch
 
-    difference = find_difference(parse_launch(_read(args.first)), parse_launch(_read(args.second)))
+    files = (args.first, args.second)
+    difference = find_difference(*(parse_launch(read_text(file, _REMEDY), file) for file in files))
     if args.json:
         import json
 
@@ -42,14 +45,3 @@ def run(args: argparse.Namespace) -> int:
         for cause in difference.causes:
             print(f"    {cause}")
     return _DIFFERENT if difference else 0
-
-
-def _read(path: str) -> str:
-    from casemate.errors import ImageError
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ImageError(path, f"cannot be read: {reason}", "give the JSON of a launch") from None

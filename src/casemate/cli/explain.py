@@ -146,6 +146,7 @@ def _validate_boot(image: FirmwareImage, kind: GuestKind) -> None:
 
 def _boot(args: argparse.Namespace) -> DirectBoot | None:
     from casemate.errors import SpecError
+    from casemate.files import LARGEST_KERNEL, read_file
     from casemate.measure.hypotheses import DirectBoot
 
     if args.kernel is None:
@@ -154,21 +155,10 @@ def _boot(args: argparse.Namespace) -> DirectBoot | None:
                 raise SpecError(f"--{option} without --kernel", "give the kernel, or leave both out")
         return None
     return DirectBoot(
-        _read(args.kernel),
+        read_file(args.kernel, LARGEST_KERNEL),
         (args.append or "").encode(errors="surrogateescape"),
-        _read(args.initrd) if args.initrd else b"",
+        read_file(args.initrd, LARGEST_KERNEL) if args.initrd else b"",
     )
-
-
-def _read(path: str) -> bytes:
-    from casemate.errors import ImageError
-
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(path, f"cannot be read: {reason}", "check the path") from None
 
 
 @contextmanager

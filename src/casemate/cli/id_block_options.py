@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.cli.options import Option, integer
-from casemate.cli.output_files import write_file
+from casemate.cli.options import Option, hex_bytes, integer
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | No
     if args.idkey is None:
         _refuse_without_key(args)
         return None
+    from casemate.files import write_file
     from casemate.measure.id_block import DEFAULT_IDENTITY, Identity, load_key, make_id_block, sign_id_block
 
     identity = Identity(
@@ -54,23 +54,6 @@ def _refuse_without_key(args: argparse.Namespace) -> None:
             raise SpecError(f"{option.name} without --idkey", "give the key that signs the ID block")
     if args.mode == "snp" and args.policy is not None:
         raise SpecError("--policy does not enter the digest", "leave it out, or give --idkey for an ID block")
-
-
-def hex_bytes(args: argparse.Namespace, attribute: str, size: int) -> bytes | None:
-    """An option's value of ``size`` bytes in hex, None if it was not given. Raises SpecError if it is not that."""
-    text = getattr(args, attribute)
-    if text is None:
-        return None
-    from casemate.errors import SpecError
-
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != size:
-        option = f"--{attribute.replace('_', '-')}"
-        raise SpecError(f"{option} {text!r} is not {2 * size} hex digits", f"give {size} bytes")
-    return value
 
 
 def print_identity(signed: SignedIdBlock) -> None:

@@ -78,10 +78,11 @@ def _words(words: list[str]) -> list[str]:
     import shlex
 
     from casemate.errors import SpecError
+    from casemate.files import read_text
 
     if len(words) > 1 or words[0].startswith("-"):
         return words
-    text = _read(words[0])
+    text = read_text(words[0], "give a domain XML or a command line, or the command line itself behind --")
     if text.lstrip().startswith("<"):
         from casemate.advise.domain_xml import words_of_domain
 
@@ -92,18 +93,6 @@ def _words(words: list[str]) -> list[str]:
         raise SpecError(
             f"{words[0]}: no command line: {error}", "give one command, quoted as for a shell"
         ) from None
-
-
-def _read(path: str) -> str:
-    from casemate.errors import ImageError
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        remedy = "give a domain XML or a command line, or the command line itself behind --"
-        raise ImageError(path, f"cannot be read: {reason}", remedy) from None
 
 
 def _load(path: str) -> FirmwareImage | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from casemate.cli.id_block_options import ID_BLOCK_OPTIONS, identity_to_dict, print_identity, sign_identity
-from casemate.cli.options import Option, add_options, integer
-from casemate.cli.output_files import write_file
+from casemate.cli.options import Option, add_options, hex_bytes, integer
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dump_vmsa:
         _dump_vmsas(plan)
     if args.plan_out:
+        from casemate.files import write_file
+
         write_file(args.plan_out, plan.to_json().encode())
     if args.json:
         _print_json(args, plan, firmware, digest, measurement, identity)
@@ -242,10 +243,6 @@ def _predict(plan: LaunchPlan, firmware: bytes | None) -> bytes:
 
 
 def _firmware_hash(args: argparse.Namespace) -> bytes | None:
-    if args.snp_ovmf_hash is None:
-        return None
-    from casemate.cli.id_block_options import hex_bytes
-
     return hex_bytes(args, "snp_ovmf_hash", 48)
 
 
@@ -316,6 +313,7 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:
+    from casemate.files import write_file
     from casemate.measure.steps import UpdateVmsa
 
     for step in plan.steps:

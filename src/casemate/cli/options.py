@@ -18,6 +18,23 @@ def integer(text: str) -> int:
     return int(text, 0)
 
 
+def hex_bytes(args: Namespace, attribute: str, size: int, remedy: str = "") -> bytes | None:
+    """An option's value of ``size`` bytes in hex, None if it was not given. Raises SpecError if it is not that."""
+    text = getattr(args, attribute)
+    if text is None:
+        return None
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != size:
+        from casemate.errors import SpecError
+
+        option = f"--{attribute.replace('_', '-')}"
+        raise SpecError(f"{option} {text!r} is not {2 * size} hex digits", remedy or f"give {size} bytes")
+    return value
+
+
 class Option:
     """One option: ``--name VALUE``, or a flag where ``metavar`` is empty and there are no choices."""
 

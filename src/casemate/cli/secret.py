@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casemate.cli.files import read_file, write_file
 from casemate.cli.options import integer
 from casemate.errors import InsecureError, SpecError
+from casemate.files import read_file, write_file
 
 if TYPE_CHECKING:
     from casemate.host.secure_processor import LaunchMeasurement

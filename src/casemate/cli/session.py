@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate.cli.files import read_file, state_folder, write_file
 from casemate.cli.options import integer
+from casemate.cli.state_folder import state_folder
 from casemate.errors import InsecureError
+from casemate.files import write_file
 
 if TYPE_CHECKING:
     from casemate.host.secure_processor import PlatformCertificates, TransportKeys
@@ -28,7 +29,7 @@ examples:
       all of it without special hardware, on the model
 
 A session is good for one guest. The files are those of sevctl, and QEMU's dh-cert-file and session-file take them.
-exit code: 3 if the platform's keys do not lead back to AMD
+exit code: check: 1, and make: 3, if the platform's keys do not lead back to AMD
 """
 
 _KEY_MODE = 0o600
@@ -57,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0, or 1 if a check says no."""
     if args.action == "export":
         return _export(args)
-    from casemate.owner.platform import parse_chain
+    from casemate.owner.platform import load_chain
 
-    chain = parse_chain(read_file(args.platform), read_file(args.amd) if args.amd else b"")
+    chain = load_chain(args.platform, args.amd)
     return _check(args, chain) if args.action == "check" else _make(args, chain)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.errors import ImageError, SpecError
+from casemate.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,7 +144,7 @@ def _delete(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from casemate.firmware.variables_json import variables_from_json
 
-    new = variables_from_json(_read(args.json).decode(errors="replace"), str(args.json))
+    new = variables_from_json(read_file(args.json).decode(errors="replace"), str(args.json))
     return _edit(args, lambda variables: _merge(variables, new))
 
 
@@ -269,15 +270,7 @@ def _value(args: argparse.Namespace) -> bytes:
             raise SpecError(
                 f"--hex {args.hex!r} is no row of hex digits", "write two for each byte"
             ) from None
-    return _read(args.data)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(path, f"cannot be read: {reason}", "check the path") from None
+    return read_file(args.data)
 
 
 def _integer(text: str) -> int:

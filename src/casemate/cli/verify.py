@@ -57,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     expected.add_argument(
         "--min-tcb", metavar="NAME=N,..", help="least versions: bootloader, tee, snp, microcode, fmc"
     )
-    expected.add_argument("--max-vmpl", metavar="N", type=_number, default=0, help="(default: 0)")
+    expected.add_argument(
+        "--max-vmpl",
+        type=int,
+        choices=range(4),
+        default=0,
+        help="least privileged level that may have asked for it (%(default)s)",
+    )
     expected.add_argument("--allow-debug", action="store_true", help="accept a guest that its host may read")
     expected.add_argument("--allow-migration", action="store_true", help="accept a guest that may be moved")
     parser.add_argument("--json", action="store_true", help="one JSON document")
@@ -68,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
     from casemate.advise.attestation import Chain, check_report, load_certificate, parse_report
+    from casemate.files import read_file
 
     expected = _expectations(args)
-    report = parse_report(_read(args.report), args.report)
+    report = parse_report(read_file(args.report), args.report)
     chain = Chain(*(load_certificate(getattr(args, name)) for name in _CERTIFICATES))
     checks = check_report(report, chain, expected, datetime.now(UTC))
     (_print_json if args.json else _print)(report, chain, checks)
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _expectations(args: argparse.Namespace) -> Expectations:
     from casemate.advise.attestation import Expectations
-    from casemate.cli.id_block_options import hex_bytes
+    from casemate.cli.options import hex_bytes
 
     values = [hex_bytes(args, name.replace("-", "_"), size) for name, size, _ in _VALUES]
     measurement, report_data, host_data, id_key, author_key, chip_id = values
@@ -103,13 +110,14 @@ def _expectations(args: argparse.Namespace) -> Expectations:
 
 def _planned(path: str, measurement: bytes | None) -> bytes:
     from casemate.errors import SpecError
+    from casemate.files import read_text
     from casemate.host.guest_kind import GuestKind
     from casemate.measure.digest_snp import predict_digest
     from casemate.measure.plan import LaunchPlan
 
     if measurement is not None:
         raise SpecError("--plan and --measurement say the same thing", "give one of them")
-    plan = LaunchPlan.from_json(_read(path).decode(errors="replace"))
+    plan = LaunchPlan.from_json(read_text(path), path)
     if plan.kind is not GuestKind.SNP:
         raise SpecError(f"--plan {path} is the launch of a {plan.kind} guest", "give that of an SNP guest")
     return predict_digest(plan)
@@ -125,19 +133,10 @@ def _tcb(text: str | None) -> Tcb | None:
     for part in text.split(","):
         name, _, number = part.partition("=")
         if name not in Tcb._fields or not number.isdecimal() or int(number) > 0xFF:
-            raise SpecError(f"--min-tcb {part!r}", f"write NAME=N with one of {', '.join(Tcb._fields)}")
+            remedy = f"write NAME=N with one of {', '.join(Tcb._fields)}, and a number up to 255"
+            raise SpecError(f"--min-tcb {part!r} is no version", remedy)
         floor = floor._replace(**{name: int(number)})
     return floor
-
-
-def _read(path: str) -> bytes:
-    from casemate.errors import ImageError
-
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror}", "check the path") from None
 
 
 def _number(text: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from casemate.errors import ImageError
+from casemate.files import LARGEST_KERNEL, read_file
 
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
 _SETUP_SECTORS, _HEADER_START, _HEADER_LENGTH = 0x1F1, 0x1F1, 0x201
@@ -48,12 +49,7 @@ class LinuxKernel:
     @classmethod
     def load(cls, path: Path) -> LinuxKernel:
         """Read and unpack a bzImage. Raises ImageError if that is not possible."""
-        try:
-            image = path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ImageError(path, f"cannot be read: {reason}", "check the path") from None
-        return cls.from_bytes(image, path)
+        return cls.from_bytes(read_file(path, LARGEST_KERNEL), path)
 
     @classmethod
     def from_bytes(cls, image: bytes, path: Path | str) -> LinuxKernel:

@@ -10,6 +10,7 @@ from pathlib import Path
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import Key
 from casemate.errors import ImageError
+from casemate.files import LARGEST_KERNEL, read_file
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.direct_boot import DirectBoot, prepare_linux
 from casemate.machine.boards import BOARDS
@@ -25,14 +26,14 @@ def add_kernel(fw_cfg: FwCfg, kernel: Path, initrd: Path | None, append: str) ->
 
     Nothing in the setup header is patched, so that the kernel's hash is that of its file.
     """
-    image = _read(kernel)
+    image = read_file(kernel, LARGEST_KERNEL)
     if image[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
         raise ImageError(kernel, "this is no Linux kernel (no HdrS)", "give a bzImage", _MAGIC_AT)
     setup = ((image[_SETUP_SECTORS] or 4) + 1) * _SECTOR
     parts = (
         (Key.SETUP_SIZE, Key.SETUP_DATA, image[:setup]),
         (Key.KERNEL_SIZE, Key.KERNEL_DATA, image[setup:]),
-        (Key.INITRD_SIZE, Key.INITRD_DATA, _read(initrd) if initrd else b""),
+        (Key.INITRD_SIZE, Key.INITRD_DATA, read_file(initrd, LARGEST_KERNEL) if initrd else b""),
         (Key.CMDLINE_SIZE, Key.CMDLINE_DATA, append.encode(errors="surrogateescape") + b"\0"),
     )
     for size_key, data_key, data in parts:
@@ -47,14 +48,6 @@ def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
     """
     assert spec.kernel is not None
     kernel = LinuxKernel.load(spec.kernel)
-    initrd = _read(spec.initrd) if spec.initrd else b""
+    initrd = read_file(spec.initrd, LARGEST_KERNEL) if spec.initrd else b""
     ram = [(piece.gpa, piece.size) for piece in BOARDS[spec.machine].ram(spec.memory)]
     return prepare_linux(kernel, initrd, spec.append, ram, c_bit)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(path, f"cannot be read: {reason}", "check the path") from None

@@ -11,7 +11,7 @@ from casemate.abi.sev.vmsa import SaveArea, VmcbSegment
 from casemate.errors import SpecError
 from casemate.measure.hypotheses import FEATURES, PROCESSORS, Registers, feature_words
 from casemate.measure.kernel_hashes import TABLE_SIZE, KernelHashes
-from casemate.measure.plan import LaunchPlan, TdxOperation
+from casemate.measure.plan import LaunchPlan, TdxOperation, reason_of
 from casemate.measure.trace import step_kind
 from casemate.measure.vmm_flavours import Launcher, launcher_page
 from casemate.measure.vmsa_pages import RESET_VECTOR
@@ -56,12 +56,15 @@ class Difference(NamedTuple):
     causes: tuple[str, ...]
 
 
-def parse_launch(text: str) -> list[Step]:
-    """The steps of a plan (its JSON) or a trace (``casemate measure --json``). Raises SpecError if it is neither."""
+def parse_launch(text: str, name: str = "launch") -> list[Step]:
+    """The steps of a plan (its JSON) or a trace (``casemate measure --json``); ``name`` is the file's, for errors.
+
+    Raises SpecError if it is neither.
+    """
     try:
         document = json.loads(text)
         if "contents" in document:
-            return steps_of_plan(LaunchPlan.from_json(text))
+            return steps_of_plan(LaunchPlan.from_json(text, name))
         return [
             Step(
                 str(step["what"]),
@@ -74,7 +77,7 @@ def parse_launch(text: str) -> list[Step]:
             for step in document["steps"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        cause = f"this is neither a launch plan nor a trace: {type(error).__name__}: {error}"
+        cause = f"{name}: this is neither a launch plan nor a trace ({reason_of(error)})"
         raise SpecError(cause, "give what casemate measure --json printed, or a plan") from None
 
 

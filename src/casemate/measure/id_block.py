@@ -9,6 +9,7 @@ from casemate.abi.sev.id_block import ECDSA_P384_SHA384, EcdsaPublicKey, EcdsaSi
 from casemate.abi.sev.snp import DIGEST_SIZE
 from casemate.abi.sev.snp_policy import DEFAULT_POLICY
 from casemate.errors import ImageError, SpecError
+from casemate.files import read_file
 from casemate.measure.steps_snp import validate_policy
 
 if TYPE_CHECKING:
@@ -83,10 +84,7 @@ def load_key(path: str | Path) -> EllipticCurvePrivateKey:
 
     remedy = "make one: openssl ecparam -name secp384r1 -genkey -noout -out key.pem"
     try:
-        with open(path, "rb") as file:
-            key = load_pem_private_key(file.read(), None)
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror}", "check the path") from None
+        key = load_pem_private_key(read_file(path), None)
     except TypeError:
         raise ImageError(path, "the key is encrypted", "decrypt it: openssl ec -in KEY -out PLAIN") from None
     except (ValueError, UnsupportedAlgorithm):

@@ -47,6 +47,7 @@ def predict_measurement(
     digest: bytes, tik: bytes, nonce: bytes, policy: int, version: PlatformVersion
 ) -> bytes:
     """What LAUNCH_MEASURE returns before its nonce: an HMAC of 32 bytes. Raises SpecError if an input does not fit."""
+    validate_policy_size(policy)
     for name, value in (("TIK", tik), ("nonce", nonce)):
         if len(value) != KEY_SIZE:
             raise SpecError(
@@ -58,14 +59,19 @@ def predict_measurement(
 
 def validate_policy(policy: int, kind: GuestKind) -> None:
     """Check that a guest of ``kind`` can be launched under ``policy``. Raises SpecError if not."""
-    if not 0 <= policy <= LARGEST_POLICY:
-        raise SpecError(
-            f"policy {policy:#x} is no 32-bit number", "give the policy that the guest is launched with"
-        )
+    validate_policy_size(policy)
     if bool(policy & SevPolicy.ES) != (kind is GuestKind.SEV_ES):
         says = "asks for" if policy & SevPolicy.ES else "does not ask for"
         cause = f"policy {policy:#x} {says} SEV-ES (bit 2), the guest is {kind.value}"
         raise SpecError(cause, "correct the policy or the kind of guest")
+
+
+def validate_policy_size(policy: int) -> None:
+    """Raises SpecError if no launch session could be bound to ``policy``."""
+    if not 0 <= policy <= LARGEST_POLICY:
+        raise SpecError(
+            f"policy {policy:#x} is no 32-bit number", "give the policy that the guest is launched with"
+        )
 
 
 def parse_nonce(text: str) -> bytes:

@@ -72,20 +72,28 @@ class LaunchPlan(NamedTuple):
         return json.dumps(document, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> LaunchPlan:
-        """Read ``to_json``'s document. Raises SpecError if it is not one, or a content is not what its key says."""
+    def from_json(cls, text: str, name: str = "launch plan") -> LaunchPlan:
+        """Read ``to_json``'s document; ``name`` is its file's, for errors.
+
+        Raises SpecError if it is not one, or a content is not what its key says.
+        """
         import json
 
         try:
             document = json.loads(text)
             if document["format"] != FORMAT:
-                raise SpecError(f"launch plan of format {document['format']}, not {FORMAT}", "write it anew")
+                raise SpecError(f"{name}: format {document['format']}, not {FORMAT}", "write it anew")
             contents = {key: _content(key, value) for key, value in document["contents"].items()}
             steps = tuple(_step_from_json(step, contents) for step in document["steps"])
             return cls(GuestKind(document["kind"]), steps)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            cause = f"this is no launch plan: {type(error).__name__}: {error}"
-            raise SpecError(cause, "give a document that LaunchPlan.to_json wrote") from None
+            cause = f"{name}: this is no launch plan ({reason_of(error)})"
+            raise SpecError(cause, "give what casemate measure --plan-out wrote") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why a JSON document is not the expected one, in words."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _step_to_json(step: LaunchStep, digest: str) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 from casemate.abi.sev.certificates import KeyUsage, SevCertificate
-from casemate.errors import SpecError
+from casemate.errors import ImageError
+from casemate.files import read_file
 from casemate.host.secure_processor import CERTIFICATE_SIZE
 from casemate.host.sev_certificates import (
     AmdCertificate,
@@ -75,17 +77,28 @@ class PlatformChain(NamedTuple):
         ]
 
 
-def parse_chain(data: bytes, amd: bytes = b"") -> PlatformChain:
-    """Certificates one behind the other as a platform exports them; ``amd`` is AMD's own pair, if it is another file.
+def load_chain(platform: Path, amd: Path | None = None) -> PlatformChain:
+    """The chain out of a platform's file; ``amd`` has AMD's own pair, if it is another file. Raises ImageError."""
+    chain = parse_chain(read_file(platform), platform)
+    return chain if amd is None else chain._replace(amd=_parse_amd(read_file(amd), amd))
 
-    Raises SpecError if they are not that.
+
+def parse_chain(data: bytes, path: str | Path = "platform") -> PlatformChain:
+    """Certificates one behind the other as a platform exports them, with or without AMD's pair at their end.
+
+    ``path`` names them in errors. Raises ImageError if they are not that.
     """
+    certificates = _parse_platform(data, path)
+    rest = data[len(_ORDER) * CERTIFICATE_SIZE :]
+    return PlatformChain(certificates, _parse_amd(rest, path) if rest else ())
+
+
+def _parse_platform(data: bytes, path: str | Path) -> tuple[SevCertificate, ...]:
     size = len(_ORDER) * CERTIFICATE_SIZE
     if len(data) < size:
         cause = f"a platform exports {len(_ORDER)} certificates of {CERTIFICATE_SIZE} bytes, here are {len(data)} bytes"
-        raise SpecError(
-            cause, "give PDH, PEK, OCA and CEK one behind the other, as sevctl export writes them"
-        )
+        remedy = "give PDH, PEK, OCA and CEK one behind the other, as sevctl export writes them"
+        raise ImageError(path, cause, remedy)
     try:
         certificates = tuple(
             parse_certificate(data[at : at + CERTIFICATE_SIZE]) for at in range(0, size, CERTIFICATE_SIZE)
@@ -93,16 +106,19 @@ def parse_chain(data: bytes, amd: bytes = b"") -> PlatformChain:
         for certificate, usage in zip(certificates, _ORDER, strict=True):
             if certificate.usage != usage:
                 raise ValueError(f"the {KeyUsage(certificate.usage).name} is where the {usage.name} belongs")
-        return PlatformChain(certificates, _parse_amd(amd or data[size:]))
     except ValueError as error:
-        raise SpecError(f"certificates of a platform: {error}", "export them anew") from None
+        raise ImageError(path, str(error), "export the platform's certificates anew") from None
+    return certificates
 
 
-def _parse_amd(data: bytes) -> tuple[AmdCertificate, ...]:
-    if not data:
-        return ()
-    first = parse_amd_certificate(data)
-    pair = first, parse_amd_certificate(data[first.size :])
+def _parse_amd(data: bytes, path: str | Path) -> tuple[AmdCertificate, ...]:
+    try:
+        first = parse_amd_certificate(data)
+        pair = first, parse_amd_certificate(data[first.size :])
+    except ValueError as error:
+        raise ImageError(
+            path, f"no ASK and ARK: {error}", "give AMD's file for the processor's series"
+        ) from None
     # AMD's files begin with the ASK; who concatenates them by hand may not.
     return tuple(sorted(pair, key=lambda certificate: certificate.usage, reverse=True))
 

@@ -14,6 +14,7 @@ from casemate.abi.sev.session import KEY_SIZE, SessionBlob, mac, policy_message,
 from casemate.errors import SpecError
 from casemate.host.secure_processor import LaunchSession, TransportKeys
 from casemate.host.sev_certificates import make_certificate, parse_certificate, shared_secret
+from casemate.measure.measurement import validate_policy_size
 
 
 class OwnerSession(NamedTuple):
@@ -31,8 +32,9 @@ def make_session(
 ) -> OwnerSession:
     """A session for the platform whose PDH certificate (2084 bytes) is ``pdh``; makes the keys if there are none.
 
-    Raises SpecError if that is no PDH certificate.
+    Raises SpecError if that is no PDH certificate, or ``policy`` no 32-bit number.
     """
+    validate_policy_size(policy)
     own_key = ec.generate_private_key(ec.SECP384R1())
     try:
         peer = parse_certificate(pdh)
