@@ -7,7 +7,7 @@ from pathlib import Path
 
 from casemate.cli import confidential_options, power_cuts
 from casemate.cli.boot_report import report_file
-from casemate.cli.options import integer
+from casemate.cli.options import integer, seconds
 
 _SUFFIXES = {"": 20, "k": 10, "m": 20, "g": 30}
 
@@ -87,7 +87,7 @@ def _add_console(parser: argparse.ArgumentParser) -> None:
     )
     console.add_argument("--prompt", default="Shell> ", help="what a prompt looks like (%(default)r)")
     console.add_argument("--until", metavar="TEXT", help="end when the guest prints TEXT")
-    console.add_argument("--timeout", type=_seconds, metavar="S", help="end after S seconds")
+    console.add_argument("--timeout", type=seconds, metavar="S", help="end after S seconds")
     console.add_argument(
         "--watchdog",
         type=_seconds,
@@ -132,13 +132,3 @@ def _fw_cfg_file(text: str) -> tuple[str, Path]:
     if not name or not path:
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME=FILE")
     return name, Path(path)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
-    return value

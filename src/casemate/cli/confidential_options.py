@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casemate.cli.options import hex_bytes, integer
+from casemate.cli.options import hex_bytes, integer, seconds
 from casemate.errors import HostError, SpecError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     guest.add_argument(
         "--attest-timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="how long to wait for an answer (%(default)g)",

@@ -81,12 +81,16 @@ def _safe(text: str) -> str:
 def _show(inspection: Inspection, claims: tuple[Claim, ...], list_files: bool) -> RenderableType:
     from rich.tree import Tree
 
+    from casemate.firmware.wrapper import find_wrapper
+
     image = inspection.image
     what = inspection.wrapper or inspection.role.value
     tree = Tree(f"[bold]{_safe(image.name)}[/]: {what}, {image.size:#x} bytes", highlight=False)
     for problem in inspection.problems:
         tree.add(f"[red]damaged[/]: {_safe(problem)}")
-    if inspection.verdicts:
+    if wrapper := find_wrapper(image.data):
+        tree.add(f"no guest can boot from it: {wrapper[1]}")
+    elif inspection.verdicts:
         tree.add(_verdict_table(inspection))
     _add_areas(tree, inspection)
     if store := inspection.store:

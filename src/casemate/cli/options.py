@@ -18,6 +18,19 @@ def integer(text: str) -> int:
     return int(text, 0)
 
 
+def seconds(text: str) -> float:
+    """A positive, finite number. Raises argparse.ArgumentTypeError."""
+    from argparse import ArgumentTypeError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is no positive number of seconds")
+    return value
+
+
 def hex_bytes(args: Namespace, attribute: str, size: int, remedy: str = "") -> bytes | None:
     """An option's value of ``size`` bytes in hex, None if it was not given. Raises SpecError if it is not that."""
     text = getattr(args, attribute)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import hmac
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from casemate.cli.options import integer
+from casemate.cli.options import hex_bytes, integer
 from casemate.errors import InsecureError, SpecError
 from casemate.files import read_file, write_file
 
@@ -89,19 +88,21 @@ def run(args: argparse.Namespace) -> int:
 def _verified(args: argparse.Namespace, tik: bytes) -> LaunchMeasurement:
     from casemate.host.secure_processor import LaunchMeasurement
     from casemate.measure.measurement import PlatformVersion, predict_measurement
+    from casemate.measure.plan import reason_of
 
+    digest = hex_bytes(args, "expect_digest", _DIGEST_SIZE, "give what casemate measure prints")
+    assert digest is not None
     question = _question(args)
     try:
         data = base64.b64decode(str(question["measurement"]), validate=True)
         version = PlatformVersion(*(int(question[name]) for name in _QUESTION[1:]))
-        digest = bytes.fromhex(args.expect_digest)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise SpecError(
-            f"question or digest: {type(error).__name__}: {error}", "give what casemate boot asks, and hex"
+            f"the question is none ({reason_of(error)})", "give what casemate boot asks"
         ) from None
-    if len(data) != _MEASUREMENT_SIZE or len(digest) != _DIGEST_SIZE:
-        cause = f"a measurement has {_MEASUREMENT_SIZE} bytes, a digest {_DIGEST_SIZE}"
-        raise SpecError(f"{cause}; here are {len(data)} and {len(digest)}", "give both whole")
+    if len(data) != _MEASUREMENT_SIZE:
+        cause = f"the measurement has {len(data)} bytes, not {_MEASUREMENT_SIZE}"
+        raise SpecError(cause, "give the HMAC and the nonce behind it")
     found = LaunchMeasurement(data[:_MAC_SIZE], data[_MAC_SIZE:])
     expected = predict_measurement(digest, tik, found.nonce, args.policy, version)
     if not hmac.compare_digest(expected, found.mac):

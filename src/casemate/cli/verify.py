@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from casemate.cli.options import hex_bytes, integer
+
 if TYPE_CHECKING:
     from casemate.abi.sev.report import AttestationReport, Tcb
     from casemate.advise.attestation import Chain, Check, Expectations
@@ -52,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, size, words in _VALUES:
         expected.add_argument(f"--{name}", metavar="HEX", help=f"{words}, {size} bytes")
     expected.add_argument("--plan", metavar="FILE", help="launch plan whose digest the guest must have")
-    expected.add_argument("--policy", metavar="N", type=_number, help="the very policy")
-    expected.add_argument("--min-svn", metavar="N", type=_number, help="least version of the guest")
+    expected.add_argument("--policy", metavar="N", type=integer, help="the very policy")
+    expected.add_argument("--min-svn", metavar="N", type=integer, help="least version of the guest")
     expected.add_argument(
         "--min-tcb", metavar="NAME=N,..", help="least versions: bootloader, tee, snp, microcode, fmc"
     )
@@ -86,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _expectations(args: argparse.Namespace) -> Expectations:
     from casemate.advise.attestation import Expectations
-    from casemate.cli.options import hex_bytes
 
     values = [hex_bytes(args, name.replace("-", "_"), size) for name, size, _ in _VALUES]
     measurement, report_data, host_data, id_key, author_key, chip_id = values
@@ -137,13 +138,6 @@ def _tcb(text: str | None) -> Tcb | None:
             raise SpecError(f"--min-tcb {part!r} is no version", remedy)
         floor = floor._replace(**{name: int(number)})
     return floor
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 5 or 0x5") from None
 
 
 def _print(report: AttestationReport, chain: Chain, checks: list[Check]) -> None:

@@ -1,4 +1,4 @@
-"""Containers that people hand over in place of raw firmware (QEMU docs/interop/qcow2.rst; UEFI 2.10, 23)."""
+"""What people hand over in place of raw firmware (QEMU docs/interop/qcow2.rst; UEFI 2.10, 23; Linux boot.rst)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _MAGIC = {
         "unpack it with dpkg-deb -x and give the .fd file inside",
     ),
     b"IGVM": ("an IGVM file", "give a raw firmware image"),
+    b"-----BEGIN ": ("a certificate or key in PEM form", "give a raw firmware image"),
 }
+_KERNEL, _KERNEL_AT = b"HdrS", 0x202
 
 
 def find_wrapper(data: bytes) -> tuple[str, str] | None:
@@ -25,6 +27,8 @@ def find_wrapper(data: bytes) -> tuple[str, str] | None:
     for magic, answer in _MAGIC.items():
         if data.startswith(magic):
             return answer
+    if data.startswith(_KERNEL, _KERNEL_AT):
+        return "a Linux kernel", "start it with casemate boot --kernel"
     if capsule := CAPSULES.get(data[:GUID_SIZE]):
         return f"a capsule update ({capsule})", "give the raw image that the capsule carries"
     return None

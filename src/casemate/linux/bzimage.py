@@ -56,6 +56,8 @@ class LinuxKernel:
         """Unpack a bzImage; ``path`` names it in errors. Raises ImageError."""
         if image[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
             raise ImageError(path, "this is no Linux kernel (no HdrS)", "give a bzImage", _MAGIC_AT)
+        if len(image) < _PAYLOAD + 8:
+            raise ImageError(path, "the file ends inside of the setup header", "get it anew", len(image))
         (version,) = struct.unpack_from("<H", image, _VERSION)
         if version < _MINIMUM_VERSION or not image[_XLOADFLAGS] & _KERNEL_64:
             cause = f"boot protocol {version >> 8}.{version & 0xFF:02} has no 64-bit entry"
@@ -110,14 +112,15 @@ def _unlzma(data: bytes) -> bytes:
 def _unzstd(data: bytes) -> bytes:
     import zstandard
 
-    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        return reader.read(_LARGEST_KERNEL)
 
 
 def _unlz4(data: bytes) -> bytes:
     from lz4.block import decompress
 
     blocks, at = [], len(_LZ4_LEGACY)
-    while at + 4 <= len(data):
+    while at + 4 <= len(data) and len(blocks) * _LZ4_BLOCK < _LARGEST_KERNEL:
         (size,) = struct.unpack_from("<I", data, at)
         blocks.append(decompress(data[at + 4 : at + 4 + size], uncompressed_size=_LZ4_BLOCK))
         at += 4 + size
@@ -140,12 +143,14 @@ def _segments(vmlinux: bytes, path: Path | str) -> tuple[tuple[Segment, ...], in
     if len(vmlinux) < 64:
         raise ImageError(path, "the unpacked kernel ends inside of its ELF header", "get the kernel anew")
     headers, count = struct.unpack_from("<Q", vmlinux, 32)[0], struct.unpack_from("<H", vmlinux, 56)[0]
-    segments, end = [], 0
+    segments, end, size = [], 0, 0
     for at in range(headers, min(headers + 56 * count, len(vmlinux) - 55), 56):
         kind, _, offset, _, gpa, in_file, in_memory, _ = struct.unpack_from("<IIQQQQQQ", vmlinux, at)
         if kind == _LOAD:
             segments.append(Segment(gpa, vmlinux[offset : offset + in_file]))
             end = max(end, gpa + max(in_memory, in_file))
+            if (size := size + len(segments[-1].data)) > _LARGEST_KERNEL:
+                raise ImageError(path, "the unpacked kernel's segments are too large", "get it anew")
     if not segments or min(segment.gpa for segment in segments) < _MIB:
         raise ImageError(path, "the unpacked kernel has no segment above 1 MiB, or one below", "get it anew")
     return tuple(segments), end

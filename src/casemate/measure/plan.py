@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from casemate.address import Gpa
+from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
 from casemate.measure.steps import SnpPages, UpdateData, UpdateVmsa
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the JSON form."""
+LARGEST_GPA = 1 << 52
+"""Guest-physical addresses have 52 bits."""
 
 
 class TdxOperation(StrEnum):
@@ -130,7 +132,10 @@ def _step_from_json(step: dict[str, Any], contents: dict[str, bytes]) -> LaunchS
 
 
 def _place_from_json(step: dict[str, Any]) -> tuple[str, Gpa, int]:
-    return str(step["what"]), Gpa(int(step["gpa"], 16)), int(step["size"])
+    gpa, size = int(step["gpa"], 16), int(step["size"])
+    if not 0 < size <= FOUR_GIB or not 0 <= gpa <= LARGEST_GPA - size:
+        raise ValueError(f"no guest has {size:#x} bytes at {gpa:#x}")
+    return str(step["what"]), Gpa(gpa), size
 
 
 def _content(digest: str, encoded: str) -> bytes:
