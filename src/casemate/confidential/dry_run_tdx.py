@@ -7,6 +7,7 @@ from typing import Any
 from casemate.abi.kvm.vm_types import VmType
 from casemate.address import Gpa, GuestRange
 from casemate.confidential.dry_run import describe_step
+from casemate.errors import SpecError
 from casemate.firmware.image import FirmwareImage
 from casemate.machine.boards import BOARDS
 from casemate.machine.spec import MachineSpec
@@ -20,7 +21,8 @@ _ERA = "linux-6.16"
 
 def dry_run_tdx(spec: MachineSpec) -> dict[str, Any]:
     """The build of a TD as plain data, as Linux 6.16 and newer do it. Raises ImageError or SpecError."""
-    assert spec.bios is not None
+    if spec.bios is None:
+        raise SpecError("tdx guest: a TD starts in firmware, not in a kernel", "give firmware with --bios")
     image = FirmwareImage.load(spec.bios)
     plan = plan_tdx(image)
     ram = BOARDS[spec.machine].ram(spec.memory)

@@ -171,7 +171,7 @@ def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> Non
         return
     if kind is GuestKind.TDX:
         cause = "TDX guests are measured, not launched: the modelled host is AMD's"
-        raise UnsupportedError(cause, "use casemate measure --mode tdx, or --guest snp")
+        raise UnsupportedError(cause, "say --dry-run, or use casemate measure --mode tdx")
 
 
 def _validate_direct(kind: GuestKind, host: Hypervisor) -> None:

@@ -38,6 +38,6 @@ def model_signature(name: str) -> int:
     if signature is None:
         known = ", ".join(CPU_MODELS)
         raise SpecError(
-            f"unknown vCPU type {name!r}", f"use one of {known}, with or without -vN, or --vcpu-sig"
+            f"unknown vCPU type {name!r}", f"use one of {known}, with or without -vN; casemate measure also takes --vcpu-sig"
         )
     return signature

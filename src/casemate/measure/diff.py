@@ -76,7 +76,7 @@ def parse_launch(text: str, name: str = "launch") -> list[Step]:
             )
             for step in document["steps"]
         ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         cause = f"{name}: this is neither a launch plan nor a trace ({reason_of(error)})"
         raise SpecError(cause, "give what casemate measure --json printed, or a plan") from None
 

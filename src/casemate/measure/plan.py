@@ -88,7 +88,7 @@ class LaunchPlan(NamedTuple):
             contents = {key: _content(key, value) for key, value in document["contents"].items()}
             steps = tuple(_step_from_json(step, contents) for step in document["steps"])
             return cls(GuestKind(document["kind"]), steps)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             cause = f"{name}: this is no launch plan ({reason_of(error)})"
             raise SpecError(cause, "give what casemate measure --plan-out wrote") from None
 
