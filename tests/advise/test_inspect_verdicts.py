@@ -9,6 +9,7 @@ from firmware_images import find_images, require_image
 
 from casemate.advise.claims import find_claims
 from casemate.advise.inspect import Inspection, Placement, Role, inspect_image, snp_sections
+from casemate.firmware.hash_use import HashUse
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.testing.images import ImageBuilder
@@ -71,6 +72,16 @@ def test_kernel_hashes_can_be_measured_where_the_area_has_a_base(release: str, n
     area = FirmwareImage.load(require_image(name, release)).sev_hashes
     assert area is not None
     assert area.is_usable == ((release, name) in USABLE_HASHES or (release == "sid" and "secboot" in name))
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [("OVMF.amdsev.fd", HashUse.COMPARED), ("OVMF.fd", HashUse.IGNORED)],
+    ids=lambda part: part,
+)
+def test_builds_that_compare_kernel_hashes_are_told_from_those_that_do_not(name: str, use: HashUse) -> None:
+    """What the guests do is seen in tests/guest/test_boot_kernel_hashes.py."""
+    assert inspect_image(FirmwareImage.load(require_image(name, "sid"))).hash_use is use
 
 
 def test_every_installed_image_is_in_the_table() -> None:

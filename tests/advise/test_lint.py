@@ -16,16 +16,26 @@ from casemate.advise.domain_xml import words_of_domain
 from casemate.advise.guest_request import GuestRequest, Kind
 from casemate.advise.lint import Finding, HostFacts, Severity, all_rules, lint
 from casemate.errors import SpecError
+from casemate.firmware import guids
 from casemate.firmware.image import FirmwareImage
-from casemate.testing.images import ImageBuilder, variable_store
+from casemate.testing.images import ImageBuilder, kernel_loader, variable_store
 
 CODE_SIZE = 0x200000 - 0x20000
+
+
+def with_loader(constants: bytes) -> ImageBuilder:
+    """An image with kernel hashes, and edk2's loader of kernels with ``constants`` in its code."""
+    return ImageBuilder(0x200000).hashes(0x80CC00).volume_of(kernel_loader(constants))
+
+
 FILES = {
     "code.fd": ImageBuilder(CODE_SIZE, volume=True).reset_block(0x80B004).hashes(0, 0).build(),
     "vars.fd": variable_store(0x20000),
     "other.fd": variable_store(0x84000),
     "combined.fd": variable_store(0x20000) + ImageBuilder(CODE_SIZE, volume=True).build(),
     "amdsev.fd": ImageBuilder(0x200000).hashes(0x80CC00).build(),
+    "generic.fd": with_loader(b"").build(),
+    "verifying.fd": with_loader(guids.KERNEL_HASH_ENTRY).build(),
     "odd.fd": bytes(5000),
     "huge.fd": bytes(9 << 20),
     "q.img": b"QFI\xfb" + bytes(4092),
@@ -96,6 +106,11 @@ RULES = [
         "kernel-hashes-no-area",
         f"{SEV},kernel-hashes=on -kernel k {CODE}",
         f"{SEV},kernel-hashes=on -kernel k -bios amdsev.fd",
+    ),
+    (
+        "kernel-hashes-unused",
+        f"{SEV},kernel-hashes=on -kernel k -bios generic.fd",
+        f"{SEV},kernel-hashes=on -kernel k -bios verifying.fd",
     ),
     ("session-half", f"{SEV},session-file=f", f"{SEV},session-file=f,dh-cert-file=g"),
     ("blob-length", f"{SNP},host-data=AAAA", f"{SNP},host-data={'A' * 43}="),

@@ -81,7 +81,12 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     run("--json", "code.fd", "small.fd")
     document = json.loads(capsys.readouterr().out)
     assert [entry["role"] for entry in document["files"]] == ["code", "variables"]
-    assert document["files"][0]["kernel_hashes"] == {"base": 0, "size": 0, "usable": False}
+    assert document["files"][0]["kernel_hashes"] == {
+        "base": 0,
+        "size": 0,
+        "usable": False,
+        "use": "unknown",
+    }
     assert "0x84000" in document["pairs"][0]["fault"]
     assert len(document["files"][0]["verdicts"]) == 10
 

@@ -57,6 +57,12 @@ def test_script_and_domain_are_read(folder: Path, capsys: pytest.CaptureFixture[
     assert "linux-6.6" in out
 
 
+def test_file_with_nothing_in_it_is_not_called_good(folder: Path) -> None:
+    (folder / "empty.sh").write_text("#!/bin/sh\n")
+    with pytest.raises(CasemateError, match="nothing is in it"):
+        run("empty.sh")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

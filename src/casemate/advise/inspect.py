@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from casemate.errors import CasemateError, ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuestArea
+from casemate.firmware.hash_use import HashUse, hash_use
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.placement import validate_bios, validate_flash
 from casemate.firmware.sev_metadata import SevSectionType
@@ -71,6 +72,11 @@ class Inspection(NamedTuple):
     lacks: dict[GuestKind, tuple[str, ...]]
     """What the build lacks for a kind of guest, wherever it is placed."""
     verdicts: tuple[Verdict, ...]
+
+    @property
+    def hash_use(self) -> HashUse:
+        """Whether it compares a kernel with the hashes that were measured."""
+        return hash_use(self.volumes)
 
     @property
     def is_usable(self) -> bool:

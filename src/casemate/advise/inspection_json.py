@@ -39,7 +39,7 @@ def _inspection(inspection: Inspection, claims: tuple[Claim, ...]) -> dict[str, 
         if table
         else None,
         "sev_es_reset": None if reset is None else f"{reset:#x}",
-        "kernel_hashes": _area(try_read(lambda: image.sev_hashes)),
+        "kernel_hashes": _hashes(inspection),
         "launch_secret": _area(try_read(lambda: image.sev_secret)),
         "sev_metadata": [section._asdict() for section in sev.sections] if sev else None,
         "tdx_metadata": [section._asdict() for section in tdvf.sections] if tdvf else None,
@@ -56,6 +56,11 @@ def _inspection(inspection: Inspection, claims: tuple[Claim, ...]) -> dict[str, 
         ],
         "descriptors": [claim._asdict() | {"descriptor": str(claim.descriptor)} for claim in claims],
     }
+
+
+def _hashes(inspection: Inspection) -> dict[str, Any] | None:
+    area = _area(try_read(lambda: inspection.image.sev_hashes))
+    return area and area | {"use": inspection.hash_use.value}
 
 
 def _area(area: GuestArea | None) -> dict[str, Any] | None:

@@ -72,7 +72,7 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     if report["bios"]:
         bios = report["bios"]
         lines.append(f"  bios      {Path(bios['file']).name} at {bios['gpa']:#x}, {bios['protection']}")
-    lines += _kernel(report["kernel"], printed=bool(report["serial"]))
+    lines += _kernel(report["kernel"], printed=bool(outcome.serial))
     if firmware := report["flash"] or ([report["bios"]] if report["bios"] else []):
         lines.append(f"  why       {firmware[0]['reason']}")
     if report["phases"]:
@@ -114,7 +114,9 @@ def _kernel(kernel: dict[str, Any] | None, *, printed: bool) -> list[str]:
     initrd = f", initrd {Path(kernel['initrd']).name}" if kernel["initrd"] else ""
     lines = [f"  kernel    {Path(kernel['file']).name}{initrd}, started by {kernel['started_by']}"]
     if not printed and "console=ttyS0" not in kernel["append"]:
-        lines.append("  console   nothing was printed: a kernel shows its messages here with --append console=ttyS0")
+        lines.append(
+            "  console   nothing was printed: a kernel shows its messages here with --append console=ttyS0"
+        )
     return lines
 
 

@@ -26,6 +26,11 @@ exit code: 0 if every file is usable and every pair fits, else 4
 """
 
 _UNUSABLE = 4
+_HASH_USES = {
+    "compared": "compared by a driver with the kernel that is offered",
+    "not compared": "[red]compared by no driver[/]: any kernel is started, whatever was measured",
+    "unknown": "whether a driver compares them cannot be seen",
+}
 _WIDTH_OF_FILES = 200
 
 
@@ -123,7 +128,9 @@ def _add_areas(tree: Tree, inspection: Inspection) -> None:
     branch = tree.add("GUIDed table: " + ", ".join(entry.name for entry in table.entries))
     if reset := try_read(lambda: image.sev_es_reset):
         branch.add(f"SEV-ES vCPUs start at {reset:#x}")
-    branch.add(f"kernel hashes: {describe_area(try_read(lambda: image.sev_hashes))}")
+    hashes = try_read(lambda: image.sev_hashes)
+    use = f", {_HASH_USES[inspection.hash_use.value]}" if hashes and hashes.is_usable else ""
+    branch.add(f"kernel hashes: {describe_area(hashes)}{use}")
     branch.add(f"launch secret: {describe_area(try_read(lambda: image.sev_secret))}")
     if sev := try_read(lambda: image.sev_metadata):
         sections = branch.add(f"SEV metadata: {len(sev.sections)} sections, as an SNP launch takes them")

@@ -87,12 +87,14 @@ def _words(words: list[str]) -> list[str]:
         from casemate.advise.domain_xml import words_of_domain
 
         return words_of_domain(text)
+    remedy = "give one command, quoted as for a shell"
     try:
-        return shlex.split(text.replace("\\\n", " "), comments=True)
+        line = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
-        raise SpecError(
-            f"{words[0]}: no command line: {error}", "give one command, quoted as for a shell"
-        ) from None
+        raise SpecError(f"{words[0]}: no command line: {error}", remedy) from None
+    if not line:
+        raise SpecError(f"{words[0]}: no command line: nothing is in it", remedy)
+    return line
 
 
 def _load(path: str) -> FirmwareImage | None:

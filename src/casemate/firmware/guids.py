@@ -31,6 +31,9 @@ TDX_METADATA_OFFSET = guid("e47a6535-984a-4798-865e-4685a7bf8ec2")
 IGVM_PARAMETER_OFFSET = guid("784fa70e-3176-4677-8a20-04b68699e374")
 SVSM_INFO = guid("a789a612-0597-4c4b-a49f-cbb1fe9d1ddd")
 
+KERNEL_HASH_ENTRY = guid("4de79437-abd2-427f-b835-d5b172d2045b")
+"""The kernel's entry in the table of kernel hashes."""
+
 TABLE_ENTRY_NAMES = {
     SEV_ES_RESET_BLOCK: "SEV-ES reset block",
     SEV_SECRET_BLOCK: "SEV launch-secret area",

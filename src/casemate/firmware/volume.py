@@ -25,6 +25,7 @@ _LARGE_FILE = 0x01
 _SECTION_HEADER = 4
 _LARGE_SECTION_HEADER = 8
 _SIZE_IS_ELSEWHERE = 0xFFFFFF
+_PE, _TE = 0x10, 0x12
 _GUID_DEFINED, _USER_INTERFACE, _VOLUME_IMAGE = 0x02, 0x15, 0x17
 _RAW, _PADDING = 0x01, 0xF0
 
@@ -58,6 +59,8 @@ class FirmwareFile(NamedTuple):
     name: str
     """What its user interface section calls it, or empty."""
     volumes: tuple[FirmwareVolume, ...]
+    program: bytes = b""
+    """Its PE or TE image."""
 
     @property
     def type_name(self) -> str:
@@ -172,15 +175,17 @@ def _extents(volume: memoryview, offset: int, walk: _Walk) -> Iterator[tuple[int
 
 
 def _file(header: bytes, body: memoryview, walk: _Walk, depth: int) -> FirmwareFile:
-    name, volumes = "", []
+    name, program, volumes = "", b"", []
     kind = header[18]
     if kind in FILE_TYPES and kind not in (_RAW, _PADDING):
         for section, contents in _sections(body, walk, depth):
             if section == _USER_INTERFACE:
                 name = _printable(bytes(contents))
+            elif section in (_PE, _TE):
+                program = bytes(contents)
             elif section == _VOLUME_IMAGE and (inner := parse_volume_header(contents)):
                 volumes.append(_read_volume(contents, inner, walk, depth + 1))
-    return FirmwareFile(header[:16], kind, len(header) + len(body), name, tuple(volumes))
+    return FirmwareFile(header[:16], kind, len(header) + len(body), name, tuple(volumes), program)
 
 
 def _printable(text: bytes) -> str:

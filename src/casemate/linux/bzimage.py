@@ -119,7 +119,8 @@ def _unzstd(data: bytes) -> bytes:
 def _unlz4(data: bytes) -> bytes:
     from lz4.block import decompress
 
-    blocks, at = [], len(_LZ4_LEGACY)
+    blocks: list[bytes] = []
+    at = len(_LZ4_LEGACY)
     while at + 4 <= len(data) and len(blocks) * _LZ4_BLOCK < _LARGEST_KERNEL:
         (size,) = struct.unpack_from("<I", data, at)
         blocks.append(decompress(data[at + 4 : at + 4 + size], uncompressed_size=_LZ4_BLOCK))

@@ -37,7 +37,6 @@ def model_signature(name: str) -> int:
     signature = CPU_MODELS.get(model if version.isdigit() else name)
     if signature is None:
         known = ", ".join(CPU_MODELS)
-        raise SpecError(
-            f"unknown vCPU type {name!r}", f"use one of {known}, with or without -vN; casemate measure also takes --vcpu-sig"
-        )
+        remedy = f"use one of {known}, with or without -vN; casemate measure also takes --vcpu-sig"
+        raise SpecError(f"unknown vCPU type {name!r}", remedy)
     return signature

@@ -6,7 +6,7 @@ import hashlib
 
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea
-from casemate.firmware.guids import guid
+from casemate.firmware.guids import KERNEL_HASH_ENTRY, guid
 from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ TABLE_SIZE = 176
 _TABLE = guid("9438d606-4f22-4cc9-b479-a793d411fd21")
 _CMDLINE = guid("97d02dd8-bd20-4c94-aa78-e7714d36ab2a")
 _INITRD = guid("44baf731-3a2f-4bd7-9af1-41e29169781d")
-_KERNEL = guid("4de79437-abd2-427f-b835-d5b172d2045b")
 _LENGTH_SIZE = 2
 _REMEDY = "use a build that sets the area apart, such as edk2's AmdSev, or leave the kernel unmeasured"
 
@@ -51,7 +50,11 @@ class KernelHashes(NamedTuple):
         """The table, 176 bytes."""
         entries = b"".join(
             name + (len(name) + _LENGTH_SIZE + len(digest)).to_bytes(2, "little") + digest
-            for name, digest in ((_CMDLINE, self.cmdline), (_INITRD, self.initrd), (_KERNEL, self.kernel))
+            for name, digest in (
+                (_CMDLINE, self.cmdline),
+                (_INITRD, self.initrd),
+                (KERNEL_HASH_ENTRY, self.kernel),
+            )
         )
         length = len(_TABLE) + _LENGTH_SIZE + len(entries)
         return (_TABLE + length.to_bytes(2, "little") + entries).ljust(TABLE_SIZE, b"\0")

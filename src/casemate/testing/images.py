@@ -21,7 +21,6 @@ HALT_AT_RESET = b"\xfa\xf4\xeb\xfd".ljust(16, b"\x90")
 
 _METADATA_FROM_END = 0x800
 _TDX_METADATA_FROM_END = 0xC00
-_VOLUME_HEADER_SIZE = 72
 
 
 def volume_header(length: int, file_system: bytes = guids.FFS2) -> bytes:
@@ -34,12 +33,25 @@ def variable_store(size: int = 0x84000, authenticated: bool = True) -> bytes:
     return build_volume(StoreLayout(size), (), authenticated=authenticated)
 
 
+def kernel_loader(program: bytes) -> bytes:
+    """A firmware file as edk2's driver that loads kernels is one, with ``program`` as its PE image."""
+    name = _section(0x15, "QemuKernelLoaderFsDxe\0".encode("utf-16-le"))
+    body = _section(0x10, b"MZ" + program) + name
+    size = (24 + len(body)).to_bytes(3, "little")
+    return bytes(16) + b"\0\0" + b"\x07\0" + size + b"\xf8" + body
+
+
+def _section(kind: int, contents: bytes) -> bytes:
+    data = struct.pack("<I", len(contents) + 4 | kind << 24) + contents
+    return data + bytes(-len(data) % 4)
+
+
 class ImageBuilder:
     """Collects what an image of ``size`` bytes shall contain; ``build`` puts it together."""
 
     def __init__(self, size: int = 128 << 10, volume: bool = False) -> None:
         self.size = size
-        self._volume = volume
+        self._volume = b"" if volume else None
         self._entries: list[tuple[bytes, bytes]] = []
         self._pieces: list[tuple[int, bytes]] = [(16, HALT_AT_RESET)]
 
@@ -82,11 +94,17 @@ class ImageBuilder:
         self._pieces.append((from_end, data))
         return self
 
+    def volume_of(self, file: bytes) -> Self:
+        """Make the image one volume with this file in it."""
+        self._volume = file
+        return self
+
     def build(self) -> bytes:
         """The image's bytes."""
         image = bytearray(b"\xff" * self.size)
-        if self._volume:
-            image[:_VOLUME_HEADER_SIZE] = volume_header(self.size)
+        if self._volume is not None:
+            head = volume_header(self.size) + self._volume
+            image[: len(head)] = head
         pieces = [*self._pieces, self._table()] if self._entries else self._pieces
         for from_end, data in pieces:
             start = self.size - from_end
