@@ -18,6 +18,7 @@ from casemate.cli import main
         (["--machine", "bare"], "the bare board has no devices", 4),
         (["--guest", "sev", "--kernel-hashes"], "--kernel-hashes: there is no firmware", 4),
         (["--guest", "snp"], "SNP guests are not started without firmware yet", 5),
+        (["--guest", "tdx", "--dry-run"], "give firmware with --bios", 4),
         ([], "no HdrS", 4),
     ],
 )

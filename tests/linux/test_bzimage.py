@@ -82,6 +82,8 @@ def test_kernel_is_unpacked_from_every_compression(compress: Callable[[bytes], b
         (bytes(4096), "no HdrS"),
         (bzimage(KERNEL, version=0x20A), "boot protocol 2.10 has no 64-bit entry"),
         (bzimage(KERNEL)[:-100], "ends inside"),
+        (bzimage(KERNEL)[:0x207], "ends inside of the setup header"),
+        (bzimage(vmlinux(*[(0x1000000, b"", 0)] * 600)), "entry"),
         (bzimage(KERNEL, lambda data: b"LZOP" + data), "not known"),
         (bzimage(KERNEL, lambda data: gzip.compress(data)[:-9] + bytes(30)), "cannot be unpacked"),
         (bzimage(b"no elf" * 100), "no 64-bit ELF"),

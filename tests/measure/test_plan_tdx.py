@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def test_variables_and_hob_enter_by_address_only() -> None:
     assert predict_mrtd(plan_tdx(other)) == predict_mrtd(plan_tdx(image()))
     moved = image(BFV, CFV, MEMORY, (0, 0, 0x80A000, 0x2000, 2, 0))
     assert predict_mrtd(plan_tdx(moved)) != predict_mrtd(plan_tdx(image()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", float("inf")), ("size", 1 << 70), ("size", 0), ("gpa", f"{(1 << 52) - 1:#x}")],
+)
+def test_plan_with_pages_that_no_guest_has_is_refused_by_its_name(name: str, value: object) -> None:
+    document = json.loads(plan_tdx(image()).to_json())
+    document["steps"][0][name] = value
+    with pytest.raises(SpecError, match=r"launch\.json: this is no launch plan"):
+        LaunchPlan.from_json(json.dumps(document), "launch.json")
 
 
 def test_plan_survives_json_and_the_trace_ends_in_mrtd() -> None:
