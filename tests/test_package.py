@@ -241,6 +241,11 @@ def test_pages_that_are_pointed_to_exist() -> None:
     assert not missing
 
 
+def test_the_picture_of_the_layers_has_every_package() -> None:
+    picture = (ROOT / "docs" / "design" / "architecture.md").read_text("utf-8").split("```")[1]
+    assert set(LEVELS) <= set(re.findall(r"\w+", picture))
+
+
 def test_promises_name_tests_that_exist() -> None:
     named = re.findall(
         r"`((?:\w+/)*\w+(?:\.py|/))(?:::(test_\w+))?`", (ROOT / "SPECIFICATION.md").read_text("utf-8")

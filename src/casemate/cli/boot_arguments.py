@@ -90,7 +90,7 @@ def _add_console(parser: argparse.ArgumentParser) -> None:
     console.add_argument("--timeout", type=seconds, metavar="S", help="end after S seconds")
     console.add_argument(
         "--watchdog",
-        type=_seconds,
+        type=seconds,
         metavar="S",
         help="end as no-progress after S seconds of processor time without any access to a device",
     )
