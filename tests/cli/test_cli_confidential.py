@@ -15,8 +15,10 @@ from confidential_launches import HASHES, UNIT0, write_guest, write_kernel, writ
 from firmware_images import require_image
 
 from casemate.cli import main
+from casemate.firmware import guids
 from casemate.guests.actions import ask_for_reset, print_text, store, tell, tell_memory
 from casemate.guests.entry import IMAGE_SIZE
+from casemate.testing.images import ImageBuilder, kernel_loader
 
 DEBUG_SWAP = ("--guest", "sev-es", "--feature", "debug-swap")
 
@@ -308,3 +310,16 @@ def test_strace_sees_every_mprotect_of_a_flash_guest_in_order(tmp_path: Path) ->
         ("casemate-flash0", IMAGE_SIZE, "PROT_READ|PROT_WRITE"),
         ("casemate-flash0", IMAGE_SIZE, "PROT_READ"),
     ]
+
+
+@pytest.mark.parametrize(("constants", "warned"), [(b"", True), (guids.KERNEL_HASH_ENTRY, False)])
+@pytest.mark.parametrize("mode", ["--dry-run", "--launch-only"])
+def test_firmware_that_compares_no_hashes_is_warned_about(
+    mode: str, constants: bytes, warned: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image = tmp_path / "loader.fd"
+    image.write_bytes(ImageBuilder().hashes(HASHES).volume_of(kernel_loader(constants)).build())
+    words = ("--guest", "sev", "--bios", image, "--kernel", write_kernel(tmp_path), "--kernel-hashes", mode)
+    code, document, _ = boot_json(capsys, *words, "--host", "model")
+    assert code == 0
+    assert any("no driver of this build compares" in text for text in document["warnings"]) == warned

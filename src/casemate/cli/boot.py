@@ -122,6 +122,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _assemble(machine: Machine, prepared: PreparedLaunch | None, attestation: Path | None) -> None:
+    if prepared is not None:
+        from casemate.confidential.warnings import launch_warnings
+
+        machine.warnings += launch_warnings(prepared)
     for warning in machine.warnings:
         print(f"casemate: warning: {warning}", file=sys.stderr)
     if prepared is None:

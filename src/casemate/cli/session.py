@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what can be done."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     export = actions.add_parser("export", help="write a platform's certificates to a file")
-    export.add_argument("--host", choices=("kvm", "model"), default="kvm", help="whose (%(default)s)")
-    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument(
+        "--host", choices=("kvm", "model"), default="kvm", help="whose they are (%(default)s)"
+    )
+    export.add_argument("file", type=Path, metavar="FILE", help="where to write them")
     check = actions.add_parser("check", help="check every link from a platform's key to AMD's root")
     make = actions.add_parser("make", help="make a launch session")
     for sub in (check, make):

@@ -10,6 +10,7 @@ from casemate.confidential.features import feature_names
 from casemate.confidential.preparation import PreparedLaunch
 from casemate.confidential.snp import SET_ATTRIBUTES, describe_pages
 from casemate.confidential.traced import REGISTER_REGION
+from casemate.confidential.warnings import launch_warnings
 from casemate.errors import UnsupportedError
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
@@ -41,7 +42,7 @@ def dry_run(prepared: PreparedLaunch, host: Hypervisor) -> dict[str, Any]:
         "host": {"backend": host.name, "era": host.era},
         "guest": {"kind": str(spec.kind), "features": feature_names(setup.features)},
         "protection": {"protection": str(protection.protection), "reason": protection.reason},
-        "warnings": [protection.warning] if protection.warning else [],
+        "warnings": [*([protection.warning] if protection.warning else []), *launch_warnings(prepared)],
         "slots": _slots(prepared, protection),
         "ioctls": [{"command": command, "detail": detail} for command, detail in ioctls],
         "steps": [describe_step(step) for step in prepared.plan.steps],
