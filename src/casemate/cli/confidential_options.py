@@ -220,13 +220,15 @@ def _snp_finish(args: argparse.Namespace) -> SnpFinish:
 
 def write_attestation(folder: Path, report: bytes, certificates: Certificates) -> None:
     """Put a report and the certificates of its signer into a folder. Raises HostError if the disk refuses."""
+    from casemate.files import write_file
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.bin").write_bytes(report)
-        for name, data in certificates._asdict().items():
-            (folder / f"{name}.pem").write_bytes(data)
     except OSError as error:
-        raise HostError("write", error.errno or 0, str(folder), "name another folder") from None
+        raise HostError("mkdir", error.errno or 0, str(folder), "name another folder") from None
+    write_file(folder / "report.bin", report)
+    for name, data in certificates._asdict().items():
+        write_file(folder / f"{name}.pem", data)
 
 
 def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | None:

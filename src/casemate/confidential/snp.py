@@ -22,6 +22,7 @@ from casemate.abi.sev.snp_pages import CpuidFunction, CpuidPage
 from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE, Hva
 from casemate.confidential.features import feature_names
+from casemate.confidential.launch_report import launch_report
 from casemate.confidential.preparation import PreparedLaunch
 from casemate.confidential.traced import TracedCommand
 from casemate.errors import FirmwareStatusError, HostError, InsecureError, InternalError, SpecError
@@ -107,23 +108,10 @@ class SnpFinished(SnpStarted):
         machine, prepared = self.machine, self.prepared
         machine.ready()
         machine.features = feature_names(prepared.setup.features)
-        machine.launch = self._report()
+        machine.launch = launch_report(prepared, self.processor.state, self.commands)
         machine.measurement = _report_measurement(self.report)
         if reason := prepared.stops_after_launch:
             machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
-
-    def _report(self) -> dict[str, Any]:
-        prepared = self.prepared
-        return {
-            "state": str(self.processor.state),
-            "vm_type": prepared.setup.sev.vm_type.kernel_name,
-            "init": prepared.setup.command.kernel_name,
-            "why": prepared.setup.reason,
-            "policy": prepared.policy,
-            "vcpus": len(prepared.vcpus),
-            "digest": prepared.digest.hex(),
-            "commands": [command._asdict() for command in self.commands],
-        }
 
 
 def describe_pages(pages: SnpPages) -> str:

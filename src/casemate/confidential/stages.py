@@ -13,6 +13,7 @@ from typing import Any
 
 from casemate.confidential import sev
 from casemate.confidential.features import feature_names
+from casemate.confidential.launch_report import launch_report
 from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
 from casemate.confidential.snp import SnpFinished, launch_snp
 from casemate.confidential.traced import TracedCommand, TracedProcessor
@@ -101,7 +102,7 @@ class LaunchFinished(LaunchMeasured):
         """The machine's last stage; a guest that this host cannot run as it is ends here, saying why."""
         self.machine.ready()
         self.machine.features = feature_names(self.prepared.setup.features)
-        self.machine.launch = _report(self)
+        self.machine.launch = launch_report(self.prepared, self.processor.state, self.processor.commands)
         self.machine.measurement = _report_measurement(self)
         if reason := self.prepared.stops_after_launch:
             self.machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
@@ -167,20 +168,6 @@ def _verify(
             "the host launched something else, or the session has another TIK: give this guest no secret",
         )
     return True
-
-
-def _report(launch: LaunchFinished) -> dict[str, Any]:
-    prepared = launch.prepared
-    return {
-        "state": str(launch.processor.state),
-        "vm_type": prepared.setup.sev.vm_type.kernel_name,
-        "init": prepared.setup.command.kernel_name,
-        "why": prepared.setup.reason,
-        "policy": prepared.policy,
-        "vcpus": len(prepared.vcpus),
-        "digest": prepared.digest.hex(),
-        "commands": [command._asdict() for command in launch.processor.commands],
-    }
 
 
 def _report_measurement(launch: LaunchFinished) -> dict[str, Any]:
