@@ -25,7 +25,8 @@ examples:
       at the owner's: guest_godh.b64 and guest_session.b64 for the host, guest_tek.bin and guest_tik.bin to keep
   casemate session export --host model model.cert && \\
   casemate session make --platform model.cert --policy 0x5 --name guest --any-root && \\
-  casemate boot --guest sev-es --dh-cert-file guest_godh.b64 --session-file guest_session.b64 --tik guest_tik.bin
+  casemate boot --guest sev-es --machine pc --until 'Shell> ' \\
+      --dh-cert-file guest_godh.b64 --session-file guest_session.b64 --tik guest_tik.bin
       all of it without special hardware, on the model
 
 A session is good for one guest. The files are those of sevctl, and QEMU's dh-cert-file and session-file take them.

@@ -84,8 +84,9 @@ def test_flash_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="no regular file"):
         FlashFile.open(tmp_path / "pipe", readonly=True)
-    with pytest.raises(ImageError, match="No such file"):
-        FlashFile.open(tmp_path / "missing", readonly=True)
+    for readonly, remedy in ((True, "check the path"), (False, "copy a template there")):
+        with pytest.raises(ImageError, match=f"no such file; {remedy}"):
+            FlashFile.open(tmp_path / "missing", readonly=readonly)
     with pytest.raises(ImageError, match="no file name"):
         FlashFile.open("a\0b", readonly=True)
 
@@ -184,7 +185,7 @@ def test_copy_template_keeps_the_old_target_if_it_fails(
 def test_copy_template_into_nowhere_is_refused(image: Path, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="No such file"):
         copy_template(image, tmp_path / "missing" / "guest.fd")
-    with pytest.raises(ImageError, match="No such file"):
+    with pytest.raises(ImageError, match="no such file"):
         copy_template(tmp_path / "missing", tmp_path / "guest.fd")
 
 

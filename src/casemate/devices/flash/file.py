@@ -197,6 +197,9 @@ def _open(path: Path, readonly: bool) -> int:
             )
         if error.errno == errno.EISDIR:
             remedy = "name the image file in it"
+        if error.errno == errno.ENOENT:
+            remedy = "check the path" if readonly else "copy a template there, or say --vars-template"
+            raise ImageError(path, "no such file", remedy) from error
         what = "read" if readonly else "written"
         raise ImageError(path, f"cannot be {what}: {error.strerror}", remedy) from error
     except ValueError as error:
