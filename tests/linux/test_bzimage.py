@@ -18,6 +18,7 @@ from firmware_images import require_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.abi.sev.snp import SnpPageType
 from casemate.errors import ImageError, SpecError
 from casemate.linux.bzimage import LinuxKernel, Segment
 from casemate.linux.direct_boot import prepare_linux
@@ -129,6 +130,50 @@ def test_memory_map_covers_what_is_there_and_nothing_twice() -> None:
     usable = [(start, start + size) for start, size, kind in entries if kind == 1]
     assert usable == [(0, 0x9C000), (0x100000, 256 << 20), (1 << 32, (1 << 32) + (1 << 30))]
     assert all(a[0] + a[1] <= b[0] for a, b in pairwise(entries))
+
+
+def test_snp_guest_takes_the_memory_that_was_not_launched_and_no_other() -> None:
+    kernel = LinuxKernel.from_bytes(bzimage(KERNEL), "test")
+    ram = [*RAM, (1 << 32, 1 << 30)]
+    boot = prepare_linux(kernel, b"initrd" * 1000, "", ram, 39, is_snp=True)
+    taken = []
+    for at in range(0xF000, 0xFE00, 16):
+        start, end = struct.unpack_from("<QQ", boot.image, at)
+        if not end:
+            break
+        taken.append((start, end))
+    pieces = [(piece.gpa, piece.gpa + len(piece.data)) for piece in boot.pieces]
+    spans = sorted([*taken, *pieces])
+    joints = {end for _, end in spans} ^ {start for start, _ in spans}
+    assert joints == {start for start, _ in ram} ^ {start + size for start, size in ram}
+    assert all(a[1] <= b[0] for a, b in pairwise(spans))
+    tables = boot.pieces[0].data
+    assert struct.unpack_from("<Q", tables, 0x1000 + 8 * 4)[0] & 3, "what it takes is mapped"
+
+
+def test_snp_guest_is_led_to_its_secrets_and_cpuid_table() -> None:
+    kernel = LinuxKernel.from_bytes(bzimage(KERNEL), "test")
+    boot = prepare_linux(kernel, b"", "", RAM, 39, is_snp=True)
+    pieces = {piece.what: piece for piece in boot.pieces}
+    params = pieces["boot parameters"].data
+    assert struct.unpack_from("<I", params, 0x13C)[0] == pieces["CC blob"].gpa
+    magic, _, _, secrets, secrets_size, _, cpuid, cpuid_size = struct.unpack_from(
+        "<IHHQIIQI", pieces["CC blob"].data
+    )
+    assert struct.pack("<I", magic) == b"AMDE"
+    assert (secrets, secrets_size) == (pieces["secrets"].gpa, 4096)
+    assert (cpuid, cpuid_size) == (pieces["CPUID table"].gpa, 4096)
+    assert pieces["secrets"].page_type is SnpPageType.SECRETS
+    assert pieces["CPUID table"].page_type is SnpPageType.CPUID
+    entries = [struct.unpack_from("<QQI", params, 0x2D0 + 20 * index) for index in range(params[0x1E8])]
+    (kind,) = {kind for start, size, kind in entries if start <= secrets < start + size}
+    assert kind == 2, "Linux maps no RAM as a device's memory"
+
+
+def test_snp_guest_with_more_memory_than_its_page_tables_map_is_refused() -> None:
+    kernel = LinuxKernel.from_bytes(bzimage(KERNEL), "test")
+    with pytest.raises(SpecError, match="13 GiB"):
+        prepare_linux(kernel, b"", "", [*RAM, (1 << 32, 10 << 30)], 39, is_snp=True)
 
 
 @pytest.mark.parametrize("c_bit", [None, 39, 47, 51])

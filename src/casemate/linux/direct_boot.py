@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from casemate.abi.sev.snp import SnpPageType
 from casemate.address import FOUR_GIB, PAGE_SIZE
 from casemate.errors import SpecError
 from casemate.linux.acpi import acpi_tables
 from casemate.linux.bzimage import LinuxKernel
-from casemate.linux.entry import entry_image, page_tables
+from casemate.linux.entry import MAX_GIB, entry_image, page_tables
 
 PM_BASE = 0x600
 """First port of the ACPI block, where firmware would have put it."""
 
-_PAGE_TABLES, _BOOT_PARAMS, _COMMAND_LINE, _ACPI, _LOW_END = 0x1000, 0x10000, 0x20000, 0x9C000, 0xA0000
+_PAGE_TABLES, _BOOT_PARAMS, _COMMAND_LINE = 0x1000, 0x10000, 0x20000
+_CC_BLOB, _SECRETS, _CPUID, _ACPI, _LOW_END = 0x98000, 0x99000, 0x9A000, 0x9C000, 0xA0000
 _MIB = 1 << 20
-_ACPI_RSDP, _E820_COUNT, _SETUP_HEADER, _E820_TABLE = 0x070, 0x1E8, 0x1F1, 0x2D0
+_ACPI_RSDP, _CC_BLOB_POINTER, _E820_COUNT, _SETUP_HEADER, _E820_TABLE = 0x070, 0x13C, 0x1E8, 0x1F1, 0x2D0
 _VIDEO_MODE, _LOADER, _RAMDISK, _COMMAND_LINE_POINTER = 0x1FA, 0x210, 0x218, 0x228
+_CC_BLOB_MAGIC = 0x45444D41
 _NORMAL_VIDEO, _UNKNOWN_LOADER = 0xFFFF, 0xFF
 _E820_RAM, _E820_RESERVED, _E820_ACPI = 1, 2, 3
 
@@ -30,6 +33,8 @@ class Piece(NamedTuple):
     what: str
     gpa: int
     data: bytes
+    page_type: SnpPageType = SnpPageType.NORMAL
+    """How an SNP launch takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,12 @@ def prepare_linux(
     command_line: str,
     ram: Sequence[tuple[int, int]],
     c_bit: int | None = None,
+    *,
+    is_snp: bool = False,
 ) -> DirectBoot:
     """Lay a boot out in ``ram``, ranges of address and size in bytes; ``c_bit`` is that of a guest of SEV.
+
+    An SNP guest finds its secrets and CPUID table, and takes the rest of its memory before the kernel starts.
 
     Raises SpecError if it does not fit.
     """
@@ -64,9 +73,10 @@ def prepare_linux(
             f"kernel and initrd need {-(-needed // _MIB)} MiB of memory, the guest has {(start + size) // _MIB} MiB",
             "give it more --memory",
         )
-    boot_params = _boot_params(kernel.setup_header, _e820(ram), initrd_at, len(initrd))
+    gib = _mapped_gib(ram) if is_snp else 4
+    boot_params = _boot_params(kernel.setup_header, _e820(ram, is_snp), initrd_at, len(initrd), is_snp)
     pieces = [
-        Piece("page tables", _PAGE_TABLES, page_tables(_PAGE_TABLES, c_bit)),
+        Piece("page tables", _PAGE_TABLES, page_tables(_PAGE_TABLES, c_bit, gib)),
         Piece("boot parameters", _BOOT_PARAMS, boot_params),
         Piece("command line", _COMMAND_LINE, _whole_pages(words)),
         Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(_ACPI, PM_BASE))),
@@ -74,7 +84,35 @@ def prepare_linux(
     ]
     if initrd:
         pieces.append(Piece("initrd", initrd_at, _whole_pages(initrd)))
-    return DirectBoot(entry_image(kernel.entry, _PAGE_TABLES, _BOOT_PARAMS), tuple(pieces))
+    unmeasured: list[tuple[int, int]] = []
+    if is_snp:
+        pieces += _snp_pieces()
+        unmeasured = list(_gaps(ram, pieces))
+    return DirectBoot(entry_image(kernel.entry, _PAGE_TABLES, _BOOT_PARAMS, unmeasured), tuple(pieces))
+
+
+def _mapped_gib(ram: Sequence[tuple[int, int]]) -> int:
+    """How much of memory the entry code must see to take it."""
+    gib = -(-max(start + size for start, size in ram) >> 30)
+    if gib > MAX_GIB:
+        raise SpecError(
+            f"memory ends above {MAX_GIB} GiB, too much for an SNP guest without firmware",
+            "give less --memory, or boot by --bios",
+        )
+    return max(gib, 4)
+
+
+def _gaps(ram: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> Iterator[tuple[int, int]]:
+    """Start and end of what is in no piece."""
+    for start, size in ram:
+        end = start + size
+        for piece in sorted(pieces, key=lambda piece: piece.gpa):
+            if start <= piece.gpa < end:
+                if start < piece.gpa:
+                    yield start, piece.gpa
+                start = piece.gpa + len(piece.data)
+        if start < end:
+            yield start, end
 
 
 def _kernel_piece(kernel: LinuxKernel) -> Piece:
@@ -87,11 +125,12 @@ def _kernel_piece(kernel: LinuxKernel) -> Piece:
 
 
 def _boot_params(
-    setup_header: bytes, e820: list[tuple[int, int, int]], initrd_at: int, initrd_size: int
+    setup_header: bytes, e820: list[tuple[int, int, int]], initrd_at: int, initrd_size: int, is_snp: bool
 ) -> bytes:
     page = bytearray(PAGE_SIZE)
     page[_SETUP_HEADER : _SETUP_HEADER + len(setup_header)] = setup_header
     struct.pack_into("<Q", page, _ACPI_RSDP, _ACPI)
+    struct.pack_into("<I", page, _CC_BLOB_POINTER, _CC_BLOB if is_snp else 0)
     struct.pack_into("<H", page, _VIDEO_MODE, _NORMAL_VIDEO)
     page[_LOADER] = _UNKNOWN_LOADER
     struct.pack_into("<II", page, _RAMDISK, initrd_at if initrd_size else 0, initrd_size)
@@ -102,11 +141,26 @@ def _boot_params(
     return bytes(page)
 
 
-def _e820(ram: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+def _snp_pieces() -> list[Piece]:
+    """Secrets, CPUID table, and where they are (Linux arch/x86/include/asm/sev.h, cc_blob_sev_info)."""
+    parts = (_SECRETS, PAGE_SIZE, 0, _CPUID, PAGE_SIZE, 0)
+    blob = struct.pack("<IHHQIIQII", _CC_BLOB_MAGIC, 0, 0, *parts)
+    return [
+        Piece("CC blob", _CC_BLOB, _whole_pages(blob)),
+        Piece("secrets", _SECRETS, bytes(PAGE_SIZE), SnpPageType.SECRETS),
+        Piece("CPUID table", _CPUID, bytes(PAGE_SIZE), SnpPageType.CPUID),
+    ]
+
+
+def _e820(ram: Sequence[tuple[int, int]], is_snp: bool) -> list[tuple[int, int, int]]:
     high = [(start, size, _E820_RAM) for start, size in ram if start >= FOUR_GIB]
     low_end = max(start + size for start, size in ram if start < FOUR_GIB)
+    # What Linux maps as a device's memory must not be RAM.
+    start = _CC_BLOB if is_snp else _ACPI
+    reserved = [(start, _ACPI - start, _E820_RESERVED)] if is_snp else []
     return [
-        (0, _ACPI, _E820_RAM),
+        (0, start, _E820_RAM),
+        *reserved,
         (_ACPI, _LOW_END - _ACPI, _E820_ACPI),
         (_LOW_END, _MIB - _LOW_END, _E820_RESERVED),
         (_MIB, low_end - _MIB, _E820_RAM),

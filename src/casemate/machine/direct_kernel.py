@@ -11,6 +11,7 @@ from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import Key
 from casemate.errors import ImageError
 from casemate.files import LARGEST_KERNEL, read_file
+from casemate.host.guest_kind import GuestKind
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.direct_boot import DirectBoot, prepare_linux
 from casemate.machine.boards import BOARDS
@@ -50,4 +51,5 @@ def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
     kernel = LinuxKernel.load(spec.kernel)
     initrd = read_file(spec.initrd, LARGEST_KERNEL) if spec.initrd else b""
     ram = [(piece.gpa, piece.size) for piece in BOARDS[spec.machine].ram(spec.memory)]
-    return prepare_linux(kernel, initrd, spec.append, ram, c_bit)
+    is_snp = spec.kind is GuestKind.SNP
+    return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp)

@@ -7,10 +7,33 @@ unpacked kernel, the initrd.
 
 from __future__ import annotations
 
+from casemate.abi.sev.snp import SnpPageType
 from casemate.address import Gpa
-from casemate.linux.direct_boot import DirectBoot
+from casemate.firmware.image import FirmwareImage
+from casemate.host.guest_kind import GuestKind
+from casemate.linux.direct_boot import DirectBoot, Piece
+from casemate.measure import steps_snp
 from casemate.measure.plan import LaunchPlan
-from casemate.measure.steps import UpdateData
+from casemate.measure.sev_init import SevInit
+from casemate.measure.steps import SnpPages, UpdateData
+from casemate.measure.steps_sev import vmsa_steps
+
+
+def plan_snp_linux(
+    image: FirmwareImage, linux: DirectBoot, vcpus: int, signature: int, features: int
+) -> LaunchPlan:
+    """The launch of an SNP guest; ``image`` is ``linux.image``. Raises SpecError if numbers are impossible."""
+    steps_snp.validate_features(features)
+    entry = steps_snp.firmware_step(image)._replace(what="entry code")
+    pieces = (
+        SnpPages(piece.what, Gpa(piece.gpa), len(piece.data), *_contents(piece)) for piece in linux.pieces
+    )
+    vmsas = vmsa_steps(image, vcpus, signature, features, SevInit.INIT2)
+    return LaunchPlan(GuestKind.SNP, (entry, *pieces, *vmsas))
+
+
+def _contents(piece: Piece) -> tuple[SnpPageType, bytes]:
+    return piece.page_type, piece.data if piece.page_type.has_contents else b""
 
 
 def with_linux(plan: LaunchPlan, linux: DirectBoot) -> LaunchPlan:

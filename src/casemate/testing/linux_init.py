@@ -6,8 +6,9 @@ initrd.write_bytes(initramfs(printing_init("hello")))
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
-DIRECTORY, PROGRAM, CHARACTER_DEVICE = 0o040755, 0o100755, 0o020600
+DIRECTORY, PROGRAM, FILE, CHARACTER_DEVICE = 0o040755, 0o100755, 0o100644, 0o020600
 _CONSOLE = (5, 1)
 _BASE, _HEADERS = 0x400000, 64 + 56
 _WRITE, _NANOSLEEP, _REBOOT = 1, 35, 169
@@ -16,12 +17,15 @@ _ARGUMENTS = (b"\xbf", b"\xbe", b"\xba")
 """mov edi, esi, edx."""
 
 
-def initramfs(init: bytes) -> bytes:
-    """An archive of a console and ``/init``, a static program."""
+def initramfs(init: bytes, files: Mapping[str, bytes] | None = None) -> bytes:
+    """An archive of a console, ``/init``, a static program, and ``files`` by path, at most one folder deep."""
+    folders = {path.split("/")[0] for path in files or {} if "/" in path}
     return b"".join(
         (
             archive_entry("dev", DIRECTORY),
             archive_entry("dev/console", CHARACTER_DEVICE, device=_CONSOLE),
+            *(archive_entry(folder, DIRECTORY) for folder in sorted(folders)),
+            *(archive_entry(path, FILE, data) for path, data in (files or {}).items()),
             archive_entry("init", PROGRAM, init),
             archive_entry("TRAILER!!!", 0),
         )
