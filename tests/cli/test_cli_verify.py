@@ -33,7 +33,7 @@ def attested(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--report-data",
         REPORT_DATA,
     )
-    assert main(["boot", *boot, "--attestation", str(folder)]) == 0
+    assert main(["boot", *boot, "--launch-only", "--attestation", str(folder)]) == 0
     cpu = ("--vcpus", "1", "--vcpu-type", "EPYC-v4", "--plan-out", str(folder / "plan.json"))
     assert main(["measure", "--mode", "snp", "--ovmf", str(folder / "snp.fd"), *cpu]) == 0
     return folder

@@ -43,10 +43,12 @@ KEY, AUTHOR = (ec.derive_private_key(number, ec.SECP384R1()) for number in (7, 1
 BUFFER = ctypes.create_string_buffer(0x6000)
 HVA = Hva(-(-ctypes.addressof(BUFFER) // PAGE_SIZE) * PAGE_SIZE)
 CONTENTS = bytes(range(256)) * 32
+PRIVATE: dict[int, bytes] = {}
+"""What was launched last, by address."""
 
 
 def started(**options: int) -> ModelSnp:
-    processor = ModelSnp(SevSetup(VmType.SNP, 0x20), **options)
+    processor = ModelSnp(SevSetup(VmType.SNP, 0x20), PRIVATE.__setitem__, **options)
     processor.launch_start(POLICY, b"\x05" * 16)
     processor.set_private(MEMORY)
     ctypes.memmove(HVA, CONTENTS, len(CONTENTS))
@@ -96,9 +98,9 @@ def test_digest_is_the_predicted_one() -> None:
 def test_pages_are_the_guests_alone_once_they_are_launched() -> None:
     processor = launched()
     assert processor.state is GuestState.RUNNING
-    assert processor.private[0x10] + processor.private[0x11] == CONTENTS
-    assert processor.private[0x12] == bytes(PAGE_SIZE)
-    secrets = SecretsPage.from_bytes(processor.private[0x13])
+    assert PRIVATE[0x10000] + PRIVATE[0x11000] == CONTENTS
+    assert PRIVATE[0x12000] == bytes(PAGE_SIZE)
+    secrets = SecretsPage.from_bytes(PRIVATE[0x13000])
     assert bytes(secrets.gosvw) == b"\x05" * 16
     assert len({bytes(secrets.vmpck0), bytes(secrets.vmpck1), bytes(32)}) == 3
     assert processor.rmp[0x10].state is PageState.GUEST_VALID
@@ -115,7 +117,7 @@ def test_interrupted_update_goes_on_where_it_was() -> None:
     assert caught.value.errno == EAGAIN
     assert (request.gpa, request.hva, request.size) == (0x11000, HVA + 0x1000, 0x1000)
     processor.launch_update(request)
-    assert processor.private[0x11] == CONTENTS[0x1000:]
+    assert PRIVATE[0x11000] == CONTENTS[0x1000:]
 
 
 def test_cpuid_table_is_taken_or_handed_back_corrected() -> None:
@@ -132,7 +134,7 @@ def test_cpuid_table_is_taken_or_handed_back_corrected() -> None:
     assert ctypes.string_at(HVA, CpuidPage.SIZE) == wanted
     assert processor.rmp[0x14].state is PageState.HYPERVISOR
     processor.launch_update(request)
-    assert processor.private[0x14][: CpuidPage.SIZE] == wanted
+    assert PRIVATE[0x14000][: CpuidPage.SIZE] == wanted
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_kernel_refuses_what_it_can_see_by_itself(request_: SnpUpdate, errno: in
 @pytest.mark.parametrize("policy", [0x20000, 0x10000, 0x130000])
 def test_kernel_refuses_policies_without_smt_or_of_one_socket(policy: int) -> None:
     with pytest.raises(HostError) as caught:
-        ModelSnp(SevSetup(VmType.SNP)).launch_start(policy, bytes(16))
+        ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__).launch_start(policy, bytes(16))
     assert caught.value.errno == EINVAL
 
 
@@ -167,12 +169,12 @@ def test_kernel_refuses_policies_without_smt_or_of_one_socket(policy: int) -> No
 )
 def test_firmware_refuses_policies_that_it_cannot_keep(policy: int, status: SevStatus) -> None:
     with pytest.raises(FirmwareStatusError) as caught:
-        ModelSnp(SevSetup(VmType.SNP)).launch_start(policy, bytes(16))
+        ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__).launch_start(policy, bytes(16))
     assert caught.value.status == status
 
 
 def test_commands_out_of_order_are_refused() -> None:
-    fresh = ModelSnp(SevSetup(VmType.SNP))
+    fresh = ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__)
     fresh.set_private(MEMORY)
     done = launched()
     for call in (

@@ -105,7 +105,10 @@ def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}
     most = ", ".join(f"{count} {names.get(code, code)}" for code, count in list(exits.items())[:4])
-    return [f"  VMGEXITs  {sum(exits.values())}: {most}"]
+    lines = [f"  VMGEXITs  {sum(exits.values())}: {most}"]
+    if states := requests.get("page_states"):
+        lines.append("  pages     " + ", ".join(f"{count} {what}" for what, count in states.items()))
+    return lines
 
 
 def _kernel(kernel: dict[str, Any] | None, *, printed: bool) -> list[str]:

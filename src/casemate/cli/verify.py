@@ -17,7 +17,7 @@ examples:
       every check, and what the report shows; 3 if one fails
   casemate verify report.bin --ark ark.pem --ask ask.pem --vcek vcek.pem --plan launch.json --policy 0x30000
       against a launch that casemate measure --plan-out wrote
-  casemate boot --guest snp --bios OVMF.amdsev.fd --attestation out && cd out &&
+  casemate boot --guest snp --bios OVMF.amdsev.fd --launch-only --attestation out && cd out &&
   casemate verify report.bin --ark ark.pem --ask ask.pem --vcek vcek.pem
       a modelled report, which proves nothing about any hardware
 

@@ -26,7 +26,7 @@ from casemate.measure.cpu_models import model_signature
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.measurement import validate_policy
 from casemate.measure.plan import LaunchPlan
-from casemate.measure.plan_linux import with_linux
+from casemate.measure.plan_linux import plan_snp_linux, with_linux
 from casemate.measure.plan_sev import plan_sev, plan_sev_es
 from casemate.measure.plan_snp import plan_snp
 from casemate.measure.trace import running_digests
@@ -108,14 +108,15 @@ class PreparedLaunch:
     vcpus: tuple[VcpuReset, ...]
     plan: LaunchPlan
     digest: bytes
+    host_runs_snp: bool
 
     @property
     def stops_after_launch(self) -> str | None:
         """Why the guest will not run, or None if it will."""
         if self.options.launch_only:
             return "only the launch was asked for"
-        if self.spec.kind is GuestKind.SNP:
-            return "SNP guests are not run yet"
+        if self.spec.kind is GuestKind.SNP and not self.host_runs_snp:
+            return "this host launches SNP guests and does not run them"
         runs = self.spec.vcpus
         return None if runs == len(self.vcpus) else f"this host runs {runs} vCPU of {len(self.vcpus)}"
 
@@ -153,7 +154,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
     launched = replace(spec, sev=setup.sev, legacy_window=False, vcpus=runs)
-    return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest)
+    return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
 
 
 def unfit_for_sev_es(image: FirmwareImage) -> str | None:
@@ -196,6 +197,8 @@ def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: 
     if spec.kind is GuestKind.SEV:
         plan = plan_sev(image, hashes)
     elif spec.kind is GuestKind.SNP:
+        if spec.linux is not None:
+            return plan_snp_linux(image, spec.linux, options.vcpus, options.signature, setup.features)
         plan = plan_snp(image, options.vcpus, options.signature, hashes, setup.features)
     else:
         plan = plan_sev_es(image, options.vcpus, options.signature, hashes, setup.features, setup.init)

@@ -126,7 +126,8 @@ class Vm(Protocol):
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows.
 
-        ``pages`` of an encrypted guest are ``private`` (the host sees ciphertext) or ``shared`` (it sees the same).
+        ``pages`` of an encrypted guest are ``private`` (the host sees ciphertext) or ``shared`` (it sees the same), and
+        ``page_states`` counts how an SNP guest and its host changed them.
         """
 
     def close(self) -> None:
@@ -147,6 +148,8 @@ class Hypervisor(Protocol):
     legacy_vmsa_features: int
     """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
 
+    runs_snp: bool
+    """Whether SNP guests run here, or are only launched."""
     c_bit: int | None
     """Position of the encryption bit in page tables of guests of SEV, or None where there are none."""
 

@@ -27,6 +27,7 @@ class KvmHypervisor:
 
     name = "kvm"
     era: str | None = None
+    runs_snp = False
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device

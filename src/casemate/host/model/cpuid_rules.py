@@ -15,7 +15,10 @@ from casemate.abi.sev.snp_pages import (
 )
 from casemate.host.model.cpu.cpuid import ENCRYPTION, SevCpuid
 
-_SNP = 1 << 4
+_ADDED = {(ENCRYPTION, 0): 1 << 4, (XSAVE_LEAF, 1): 1 << 1}
+"""Bits of EAX by leaf and subleaf: SNP, and XSAVEC, which every such processor has and Linux insists on."""
+_XSAVE = 0b11 << 26
+"""XSAVE and OSXSAVE in ECX: hidden, for the engine has no XSAVEC, which Linux would go on to use."""
 _BASIC = tuple(range(0x11))
 _EXTENDED = (*range(0x80000000, 0x80000009), 0x8000001F)
 _INDEXED = {0x7: (0,), 0xD: (0, 1)}
@@ -32,7 +35,8 @@ def guest_table() -> CpuidPage:
                 entry = table.entries[table.count]
                 entry.eax_in, entry.ecx_in = leaf, subleaf
                 entry.eax, entry.ebx, entry.ecx, entry.edx = answer
-                entry.eax |= _SNP if leaf == ENCRYPTION else 0
+                entry.eax |= _ADDED.get((leaf, subleaf), 0)
+                entry.ecx &= ~(_XSAVE if leaf == 1 else 0)
                 entry.xcr0_in = 1 if leaf == XSAVE_LEAF else 0
                 table.count += 1
     return correct_table(table)

@@ -14,13 +14,13 @@ from casemate.abi.sev import ghcb
 from casemate.abi.sev.ghcb import ExitCode, MsrRequest
 from casemate.host.hypervisor import IoBus
 from casemate.host.model.cpu.cpuid import C_BIT, SevCpuid
+from casemate.host.model.ghcb_snp import SnpRequests
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.sev_msrs import SevMsrs
 
 _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
     ExitCode.READ_DR7: {ghcb.DR7: 0x400},
     ExitCode.WRITE_DR7: {},
-    ExitCode.HV_FEATURES: {ghcb.SW_EXIT_INFO_2: 0},
     ExitCode.WBINVD: {},
     ExitCode.INVD: {},
     ExitCode.MONITOR: {},
@@ -30,6 +30,15 @@ _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
 }
 _INVALID_INPUT = 2, 3
 """SW_EXIT_INFO_1 and _2 for a request that cannot be served: malformed, for its input is missing or wrong."""
+_OF_SNP = frozenset(
+    {
+        ExitCode.PAGE_STATE_CHANGE,
+        ExitCode.GUEST_REQUEST,
+        ExitCode.EXTENDED_GUEST_REQUEST,
+        ExitCode.AP_CREATION,
+    }
+)
+"""Served for an SNP guest; AP creation is refused, for there is one vCPU."""
 _ALWAYS_NEEDED = (ghcb.SW_EXIT_CODE, ghcb.SW_EXIT_INFO_1, ghcb.SW_EXIT_INFO_2)
 
 
@@ -41,14 +50,25 @@ class Ended:
 
 
 class GhcbServer:
-    """One vCPU's counterpart. ``requests`` counts by exit code, or by name for the MSR protocol."""
+    """One vCPU's counterpart. ``requests`` counts by exit code, or by name for the MSR protocol.
 
-    def __init__(self, memory: PhysicalMemory, msrs: SevMsrs, cpuid: SevCpuid, bus: IoBus) -> None:
+    ``snp`` serves what only an SNP guest may ask, None for SEV-ES guests.
+    """
+
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        msrs: SevMsrs,
+        cpuid: SevCpuid,
+        bus: IoBus,
+        snp: SnpRequests | None = None,
+    ) -> None:
         self.requests: Counter[str] = Counter()
         self._memory = memory
         self._msrs = msrs
         self._cpuid = cpuid
         self._bus = bus
+        self._snp = snp
         self._jump_table = 0
 
     def serve(self) -> Ended | None:
@@ -59,6 +79,8 @@ class GhcbServer:
         hva = self._memory.hva(request, ghcb.PAGE_SIZE, writable=True)
         if hva is None:
             return Ended(f"VMGEXIT with the GHCB at {request:#x}, where no memory is")
+        if self._snp is not None and not self._snp.may_touch(request, ghcb.PAGE_SIZE):
+            return Ended(f"VMGEXIT with the GHCB at {request:#x}, which the guest did not share")
         return self._serve_page(_Page(hva))
 
     def _serve_msr(self, request: int) -> Ended | None:
@@ -77,7 +99,9 @@ class GhcbServer:
             case MsrRequest.REGISTER_GPA_REQUEST:
                 self._msrs.ghcb = request & ~0xFFF | MsrRequest.REGISTER_GPA_RESPONSE
             case MsrRequest.HV_FEATURES_REQUEST:
-                self._msrs.ghcb = MsrRequest.HV_FEATURES_RESPONSE
+                self._msrs.ghcb = self._features << 12 | MsrRequest.HV_FEATURES_RESPONSE
+            case MsrRequest.PAGE_STATE_REQUEST if self._snp is not None:
+                self._msrs.ghcb = self._snp.change_page(request) << 32 | MsrRequest.PAGE_STATE_RESPONSE
             case MsrRequest.TERMINATE:
                 return Ended(f"the guest asked to be terminated: {_termination(request)}")
             case _:
@@ -108,8 +132,12 @@ class GhcbServer:
                 answer = self._mmio(page, info1, info2, write=code == ExitCode.MMIO_WRITE)
             case ExitCode.AP_JUMP_TABLE:
                 answer = self._ap_jump_table(info1, info2)
+            case ExitCode.HV_FEATURES:
+                answer = {ghcb.SW_EXIT_INFO_2: self._features}
             case _ if code in _CONSTANT_ANSWERS:
                 answer = _CONSTANT_ANSWERS[code]
+            case _ if code in _OF_SNP and self._snp is not None:
+                answer = self._serve_snp(self._snp, page, code, info1, info2)
             case _:
                 return Ended(_refusal(code, info1))
         page.answer(answer)
@@ -166,10 +194,31 @@ class GhcbServer:
         self._jump_table = address
         return {}
 
+    def _serve_snp(
+        self, snp: SnpRequests, page: _Page, code: int, info1: int, info2: int
+    ) -> dict[int, int] | None:
+        info = None
+        match code:
+            case ExitCode.PAGE_STATE_CHANGE:
+                hva = self._scratch(page, ghcb.SHARED_BUFFER_SIZE)
+                info = None if hva is None else snp.change_pages(hva)
+            case ExitCode.GUEST_REQUEST:
+                info = snp.guest_request(info1, info2)
+            case ExitCode.EXTENDED_GUEST_REQUEST:
+                info = snp.extended_guest_request(info1, info2, page.read(ghcb.RAX), page.read(ghcb.RBX))
+        return None if info is None else {ghcb.SW_EXIT_INFO_2: info}
+
     def _scratch(self, page: _Page, size: int) -> int | None:
         if not 0 < size <= 0x1000:
             return None
-        return self._memory.hva(page.read(ghcb.SW_SCRATCH) & ~(1 << C_BIT), size, writable=True)
+        gpa = page.read(ghcb.SW_SCRATCH) & ~(1 << C_BIT)
+        if self._snp is not None and not self._snp.may_touch(gpa, size):
+            return None
+        return self._memory.hva(gpa, size, writable=True)
+
+    @property
+    def _features(self) -> int:
+        return 0 if self._snp is None else ghcb.HV_FEATURE_SNP
 
 
 class _Page:
@@ -223,8 +272,10 @@ def _needed(code: int, info1: int) -> tuple[int, ...]:
             return (ghcb.RAX, ghcb.RCX)
         case ExitCode.MSR:
             return (ghcb.RCX, ghcb.RAX, ghcb.RDX) if info1 & 1 else (ghcb.RCX,)
-        case ExitCode.MMIO_READ | ExitCode.MMIO_WRITE:
+        case ExitCode.MMIO_READ | ExitCode.MMIO_WRITE | ExitCode.PAGE_STATE_CHANGE:
             return (ghcb.SW_SCRATCH,)
+        case ExitCode.EXTENDED_GUEST_REQUEST:
+            return (ghcb.RAX, ghcb.RBX)
         case ExitCode.WRITE_DR7:
             return (ghcb.RAX,)
         case ExitCode.RDPMC:

@@ -25,6 +25,7 @@ class ModelHypervisor:
     """
 
     name = "model"
+    runs_snp = True
     c_bit: int | None = C_BIT
 
     def __init__(

@@ -6,6 +6,7 @@ follows from its flag and from the protection that its host mapping really has, 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from errno import EEXIST, EINVAL, ENOENT
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from casemate.host.model import vma
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.private_pages import PrivatePages
+from casemate.host.model.separate_memory import SeparateMemory
 from casemate.host.model.traps import Traps
 from casemate.host.model.twin_mappings import TwinMappings
 from casemate.host.slots import MemorySlot
@@ -40,8 +42,8 @@ class PhysicalMemory:
 
     ``takes_readonly`` is whether slots may be read-only. Where ``private`` has pages, the guest sees those. An
     ``encrypted`` guest finds everything a second time at addresses with the C-bit: by another host mapping of the same
-    memory, for the engine looks for translated code by host address. Where ``mmio_faults`` (SEV-ES), memory that no
-    slot backs raises #VC.
+    memory, for the engine looks for translated code by host address; that of an SNP guest is ``separate`` memory. Where
+    ``mmio_faults`` (SEV-ES), memory that no slot backs raises #VC.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class PhysicalMemory:
         *,
         takes_readonly: bool = True,
         encrypted: bool = False,
+        separate: bool = False,
         mmio_faults: bool = False,
     ) -> None:
         self._engine = engine
@@ -58,7 +61,7 @@ class PhysicalMemory:
         self._takes_readonly = takes_readonly
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mmio_faults = mmio_faults
-        self._twins = TwinMappings()
+        self._encrypted = SeparateMemory() if separate else TwinMappings()
         self._private = PrivatePages()
         self._slots: dict[int, MemorySlot] = {}
         self._writable: dict[int, bool] = {}
@@ -135,6 +138,12 @@ class PhysicalMemory:
                 self._unmap(slot)
                 self._map(slot)
 
+    def fill(self, gpa: int, contents: bytes) -> None:
+        """Store into memory that is the guest's alone, before it runs; within one slot."""
+        piece = next(piece for piece in self._pieces if piece.start <= gpa < piece.end)
+        base = self._encrypted.of(piece.hva, piece.end - piece.start)
+        ctypes.memmove(base + gpa - piece.start, contents, len(contents))
+
     def hva(self, gpa: int, size: int, *, writable: bool) -> int | None:
         """Host address of ``[gpa, gpa + size)`` if it lies in one piece and, if so asked, the guest may store there."""
         gpa &= ~(1 << C_BIT)
@@ -152,15 +161,15 @@ class PhysicalMemory:
         return {"private": self._private.count, "shared": pages - self._private.count}
 
     def close(self) -> None:
-        """Give second mappings back; the engine must be gone."""
-        self._twins.close()
+        """Give back what backs addresses with the C-bit; the engine must be gone."""
+        self._encrypted.close()
 
     def _map(self, slot: MemorySlot) -> None:
         writable = self._writable[slot.number]
         for piece in self._cut(slot):
             size = piece.end - piece.start
             for alias in self._aliases:
-                hva = self._twins.of(piece.hva, size) if alias else piece.hva
+                hva = self._encrypted.of(piece.hva, size) if alias else piece.hva
                 self._engine.map(piece.start | alias, size, hva, writable=writable)
             self._pieces.append(piece)
 

@@ -32,7 +32,8 @@ from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.cpuid_rules import correct_table
 from casemate.host.model.endorsement import Endorsement
-from casemate.host.model.rmp import PageState, Rmp
+from casemate.host.model.guest_messages import GuestMessages
+from casemate.host.model.rmp import VMPLS, PageState, Rmp
 from casemate.host.snp_processor import SnpFinish
 
 API_MAJOR, API_MINOR, BUILD = 1, 55, 21
@@ -57,12 +58,13 @@ class SnpPsp:
         self.digest = bytes(DIGEST_SIZE)
         self._rmp = rmp
         self._asid = asid
-        self._random = random
         self._policy = 0
         self._gosvw = bytes(16)
         self._finish = SnpFinish()
         self._report_id = random(32)
         self.endorsement = Endorsement(random(64), TCB)
+        self._keys = [random(32) for _ in range(VMPLS)]
+        self._messages = GuestMessages(self._keys, self.report)
 
     def launch_start(self, policy: int, gosvw: bytes) -> None:
         """Begin; POLICY_FAILURE for a policy that this firmware cannot keep, INVALID_PARAM for one that is none."""
@@ -134,6 +136,12 @@ class SnpPsp:
                 setattr(report, f"{name}_{part}", number)
         return self.endorsement.sign(report)
 
+    def guest_request(self, request: bytes) -> bytes:
+        """SNP_GUEST_REQUEST: the page that answers the guest's sealed message; see ``GuestMessages.answer``."""
+        if self.state is not GuestState.RUNNING:
+            raise refused("SNP_GUEST_REQUEST (modelled)", SevStatus.INVALID_GUEST_STATE, snp=True)
+        return self._messages.answer(request)
+
     def _identity(self, report: AttestationReport) -> dict[str, bytes]:
         block, auth = IdBlock.from_bytes(self._finish.id_block), IdAuth.from_bytes(self._finish.id_auth)
         report.guest_svn = block.guest_svn
@@ -154,8 +162,8 @@ class SnpPsp:
     def _secrets(self) -> bytes:
         page = SecretsPage(version=SecretsPage.VERSION)
         page.gosvw[:] = self._gosvw
-        for name in ("vmpck0", "vmpck1", "vmpck2", "vmpck3"):
-            getattr(page, name)[:] = self._random(32)
+        for vmpl, key in enumerate(self._keys):
+            getattr(page, f"vmpck{vmpl}")[:] = key
         return page.to_bytes().ljust(PAGE_SIZE, b"\0")
 
     def _check_id_block(self, finish: SnpFinish) -> None:

@@ -34,6 +34,7 @@ class Result(IntEnum):
     FAIL_INPUT = 1
     FAIL_PERMISSION = 2
     FAIL_INUSE = 3
+    FAIL_SIZEMISMATCH = 6
 
 
 class Fault(StrEnum):
@@ -91,6 +92,10 @@ class Rmp:
 
     def __getitem__(self, page: int) -> RmpEntry:
         return self._entries.setdefault(page, RmpEntry())
+
+    def validated(self, pages: range) -> list[int]:
+        """Those of ``pages`` that a guest took."""
+        return [page for page, entry in self._entries.items() if entry.validated and page in pages]
 
     # The host's instruction.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from errno import EAGAIN, EEXIST, EINVAL
 
 from casemate.abi.sev.commands import GuestState, SevCommand
@@ -31,17 +31,20 @@ _FIRST_VMSA_PAGE = 1 << 52
 class ModelSnp:
     """Implements ``casemate.host.snp_processor.SnpProcessor`` for one VM.
 
-    ``pages_per_call`` is after how many pages the kernel is interrupted, None for never. ``private`` is the guest's
-    memory by page number, as the guest reads it; the host never sees it.
+    ``store`` gets the address and contents of each page that is launched, as the guest reads it; the host never sees
+    it. ``pages_per_call`` is after how many pages the kernel is interrupted, None for never.
     """
 
-    def __init__(self, setup: SevSetup, *, pages_per_call: int | None = None) -> None:
+    def __init__(
+        self, setup: SevSetup, store: Callable[[int, bytes], object], *, pages_per_call: int | None = None
+    ) -> None:
         self.rmp = Rmp()
         self.psp = SnpPsp(self.rmp, ASID)
-        self.private: dict[int, bytes] = {}
+        self.memory: list[GuestRange] = []
+        """What has the attribute "private"."""
+        self._store = store
         self._features = setup.vmsa_features | SevFeatures.SNP_ACTIVE
         self._pages_per_call = pages_per_call
-        self._attributes: list[GuestRange] = []
 
     @property
     def state(self) -> GuestState:
@@ -66,7 +69,7 @@ class ModelSnp:
         """Remember the attribute; the pages get their owner when they are launched."""
         if not memory.is_page_aligned():
             raise HostError("KVM_SET_MEMORY_ATTRIBUTES (modelled)", EINVAL, f"{memory} is not whole pages")
-        self._attributes.append(memory)
+        self.memory.append(memory)
 
     def launch_update(self, update: SnpUpdate) -> None:
         """Page by page, as KVM does."""
@@ -88,8 +91,7 @@ class ModelSnp:
         for index, vcpu in enumerate(vcpus):
             page = _FIRST_VMSA_PAGE + index
             self.rmp.assign(page, VMSA_GPA, ASID, immutable=True)
-            area = save_area(vcpu, self._features, saves_fpu=True)
-            self._launch(page, SnpPageType.VMSA, area)
+            self._launch(page, SnpPageType.VMSA, save_area(vcpu, self._features, saves_fpu=True))
         self.psp.launch_finish(finish)
 
     def guest_report(self, report_data: bytes) -> bytes:
@@ -102,22 +104,22 @@ class ModelSnp:
 
     def _update_page(self, gpa: Gpa, hva: Hva, page_type: SnpPageType) -> None:
         command, page = _name(SevCommand.SNP_LAUNCH_UPDATE), gpa // PAGE_SIZE
-        if not any(memory.contains(gpa, PAGE_SIZE) for memory in self._attributes):
+        if not any(memory.contains(gpa, PAGE_SIZE) for memory in self.memory):
             raise HostError(command, EINVAL, f"page {gpa:#x} is not private (KVM_MEMORY_ATTRIBUTE_PRIVATE)")
         if self.rmp[page].assigned:
             raise HostError(command, EEXIST, f"page {gpa:#x} is the guest's already")
         self.rmp.assign(page, gpa, ASID, immutable=True)
         contents = bytes(PAGE_SIZE) if page_type is SnpPageType.ZERO else ctypes.string_at(hva, PAGE_SIZE)
         try:
-            self._launch(page, page_type, contents)
+            self._store(gpa, self._launch(page, page_type, contents))
         except FirmwareStatusError as error:
             if page_type is SnpPageType.CPUID and error.status == SevStatus.INVALID_PARAM:
                 ctypes.memmove(hva, correct_table(CpuidPage.from_bytes(contents)).to_bytes(), CpuidPage.SIZE)
             raise
 
-    def _launch(self, page: int, page_type: SnpPageType, contents: bytes) -> None:
+    def _launch(self, page: int, page_type: SnpPageType, contents: bytes) -> bytes:
         try:
-            self.private[page] = self.psp.launch_update(page, page_type, contents)
+            return self.psp.launch_update(page, page_type, contents)
         except FirmwareStatusError:
             self.rmp.release(page)
             raise

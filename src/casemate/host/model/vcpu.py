@@ -20,9 +20,11 @@ from casemate.host.model.cpu.cache_control import CacheControl
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.native import FastPath
 from casemate.host.model.cpu.native_delivery import NO_VECTOR
+from casemate.host.model.cpu.page_rights import SHARED_VECTOR
 from casemate.host.model.cpu.sites import InstructionSites
 from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
 from casemate.host.model.ghcb import GhcbServer
+from casemate.host.model.page_instructions import PVALIDATE, RMPADJUST, PageInstructions
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.traps import Traps
 
@@ -31,6 +33,7 @@ _CHECK_NS = 500_000
 _RFLAGS_IF = 1 << 9
 _HLT = b"\xf4"
 _STI = b"\xfb"
+_CPL = 3
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
@@ -54,6 +57,7 @@ class ModelVcpu:
         clock: GuestClock,
         secrecy: Secrecy,
         ghcb: GhcbServer | None = None,
+        page_instructions: PageInstructions | None = None,
     ) -> None:
         self._engine = engine
         self._memory = memory
@@ -62,6 +66,7 @@ class ModelVcpu:
         self._clock = clock
         self._secrecy = secrecy
         self._ghcb = ghcb
+        self._page_instructions = page_instructions
         self._exit: VmExit | None = None
         self._stop_wanted = False
         self._interrupted_by_us = False
@@ -85,8 +90,8 @@ class ModelVcpu:
         self._ticker.start()
 
     def _use_native_delivery(self, fast: FastPath) -> None:
-        vmgexit = None if self._ghcb is None else InvalidInstructionHook(self._on_vmgexit)
-        fast.hook_exceptions(InterruptHook(self._on_refused_store), vmgexit)
+        unknown = None if self._ghcb is None else InvalidInstructionHook(self._on_unknown_instruction)
+        fast.hook_exceptions(InterruptHook(self._on_refused_access), unknown)
         fast.answer_interrupts(self._acknowledge)
         self._cache_control = CacheControl(self._engine) if self._engine.raises_vc else None
         self._clock.on_skip = fast.advance_tsc
@@ -248,9 +253,19 @@ class ModelVcpu:
     def _code_before_rip(self) -> bytes | None:
         return self._engine.read_virtual(self._engine.instruction_address() - 1, 1)
 
-    def _on_refused_store(self, _uc: int, _vector: int, _user: int | None) -> None:
+    def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
         assert self._engine.fast is not None
-        self._traps.fast_path_fault(self._engine.fast)
+        if vector == SHARED_VECTOR:
+            self._on_shared_access()
+        else:
+            self._traps.fast_path_fault(self._engine.fast)
+
+    def _on_shared_access(self) -> None:
+        try:
+            assert self._page_instructions is not None
+            self._page_instructions.states.share_touched()
+        except BaseException as error:
+            self._fail(error)
 
     def _on_exception(self, _uc: int, vector: int, _user: int | None) -> None:
         try:
@@ -264,24 +279,35 @@ class ModelVcpu:
         self._on_exception(0, delivery.INVALID_OPCODE, None)
         return True
 
-    def _on_vmgexit(self, _uc: int, _user: int | None) -> bool:
+    def _on_unknown_instruction(self, _uc: int, _user: int | None) -> bool:
         try:
             fast = self._engine.fast
-            return self._ghcb is not None and fast is not None and self._vmgexit(self._ghcb, fast)
+            return fast is not None and self._executes_for_guest(fast)
         except BaseException as error:
             self._fail(error)
             return True
 
-    def _vmgexit(self, ghcb: GhcbServer, fast: FastPath) -> bool:
+    def _executes_for_guest(self, fast: FastPath) -> bool:
+        """VMGEXIT, and an SNP guest's instructions on its pages; False is #UD."""
         rip = fast.rip.value
-        if self._engine.read_virtual(rip, len(_VMGEXIT)) != _VMGEXIT:
+        code = self._engine.read_virtual(rip, len(_VMGEXIT))
+        if code == _VMGEXIT and self._ghcb is not None:
+            ended = self._ghcb.serve()
+            text = None if ended is None else ended.text
+        elif code in (PVALIDATE, RMPADJUST) and self._page_instructions is not None:
+            if self._engine.read(registers.CS) & _CPL:
+                return False
+            text = self._page_instructions.execute(code)
+        else:
             return False
-        ended = ghcb.serve()
         fast.rip.value = rip + len(_VMGEXIT)
-        if ended is not None:
-            self._exit = SevTermination(ended.text)
-            self._request_stop()
+        if text is not None:
+            self._end(text)
         return True
+
+    def _end(self, text: str) -> None:
+        self._exit = SevTermination(text)
+        self._request_stop()
 
     def _fail(self, error: BaseException) -> None:
         self._traps.error = error

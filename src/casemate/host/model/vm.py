@@ -21,6 +21,9 @@ from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.eras import KernelEra
 from casemate.host.model.ghcb import GhcbServer
+from casemate.host.model.ghcb_snp import SnpRequests
+from casemate.host.model.page_instructions import PageInstructions
+from casemate.host.model.page_states import PageStates
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.sev_msrs import SevMsrs
 from casemate.host.model.traps import Traps
@@ -73,6 +76,7 @@ class ModelVm:
             self._traps,
             takes_readonly=takes_readonly,
             encrypted=encrypted,
+            separate=kind is GuestKind.SNP,
             mmio_faults=sealed and raises_vc,
         )
         self._cpuid = SevCpuid(sev_es=sealed)
@@ -85,10 +89,9 @@ class ModelVm:
         self._ghcb: GhcbServer | None = None
         self.secure_processor: ModelSev | None = None
         self.snp_processor: ModelSnp | None = None
+        self._page_states: PageStates | None = None
         if kind is GuestKind.SNP:
-            from casemate.host.model.snp import ModelSnp
-
-            self.snp_processor = ModelSnp(setup)
+            self._make_snp(setup)
         elif kind.is_confidential:
             from casemate.host.model.sev import ModelSev
 
@@ -101,9 +104,18 @@ class ModelVm:
                 platform=platform,
             )
 
+    def _make_snp(self, setup: SevSetup) -> None:
+        from casemate.host.model.snp import ASID, ModelSnp
+
+        self.snp_processor = ModelSnp(setup, self._memory.fill)
+        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.check_pages())
+
     def _may_run(self) -> bool:
         if self.snp_processor is not None:
-            return self.snp_processor.state is GuestState.RUNNING
+            running = self.snp_processor.state is GuestState.RUNNING
+            if running and self._page_states is not None:
+                self._page_states.begin(self.snp_processor.memory)
+            return running
         return self.secure_processor is None or self.secure_processor.state is GuestState.RUNNING
 
     @property
@@ -141,18 +153,29 @@ class ModelVm:
         if self._vcpu:
             raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")
         self._traps.bus = bus
-        ghcb = None
+        snp = instructions = None
+        if self._page_states is not None and self.snp_processor is not None:
+            snp = SnpRequests(self._memory, self._page_states, self.snp_processor.psp)
+            instructions = PageInstructions(self._engine, self._page_states)
         if isinstance(self.msrs, SevMsrs) and self.capabilities.sealed_state:
-            ghcb = GhcbServer(self._memory, self.msrs, self._cpuid, bus)
-        self._ghcb = ghcb
+            self._ghcb = GhcbServer(self._memory, self.msrs, self._cpuid, bus, snp)
         self._vcpu = ModelVcpu(
-            self._engine, self._memory, self._traps, interrupts, self._clock, self._secrecy, ghcb
+            self._engine,
+            self._memory,
+            self._traps,
+            interrupts,
+            self._clock,
+            self._secrecy,
+            self._ghcb,
+            instructions,
         )
         return self._vcpu
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""
         views = {"pages": self._memory.count_views()} if self.secure_processor is not None else {}
+        if self._page_states is not None:
+            views = {"pages": self._page_states.count_views(), "page_states": dict(self._page_states.counts)}
         if self._ghcb is None or self._vcpu is None:
             return views
         raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}

@@ -17,6 +17,7 @@ from casemate.errors import InternalError, UnsupportedError
 from casemate.host.model.cpu import native, unicorn_api
 from casemate.host.model.cpu.cpuid import SevCpuid, new_cpu
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.cpu.page_rights import PageRights
 
 READ = unicorn_const.UC_PROT_READ
 WRITE = unicorn_const.UC_PROT_WRITE
@@ -124,6 +125,11 @@ class Engine:
         assert self.fast is not None
         self.fast.raise_vc(dr7=dr7)
         self.raises_vc = True
+
+    def check_pages(self) -> PageRights:
+        """Ask a table which pages the guest may touch, as for an SNP guest."""
+        assert self.fast is not None
+        return self.fast.check_pages()
 
     def start(self, rip: int) -> int:
         """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""

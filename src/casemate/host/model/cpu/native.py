@@ -26,9 +26,10 @@ from typing import Any
 from unicorn import unicorn_const
 
 from casemate.abi.sev.ghcb import ExitCode
-from casemate.host.model.cpu import native_delivery, vc
+from casemate.host.model.cpu import native_delivery, page_rights, vc
 from casemate.host.model.cpu.code_writer import overwrite
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.unicorn_api import hook_add, library
 
 FAULT_VECTOR = 0x2600
@@ -36,6 +37,8 @@ FAULT_VECTOR = 0x2600
 
 _PAGE_INDEX_BITS = 24
 _CELLS = 4096
+_TABLES = _CELLS * 8
+"""Behind the cells of all CPUs: the address of each one's table of page rights, 0 for none."""
 _RDX, _RAX, _RCX = 2, 0, 1
 _CELL_OF_RDI = b"\x48\x89\xf8\x48\xc1\xe8\x06\x25" + struct.pack("<I", _CELLS - 1)
 """mov rax, rdi; shr rax, 6; and eax, CELLS - 1"""
@@ -52,6 +55,7 @@ _PROLOGUES = {
     "tlb_flush_x86_64": "be07000000e9",
     **vc.PROLOGUES,
     **native_delivery.PROLOGUES,
+    **page_rights.PROLOGUES,
 }
 _ENGINE_CPU = 0x1B8
 _ENGINE_NO_EXIT_REQUEST = 0x7F2
@@ -115,7 +119,7 @@ class _Patches:
     def __init__(self) -> None:
         self.attached: dict[int, _Attached] = {}
         self._fetched = mmap.mmap(-1, 1 << _PAGE_INDEX_BITS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._cells = mmap.mmap(-1, _CELLS * 8, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._cells = mmap.mmap(-1, 2 * _TABLES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._stubs = mmap.mmap(-1, _STUB_BYTES, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._stubs_at = _buffer_address(self._stubs)
         self._stubs_end = 0
@@ -129,6 +133,11 @@ class _Patches:
         raiser, cells = _address("raise_exception_err_ra_x86_64"), _buffer_address(self._cells)
         for symbol, (length, stub) in vc.helper_stubs(cells, _CELLS, _CPU_ENV, raiser).items():
             self._replace(symbol, length, stub)
+        walk = page_rights.page_walk(_CELL_OF_RDI, cells, _TABLES)
+        for symbol, length in (
+            ("x86_ldl_phys_x86_64", 18), ("x86_ldq_phys_x86_64", 18), ("x86_stl_phys_notdirty_x86_64", 14),
+        ):  # fmt: skip
+            self._replace(symbol, length, walk)
         self.fault_stub = self._emit(self._memory_fault())
         self.unmapped_stub = self._emit(vc.unmapped_hook(raiser))
         self._take_over_delivery()
@@ -173,11 +182,12 @@ class _Patches:
         return original
 
     def _tlb_fill(self) -> Callable[[int], bytes]:
-        """Note the access type (ecx) in the cell of this CPU (rdi)."""
+        """Note the kind of access (ecx) and whether it is only a lookup (r9d) in the cell of this CPU (rdi)."""
         return lambda original: (
             _CELL_OF_RDI
             + b"\x49\xba" + _u64(_buffer_address(self._cells))  # mov r10, cells
-            + b"\x41\x89\x0c\xc2"  # mov [r10 + rax*8], ecx
+            + b"\x45\x89\xcb\x41\xc1\xe3\x08\x41\x09\xcb"  # mov r11d, r9d; shl r11d, 8; or r11d, ecx
+            + b"\x45\x89\x1c\xc2"  # mov [r10 + rax*8], r11d
             + _jump(original)
         )  # fmt: skip
 
@@ -199,10 +209,11 @@ class _Patches:
                 + b"\x49\x8d\x04\xc2"  # lea rax, [r10 + rax*8]
                 + b"\x83\x78\x04\x00"  # cmp dword [rax + 4], 0 (an engine without the fast path)
                 + b"\x75" + bytes([len(go_on)]) + go_on  # jne: go on below
+                + page_rights.check(_TABLES, _address("raise_exception_err_ra_x86_64"))
                 + b"\x49\x89\xd2\x49\xc1\xea\x0c"  # mov r10, rdx; shr r10, 12
                 + b"\x41\x81\xe2" + struct.pack("<I", (1 << _PAGE_INDEX_BITS) - 1)  # and r10d, mask
                 + b"\x49\xbb" + _u64(_buffer_address(self._fetched))  # mov r11, fetched
-                + b"\x83\x38\x02"  # cmp dword [rax], 2 (an instruction fetch)
+                + b"\x80\x38\x02"  # cmp byte [rax], 2 (an instruction fetch)
                 + b"\x74" + bytes([len(for_data)])  # je for_fetch
                 + for_data
                 + for_fetch
@@ -272,6 +283,10 @@ class _Patches:
         """What the stubs do for the CPU of this cell; 0 is nothing."""
         struct.pack_into("<I", self._cells, 8 * cell + 4, flags)
 
+    def set_table(self, cell: int, address: int) -> None:
+        """Where the CPU of this cell has its page rights; 0 is that it has none."""
+        struct.pack_into("<Q", self._cells, _TABLES + 8 * cell, address)
+
     def holds_code(self, gpa: int, size: int) -> bool:
         """Whether any page of the range was ever executed."""
         first, last = gpa >> 12, (gpa + size - 1) >> 12
@@ -309,11 +324,21 @@ class FastPath:
         self._tsc_offset = ctypes.c_uint64.from_address(self._env + _ENV_TSC_OFFSET)
         self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
         self.delivery = native_delivery.DeliveryRecord(cpu=cpu)
+        self._rights: mmap.mmap | None = None
 
     def raise_vc(self, *, dr7: bool) -> None:
         """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
         flags = vc.CELL_USED | vc.CELL_VC | (vc.CELL_VC_DR7 if dr7 else 0)
         self._patches.flag_cell(self._patches.attached[self._env].cell, flags)
+
+    def check_pages(self) -> PageRights:
+        """From now on a table says which pages the guest may touch; at first all."""
+        self._rights = mmap.mmap(
+            -1, page_rights.TABLE_BYTES + mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        address = _buffer_address(self._rights)
+        self._patches.set_table(self._patches.attached[self._env].cell, address)
+        return PageRights(self._rights, lambda: _tlb_flush(self._cpu))
 
     @property
     def halted(self) -> bool:
@@ -392,6 +417,7 @@ class FastPath:
         attached = self._patches.attached.pop(self._env, None)
         if attached is not None:
             self._patches.flag_cell(attached.cell, 0)
+            self._patches.set_table(attached.cell, 0)
 
 
 def _tlb_flush(cpu: int) -> None:

@@ -1,0 +1,130 @@
+"""Linux as SNP guest on the modelled host: to user mode, and a report out of it (docs/guide/confidential.md)."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from firmware_images import require_image, require_kernel
+
+from casemate.abi.sev.ghcb import ExitCode
+from casemate.cli import main
+from casemate.testing.linux_init import initramfs, printing_init
+
+pytestmark = pytest.mark.boot
+
+MODULES = ("configfs", "gf128mul", "ghash-generic", "crypto_null", "gcm", "tsm", "sev-guest")
+"""The driver of /dev/sev-guest and what it needs, in the order of loading."""
+APPEND = "console=ttyS0 panic=-1"
+
+
+def boot(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    guest = ("--guest", "snp", "--host", "model", "--json", "--timeout", "60")
+    main(["boot", *guest, *map(str, words)])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def modules(kernel: Path) -> dict[str, bytes]:
+    """The driver's modules of this kernel, as files of an archive."""
+    files = {}
+    for number, name in enumerate(MODULES):
+        found = sorted(kernel.parent.parent.glob(f"**/modules/**/{name}.ko.xz"))
+        if not found:
+            pytest.skip(f"no module {name} beside {kernel.name}: unpack its package whole")
+        files[f"modules/{number}.ko"] = lzma.decompress(found[0].read_bytes())
+    return files
+
+
+@pytest.fixture(scope="module")
+def reporter(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A first program that prints what /dev/sev-guest returns."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to build the guest's program with")
+    program = tmp_path_factory.mktemp("report") / "init"
+    source = Path(__file__).with_name("sev_report.c")
+    done = subprocess.run(
+        ["gcc", "-O1", "-static", "-o", program, source], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"gcc builds no such program here: {done.stderr.strip().splitlines()[-1]}")
+    return program.read_bytes()
+
+
+@pytest.mark.parametrize("release", ["bookworm", "trixie"])
+def test_kernel_runs_as_snp_guest_to_its_first_program(
+    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(initramfs(printing_init("hello from user mode")))
+    document = boot(capsys, "--kernel", require_kernel(release), "--initrd", initrd, "--append", APPEND)
+    serial = document["serial"]
+    assert document["outcome"] == "power-off", document["detail"]
+    assert "hello from user mode" in serial
+    assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in serial
+    assert "SNP guest platform device initialized" in serial
+    assert not [line for line in serial.splitlines() if "BUG:" in line or "Call Trace" in line]
+    requests = document["requests"]
+    assert requests["vmgexits"]["msr 0x014"] > 0
+    assert requests["vmgexits"][f"{ExitCode.PAGE_STATE_CHANGE:#x}"] > 0
+    assert requests["vc"].get(f"{ExitCode.PAGE_NOT_VALIDATED:#x}", 0) == 0
+    states = requests["page_states"]
+    assert states["rescinded"] == states["to shared"]
+    assert states["validated"] > states["rescinded"]
+    memory = document["guest"]["memory"] // 4096
+    assert sum(requests["pages"].values()) >= memory - 32, "all but the hole below 1 MiB"
+
+
+def test_report_out_of_the_guest_is_believed_outside(
+    reporter: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = require_kernel("trixie")
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(initramfs(reporter, modules(kernel)))
+    words = ("--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--attestation", tmp_path)
+    document = boot(capsys, *words)
+    assert "Initialized SEV guest driver (using VMPCK0 communication key)" in document["serial"]
+    reports = [line.split() for line in document["serial"].splitlines() if line.startswith("REPORT")]
+    assert [status for _, status, _ in reports] == ["0", "0"], document["serial"][-2000:]
+    monkeypatch.chdir(tmp_path)
+    chain = ("--ark", "ark.pem", "--ask", "ask.pem", "--vcek", "vcek.pem", "--policy", "0x30000")
+    predicted = ("--measurement", document["launch"]["digest"])
+    data = ("--report-data", b"data of the guest".hex().ljust(128, "0"))
+    for number, (_, _, text) in enumerate(reports):
+        report = bytearray.fromhex(text)
+        Path("report").write_bytes(report)
+        assert main(["verify", "report", *chain, *predicted, *data, "--max-vmpl", "3"]) == 0, number
+        report[0x90] ^= 1
+        Path("report").write_bytes(report)
+        assert main(["verify", "report", *chain, *predicted]) == 3
+    capsys.readouterr()
+    assert document["requests"]["vmgexits"][f"{ExitCode.GUEST_REQUEST:#x}"] == 2
+
+
+def test_firmware_runs_as_snp_guest_to_its_boot_selection(capsys: pytest.CaptureFixture[str]) -> None:
+    image = require_image("OVMF.amdsev.fd", "sid")
+    document = boot(capsys, "--bios", image, "--machine", "q35", "--until", "No bootable option")
+    assert document["outcome"] == "until", document["detail"]
+    assert [phase["name"] for phase in document["phases"]] == ["PEI", "DXE", "BDS"]
+    requests = document["requests"]
+    assert requests["vmgexits"][f"{ExitCode.PAGE_STATE_CHANGE:#x}"] > 10
+    assert requests["page_states"]["validated"] > document["guest"]["memory"] // 4096 * 0.9
+    assert f"{ExitCode.PAGE_NOT_VALIDATED:#x}" not in requests["vc"]
+
+
+def test_firmware_starts_the_measured_kernel_as_snp_guest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measured to the last program: firmware, kernel hashes, kernel, initrd."""
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(initramfs(printing_init("hello from user mode")))
+    firmware = ("--bios", require_image("OVMF.amdsev.fd", "sid"), "--machine", "q35", "--kernel-hashes")
+    kernel = ("--kernel", require_kernel("trixie"), "--initrd", initrd, "--append", APPEND)
+    document = boot(capsys, *firmware, *kernel, "--until", "hello from user mode")
+    assert document["outcome"] == "until", document["detail"]
+    assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in document["serial"]
