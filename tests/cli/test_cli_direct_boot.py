@@ -17,7 +17,6 @@ from casemate.cli import main
         (["--public-api"], "--public-api: the modelled CPU", 4),
         (["--machine", "bare"], "the bare board has no devices", 4),
         (["--guest", "sev", "--kernel-hashes"], "--kernel-hashes: there is no firmware", 4),
-        (["--guest", "snp"], "SNP guests are not started without firmware yet", 5),
         (["--guest", "tdx", "--dry-run"], "give firmware with --bios", 4),
         ([], "no HdrS", 4),
     ],

@@ -136,7 +136,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     policy = _DEFAULT_POLICIES[spec.kind] if options.policy is None else options.policy
     _validate_policy(policy, spec.kind)
     if spec.is_direct:
-        _validate_direct(spec.kind, host)
+        _validate_direct(host)
         spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
     path = spec.code or spec.bios or spec.kernel
     assert path is not None
@@ -175,9 +175,7 @@ def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> Non
         raise UnsupportedError(cause, "say --dry-run, or use casemate measure --mode tdx")
 
 
-def _validate_direct(kind: GuestKind, host: Hypervisor) -> None:
-    if kind is GuestKind.SNP:
-        raise UnsupportedError("SNP guests are not started without firmware yet", "give it with --bios")
+def _validate_direct(host: Hypervisor) -> None:
     if host.c_bit is None:
         cause = f"the host {host.name} does not say where the C-bit is, which a kernel without firmware needs"
         raise UnsupportedError(cause, "use --host model, or start the kernel by firmware")
