@@ -7,12 +7,13 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_rig import Rig
+from guest_rig import RAM_SIZE, Rig
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev import ghcb
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.sev.snp import SnpPageType
+from casemate.abi.sev.status import SevStatus
 from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.guests.entry import CODE32, IMAGE_SIZE, PAGE_TABLES, STACK_TOP, Bits
 from casemate.host.clock import GuestClock
@@ -41,6 +42,7 @@ class SnpRig(Rig):
     def __init__(self, code: str, bits: Bits = 32) -> None:
         setup = SevSetup(VmType.SNP)
         super().__init__(code, bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup))
+        self.add(5, SPARE + PAGE, RAM_SIZE - SPARE - PAGE, Hva(self.ram.writable.hva + SPARE + PAGE))
         processor = self.vm.snp_processor
         assert processor is not None
         self.processor = processor
@@ -224,15 +226,35 @@ def test_page_state_changes_by_list(
         (ExitCode.AP_CREATION, {"RAX": 1}, (2, 3)),
         (ExitCode.GUEST_REQUEST, {"info1": 0x302000, "info2": 0x303000}, (2, 3)),
         (ExitCode.GUEST_REQUEST, {"info1": SPARE, "info2": SPARE}, (2, 3)),
+        (
+            ExitCode.EXTENDED_GUEST_REQUEST,
+            {"info1": 0x301000, "info2": 0x302000, "RAX": 0x303000, "RBX": 1},
+            (2, 3),
+        ),
         (ExitCode.PAGE_STATE_CHANGE, {"SW_SCRATCH": 0x302000}, (2, 3)),
     ],
-    ids=["features", "second vCPU", "private pages", "one page for both", "list in a private page"],
+    ids=[
+        "features",
+        "second vCPU",
+        "private pages",
+        "one page for both",
+        "private room",
+        "list in a private page",
+    ],
 )
 def test_requests_by_ghcb(code: int, fields: dict[str, int], answer: tuple[int, int]) -> None:
     with SnpRig(VMGEXIT_AT_SPARE, bits=64) as rig:
         rig.ghcb(code, **fields)
         assert rig.run() == HALTED
         assert rig.answer() == answer
+
+
+def test_firmware_status_of_a_refused_message_is_told_to_the_guest() -> None:
+    touch = "8a042500103000 8a042500203000"
+    with SnpRig(touch + VMGEXIT_AT_SPARE, bits=64) as rig:
+        rig.ghcb(ExitCode.GUEST_REQUEST, info1=0x301000, info2=0x302000)
+        assert rig.run() == HALTED
+        assert rig.answer() == (0, SevStatus.INVALID_PARAM)
 
 
 @pytest.fixture
