@@ -139,7 +139,7 @@ class GhcbServer:
             case _ if code in _OF_SNP and self._snp is not None:
                 answer = self._serve_snp(self._snp, page, code, info1, info2)
             case _:
-                return Ended(_refusal(code, info1))
+                return Ended(self._refusal(code, info1))
         page.answer(answer)
         return None
 
@@ -216,6 +216,19 @@ class GhcbServer:
             return None
         return self._memory.hva(gpa, size, writable=True)
 
+    def _refusal(self, code: int, info1: int) -> str:
+        if (
+            code == ExitCode.UNSUPPORTED_EVENT
+            and info1 == ExitCode.PAGE_NOT_VALIDATED
+            and self._snp is not None
+        ):
+            return f"the guest touched {self._snp.refused:#x}, private memory that it did not validate"
+        if code == ExitCode.UNSUPPORTED_EVENT:
+            return f"the guest met an event it does not support: exit code {info1:#x}"
+        if code == ExitCode.AP_RESET_HOLD:
+            return "the guest's only CPU asked to be held until a start-up interrupt"
+        return f"unknown request {code:#x} in the GHCB"
+
     @property
     def _features(self) -> int:
         return 0 if self._snp is None else ghcb.HV_FEATURE_SNP
@@ -251,14 +264,6 @@ class _Page:
             valid |= 1 << (offset >> 3)
         bitmap = valid.to_bytes(ghcb.VALID_BITMAP_SIZE, "little")
         self._bytes[ghcb.VALID_BITMAP : ghcb.VALID_BITMAP + ghcb.VALID_BITMAP_SIZE] = list(bitmap)
-
-
-def _refusal(code: int, info1: int) -> str:
-    if code == ExitCode.UNSUPPORTED_EVENT:
-        return f"the guest met an event it does not support: exit code {info1:#x}"
-    if code == ExitCode.AP_RESET_HOLD:
-        return "the guest's only CPU asked to be held until a start-up interrupt"
-    return f"unknown request {code:#x} in the GHCB"
 
 
 def _needed(code: int, info1: int) -> tuple[int, ...]:

@@ -27,6 +27,11 @@ class SnpRequests:
         """Whether the guest shares ``[gpa, gpa + size)``, at most two pages, with its host."""
         return self._states.is_shared(gpa) and self._states.is_shared(gpa + size - 1)
 
+    @property
+    def refused(self) -> int:
+        """The page that the guest was refused last, as its address."""
+        return self._states.refused
+
     def change_page(self, request: int) -> int:
         """A page state change by MSR; returns the response's bits 63 to 32, an error if not zero."""
         return 0 if self._change(request >> 12 & _PAGE_NUMBER, request >> 52 & 0xF, 1) else 1

@@ -44,6 +44,11 @@ class PageStates:
                 self._rights.set(page, 1, REFUSE_SHARED)
         self._rights.forget()
 
+    @property
+    def refused(self) -> int:
+        """Address of the page that the guest was refused last."""
+        return self._rights.refused * PAGE_SIZE
+
     def is_shared(self, gpa: int) -> bool:
         """Whether the host may store there."""
         return gpa // PAGE_SIZE in self._shared
