@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from typing import TYPE_CHECKING
 
 from casemate.abi.sev import ghcb
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.page_states import LARGE, PageStates
 from casemate.host.model.physical_memory import PhysicalMemory
-from casemate.host.model.psp_snp import SnpPsp
+
+if TYPE_CHECKING:
+    from casemate.host.model.psp_snp import SnpPsp
 
 _PAGE_NUMBER = (1 << 40) - 1
 
