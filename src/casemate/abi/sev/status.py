@@ -92,6 +92,11 @@ _REMEDIES = {
 }
 
 
+def is_answer(status: int) -> bool:
+    """Whether the firmware gave this status to a command that failed; else the kernel refused it by itself."""
+    return status not in (SevStatus.SUCCESS, NO_FIRMWARE_CALL)
+
+
 def meaning(status: int) -> str:
     """A status in words; unknown ones too."""
     known = _known(status)

@@ -22,7 +22,7 @@ from casemate.abi.kvm.structs import EncRegion
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.layout import Struct
 from casemate.abi.sev.commands import GuestState, SevCommand
-from casemate.abi.sev.status import NO_FIRMWARE_CALL, SevStatus, refused
+from casemate.abi.sev.status import is_answer, refused
 from casemate.address import Hva
 from casemate.errors import HostError
 from casemate.host.kvm import ioctl
@@ -171,9 +171,9 @@ class SevCommands:
         try:
             self._call(self._vm, KvmIoctl.MEMORY_ENCRYPT_OP, request)
         except HostError as error:
-            if request.error in (SevStatus.SUCCESS, NO_FIRMWARE_CALL):
-                raise _host_error(command.kernel_name, error, "") from None
-            raise refused(command.kernel_name, request.error, snp=self._snp) from None
+            if is_answer(request.error):
+                raise refused(command.kernel_name, request.error, snp=self._snp) from None
+            raise _host_error(command.kernel_name, error, "") from None
 
 
 def _host_error(call: str, error: HostError, detail: str) -> HostError:

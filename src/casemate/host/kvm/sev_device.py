@@ -17,7 +17,7 @@ from casemate.abi.sev.platform import (
     PlatformStatus,
     SevIoctl,
 )
-from casemate.abi.sev.status import NO_FIRMWARE_CALL, SevStatus, refused
+from casemate.abi.sev.status import SevStatus, is_answer, refused
 from casemate.errors import CasemateError, FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.kvm import ioctl
 from casemate.host.secure_processor import PlatformCertificates
@@ -94,7 +94,7 @@ class SevDevice:
 
 
 def _failure(command: PlatformCommand, status: int, error: HostError) -> CasemateError:
-    if status not in (SevStatus.SUCCESS, NO_FIRMWARE_CALL):
+    if is_answer(status):
         return refused(command.kernel_name, status)
     remedy = "run as root" if error.errno in (errno.EPERM, errno.EACCES) else ""
     return HostError(command.kernel_name, error.errno, "on /dev/sev", remedy)
