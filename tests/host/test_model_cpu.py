@@ -9,6 +9,7 @@ import pytest
 from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
 from casemate.guests.entry import CODE32, CODE64, PAGE_TABLES
+from casemate.guests.user_mode import in_user_mode
 from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown
 from casemate.host.model.cpu import native, native_delivery
 from casemate.host.model.cpu.engine import Engine
@@ -209,7 +210,8 @@ def test_code_rewritten_after_its_page_was_data_runs_as_rewritten(fast: bool) ->
         assert rig.ram_at(0x2000, 1) == b"\x07"
 
 
-def test_code_rewritten_through_another_virtual_address_runs_as_rewritten() -> None:
+@both_paths
+def test_code_rewritten_through_another_virtual_address_runs_as_rewritten(fast: bool) -> None:
     """Two virtual pages of one physical page: stores through one (at 5 GiB), execution through the other."""
     code = (
         "e680"
@@ -220,7 +222,7 @@ def test_code_rewritten_through_another_virtual_address_runs_as_rewritten() -> N
         "c707 b004c390 ffd6 00c3"
         "881c25 00200000 f4"
     )
-    with ModelRig(code, 64, fast=True) as rig:
+    with ModelRig(code, 64, fast=fast) as rig:
         view = rig.ram.writable.view
 
         def map_alias() -> None:
@@ -230,6 +232,47 @@ def test_code_rewritten_through_another_virtual_address_runs_as_rewritten() -> N
         rig.bus.on_write_port[0x80] = map_alias
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 1) == b"\x07"
+
+
+@both_paths
+def test_page_tables_are_marked_as_accessed_and_dirty(fast: bool) -> None:
+    seen = []
+    entry = PAGE_TABLES + 0x2000 + 8  # of the second 2 MiB
+    with ModelRig("8a042500202000 e680 88042500202000 e680 f4", 64, fast=fast) as rig:
+        rig.bus.on_write_port[0x80] = lambda: seen.append(rig.ram_at(entry, 1)[0])
+        assert rig.run() == HALTED
+    assert seen == [0xA3, 0xE3]
+
+
+@both_paths
+def test_invlpg_of_a_large_page_forgets_all_of_it(fast: bool) -> None:
+    # Two loads in the third 2 MiB; behind INVLPG of the first, the second finds what is mapped now.
+    code = "e680 8a042500204000 8a042500304000 e681 e680 0f013c2500204000 8a042500304000 e681 f4"
+    with ModelRig(code, 64, fast=fast) as rig:
+        view, frames = rig.ram.writable.view, iter((0, 0x200000))
+        view[0x3000], view[0x203000] = 0x11, 0x22
+
+        def remap() -> None:
+            struct.pack_into("<Q", view, PAGE_TABLES + 0x2000 + 8 * 2, next(frames) | 0x83)
+
+        rig.bus.on_write_port[0x80] = remap
+        assert rig.run() == HALTED
+        assert [value for kind, port, _, value in rig.bus.log if port == 0x81] == [0x11, 0x22]
+
+
+@both_paths
+def test_pages_of_supervisor_code_are_closed_to_user_code(fast: bool) -> None:
+    """Also where the engine has to begin to walk pages itself; without an IDT the fault ends the run."""
+    payload = bytes.fromhex("c6042500200000 55 e680 8a042500202000 e681")
+    with ModelRig(in_user_mode(payload), 64, fast=fast) as rig:
+
+        def close_second_page() -> None:
+            struct.pack_into("<Q", rig.ram.writable.view, PAGE_TABLES + 0x2000 + 8, 0x200083)
+
+        rig.bus.on_write_port[0x80] = close_second_page
+        assert isinstance(rig.run(), Shutdown | InternalFault)
+        assert rig.ram_at(0x2000, 1) == b"\x55"
+        assert [port for _, port, _, _ in rig.bus.log] == [0x80]
 
 
 @both_paths

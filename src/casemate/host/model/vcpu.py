@@ -23,6 +23,7 @@ from casemate.host.model.cpu.native_delivery import NO_VECTOR
 from casemate.host.model.cpu.page_rights import SHARED_VECTOR
 from casemate.host.model.cpu.sites import InstructionSites
 from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
+from casemate.host.model.cpu.virtual_tlb import VirtualTlb
 from casemate.host.model.ghcb import GhcbServer
 from casemate.host.model.page_instructions import PVALIDATE, RMPADJUST, PageInstructions
 from casemate.host.model.physical_memory import PhysicalMemory
@@ -77,7 +78,10 @@ class ModelVcpu:
         self._awake = threading.Condition()
         self._closed = False
         self._executing = threading.Event()
-        self._sites = None if engine.fast else InstructionSites(engine, memory, self._stop_here)
+        self._tlb = None if engine.fast else VirtualTlb(engine, memory)
+        self._sites = (
+            None if self._tlb is None else InstructionSites(engine, memory, self._tlb, self._stop_here)
+        )
         self._cache_control: CacheControl | None = None
         if engine.fast:
             self._use_native_delivery(engine.fast)
@@ -135,6 +139,8 @@ class ModelVcpu:
         """The x86 reset state; translated code is forgotten."""
         self._engine.flush_translations()
         self._engine.reset()
+        if self._tlb is not None:
+            self._tlb.begin()
 
     def rip(self) -> int | None:
         """The instruction pointer, or None behind a seal."""
@@ -164,7 +170,7 @@ class ModelVcpu:
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Translations of this range are stale: drop them all before the next block runs."""
-        holder = self._engine.fast or self._sites
+        holder = self._engine.fast or self._tlb
         if holder is not None and holder.holds_code(gpa, size):
             self._flush_wanted = True
             self._request_stop()
@@ -180,6 +186,10 @@ class ModelVcpu:
         self._executing.set()
         error = self._engine.start(self._engine.read(registers.RIP))
         self._executing.clear()
+        if error == unicorn_const.UC_ERR_EXCEPTION and self._tlb is not None and self._tlb.in_use:
+            self._tlb.give_up()
+            self._interrupted_by_us = True
+            return 0
         return error
 
     def _after_execution(self, error: int) -> None:

@@ -16,19 +16,25 @@ from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu import rep
 from casemate.host.model.cpu.engine import EXECUTE, Engine
 from casemate.host.model.cpu.unicorn_api import CodeHook, EdgeHook
+from casemate.host.model.cpu.virtual_tlb import VirtualTlb
 from casemate.host.model.physical_memory import PhysicalMemory
+
+_INVLPG_OPERANDS = [mod << 6 | 7 << 3 | rm for mod in range(3) for rm in range(8)]
+"""The engine drops one small page only of a large one that we entered."""
 
 
 class InstructionSites:
     """All instructions of one engine that are watched, by address; ``interrupt_due`` says whether to stop there."""
 
-    def __init__(self, engine: Engine, memory: PhysicalMemory, interrupt_due: Callable[[], bool]) -> None:
+    def __init__(
+        self, engine: Engine, memory: PhysicalMemory, tlb: VirtualTlb, interrupt_due: Callable[[], bool]
+    ) -> None:
         self._engine = engine
         self._memory = memory
+        self._tlb = tlb
         self._interrupt_due = interrupt_due
         self._known: set[int] = set()
         self._pending: list[tuple[int, Callable[[], None], int, int]] = []
-        self._code_pages: set[int] = set()
         # Opcode, bytes from it to the hook, what the hook does.
         self._actions: list[tuple[bytes, int, Callable[[], None]]] = [
             (b"\x0f\x32", 2, self._answer_rdmsr),
@@ -36,6 +42,7 @@ class InstructionSites:
             (b"\xf3\x90", 0, self._maybe_stop),  # PAUSE
             (b"\xec", 0, self._maybe_stop),  # IN AL, DX
             (b"\xed", 0, self._maybe_stop),  # IN EAX, DX
+            *((b"\x0f\x01" + bytes([operand]), 0, tlb.flush) for operand in _INVLPG_OPERANDS),
             *((opcode, 0, self._string_action(kind)) for opcode, kind in rep.INSTRUCTIONS.items()),
         ]
         engine.hook(unicorn_const.UC_HOOK_EDGE_GENERATED, EdgeHook(self._on_block))
@@ -51,17 +58,15 @@ class InstructionSites:
         self._pending.clear()
         return True
 
-    def holds_code(self, gpa: int, size: int) -> bool:
-        """Whether translated code may come from this range of guest memory."""
-        return not self._code_pages.isdisjoint(range(gpa >> 12, (gpa + size - 1 >> 12) + 1))
-
     def _on_block(self, _uc: int, block: Any, _previous: Any, _user: int | None) -> None:
         pc, size = block.contents.pc, block.contents.size
         code = self._engine.read_virtual(pc, size)
-        first_page = self._engine.translate(pc, EXECUTE)
-        if not code or first_page is None:
+        if not code:
             return
-        self._code_pages.update((first_page >> 12, first_page + size - 1 >> 12))
+        if not self._tlb.in_use:
+            first = self._engine.translate(pc, EXECUTE)
+            if first is not None:
+                self._tlb.note_code(first, first + size - 1)
         found = [
             (pc + at + offset, action)
             for opcode, offset, action in self._actions
@@ -105,7 +110,7 @@ class InstructionSites:
         return act
 
     def _written(self, gva: int, gpa: int, size: int) -> None:
-        if self.holds_code(gpa, size):
+        if self._tlb.holds_code(gpa, size):
             self._engine.drop_translation(gva, gva + size)
 
 

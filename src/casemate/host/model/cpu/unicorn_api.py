@@ -10,6 +10,7 @@ import ctypes
 from ctypes import CFUNCTYPE, c_bool, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any
 
+from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import uclib as _binding
 
 library = ctypes.CDLL(_binding._name)
@@ -23,6 +24,15 @@ InterruptHook = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 InvalidInstructionHook = CFUNCTYPE(c_bool, c_void_p, c_void_p)
 CpuidHook = CFUNCTYPE(c_int, c_void_p, c_void_p)
 CodeHook = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
+
+
+class TlbEntry(ctypes.Structure):
+    """``uc_tlb_entry``: a page, and a sum of ``UC_PROT_READ`` and its like."""
+
+    _fields_ = (("gpa", c_uint64), ("rights", c_uint32))
+
+
+TlbFill = CFUNCTYPE(c_bool, c_void_p, c_uint64, c_int, ctypes.POINTER(TlbEntry), c_void_p)
 
 
 class TranslationBlock(ctypes.Structure):
@@ -57,6 +67,14 @@ reg_read_batch = _declare("uc_reg_read_batch", c_void_p, c_void_p, c_void_p, c_i
 reg_write_batch = _declare("uc_reg_write_batch", c_void_p, c_void_p, c_void_p, c_int)
 strerror = library.uc_strerror
 strerror.restype = ctypes.c_char_p
+
+
+_FLUSH_TLB = unicorn_const.UC_CTL_TLB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
+
+
+def flush_tlb(uc: int) -> None:
+    """``uc_ctl_flush_tlb``, which the binding does not have."""
+    library.uc_ctl(c_void_p(uc), c_int(_FLUSH_TLB))
 
 
 class RegisterBatch:
