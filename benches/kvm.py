@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 
+from benches import kvm_flash
 from benches.console import RunError
 from benches.measure import compiled_environment
 from benches.table import Cell, Table
@@ -79,10 +80,11 @@ class _Counter:
 
 
 def tables(runs: int) -> list[Table]:
-    """Round trips, then cold starts. Raises UnsupportedError without KVM, RunError without compiler or QEMU."""
+    """Round trips, flash, then cold starts. Raises UnsupportedError without KVM, RunError without compiler or QEMU."""
     KvmHypervisor()
     with tempfile.TemporaryDirectory(prefix="casemate-bench-") as folder:
-        return [_round_trips(runs, Path(folder)), _cold_starts(runs, Path(folder))]
+        path = Path(folder)
+        return [_round_trips(runs, path), kvm_flash.table(runs), _cold_starts(runs, path)]
 
 
 def _round_trips(runs: int, folder: Path) -> Table:

@@ -22,6 +22,7 @@ class AccessPath(StrEnum):
 
     READONLY_SLOT = "store to a read-only slot"
     NO_SLOT = "store where no slot is"
+    COALESCED = "store that KVM coalesced, made earlier"
     GHCB = "request by GHCB"
     FAULT = "KVM_RUN failed with EFAULT"
     USERFAULT = "userfaultfd"

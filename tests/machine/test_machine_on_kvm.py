@@ -7,18 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from casemate.devices.flash.file import Sync
 from casemate.errors import UnsupportedError
+from casemate.events import AccessPath
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
 from casemate.guests.user_mode import in_user_mode
+from casemate.host.kvm import ioctl
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.host.kvm.userfault import open_userfaultfd
-from casemate.machine.boot import boot
+from casemate.machine.boot import Attachments, boot
+from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import OnWrite
@@ -52,6 +57,7 @@ def run(
     user: bool = False,
     machine: str = "bare",
     timeout: float = 20,
+    attachments: Attachments | None = None,
     **options: object,
 ) -> Outcome:
     payload = bytes.fromhex(code)
@@ -69,7 +75,7 @@ def run(
         memory=4 << 20,
         **options,  # type: ignore[arg-type]
     )
-    return boot(spec, timeout=timeout, hypervisor=lambda clock: KvmHypervisor())
+    return boot(spec, timeout=timeout, attachments=attachments, hypervisor=lambda clock: KvmHypervisor())
 
 
 @protections
@@ -164,6 +170,76 @@ def test_flash_commands_program_a_byte(tmp_path: Path) -> None:
     outcome = run(tmp_path, program + EXIT)
     assert outcome.ending is Ending.EXIT_PORT
     assert (tmp_path / "vars.fd").read_bytes()[0x1234] == 0x41
+
+
+PROGRAM_ALL = (  # mov edi, UNIT1; mov ecx, 4096; 1: mov byte [edi], 0x10; mov [edi], cl; inc edi; loop 1b
+    f"bf {_word(UNIT1)} b9 {_word(4096)} c60710 880f 47 e2f8"
+)
+NO_COMMAND = "c60742"  # mov byte [edi], 0x42
+
+
+def exits_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    run = ioctl.run
+
+    def counted(fd: int) -> int:
+        calls.append(fd)
+        return run(fd)
+
+    monkeypatch.setattr(ioctl, "run", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("options", "late"),
+    [
+        ({}, True),
+        ({"on_write": OnWrite.DROP}, True),
+        ({"on_write": OnWrite.KILL}, False),
+        ({"sync": Sync.IDLE}, True),
+        ({"sync": Sync.ALWAYS}, False),
+    ],
+    ids=["default", "drop", "kill", "idle", "always"],
+)
+def test_programming_costs_few_exits_unless_each_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], late: bool
+) -> None:
+    exits = exits_of(monkeypatch)
+    outcome = run(tmp_path, f"{PROGRAM_ALL} c647ffff {EXIT}", timeout=60, **options)  # type: ignore[arg-type]
+    assert outcome.ending is Ending.EXIT_PORT
+    assert len(exits) < 100 if late else len(exits) > 8000
+    report = outcome.report
+    assert (report["writes"]["programs"], report["writes"]["violations"]) == (4096, 0)
+    data = (tmp_path / "vars.fd").read_bytes()
+    assert data[:4097] == bytes(-i & 0xFF for i in range(4096)) + b"\xee"
+    assert report["flash"][1]["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_programs_of_a_guest_without_other_accesses_reach_the_file(tmp_path: Path) -> None:
+    machines: list[Machine] = []
+
+    def end_when_all_is_there(finished: threading.Event, seconds: float) -> None:
+        if (tmp_path / "vars.fd").read_bytes()[4094:4097] == b"\x02\x01\xee":
+            machines[0].end(Ending.UNTIL)
+        finished.wait(seconds)
+
+    attachments = Attachments(on_start=machines.append, wait=end_when_all_is_there)
+    outcome = run(tmp_path, f"{PROGRAM_ALL} ebfe", timeout=60, attachments=attachments)
+    assert outcome.ending is Ending.UNTIL
+
+
+def test_late_byte_that_is_no_command_is_told_without_the_instruction(tmp_path: Path) -> None:
+    outcome = run(tmp_path, f"{PROGRAM_ALL} {NO_COMMAND} {EXIT}", timeout=60)
+    (event,) = outcome.report["writes"]["events"]
+    assert (event["kind"], event["gpa"]) == ("byte that is no flash command", UNIT1 + 4096)
+    assert (event["size"], event["value"], event["unit"]) == (1, 0x42, 1)
+    assert (event["path"], event["rip"], event["vcpu"]) == (AccessPath.COALESCED, None, None)
+
+
+def test_killed_guest_is_told_with_the_instruction(tmp_path: Path) -> None:
+    outcome = run(tmp_path, f"{PROGRAM_ALL} {NO_COMMAND} {EXIT}", timeout=60, on_write=OnWrite.KILL)
+    assert outcome.ending is Ending.VIOLATION
+    assert "mov byte ptr [edi],42h" in outcome.detail
 
 
 def test_reset_goes_back_to_the_reset_vector(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
 from casemate.cli import main
 from casemate.errors import SpecError, UnsupportedError
 from casemate.guests.actions import tell
-from casemate.guests.entry import make_image
+from casemate.guests.entry import IMAGE_SIZE, make_image
 from casemate.host.kvm.cpuid import cpuid_of_vcpu
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.machine.boot import boot
@@ -90,6 +90,35 @@ def test_both_vcpus_print_one_at_a_time(tmp_path: Path) -> None:
     outcome = run(tmp_path, start_other(other, own + wait + tell(1)))
     assert outcome.report["exit_port"] == 1
     assert (outcome.serial.count("a"), outcome.serial.count("b")) == (200, 200)
+
+
+def test_two_vcpus_program_flash_by_turns(tmp_path: Path) -> None:
+    """The first says PROGRAM, the second which byte, each when the other one told so in RAM: no exit orders them."""
+    count, first = 400, (1 << 32) - 2 * IMAGE_SIZE
+    flag = struct.pack("<I", COUNTER)
+    ours = (
+        b"\xbf" + struct.pack("<I", first) + b"\xb9" + struct.pack("<I", count)  # mov edi, first; mov ecx, count
+        + b"\xc6\x07\x10\x47"  # 1: mov byte [edi], 0x10; inc edi
+        + b"\xc6\x05" + flag + b"\x01"  # mov byte [COUNTER], 1
+        + b"\x80\x3d" + flag + b"\x00\x75\xf7"  # 2: cmp byte [COUNTER], 0; jne 2b
+        + b"\xe2\xea\xc6\x47\xff\xff"  # loop 1b; mov byte [edi - 1], 0xff
+    )  # fmt: skip
+    theirs = (
+        b"\xb8\xf0\xff\x8e\xd8\x66\x0f\x01\x16\x20\x00"  # mov ax, 0xfff0; mov ds, ax; lgdt [the image's]
+        + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\xb8\x10\x00\x8e\xd8"  # cr0 |= PE; mov ax, DATA; mov ds, ax
+        + b"\x66\xbf" + struct.pack("<I", first) + b"\xb9" + struct.pack("<H", count)
+        + b"\x67\x80\x3d" + flag + b"\x01\x75\xf6"  # 1: cmp byte [COUNTER], 1; jne 1b
+        + b"\x67\x88\x0f\x66\x47"  # mov [edi], cl; inc edi
+        + b"\x67\xc6\x05" + flag + b"\x00\xe2\xe7\xeb\xfe"  # mov byte [COUNTER], 0; loop 1b; jmp $
+    )  # fmt: skip
+    require_kvm()
+    (tmp_path / "code.fd").write_bytes(make_image(start_other(theirs, ours + tell(1)), 32))
+    (tmp_path / "vars.fd").write_bytes(b"\xee" * IMAGE_SIZE)
+    spec = MachineSpec(code=tmp_path / "code.fd", variables=tmp_path / "vars.fd", memory=4 * MIB, vcpus=2)
+    outcome = boot(spec, timeout=60, hypervisor=lambda clock: KvmHypervisor())
+    assert (outcome.ending, outcome.report["writes"]["violations"]) == (Ending.EXIT_PORT, 0)
+    data = (tmp_path / "vars.fd").read_bytes()
+    assert data[: count + 1] == bytes(count - i & 0xFF for i in range(count)) + b"\xee"
 
 
 def test_timeout_ends_two_busy_vcpus(tmp_path: Path) -> None:

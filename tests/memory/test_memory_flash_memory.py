@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from casemate.address import PAGE_SIZE, Gpa
+from casemate.address import PAGE_SIZE, Gpa, GuestRange
 from casemate.errors import HostError, InternalError
 from casemate.events import ProtectionAction, ProtectionChange
 from casemate.memory.backing import Backing
@@ -50,7 +50,7 @@ def protected_bytes(backing: Backing) -> int:
 
 
 class Flash:
-    def __init__(self, protection: WriteProtection) -> None:
+    def __init__(self, protection: WriteProtection, *, coalesced: bool = False) -> None:
         self.vm = RecordingVm()
         self.sink = RecordingSink()
         self.map = MemoryMap(self.vm)
@@ -59,7 +59,7 @@ class Flash:
         self.backing = self.blocks[1]
         self.map.add(Ram("ram", self.blocks[0]), Gpa(0))
         self.region = RomDevice("vars", self.backing, NoDevice())
-        self.memory = FlashMemory(1, self.backing, protection, self.vm, self.sink)
+        self.memory = FlashMemory(1, self.backing, protection, self.vm, self.sink, coalesced=coalesced)
 
     def attach(self) -> None:
         self.memory.attach(self.map, self.region, VARS_GPA)
@@ -153,6 +153,29 @@ def test_flash_memory_orders_slot_and_mapping() -> None:
     flash.vm.calls.clear()
     flash.memory.enter_array_mode()
     assert kinds(flash) == ["mapping_changed", "add_slot"]
+
+
+def test_flash_memory_allows_late_stores_only_while_there_is_no_slot() -> None:
+    flash = Flash(WriteProtection.READONLY_SLOT, coalesced=True)
+    flash.map.commit()
+    where = GuestRange(VARS_GPA, VARS_SIZE)
+    flash.memory.attach(flash.map, flash.region, VARS_GPA)
+    flash.vm.calls.clear()
+    flash.memory.leave_array_mode()
+    assert kinds(flash) == ["delete_slot", "coalesce_stores"]
+    assert flash.vm.calls[-1] == ("coalesce_stores", where, True)
+    flash.vm.calls.clear()
+    flash.memory.enter_array_mode()
+    assert kinds(flash) == ["coalesce_stores", "add_slot"]
+    assert flash.vm.calls[0] == ("coalesce_stores", where, False)
+
+
+@pytest.mark.parametrize("protection", [p for p in WriteProtection if p is not WriteProtection.READONLY_SLOT])
+def test_flash_memory_allows_no_late_store_that_should_fault(protection: WriteProtection) -> None:
+    flash = Flash(protection, coalesced=True)
+    flash.attach()
+    flash.memory.leave_array_mode()
+    assert "coalesce_stores" not in kinds(flash)
 
 
 def test_flash_memory_reports_vma_protection() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from casemate.abi.kvm.vm_types import VmType
-from casemate.address import Gpa, Hva
+from casemate.address import Gpa, GuestRange, Hva
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.exits import VmExit
 from casemate.host.guest_kind import GuestKind
@@ -46,6 +46,9 @@ class InterruptController(Protocol):
 
 class Vcpu(Protocol):
     """One virtual CPU. Everything but ``stop`` is called on the thread that runs it."""
+
+    store_is_late: bool
+    """Whether the store that the bus takes now was coalesced: made earlier, by any vCPU, nobody knows where."""
 
     def run(self) -> VmExit:
         """Execute the guest until something happens that the bus cannot handle."""
@@ -104,6 +107,15 @@ class Vm(Protocol):
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """The mapping under ``[hva, hva + size)`` changed its protection (a kernel has an MMU notifier for it)."""
+
+    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
+        """Whether stores to ``where``, which has no slot, may reach the bus late.
+
+        They still do so in order, and before any other access that follows them and before ``run`` returns.
+        """
+
+    def deliver_stores(self) -> None:
+        """Let coalesced stores reach the bus soon, though the guest makes no other access; from any thread."""
 
     def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
         """Call ``on_store`` with the page, on any thread, before a store of the guest to ``[hva, hva + size)`` is made.

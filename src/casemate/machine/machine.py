@@ -307,7 +307,14 @@ class Machine:
     def _place_unit(self, number: int, source: FirmwareFile) -> None:
         backing = self._backing(f"casemate-flash{number}", len(source.data))
         backing.writable.view[:] = source.data
-        memory = FlashMemory(number, backing, self.protection.protection, self.vm, self.recorder)
+        memory = FlashMemory(
+            number,
+            backing,
+            self.protection.protection,
+            self.vm,
+            self.recorder,
+            coalesced=self.spec.allows_late_commands(number),
+        )
         device = CfiFlash(number, memory, source.file, self.recorder)
         self.recorder.watch_flash(number, memory.view)
         region = RomDevice(f"flash{number}", backing, device)

@@ -78,6 +78,7 @@ class Run:
                 (wait or _wait)(self._finished, left)
                 if self._watchdog.bites(threads):
                     machine.end(Ending.STUCK)
+                machine.vm.deliver_stores()
                 self._settle()
             for thread in threads:
                 thread.join()

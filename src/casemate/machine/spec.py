@@ -86,3 +86,12 @@ class MachineSpec:
     def is_direct(self) -> bool:
         """Whether a kernel is started without firmware."""
         return self.code is None and self.bios is None and self.kernel is not None
+
+    def allows_late_commands(self, unit: int) -> bool:
+        """Whether a host may keep commands for flash ``unit`` back for a while (docs/design/kvm.md).
+
+        Not of unit 0, which the guest executes, nor where each change is to be on the disk or a violation to end the
+        run, nor of encrypted guests, with which nobody has seen it.
+        """
+        at_once = self.sync is Sync.ALWAYS or self.on_write not in (None, OnWrite.DROP)
+        return unit > 0 and not at_once and not self.kind.is_confidential

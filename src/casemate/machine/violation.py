@@ -63,6 +63,8 @@ def make_store(machine: Machine, violation: Violation) -> bool:
 
 def examine(machine: Machine, violation: Violation) -> Violation:
     """With the instruction and the vCPU; called on the vCPU's thread while the access is being handled."""
+    if machine.vcpu.store_is_late:
+        return replace(violation, path=AccessPath.COALESCED)
     rip = violation.rip
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
         rip = machine.vcpu.storing_instruction(violation.gpa, violation.size)

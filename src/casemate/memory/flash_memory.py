@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-from casemate.address import Gpa, Hva
+from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.events import AccessPath, EventSink, ProtectionAction, ProtectionChange
 from casemate.host.hypervisor import Vm
@@ -36,11 +36,19 @@ class FlashMemory:
     """Owner of the memory of flash ``unit``, and the only caller of mprotect.
 
     Nobody else changes ``romd`` or the mapping, so the guest never runs with the slot present and the
-    protection off, and the VMM never stores into a protected mapping.
+    protection off, and the VMM never stores into a protected mapping. ``coalesced`` allows that stores come late
+    in command mode.
     """
 
     def __init__(
-        self, unit: int, backing: Backing, protection: WriteProtection, vm: Vm, sink: EventSink
+        self,
+        unit: int,
+        backing: Backing,
+        protection: WriteProtection,
+        vm: Vm,
+        sink: EventSink,
+        *,
+        coalesced: bool = False,
     ) -> None:
         self.unit = unit
         self.protection = protection
@@ -54,6 +62,7 @@ class FlashMemory:
         self._map: MemoryMap | None = None
         self._region: RomDevice | None = None
         self._sink = sink
+        self._coalesced = coalesced
         self._watched: HostMapping | None = None
         self._held: Gpa | None = None
         changes = [ProtectionChange(what, unit, why) for what, why in _CHANGES]
@@ -86,6 +95,8 @@ class FlashMemory:
         # A sealed guest asks for its commands (GHCB); others would have to get past the read-only mapping.
         trapped = self.protection is WriteProtection.READONLY_SLOT
         region.array_stores_are_commands = self._vm.capabilities.sealed_state or trapped
+        # Late stores may follow the command that ends command mode. Where they should then fault they must not be late.
+        self._coalesced &= region.array_stores_are_commands
         memory_map.add(region, gpa)
         self._map, self._region, self.gpa = memory_map, region, gpa
         self.enter_array_mode()
@@ -104,12 +115,17 @@ class FlashMemory:
             self._vm.memory_written(Gpa(self.gpa + offset), len(data))
 
     def leave_array_mode(self) -> None:
-        """Make every access go to the device: the slot goes, then the mapping becomes writable."""
+        """Make every access go to the device: the slot goes, then the mapping becomes writable.
+
+        Only from then on may stores be coalesced: what the device would not hear at once must not leave the guest
+        reading the array.
+        """
         if self.mode is FlashMode.COMMAND:
             return
         self._expect(FlashMode.ARRAY, "command mode")
         self._set_romd(False)
         self._protect(False, self._commanded)
+        self._coalesce(True)
         self.mode = FlashMode.COMMAND
 
     def enter_array_mode(self) -> None:
@@ -117,6 +133,7 @@ class FlashMemory:
         if self.mode is FlashMode.ARRAY:
             return
         self._expect(FlashMode.COMMAND, "array mode")
+        self._coalesce(False)
         self._protect(True, self._added)
         self._set_romd(True)
         self.mode = FlashMode.ARRAY
@@ -173,6 +190,10 @@ class FlashMemory:
             raise InternalError(f"flash unit {self.unit} is not attached")
         self._region.romd = romd
         self._map.commit()
+
+    def _coalesce(self, enabled: bool) -> None:
+        if self._coalesced and self.gpa is not None:
+            self._vm.coalesce_stores(GuestRange(self.gpa, self.size), enabled=enabled)
 
     def _protect(self, readonly: bool, change: ProtectionChange) -> None:
         if self.protection is not WriteProtection.READONLY_VMA:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from casemate.address import PAGE_SIZE, Gpa, Hva
+from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.events import Event
 from casemate.host.capabilities import VmCapabilities
@@ -58,6 +58,14 @@ class RecordingVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Only recorded."""
         self.calls.append(("mapping_changed", hva, size))
+
+    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
+        """Only recorded."""
+        self.calls.append(("coalesce_stores", where, enabled))
+
+    def deliver_stores(self) -> None:
+        """Only recorded."""
+        self.calls.append(("deliver_stores",))
 
     def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
         """Only recorded."""

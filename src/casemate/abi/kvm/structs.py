@@ -184,6 +184,25 @@ class CoalescedMmioZone(Struct):
     _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
 
 
+class CoalescedMmio(Struct):
+    """``kvm_coalesced_mmio``."""
+
+    SIZE, SOURCE = 24, _KVM_H
+    _fields_ = (
+        ("phys_addr", c_uint64),
+        ("len", c_uint32),
+        ("pio", c_uint32),
+        ("data", c_uint8 * 8),
+    )
+
+
+class CoalescedMmioRing(Struct):
+    """The head of ``kvm_coalesced_mmio_ring``, a page; its entries follow."""
+
+    SIZE, SOURCE = 8, _KVM_H
+    _fields_ = (("first", c_uint32), ("last", c_uint32))
+
+
 class MpState(Struct):
     """``kvm_mp_state``."""
 

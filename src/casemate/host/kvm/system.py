@@ -26,6 +26,7 @@ _NEEDED = (
     Capability.IRQCHIP,
     Capability.IRQ_ROUTING,
     Capability.PIT2,
+    Capability.COALESCED_MMIO,
     Capability.IMMEDIATE_EXIT,
 )
 _MAX_CPUID_ENTRIES = 256

@@ -30,6 +30,7 @@ from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
 from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
+from casemate.host.kvm.coalesced import CoalescedStores
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.host.slots import MemorySlot
 
@@ -57,6 +58,7 @@ KICK = signal.SIGRTMIN + 3
 class KvmVcpu:
     """One vCPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol. ``reset_chips`` resets what is around it.
 
+    ``ring`` is where its shared area has the VM's ring of coalesced stores, and the lock of that.
     What the registers of a ``sealed`` one show to the kernel is not the guest's state, so nobody asks.
     """
 
@@ -68,6 +70,7 @@ class KvmVcpu:
         bus: IoBus,
         slots: Mapping[int, MemorySlot],
         reset_chips: Callable[[], None],
+        ring: tuple[int, threading.Lock],
         *,
         sealed: bool = False,
     ) -> None:
@@ -75,6 +78,8 @@ class KvmVcpu:
         self._sealed = sealed
         self._page = mmap.mmap(fd, mmap_size)
         self._words = memoryview(self._page).cast("I")
+        self._ring = CoalescedStores(self._page, *ring)
+        self.store_is_late = False
         self._bus = bus
         self._slots = slots
         self._reset_chips = reset_chips
@@ -99,10 +104,13 @@ class KvmVcpu:
 
     def _run(self) -> VmExit:
         words, fd, run, unknown = self._words, self._fd, ioctl.run, int(ExitReason.UNKNOWN)
+        first, last = self._ring.first, self._ring.last
         while True:
             # What is here after a failed KVM_RUN would be the last exit's.
             words[_EXIT_REASON] = unknown
             failure = run(fd)
+            if words[first] != words[last]:  # made before whatever this exit is about
+                self._deliver_coalesced()
             reason = words[_EXIT_REASON]
             if failure:
                 vm_exit = self._failed(failure, reason)
@@ -114,6 +122,11 @@ class KvmVcpu:
                 self._mmio_access()
             else:
                 return self._other(reason)
+
+    @property
+    def has_late_stores(self) -> bool:
+        """Whether coalesced stores of any vCPU of the VM wait; from any thread."""
+        return self._ring.is_filled(self._words)
 
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
@@ -160,7 +173,7 @@ class KvmVcpu:
         """KVM's emulator is behind the instruction already, or still on one that repeats."""
         from casemate.host.kvm.store_target import find_store
 
-        if self._sealed:
+        if self._sealed or self.store_is_late:
             return None
         regs, sregs = self._regs(), self._sregs()
         before = self._read_virtual(sregs.cs.base + regs.rip - _LONGEST_INSTRUCTION, _LONGEST_INSTRUCTION)
@@ -203,6 +216,13 @@ class KvmVcpu:
                 page[at : at + size] = bus.read_port(port, size).to_bytes(size, "little")
             else:
                 bus.write_port(port, size, int.from_bytes(page[at : at + size], "little"))
+
+    def _deliver_coalesced(self) -> None:
+        self.store_is_late = True
+        try:
+            self._ring.deliver(self._words, self._bus.write_mmio)
+        finally:
+            self.store_is_late = False
 
     def _mmio_access(self) -> None:
         gpa, data, size, is_write = _MMIO.unpack_from(self._page, RUN_UNION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT
 
@@ -14,6 +15,7 @@ from casemate.abi.kvm.structs import (
     IRQCHIP_PIC_SLAVE,
     MEM_READONLY,
     PIT_SPEAKER_DUMMY,
+    CoalescedMmioZone,
     CpuidEntry2,
     Irqchip,
     IrqLevel,
@@ -21,7 +23,7 @@ from casemate.abi.kvm.structs import (
     UserspaceMemoryRegion,
 )
 from casemate.abi.kvm.vm_types import VmType
-from casemate.address import PAGE_SIZE, Gpa, Hva
+from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import InterruptController, IoBus
@@ -62,6 +64,7 @@ class KvmVm:
         self.secure_processor: SecureProcessor | None = None
         self.snp_processor: KvmSnp | None = None
         self._cpuid: list[CpuidEntry2] = []
+        self._ring = system.extension(Capability.COALESCED_MMIO) * PAGE_SIZE, threading.Lock()
         try:
             self._fd = system.create_vm(vm_type)
             call(self._fd, Ioctl.SET_IDENTITY_MAP_ADDR, bytearray(IDENTITY_MAP.to_bytes(8, "little")))
@@ -103,6 +106,16 @@ class KvmVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Nothing to do: the kernel's MMU notifier saw it."""
 
+    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
+        """By a coalesced zone."""
+        request = Ioctl.REGISTER_COALESCED_MMIO if enabled else Ioctl.UNREGISTER_COALESCED_MMIO
+        call(self._fd, request, CoalescedMmioZone(addr=where.start, size=where.size), f"zone {where}")
+
+    def deliver_stores(self) -> None:
+        """By a vCPU that leaves the kernel; any will do, for they have one ring."""
+        if self._vcpus and self._vcpus[0].has_late_stores:
+            self._vcpus[0].wake()
+
     def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
         """By userfaultfd."""
         self._watches.append(StoreWatch(hva, size, on_store))
@@ -127,6 +140,7 @@ class KvmVm:
                 bus,
                 self._slots,
                 self._reset_chips,
+                self._ring,
                 sealed=self.capabilities.sealed_state,
             )
         except BaseException:

@@ -60,6 +60,7 @@ class ModelVcpu:
         ghcb: GhcbServer | None = None,
         page_instructions: PageInstructions | None = None,
     ) -> None:
+        self.store_is_late = False
         self._engine = engine
         self._memory = memory
         self._traps = traps

@@ -10,7 +10,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES, STATUS_SNP
-from casemate.address import Gpa, Hva
+from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
@@ -134,6 +134,12 @@ class ModelVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Take note of a new protection of a host mapping."""
         self._memory.mapping_changed(hva, size)
+
+    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
+        """Nothing to do: a store costs a call, and no exit."""
+
+    def deliver_stores(self) -> None:
+        """Nothing to do: none waits."""
 
     def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
         """Raises UnsupportedError: who waits for a verdict would be this process itself."""

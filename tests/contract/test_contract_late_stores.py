@@ -1,0 +1,155 @@
+"""Stores that may reach the bus late, on every host: in order, before what follows them, at the end of a run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from contract_hosts import END, PAGE, ContractRig, HostName, on_each_host
+from guest_rig import PROTECTED
+
+from casemate.address import Gpa, GuestRange
+from casemate.host.exits import Interrupted
+from casemate.host.kvm import ioctl
+from casemate.host.kvm.coalesced import ENTRIES
+
+pytestmark = on_each_host
+
+WHERE = GuestRange(Gpa(PROTECTED), PAGE)
+DONE = 0x2000
+TELL = f"c605 {DONE.to_bytes(4, 'little').hex()} 01"  # mov byte [DONE], 1
+
+
+def stores(count: int) -> str:
+    """Store the low byte of ``count``, ``count`` - 1, ... to PROTECTED and up."""
+    # mov edi, PROTECTED; mov ecx, count; 1: mov [edi], cl; inc edi; loop 1b
+    return f"bf 00003000 b9 {count.to_bytes(4, 'little').hex()} 880f 47 e2fb"
+
+
+def expected(count: int) -> list[tuple[str, int, int, int]]:
+    return [("store", PROTECTED + i, 1, count - i & 0xFF) for i in range(count)]
+
+
+class LateRig(ContractRig):
+    """The spare page has no slot, and stores to it may be late; ``runs`` counts KVM_RUN."""
+
+    def __init__(self, host: HostName, code: str) -> None:
+        super().__init__(host, code)
+        self.vm.delete_slot(3)
+        self.vm.coalesce_stores(WHERE, enabled=True)
+
+    @contextmanager
+    def when_done(self, action: Callable[[], None]) -> Iterator[None]:
+        """Call ``action`` on a thread of its own as soon as the guest has told that it made its stores."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not (told := self.ram_at(DONE, 1) == b"\x01") and not over.wait(0.001):
+                pass
+            if told:
+                action()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+@pytest.fixture
+def kvm_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each KVM_RUN."""
+    calls: list[int] = []
+    run = ioctl.run
+
+    def counted(fd: int) -> int:
+        calls.append(fd)
+        return run(fd)
+
+    monkeypatch.setattr(ioctl, "run", counted)
+    return calls
+
+
+@pytest.mark.parametrize("count", [1, ENTRIES - 1, ENTRIES, 3 * ENTRIES + 7])
+def test_late_stores_are_whole_and_in_order(host: HostName, count: int, kvm_runs: list[int]) -> None:
+    with LateRig(host, f"{stores(count)} {END}") as rig:
+        assert rig.run() == Interrupted()
+        assert rig.accesses == expected(count)
+        assert len(kvm_runs) <= 2 + count // ENTRIES
+
+
+def test_load_comes_after_the_stores_before_it(host: HostName) -> None:
+    with LateRig(host, f"{stores(5)} a0 01003000 {stores(3)} e680 {END}") as rig:
+        rig.bus.answers[PROTECTED + 1] = 0x42
+        assert rig.run() == Interrupted()
+        loaded = ("load", PROTECTED + 1, 1, 0x42)
+        assert rig.accesses == [*expected(5), loaded, *expected(3), ("out", 0x80, 1, 0x42)]
+
+
+def test_late_stores_of_every_width_are_whole(host: HostName) -> None:
+    # mov [PROTECTED], al; [PROTECTED + 2], ax; [PROTECTED + 4], eax; and one that reaches out of the range
+    code = f"b8 44332211 a2 00003000 66a3 02003000 a3 04003000 a3 fe0f3000 {END}"
+    with LateRig(host, code) as rig:
+        assert rig.run() == Interrupted()
+        taken = [
+            (gpa + i, value >> 8 * i & 0xFF) for _, gpa, size, value in rig.accesses for i in range(size)
+        ]
+        offsets = (0, 2, 3, 4, 5, 6, 7, 0xFFE, 0xFFF, 0x1000, 0x1001)
+        values = bytes.fromhex("44 4433 44332211 44332211")
+        assert taken == [(PROTECTED + offset, value) for offset, value in zip(offsets, values, strict=True)]
+
+
+def test_stop_and_reset_find_nothing_undelivered(host: HostName) -> None:
+    with LateRig(host, f"{stores(7)} {TELL} ebfe") as rig:
+        with rig.when_done(rig.vcpu.stop):
+            assert rig.run() == Interrupted()
+        assert rig.accesses == expected(7)
+        rig.vcpu.reset()
+        rig.ram.writable.view[DONE] = 0
+        with rig.when_done(rig.vcpu.stop):
+            assert rig.run() == Interrupted()
+        assert rig.accesses == expected(7) * 2
+
+
+def test_stores_of_a_guest_without_exits_are_delivered_when_asked_for(host: HostName) -> None:
+    with LateRig(host, f"{stores(7)} {TELL} ebfe") as rig:
+
+        def stop_at_the_last() -> None:
+            if len(rig.accesses) == 7:
+                rig.vcpu.stop()
+
+        rig.bus.on_store = stop_at_the_last
+        with rig.when_done(rig.vm.deliver_stores):
+            assert rig.run() == Interrupted()
+        assert rig.accesses == expected(7)
+
+
+def test_only_late_stores_say_so(host: HostName) -> None:
+    # a store to the range, then one to where no slot is
+    with LateRig(host, f"{stores(1)} a3 000040fe {END}") as rig:
+        seen: list[bool] = []
+        rig.bus.on_store = lambda: seen.append(rig.vcpu.store_is_late)
+        assert rig.run() == Interrupted()
+        assert seen == [host == "kvm", False]
+
+
+def test_slot_that_returns_takes_stores_at_once(host: HostName) -> None:
+    with LateRig(host, f"{stores(3)} e680 {stores(4)} e681 {stores(2)} {END}") as rig:
+
+        def show_memory() -> None:
+            rig.vm.coalesce_stores(WHERE, enabled=False)
+            rig.add(3, PROTECTED, PAGE, rig.protected_hva)
+
+        def hide_memory() -> None:
+            rig.vm.delete_slot(3)
+            rig.vm.coalesce_stores(WHERE, enabled=True)
+
+        rig.bus.on_write_port.update({0x80: show_memory, 0x81: hide_memory})
+        assert rig.run() == Interrupted()
+        stored = [entry for entry in rig.accesses if entry[0] == "store"]
+        assert stored == expected(3) + expected(2)
+        assert rig.ram_at(PROTECTED, 5) == b"\x04\x03\x02\x01\x00"
