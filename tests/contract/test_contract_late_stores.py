@@ -79,7 +79,8 @@ def test_late_stores_are_whole_and_in_order(host: HostName, count: int, kvm_runs
     with LateRig(host, f"{stores(count)} {END}") as rig:
         assert rig.run() == Interrupted()
         assert rig.accesses == expected(count)
-        assert len(kvm_runs) <= 2 + count // ENTRIES
+        # Linux 6.1 takes the ring for full when it is half full, and begins at its start.
+        assert len(kvm_runs) <= 2 + 2 * count // ENTRIES
 
 
 def test_load_comes_after_the_stores_before_it(host: HostName) -> None:
