@@ -53,6 +53,7 @@ def prepare_linux(
     c_bit: int | None = None,
     *,
     is_snp: bool = False,
+    vcpus: int = 1,
 ) -> DirectBoot:
     """Lay a boot out in ``ram``, ranges of address and size in bytes; ``c_bit`` is that of a guest of SEV.
 
@@ -79,7 +80,7 @@ def prepare_linux(
         Piece("page tables", _PAGE_TABLES, page_tables(_PAGE_TABLES, c_bit, gib)),
         Piece("boot parameters", _BOOT_PARAMS, boot_params),
         Piece("command line", _COMMAND_LINE, _whole_pages(words)),
-        Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(_ACPI, PM_BASE))),
+        Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(PM_BASE, vcpus).placed_at(_ACPI))),
         _kernel_piece(kernel),
     ]
     if initrd:

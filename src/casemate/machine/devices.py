@@ -22,6 +22,7 @@ from casemate.devices.reset import Port92, ResetControl
 from casemate.devices.serial.uart16550 import Uart16550
 from casemate.events import EventSink
 from casemate.host.clock import GuestClock
+from casemate.machine.acpi_files import AcpiFiles
 from casemate.machine.boards.board import (
     KEYBOARD_IRQ,
     SERIAL_IRQ,
@@ -73,6 +74,7 @@ class MachineDevices:
         self._pm = PmBlock(timer, power_off)
         self._pci = PciHost()
         self._ecam: Mmio | None = None
+        self._acpi: AcpiFiles | None = None
         self._place(SERIAL_PORT, 8, self.serial)
         self._place(debugcon.PORT, 1, debugcon.DebugCon(console.debug))
         self._place(exit_port.PORT, 1, self.exit_port)
@@ -101,6 +103,8 @@ class MachineDevices:
         fw_cfg = _fw_cfg(guest_memory, sink, low, spec)
         for name, data in spec.fw_cfg:
             fw_cfg.add_file(name, data)
+        if not spec.is_direct:
+            self._acpi = AcpiFiles(fw_cfg, spec.vcpus)
         if spec.kernel is not None and not spec.is_direct:
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
         cmos = Cmos(clock, low, spec.memory - low)
@@ -130,6 +134,8 @@ class MachineDevices:
         self._bus.release_ports(self._pm)
         if base is not None:
             self._bus.claim_free_ports(base, PM_BLOCK_SIZE, self._pm)
+            if self._acpi is not None:
+                self._acpi.move(base)
 
     def _move_ecam(self, base: int | None, size: int) -> None:
         if self._ecam is not None:

@@ -52,4 +52,4 @@ def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
     initrd = read_file(spec.initrd, LARGEST_KERNEL) if spec.initrd else b""
     ram = [(piece.gpa, piece.size) for piece in BOARDS[spec.machine].ram(spec.memory)]
     is_snp = spec.kind is GuestKind.SNP
-    return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp)
+    return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp, vcpus=spec.vcpus)

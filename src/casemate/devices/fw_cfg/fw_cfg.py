@@ -54,6 +54,13 @@ class FwCfg:
         self._files[name] = bytearray(data) if writable else data
         self._rebuild_directory()
 
+    def replace_file(self, name: str, data: bytes) -> None:
+        """Change what a file holds from the next selection on; its size stays. Raises SpecError if it would not."""
+        if len(data) != len(self._files.get(name, b"")):
+            raise SpecError(f"fw_cfg file {name!r} cannot change its size")
+        self._files[name] = data
+        self._rebuild_directory()
+
     def file(self, name: str) -> bytes | None:
         """The contents of a file now, or None if there is none of this name."""
         data = self._files.get(name)
