@@ -1,10 +1,9 @@
-"""The file behind a flash unit: locked, read once, and written back as the guest programs (flock(2), pwrite(2))."""
+"""The file behind a flash unit: locked, read once, and written back as the guest programs (pwrite(2))."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
+from casemate.devices.flash.image_lock import lock_image
 from casemate.devices.flash.spec import SECTOR_SIZE
 from casemate.errors import HostError, ImageError
 
@@ -56,7 +56,7 @@ class FlashFile:
         fd = _open(path, readonly)
         try:
             size = _checked_size(path, fd)
-            _lock(path, fd, readonly)
+            lock_image(path, fd, readonly=readonly)
             if not readonly:
                 _reserve(path, fd, size)
         except BaseException:
@@ -157,7 +157,7 @@ def locked_image(path: str | Path) -> Iterator[None]:
     path = Path(path)
     fd = _open(path, readonly=False)
     try:
-        _lock(path, fd, readonly=False)
+        lock_image(path, fd, readonly=False)
         yield
     finally:
         os.close(fd)
@@ -221,17 +221,6 @@ def _checked_size(path: Path, fd: int) -> int:
             "flash images come in whole 4 KiB sectors; pad it, or load it with --bios",
         )
     return status.st_size
-
-
-def _lock(path: Path, fd: int, readonly: bool) -> None:
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise HostError("flock", error.errno or 0, str(path)) from error
-        raise ImageError(
-            path, "is in use by another guest", "give every guest its own copy, or stop the other one"
-        ) from error
 
 
 def _reserve(path: Path, fd: int, size: int) -> None:
