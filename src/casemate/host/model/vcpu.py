@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from unicorn import unicorn_const
 
-from casemate.address import PAGE_SIZE, Gpa
+from casemate.address import Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
@@ -108,7 +108,7 @@ class ModelVcpu:
             if self._interrupts is not None and self._interrupts.pending():
                 self._deliver_interrupt()
             if self._exit is None:
-                error = self._execute()
+                error = self._finish_store(self._execute())
                 self._traps.take_error()
                 self._after_execution(error)
             if self._exit is not None:
@@ -157,9 +157,7 @@ class ModelVcpu:
         if self._secrecy.memory:
             return None
         offset = 0 if rip is None else rip - self._engine.read(registers.RIP)
-        rip = self._engine.instruction_address() + offset
-        in_page = PAGE_SIZE - rip % PAGE_SIZE
-        code = self._engine.read_virtual(rip, 15) or self._engine.read_virtual(rip, min(15, in_page))
+        code = self._engine.code_at(self._engine.instruction_address() + offset)
         return None if code is None else (code, self._engine.code_bits())
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
@@ -181,6 +179,15 @@ class ModelVcpu:
         error = self._engine.start(self._engine.read(registers.RIP))
         self._executing.clear()
         return error
+
+    def _finish_store(self, error: int) -> int:
+        """By the public API the engine stops on an instruction that it undid, and calls that an error."""
+        if not self._traps.is_unfinished:
+            return error
+        self._interrupted_by_us = True
+        if not self._traps.finish():
+            self._deliver(delivery.deliver_exception, delivery.INVALID_OPCODE)
+        return 0
 
     def _after_execution(self, error: int) -> None:
         if self._flush_wanted:
@@ -258,7 +265,7 @@ class ModelVcpu:
         if vector == SHARED_VECTOR:
             self._on_shared_access()
         else:
-            self._traps.fast_path_fault(self._engine.fast)
+            self._traps.finish()
 
     def _on_shared_access(self) -> None:
         try:
