@@ -372,13 +372,12 @@ class FastPath:
         functions = _address("cpu_ldub_code_x86_64"), _address("raise_exception_err_ra_x86_64")
         return self._patches.emit_once(*(code(*functions) for code in codes))
 
-    def hook_exceptions(self, on_refused_store: Any, on_invalid: Any | None) -> None:
+    def hook_exceptions(self, on_refused_store: Any, on_invalid: Any) -> None:
         """Let the engine deliver exceptions. Two are told: stores undone under ``FAULT_VECTOR``, and instructions that
-        the engine does not know: ``on_invalid`` says whether it executed one."""
+        the engine does not know; ``on_invalid`` is an ``InstructionDecider``."""
         self._kept = on_refused_store, on_invalid
         self.delivery.on_pseudo_exception = ctypes.cast(on_refused_store, ctypes.c_void_p).value
-        if on_invalid is not None:
-            self.delivery.on_invalid = ctypes.cast(on_invalid, ctypes.c_void_p).value
+        self.delivery.on_invalid = ctypes.cast(on_invalid, ctypes.c_void_p).value
         record = ctypes.addressof(self.delivery)
         stubs = self._patches.interrupt_stub, self._patches.invalid_stub
         for kind, stub in zip(
