@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from guest_rig import PROTECTED
 from model_rig import ModelRig
@@ -69,6 +71,19 @@ def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map(fast: bool) -
             ("in", PORT, 2),
             ("store", PROTECTED + 0xFFE, 2),
         ]
+
+
+def test_instruction_is_found_in_a_code_segment_that_does_not_begin_at_0() -> None:
+    # A segment at 2 MiB - 32; its code is insb, hlt at offset 32. lgdt [0x1000]; mov dx, 0x80; mov edi, ..; far jump.
+    code = "0f0115 00100000 66ba8000 bf20003000 ea 20000000 0800"
+    with ModelRig(code, 32, fast=True) as rig:
+        view = rig.ram.writable.view
+        view[0x1000:0x1006] = struct.pack("<HI", 15, 0x1010)
+        view[0x1018:0x1020] = struct.pack("<Q", 0x00C09B1FFFE0FFFF | 0xF << 48)
+        view[0x200000:0x200002] = b"\x6c\xf4"
+        make_readonly(rig)
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("in", PORT, 1, 0), ("store", PROTECTED + 0x20, 1, 0)]
 
 
 def test_prefixes_and_rex_are_told_from_the_opcode() -> None:

@@ -97,7 +97,7 @@ class PortInput:
     def _decode(self) -> _Ins:
         engine = self._engine
         rip, rcx, rdx, rdi, rflags = engine.read_many(_STATE)
-        opcode, bits = split(engine.code_at(engine.instruction_address()) or b""), engine.code_bits()
+        opcode, bits = split(engine.code_here()), engine.code_bits()
         wide = bool(opcode.rex & _REX_W) or (_OPERAND_SIZE in opcode.prefixes) == (bits == 16)
         size = 1 if opcode.opcode == _INSB else 4 if wide else 2
         return _Ins(

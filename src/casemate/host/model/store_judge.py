@@ -77,18 +77,16 @@ class StoreJudge:
         return Fate.MMIO if mmio else Fate.FAULT
 
     def _opcode(self) -> Opcode:
-        engine = self._engine
-        return split(engine.code_at(engine.instruction_address()) or b"")
+        return split(self._engine.code_here())
 
     def _loads(self) -> Iterator[int]:
         from casemate.host.store_target import load_addresses
 
         engine, sregs = self._engine, Sregs()
-        code = engine.code_at(engine.instruction_address()) or b""
         for name in ("cs", "ds", "es", "fs", "gs", "ss"):
             getattr(sregs, name).base = engine.segment_base(name)
         regs = Regs(*engine.read_many(_NUMBERS))
-        return load_addresses(code, engine.code_bits(), regs, sregs)
+        return load_addresses(engine.code_here(), engine.code_bits(), regs, sregs)
 
     def _is_mmio(self, gva: int) -> bool:
         gpa = self._engine.translate(gva)

@@ -286,7 +286,7 @@ class ModelVcpu:
             self._fail(error)
 
     def _on_invalid_instruction(self, _uc: int, _user: int | None) -> bool:
-        if self._code_here() == VMMCALL:
+        if self._engine.code_here(len(VMMCALL)) == VMMCALL:
             self._hypercall()
             self._engine.write(registers.RIP, self._engine.read(registers.RIP) + len(VMMCALL))
         else:
@@ -303,7 +303,7 @@ class ModelVcpu:
 
     def _execute_for_guest(self, fast: FastPath) -> int:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
-        code, text = self._code_here(len(_VMGEXIT)), None
+        code, text = self._engine.code_here(len(_VMGEXIT)), None
         if code.startswith(VMMCALL):
             if self._secrecy.registers:
                 return ExitCode.VMMCALL
@@ -327,9 +327,6 @@ class ModelVcpu:
         engine, mask = self._engine, (1 << max(32, self._engine.code_bits())) - 1
         result = hypercalls.answer(engine.read(registers.RAX) & mask, engine.privilege())
         engine.write(registers.RAX, result & mask)
-
-    def _code_here(self, size: int = len(VMMCALL)) -> bytes:
-        return self._engine.code_at(self._engine.instruction_address(), size) or b""
 
     def _end(self, text: str) -> None:
         self._exit = SevTermination(text)

@@ -191,6 +191,11 @@ class Engine:
         in_page = PAGE_SIZE - address % PAGE_SIZE
         return self.read_virtual(address, size) or self.read_virtual(address, min(size, in_page))
 
+    def code_here(self, size: int = 15) -> bytes:
+        """Code at the instruction pointer, wherever its segment begins; nothing if it cannot be read."""
+        base = 0 if self.code_bits() == 64 else self.segment_base("cs")
+        return self.code_at(base + self.read(RIP), size) or b""
+
     def privilege(self) -> int:
         """The current privilege level."""
         cs, cr0 = self.read_many((CS, CR0))
