@@ -158,7 +158,7 @@ class KvmVcpu:
 
     def storing_instruction(self, gpa: int, size: int) -> int | None:
         """KVM's emulator is behind the instruction already, or still on one that repeats."""
-        from casemate.host.kvm.store_target import find_store
+        from casemate.host.store_target import find_store
 
         if self._sealed:
             return None
@@ -226,7 +226,7 @@ class KvmVcpu:
     def _find_fault(self) -> MemoryFault:
         if self._sealed:
             return MemoryFault()
-        from casemate.host.kvm.store_target import store_targets
+        from casemate.host.store_target import store_targets
 
         regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
         for target in store_targets(*found, regs, sregs) if found else ():
