@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from casemate.records import TYPE_CHECKING, Protocol
 
-from casemate.abi.kvm.vm_types import VmType
-from casemate.address import Gpa, Hva
-from casemate.host.capabilities import VmCapabilities
-from casemate.host.exits import VmExit
-from casemate.host.guest_kind import GuestKind
-from casemate.host.secure_processor import SecureProcessor, SevSetup
-from casemate.host.slots import MemorySlot
-from casemate.host.snp_processor import SnpProcessor
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.abi.kvm.vm_types import VmType
+    from casemate.address import Gpa, Hva
+    from casemate.host.capabilities import VmCapabilities
+    from casemate.host.exits import VmExit
+    from casemate.host.guest_kind import GuestKind
+    from casemate.host.secure_processor import SecureProcessor, SevSetup
+    from casemate.host.slots import MemorySlot
+    from casemate.host.snp_processor import SnpProcessor
 
 
 class IoBus(Protocol):

@@ -8,8 +8,6 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
-from enum import IntEnum
 from struct import Struct as Layout
 
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
@@ -28,10 +26,16 @@ from casemate.abi.kvm.structs import (
 )
 from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
-from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
-from casemate.host.slots import MemorySlot
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from enum import IntEnum
+
+    from casemate.host.hypervisor import IoBus
+    from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
