@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
-    from casemate.devices.flash.file import Sync
+    from casemate.devices.flash.sync import Sync
     from casemate.host.guest_kind import GuestKind
     from casemate.machine.spec import MachineSpec
     from casemate.memory.protection import OnWrite

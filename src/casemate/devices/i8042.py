@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from enum import IntEnum
 
 from casemate.records import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ KEYBOARD_SELF_TEST_PASSED = 0xAA
 KEYBOARD_ID = (0xAB, 0x83)
 
 
-class Command(IntEnum):
+class Command:
     """Controller commands, written to port 0x64."""
 
     READ_MODE = 0x20
@@ -52,7 +51,7 @@ TAKES_DATA = frozenset(
 )
 
 
-class KeyboardCommand(IntEnum):
+class KeyboardCommand:
     """Keyboard commands whose answer is more than an acknowledgement."""
 
     SET_LEDS = 0xED

@@ -11,7 +11,7 @@ from casemate.files import LARGEST_KERNEL, read_file
 from casemate.host.guest_kind import GuestKind
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.direct_boot import DirectBoot, prepare_linux
-from casemate.machine.boards import BOARDS
+from casemate.machine.boards import find_board
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +53,6 @@ def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
     assert spec.kernel is not None
     kernel = LinuxKernel.load(spec.kernel)
     initrd = read_file(spec.initrd, LARGEST_KERNEL) if spec.initrd else b""
-    ram = [(piece.gpa, piece.size) for piece in BOARDS[spec.machine].ram(spec.memory)]
+    ram = [(piece.gpa, piece.size) for piece in find_board(spec.machine).ram(spec.memory)]
     is_snp = spec.kind is GuestKind.SNP
     return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp)

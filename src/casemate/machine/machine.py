@@ -9,7 +9,7 @@ from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus, SharedBus
 from casemate.errors import InternalError, UnsupportedError
-from casemate.machine.boards import BOARDS
+from casemate.machine.boards import find_board
 from casemate.machine.devices import MachineDevices
 from casemate.machine.firmware import close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
@@ -117,7 +117,7 @@ class Machine:
             raise
 
     def _create(self) -> None:
-        spec, board = self.spec, BOARDS[self.spec.machine]
+        spec, board = self.spec, find_board(self.spec.machine)
         self.protection = choose(
             spec.kind,
             flash=spec.in_flash,
@@ -194,7 +194,7 @@ class Machine:
         self._advance(Stage.MEMORY_REGISTERED)
         size = self.spec.memory
         ram = Ram("ram", self._backing("casemate-ram", size))
-        for piece in BOARDS[self.spec.machine].ram(size):
+        for piece in find_board(self.spec.machine).ram(size):
             self.map.add(Alias(piece.name, ram, piece.offset, piece.size), piece.gpa)
         self.map.commit()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from casemate.address import PAGE_SIZE
-from casemate.devices.flash.file import Sync
+from casemate.devices.flash.sync import Sync
 from casemate.errors import SpecError
 from casemate.host.guest_kind import GuestKind
 from casemate.records import TYPE_CHECKING, Value

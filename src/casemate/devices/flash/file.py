@@ -7,9 +7,9 @@ import errno
 import fcntl
 import os
 import stat
-from enum import StrEnum
 
 from casemate.devices.flash.spec import SECTOR_SIZE
+from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
 from casemate.records import TYPE_CHECKING
 
@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-
-
-class Sync(StrEnum):
-    """When what the guest programmed goes to the disk; the file itself changes at once (docs/design/flash.md)."""
-
-    ALWAYS = "always"
-    """After each command: the disk never holds anything but the first commands, all of them."""
-    IDLE = "idle"
-    """When the guest has left its flash alone for a moment."""
-    EXIT = "exit"
-    """When the guest ends."""
 
 
 class FlashFile:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import cached_property
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.errors import UnsupportedError
 from casemate.host.guest_kind import GuestKind
-from casemate.host.kvm.modules import module_parameter
 from casemate.host.kvm.system import DEVICE, KvmSystem
 from casemate.host.kvm.vm import KvmVm
 from casemate.records import TYPE_CHECKING
@@ -30,13 +30,36 @@ class KvmHypervisor:
 
     def __init__(self, device: str = DEVICE) -> None:
         self._device = device
-        with closing(KvmSystem(device)) as system:
-            self.vm_types = system.vm_types()
-            self.vmsa_features = system.vmsa_features()
-            self.c_bit = _c_bit(system)
+        KvmSystem(device).close()
+
+    # The rest is asked for confidential guests only.
+
+    @cached_property
+    def vm_types(self) -> frozenset[VmType]:
+        """What KVM_CREATE_VM takes."""
+        with closing(KvmSystem(self._device)) as system:
+            return system.vm_types()
+
+    @cached_property
+    def vmsa_features(self) -> int:
+        """``sev_features`` bits that KVM_SEV_INIT2 takes."""
+        with closing(KvmSystem(self._device)) as system:
+            return system.vmsa_features()
+
+    @cached_property
+    def c_bit(self) -> int | None:
+        """Position of the encryption bit."""
+        with closing(KvmSystem(self._device)) as system:
+            return _c_bit(system)
+
+    @cached_property
+    def legacy_vmsa_features(self) -> int:
+        """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
+        from casemate.host.kvm.modules import module_parameter
+
         # From Linux 6.6 to 6.9 KVM set debug-swap, where it was enabled, in every SEV-ES guest; since 6.10 in none.
         implicit = VmType.SEV_ES not in self.vm_types and module_parameter("kvm_amd", "debug_swap") == "Y"
-        self.legacy_vmsa_features = _debug_swap() if implicit else 0
+        return _debug_swap() if implicit else 0
 
     def validate_kind(self, kind: GuestKind) -> None:
         """Whether such guests can be launched. Raises UnsupportedError, with a remedy, if not."""
