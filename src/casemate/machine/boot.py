@@ -6,7 +6,6 @@ from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
 from casemate.machine.recorder import Recorder
-from casemate.machine.run_loop import run
 from casemate.records import TYPE_CHECKING, Value
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def boot(
     )
     host = hypervisor(clock) if hypervisor else _model(spec, clock)
     with Machine(spec, host, clock, console, recorder) as machine:
+        from casemate.machine.run_loop import run  # here for the reason that devices are (Machine)
+
         assemble(machine)
         machine.host_why = host_why
         if attached.on_start:

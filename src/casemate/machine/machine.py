@@ -10,7 +10,6 @@ from casemate.address import Gpa
 from casemate.devices.bus import Bus, SharedBus
 from casemate.errors import InternalError, UnsupportedError
 from casemate.machine.boards import find_board
-from casemate.machine.devices import MachineDevices
 from casemate.machine.firmware import close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
@@ -117,6 +116,10 @@ class Machine:
             raise
 
     def _create(self) -> None:
+        # Loaded here, for a kernel takes milliseconds to have a new VM's interrupt controllers on its buses, and the
+        # first slot waits for that.
+        from casemate.machine.devices import MachineDevices
+
         spec, board = self.spec, find_board(self.spec.machine)
         self.protection = choose(
             spec.kind,
