@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from enum import IntEnum
 
-from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus, SharedBus
 from casemate.errors import InternalError, UnsupportedError
@@ -333,6 +332,7 @@ class Machine:
         self._place_legacy_window(region)
 
     def _place_linux(self, linux: DirectBoot) -> None:
+        from casemate.abi.x86.msr import MTRR_DEF_TYPE
         from casemate.linux.direct_boot import PM_BASE
 
         for piece in linux.pieces:
