@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from casemate.abi.sev.snp import SnpPageType
 from casemate.address import FOUR_GIB, PAGE_SIZE
@@ -13,6 +12,7 @@ from casemate.errors import SpecError
 from casemate.linux.acpi import acpi_tables
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.entry import MAX_GIB, entry_image, page_tables
+from casemate.records import NamedTuple
 
 PM_BASE = 0x600
 """First port of the ACPI block, where firmware would have put it."""

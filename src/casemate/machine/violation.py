@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from casemate.events import AccessPath, Violation, ViolationKind
-from casemate.evidence.owner import owner_of
-from casemate.host.exits import MemoryFault
-from casemate.machine.machine import Machine
-from casemate.memory.flash_memory import FlashMode
 from casemate.memory.protection import OnWrite
+from casemate.records import TYPE_CHECKING, Value
+
+if TYPE_CHECKING:
+    from casemate.host.exits import MemoryFault
+    from casemate.machine.machine import Machine
 
 _MMIO_PATHS = (AccessPath.READONLY_SLOT, AccessPath.NO_SLOT, AccessPath.EMULATOR)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Value):
     """Whether the guest goes on, and what to tell."""
 
     goes_on: bool
@@ -67,7 +65,7 @@ def examine(machine: Machine, violation: Violation) -> Violation:
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
         rip = machine.vcpu.storing_instruction(violation.gpa, violation.size)
     text = None if rip is None else instruction_text(machine, rip)
-    return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.index(machine.vcpu))
+    return violation._replace(rip=rip, instruction=text, vcpu=machine.vcpus.index(machine.vcpu))
 
 
 def judge_loop(machine: Machine) -> str:
@@ -102,6 +100,8 @@ def owner(machine: Machine, violation: Violation) -> str | None:
     """What of a unit's file lies where the guest stored."""
     if violation.unit is None or violation.gpa is None:
         return None
+    from casemate.evidence.owner import owner_of
+
     source = machine.flash[violation.unit].source
     offset = violation.gpa - source.gpa
     return f"offset {offset:#x}, {owner_of(source.data, offset)}"
@@ -117,6 +117,8 @@ def _executor(violation: Violation) -> str:
 
 
 def _suspects(machine: Machine) -> str:
+    from casemate.memory.flash_memory import FlashMode
+
     units = [f"unit {unit.number}" for unit in machine.flash if unit.memory.mode is FlashMode.ARRAY]
     why = " (sealed)" if machine.vm.capabilities.sealed_state else ""
     return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"

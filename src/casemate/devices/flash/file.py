@@ -6,27 +6,18 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
-from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
 
 from casemate.devices.flash.image_lock import lock_image
 from casemate.devices.flash.spec import SECTOR_SIZE
+from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-
-
-class Sync(StrEnum):
-    """When what the guest programmed goes to the disk; the file itself changes at once (docs/design/flash.md)."""
-
-    ALWAYS = "always"
-    """After each command: the disk never holds anything but the first commands, all of them."""
-    IDLE = "idle"
-    """When the guest has left its flash alone for a moment."""
-    EXIT = "exit"
-    """When the guest ends."""
 
 
 class FlashFile:
@@ -52,6 +43,8 @@ class FlashFile:
         Raises ImageError for a file that cannot be read (or written), that another guest uses, or whose size is not
         a positive multiple of 4096 bytes, and HostError if the disk has no room for all of a sparse file.
         """
+        from pathlib import Path
+
         path = Path(path)
         fd = _open(path, readonly)
         try:
@@ -144,6 +137,8 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 
     Raises HostError if it cannot be written.
     """
+    from pathlib import Path
+
     try:
         _replace(Path(target).resolve(), data)
     except OSError as error:
@@ -154,6 +149,8 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 @contextlib.contextmanager
 def locked_image(path: str | Path) -> Iterator[None]:
     """Keep guests from ``path``, to change it. Raises ImageError if one uses it, or it cannot be written."""
+    from pathlib import Path
+
     path = Path(path)
     fd = _open(path, readonly=False)
     try:
@@ -164,6 +161,8 @@ def locked_image(path: str | Path) -> Iterator[None]:
 
 
 def _replace(target: Path, data: bytes) -> None:
+    import tempfile
+
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -8,13 +8,13 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
-from enum import IntEnum
 from struct import Struct as Layout
 
-from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
+    EXIT_IO,
+    EXIT_MMIO,
+    EXIT_UNKNOWN,
     IO_IN,
     RUN_UNION,
     CpuidEntry2,
@@ -28,10 +28,16 @@ from casemate.abi.kvm.structs import (
 )
 from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
-from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
-from casemate.host.slots import MemorySlot
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from enum import IntEnum
+
+    from casemate.host.hypervisor import IoBus
+    from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
@@ -40,7 +46,6 @@ _IO = Layout("<BBHIQ")
 _MMIO = Layout("<Q8sIB")
 _MMIO_DATA = RUN_UNION + 8
 
-_IO_REASON, _MMIO_REASON = int(ExitReason.IO), int(ExitReason.MMIO)
 _RFLAGS_IF = 1 << 9
 _EFER_LMA = 1 << 10
 _LONGEST_INSTRUCTION = 15
@@ -98,7 +103,7 @@ class KvmVcpu:
                 self._thread = None
 
     def _run(self) -> VmExit:
-        words, fd, run, unknown = self._words, self._fd, ioctl.run, int(ExitReason.UNKNOWN)
+        words, fd, run, unknown = self._words, self._fd, ioctl.run, EXIT_UNKNOWN
         while True:
             # What is here after a failed KVM_RUN would be the last exit's.
             words[_EXIT_REASON] = unknown
@@ -108,9 +113,9 @@ class KvmVcpu:
                 vm_exit = self._failed(failure, reason)
                 if vm_exit is not None:
                     return vm_exit
-            elif reason == _IO_REASON:
+            elif reason == EXIT_IO:
                 self._port_access()
-            elif reason == _MMIO_REASON:
+            elif reason == EXIT_MMIO:
                 self._mmio_access()
             else:
                 return self._other(reason)
@@ -217,6 +222,8 @@ class KvmVcpu:
             return self._interrupted() if self._stop_wanted else None
         if failure != errno.EFAULT:
             return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
+        from casemate.abi.kvm.exit_reasons import ExitReason
+
         if reason == ExitReason.MEMORY_FAULT:
             fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
             return MemoryFault(fault.gpa, fault.size, None, self.rip())
@@ -242,6 +249,8 @@ class KvmVcpu:
         return Interrupted()
 
     def _other(self, reason: int) -> VmExit:
+        from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
+
         page, rip = self._page, self.rip()
         match reason:
             case ExitReason.HLT:
