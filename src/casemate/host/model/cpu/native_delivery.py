@@ -113,7 +113,7 @@ def invalid_hook(do_interrupt: int) -> bytes:
         + b"\x89\x8f\xa0\x81\x00\x00"  # deliver: mov [rdi + exception index], ecx
         + b"\x48\xb8" + struct.pack("<Q", do_interrupt) + b"\xff\xd0"  # mov rax, do_interrupt; call rax
         + b"\xb8\x01\x00\x00\x00\x5b\xc3"  # done: mov eax, 1; pop rbx; ret
-    )  # fmt: skip  # fmt: skip
+    )  # fmt: skip
 
 
 def hard_interrupt(acknowledge: int) -> Stub:
