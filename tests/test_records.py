@@ -1,8 +1,9 @@
-"""Our NamedTuple is used as typing's would be, and answers the same."""
+"""Our NamedTuple is used as typing's would be, our Value as a frozen dataclass; both answer the same."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import typing
 from collections.abc import Callable
@@ -106,3 +107,96 @@ def test_subclass_may_check_what_it_is_made_of() -> None:
     below = Below(1)
     assert (below.first, below.second, below.total) == (1, "below", 1)
     assert isinstance(below, Ours)
+
+
+class OurValue(records.Value):
+    """A value."""
+
+    first: int
+    second: str = "two"
+
+    @property
+    def twice(self) -> int:
+        return 2 * self.first
+
+
+class OtherValue(records.Value):
+    """Has the same fields."""
+
+    first: int
+    second: str = "two"
+
+
+class NoFields(records.Value):
+    """Says all by what it is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TheirValue:
+    """A value."""
+
+    first: int
+    second: str = "two"
+
+    @property
+    def twice(self) -> int:
+        return 2 * self.first
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda value: value(1).second,
+        lambda value: value(second="x", first=3).twice,
+        lambda value: value.__match_args__,
+        lambda value: value.__doc__,
+        lambda value: repr(value(1)).partition("(")[2],
+        lambda value: (
+            value(1) == value(1),
+            value(1) != value(1),
+            value(1) == value(2),
+            value(1) != value(2),
+        ),
+        lambda value: (value(1) == (1, "two"), value(1) == (1, "two"), value(1) != (1, "two")),
+        lambda value: (value(1) == OtherValue(1), OtherValue(1) == value(1), value(1) == 1),
+        lambda value: {value(1): "a"}[value(1)],
+        lambda value: copy.copy(value(5)).first,
+        lambda value: pickle.loads(pickle.dumps(value(6))).first,
+        lambda value: hasattr(value(8), "__dict__"),
+    ],
+)
+def test_value_is_used_as_a_frozen_dataclass(use: Callable[[type], object]) -> None:
+    assert use(OurValue) == use(TheirValue)
+
+
+@pytest.mark.parametrize(
+    "arguments", [((), {}), ((1, "a", 4), {}), ((1,), {"first": 2}), ((1,), {"third": 2})]
+)
+def test_wrong_fields_of_a_value_are_refused(
+    arguments: tuple[tuple[object, ...], dict[str, object]],
+) -> None:
+    values, named = arguments
+    for value in (OurValue, TheirValue):
+        with pytest.raises(TypeError):
+            value(*values, **named)  # type: ignore[arg-type]
+
+
+def test_fields_of_a_value_cannot_be_set() -> None:
+    for value in (OurValue(1), TheirValue(1)):
+        with pytest.raises(AttributeError):
+            value.first = 2  # type: ignore[misc]
+
+
+def test_value_without_fields_is_true_and_equals_its_own_kind() -> None:
+    assert NoFields()
+    assert NoFields() == NoFields()
+    nothing: object = ()
+    assert NoFields() != nothing
+    match NoFields():
+        case NoFields():
+            pass
+
+
+def test_changed_value_is_a_new_one() -> None:
+    value = OurValue(1)
+    assert (value._replace(second="b"), value) == (OurValue(1, "b"), OurValue(1))

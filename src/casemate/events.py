@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+
+from casemate.records import NamedTuple, Protocol, Value
 
 
 class ViolationKind(StrEnum):
@@ -31,8 +31,7 @@ class AccessPath(StrEnum):
     DMA = "device DMA"
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(Value):
     """A guest access to protected firmware; ``gpa``, ``value`` and ``rip`` are None where the host cannot know them."""
 
     kind: ViolationKind
@@ -55,8 +54,7 @@ class ProtectionAction(StrEnum):
     LIFTED = "lifted"
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectionChange:
+class ProtectionChange(Value):
     """The protection of flash unit ``unit`` was armed or lifted; ``why`` says for what."""
 
     what: ProtectionAction
@@ -64,8 +62,7 @@ class ProtectionChange:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Milestone:
+class Milestone(Value):
     """The guest showed by what it did that it reached a firmware phase (``PEI``, ``DXE``, ``BDS``, ``shell``)."""
 
     phase: str

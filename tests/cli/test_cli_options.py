@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.cli.options import Option, add_options, integer, read_options
+from casemate.cli import boot
+from casemate.cli.options import Option, add_options, integer, read_options, seconds
 
 OPTIONS = (
     Option("--mode", choices=("sev", "seves"), required=True),
     Option("--file-name", "FILE"),
     Option("--count", "N", type=integer, default=7),
     Option("--trace"),
+    Option("--text", "TEXT", repeatable=True),
+    Option("--timeout", "S", type=seconds),
+    Option("--verbose", short="-v"),
+    Option("words", "WORD"),
 )
 WORDS = st.sampled_from(
     [
@@ -32,6 +38,81 @@ WORDS = st.sampled_from(
             "--",
             "a=b",
         ),
+        *(
+            "--text",
+            "--text=",
+            "--text=b",
+            "--timeout",
+            "--timeout=2",
+            "-v",
+            "-vv",
+            "-v=1",
+            "--verbose",
+            "words",
+        ),
+    ]
+)
+BOOT_WORDS = st.sampled_from(
+    [
+        *(
+            "--bios",
+            "./a//b.fd",
+            "--code=c.fd",
+            "--vars",
+            "v.fd",
+            "--vars-sync",
+            "idle",
+            "--host",
+            "model:linux-6.18",
+        ),
+        *(
+            "--machine=pc",
+            "--memory",
+            "2G",
+            "--memory=16m",
+            "--memory=big",
+            "--cpus",
+            "2",
+            "--on-write",
+            "drop",
+        ),
+        *(
+            "--fw-cfg",
+            "opt/a=b",
+            "opt",
+            "--guest",
+            "sev-es",
+            "--feature",
+            "debug-swap",
+            "--policy=0x5",
+            "--append",
+        ),
+        *(
+            "console=ttyS0 quiet",
+            "--serial",
+            "none",
+            "--type",
+            "ver",
+            "--type=",
+            "--timeout",
+            "60",
+            "0",
+            "--prompt=> ",
+        ),
+        *(
+            "--cut-power-at",
+            "all:3",
+            "7",
+            "--report",
+            "a.html",
+            "a.txt",
+            "--json",
+            "-v",
+            "--verb",
+            "--",
+            "-m",
+            "512",
+        ),
     ]
 )
 
@@ -47,10 +128,10 @@ class Parser(argparse.ArgumentParser):
         raise Refused(message)
 
 
-def judged(words: list[str]) -> dict[str, object] | None:
+def judged(words: list[str], options: tuple[Option, ...] = OPTIONS) -> dict[str, object] | None:
     """What argparse reads, or None."""
     parser = Parser(add_help=False)
-    add_options(parser, OPTIONS)
+    add_options(parser, options)
     try:
         return vars(parser.parse_args(words))
     except Refused:
@@ -64,12 +145,26 @@ def test_what_is_read_at_once_is_what_argparse_reads(words: list[str]) -> None:
         assert vars(values) == judged(words)
 
 
+@given(st.lists(BOOT_WORDS, max_size=8))
+def test_boot_reads_plain_lines_as_argparse_does(words: list[str]) -> None:
+    values = read_options(boot.OPTIONS, words)
+    if values is not None:
+        assert vars(values) == judged(words, boot.OPTIONS)
+
+
+def test_boot_declares_the_same_options_in_groups() -> None:
+    parser = Parser(add_help=False)
+    boot.add_arguments(parser)
+    assert vars(parser.parse_args([])) == judged([], boot.OPTIONS)
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "--mode sev",
         "--mode=seves --count 0x10 --trace",
         "--mode sev --file-name a --file-name b --count=3",
+        "--mode sev --text a -v --text=b --timeout 2",
     ],
 )
 def test_plain_lines_need_no_argparse(line: str) -> None:
@@ -79,7 +174,29 @@ def test_plain_lines_need_no_argparse(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "--mode snp", "--mode sev --count many", "--mode sev x", "--mode sev --help"]
+    "line",
+    [
+        "",
+        "--mode snp",
+        "--mode sev --count many",
+        "--mode sev x",
+        "--mode sev --help",
+        "--mode sev --timeout 0",
+    ],
 )
 def test_other_lines_are_left_to_argparse(line: str) -> None:
     assert read_options(OPTIONS, line.split()) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--host kvm --memory 16M --bios leave.bin --serial none",
+        "--code CODE.fd --vars=VARS.fd --type ver --type 'exit 3' --timeout 60 --json -v",
+        "--guest sev-es --feature debug-swap --host model:linux-6.18 --report a.html --report b.json",
+    ],
+)
+def test_plain_boots_need_no_argparse(line: str) -> None:
+    values = read_options(boot.OPTIONS, shlex.split(line))
+    assert values is not None
+    assert vars(values) == judged(shlex.split(line), boot.OPTIONS)

@@ -13,7 +13,6 @@ from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
-from casemate.host.kvm.ioctl import Request
 from casemate.host.kvm.sev import KvmSev
 from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.model.eras import find_era
@@ -23,7 +22,11 @@ from casemate.host.secure_processor import SevSetup, TransportKeys, VcpuReset
 from casemate.memory.backing import Backing
 from casemate.owner.secret import seal_secret
 from casemate.owner.session import make_session
+from casemate.records import TYPE_CHECKING
 from casemate.testing.sev_ioctls import CHIP_ID, SevIoctls, open_device
+
+if TYPE_CHECKING:
+    from casemate.host.kvm.ioctl import Request
 
 PLATFORM = ModelPlatform()
 SETUP = SevSetup(VmType.SEV_ES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def bios(tmp_path: Path) -> Path:
 
 
 def snp(path: Path, **more: object) -> MachineSpec:
-    return replace(MachineSpec(bios=path, kind=GuestKind.SNP, memory=16 * MIB), **more)  # type: ignore[arg-type]
+    return MachineSpec(bios=path, kind=GuestKind.SNP, memory=16 * MIB)._replace(**more)
 
 
 def host(era: str = "linux-6.18") -> ModelHypervisor:

@@ -1,36 +1,96 @@
-"""A distribution's kernel by ``--kernel`` and ``--initrd``: the firmware's loader starts it (Debian's cloud kernel)."""
+"""A distribution's kernel that stock firmware starts: to user mode and off again (Debian's cloud kernels and OVMF)."""
 
 from __future__ import annotations
 
 import gzip
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from firmware_images import require_image, require_kernel
 
-from casemate.machine.boot import boot
-from casemate.machine.outcome import Ending
-from casemate.machine.spec import MachineSpec
+from casemate.cli import main
 from casemate.testing.linux_init import initramfs, printing_init
 
 pytestmark = pytest.mark.boot
 
+HELLO = "hello from user mode"
+DEBUG_SWAP = ("--guest", "sev-es", "--feature", "debug-swap", "--host", "model:linux-6.18")
 
-def test_cloud_kernel_prints_its_first_lines_and_finds_its_initrd(tmp_path: Path) -> None:
-    kernel, initrd = require_kernel("bookworm"), tmp_path / "initrd.gz"
-    initrd.write_bytes(gzip.compress(initramfs(printing_init("hello"))))
-    template = require_image("OVMF_VARS_4M.fd", "bookworm")
-    variables = tmp_path / "VARS.fd"
-    variables.write_bytes(template.read_bytes())
-    spec = MachineSpec(
-        code=require_image("OVMF_CODE_4M.fd", "bookworm"),
-        variables=variables,
-        memory=512 << 20,
-        kernel=kernel,
-        initrd=initrd,
-        append="console=ttyS0 earlyprintk=serial,ttyS0 casemate.was=here",
+
+@pytest.fixture
+def kernel_words(tmp_path: Path) -> list[str]:
+    initrd = tmp_path / "initrd.gz"
+    initrd.write_bytes(gzip.compress(initramfs(printing_init(HELLO))))
+    append = "console=ttyS0 panic=-1 casemate.was=here"
+    return ["--initrd", str(initrd), "--append", append, "--memory", "512M", "--timeout", "100"]
+
+
+def flash(release: str, folder: Path) -> list[str]:
+    template = require_image("OVMF_VARS_4M.fd", release)
+    variables = shutil.copy(template, folder / template.name)
+    return ["--code", str(require_image("OVMF_CODE_4M.fd", release)), "--vars", str(variables)]
+
+
+def boot(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    main(["boot", "--json", "--host", "model", *words])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def assert_ran_to_its_end(document: dict[str, Any]) -> None:
+    serial = document["serial"]
+    assert document["outcome"] == "power-off", document["detail"]
+    assert document["exit_code"] == 0
+    assert HELLO in serial
+    assert "casemate.was=here" in serial
+    assert "ACPI: Interpreter enabled" in serial
+    assert document["writes"]["violations"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "firmware", "machine", "timer"),
+    [
+        ("bookworm", "bookworm", "q35", 0x608),
+        ("trixie", "trixie", "q35", 0x608),
+        ("trixie", "bookworm", "pc", 0xB008),
+    ],
+)
+def test_kernel_finds_the_machine_by_acpi_and_powers_it_off(
+    kernel: str,
+    firmware: str,
+    machine: str,
+    timer: int,
+    kernel_words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    image = str(require_kernel(kernel))
+    document = boot(
+        capsys, *flash(firmware, tmp_path), "--machine", machine, "--kernel", image, *kernel_words
     )
-    outcome = boot(spec, until="Freeing initrd memory", timeout=100)
-    assert "Linux version" in outcome.serial, outcome
-    assert "casemate.was=here" in outcome.serial
-    assert outcome.ending is Ending.UNTIL, outcome
+    assert_ran_to_its_end(document)
+    assert f"PM-Timer IO Port: {timer:#x}" in document["serial"], "where this firmware put the ACPI block"
+
+
+def test_kernel_runs_in_the_guest_whose_flash_kvm_cannot_protect(
+    kernel_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Firmware from flash behind read-only mappings, and a whole operating system above it, without one store there."""
+    words = [*flash("trixie", tmp_path), *DEBUG_SWAP, "--kernel", str(require_kernel("trixie"))]
+    document = boot(capsys, *words, *kernel_words)
+    assert_ran_to_its_end(document)
+    assert "Memory Encryption Features active: AMD SEV SEV-ES" in document["serial"]
+    assert [unit["protection"] for unit in document["flash"]] == ["readonly-vma", "readonly-vma"]
+
+
+def test_snp_firmware_starts_the_kernel_that_was_measured_and_it_powers_off(
+    kernel_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = require_image("OVMF.amdsev.fd", "sid")
+    words = ["--guest", "snp", "--bios", str(image), "--kernel", str(require_kernel("trixie"))]
+    document = boot(capsys, *words, "--kernel-hashes", *kernel_words)
+    assert_ran_to_its_end(document)
+    assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in document["serial"]

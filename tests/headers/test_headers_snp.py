@@ -31,7 +31,6 @@ from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm.cpuid import without_refused
-from casemate.host.kvm.ioctl import Request
 from casemate.host.kvm.snp import KvmSnp
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup, VcpuReset
@@ -41,7 +40,11 @@ from casemate.machine.console import Console
 from casemate.machine.machine import Machine
 from casemate.machine.recorder import Recorder as EventRecorder
 from casemate.machine.spec import MachineSpec
+from casemate.records import TYPE_CHECKING
 from casemate.testing.images import ImageBuilder
+
+if TYPE_CHECKING:
+    from casemate.host.kvm.ioctl import Request
 
 PROGRAM = r"""
 #include <stdio.h>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from model_rig import ModelRig, ScriptedInterrupts
+from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
 from casemate.guests.entry import CODE32, Bits
 from casemate.host.exits import Hlt, Shutdown
@@ -240,3 +240,19 @@ def test_interrupt_in_real_mode_goes_through_the_vector_table() -> None:
         rig.put(0x600, "2ec606000741 cf")  # mov byte cs:[0x700], 0x41; iret
         assert rig.run() == HALTED
         assert rig.ram_at(0x700, 1) == b"A"
+
+
+def test_x87_store_of_the_user_to_a_readonly_slot_is_undone_by_ud() -> None:
+    # fninit; fld1; mov ebx, PROTECTED; cmp ebx, ebx; stc; fstp dword [rbx]
+    code = "dbe3 d9e8 bb00003000 39db f9 d91b"
+    with Delivery(enter_user(), code) as rig:
+        rig.vm.delete_slot(3)
+        rig.add(3, PROTECTED, 0x1000, rig.ram.writable.hva, readonly=True)
+        rig.gate(6)
+        rig.put(HANDLER, "9bdd3c25 60200000" + SAVE_FRAME)  # fstsw [DUMP + 0x60]
+        assert rig.run() == HALTED
+        rip, cs, rflags, rsp, ss, _ = rig.frame()
+        assert (rip, cs, rsp, ss) == (USER + 12, USER_CS, USER_STACK, USER_SS)
+        assert rflags & 0x41 == 0x41
+        assert rig.ram_at(DUMP + 0x60, 2) == b"\x00\x38"  # nothing was popped
+        assert rig.bus.log == []

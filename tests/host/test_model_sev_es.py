@@ -15,7 +15,7 @@ from casemate.errors import UnsupportedError
 from casemate.guests.entry import CODE32, PAGE_TABLES, Bits
 from casemate.guests.vc_handler import GHCB
 from casemate.host.clock import GuestClock
-from casemate.host.exits import Hlt, MemoryFault, SevTermination
+from casemate.host.exits import Hlt, MemoryFault, SevTermination, Shutdown
 from casemate.host.guest_kind import GuestKind
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.hypervisor import ModelHypervisor
@@ -73,6 +73,7 @@ LOAD_IDT = "0f011d 00100000"
         ("b9 1b000000 0f30", ExitCode.MSR),
         ("0f09", ExitCode.WBINVD),
         ("0f08", ExitCode.INVD),
+        ("0f01d9", ExitCode.VMMCALL),
         ("31c9 0f01c8", ExitCode.MONITOR),
         ("0f01c9", ExitCode.MWAIT),
         ("0f33", ExitCode.RDPMC),
@@ -153,11 +154,18 @@ def test_termination_ends_the_run_with_its_reason() -> None:
 
 
 def page(
-    code: int, info1: int, info2: int, *, scratch: int | None = None, leave_out: int | None = None
+    code: int,
+    info1: int,
+    info2: int,
+    *,
+    scratch: int | None = None,
+    leave_out: int | None = None,
+    fields: dict[int, int] | None = None,
 ) -> bytes:
     """A GHCB that asks for something."""
     block = bytearray(ghcb.PAGE_SIZE)
-    fields = {ghcb.SW_EXIT_CODE: code, ghcb.SW_EXIT_INFO_1: info1, ghcb.SW_EXIT_INFO_2: info2}
+    head = {ghcb.SW_EXIT_CODE: code, ghcb.SW_EXIT_INFO_1: info1, ghcb.SW_EXIT_INFO_2: info2}
+    fields = head | (fields or {})
     if scratch is not None:
         fields[ghcb.SW_SCRATCH] = scratch
     valid = 0
@@ -215,6 +223,47 @@ def test_malformed_request_is_refused_and_reaches_no_device(block: bytes) -> Non
         assert rig.run() == HALTED
         assert rig.bus.log == []
         assert struct.unpack("<QQ", rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 16)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("number", "privilege", "result"), [(99, 0, -1000), (1, 0, 0), (1 << 32 | 1, 0, -1000), (1, 3, -1)]
+)
+def test_hypercall_by_ghcb_gets_kvms_answer_in_rax_alone(number: int, privilege: int, result: int) -> None:
+    block = page(ExitCode.VMMCALL, 0, 0, fields={ghcb.RAX: number, ghcb.CPL: privilege})
+    with SevRig(ASK) as rig:
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = block
+        assert rig.run() == HALTED
+        assert struct.unpack("<q", rig.ram_at(GHCB + ghcb.RAX, 8)) == (result,)
+        assert struct.unpack("<QQ", rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 16)) == (0, 0)
+        valid = int.from_bytes(rig.ram_at(GHCB + ghcb.VALID_BITMAP, 16), "little")
+        assert valid == 1 << (ghcb.RAX >> 3)
+
+
+def test_hypercall_that_raised_vc_is_counted() -> None:
+    with SevRig(LOAD_IDT + "0f01d9 f4") as rig:
+        rig.catch_vc()
+        assert rig.run() == HALTED
+        assert rig.vm.guest_requests()["vc"] == {"0x81": 1}
+
+
+def test_vmcall_stays_undefined_in_a_sev_es_guest() -> None:
+    with SevRig(LOAD_IDT + "0f01c1 f4") as rig:
+        rig.catch_vc()
+        assert isinstance(rig.run(), Shutdown)
+
+
+@pytest.mark.parametrize("fields", [{ghcb.RAX: 99}, {ghcb.CPL: 0}], ids=["no CPL", "no RAX"])
+def test_hypercall_by_ghcb_without_its_input_is_refused(fields: dict[int, int]) -> None:
+    with SevRig(ASK) as rig:
+        rig.ram.writable.view[GHCB : GHCB + 0x1000] = page(ExitCode.VMMCALL, 0, 0, fields=fields)
+        assert rig.run() == HALTED
+        assert struct.unpack("<QQ", rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 16)) == (2, 3)
+
+
+def test_hypercall_of_a_sev_guest_is_answered_in_its_register() -> None:
+    with SevRig("b863000000 0f01d9 a3 00200000 f4", GuestKind.SEV) as rig:
+        assert rig.run() == HALTED
+        assert struct.unpack("<i", rig.ram_at(0x2000, 4)) == (-1000,)
 
 
 def test_unknown_request_ends_the_run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from casemate.abi.kvm.structs import Regs, Sregs
-from casemate.host.kvm.store_target import find_store, store_targets
+from casemate.host.store_target import find_store, store_targets
 
 RIP = 0x100000
 TARGET = 0xFFE00010

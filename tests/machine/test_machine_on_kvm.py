@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.devices.flash.file import Sync
+from casemate.devices.flash.sync import Sync
 from casemate.errors import UnsupportedError
 from casemate.events import AccessPath
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image

@@ -97,6 +97,35 @@ def test_store_that_cannot_be_dropped_kills_the_guest(tmp_path: Path) -> None:
 
 
 @both_paths
+@lifting
+def test_store_of_the_emulator_is_named_with_its_instruction(
+    tmp_path: Path, fast: bool, protection: str
+) -> None:
+    unit0, unit1 = guest(tmp_path)
+    # mov edi, UNIT1; mov dx, 0x80; mov ecx, 4; rep insb
+    code = b"\xbf" + struct.pack("<I", UNIT1) + bytes.fromhex("66ba8000 b904000000 f36c" + EXIT)
+    unit0.write_bytes(make_image(code, 32))
+    spec = MachineSpec(
+        code=unit0,
+        variables=unit1,
+        machine="bare",
+        memory=4 << 20,
+        protection=protection,  # type: ignore[arg-type]
+        fast=fast,
+        on_write=OnWrite.KILL,
+    )
+    outcome = boot(spec, timeout=20)
+    event = outcome.report["writes"]["events"][0]
+    assert (event["unit"], event["gpa"], event["size"]) == (1, UNIT1, 4)
+    assert (event["instruction"], event["path"]) == ("rep insb [edi],dx", "the host's instruction emulator")
+    assert (
+        f"by rep insb [edi],dx at {event['rip']:#x}, executed by the host's instruction emulator"
+        in outcome.detail
+    )
+    assert units(tmp_path)[1] == b"\xee" * IMAGE_SIZE
+
+
+@both_paths
 def test_flash_commands_reach_the_variable_file_behind_a_readonly_slot(tmp_path: Path, fast: bool) -> None:
     outcome = run(tmp_path, (UNIT1 + 0x10, 0x10), (UNIT1 + 0x10, 0x5A), (UNIT1 + 0x10, 0xFF), fast=fast)
     assert outcome.ending is Ending.EXIT_PORT

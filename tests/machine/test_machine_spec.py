@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.devices.flash.file import Sync
+from casemate.devices.flash.sync import Sync
 from casemate.host.guest_kind import GuestKind
 from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import OnWrite

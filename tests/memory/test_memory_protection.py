@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import pytest
 
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind
-from casemate.memory.protection import OnWrite, ProtectionChoice, Requested, WriteProtection, choose
+from casemate.memory.protection import OnWrite, ProtectionChoice, WriteProtection, choose
+
+if TYPE_CHECKING:
+    from casemate.memory.protection import Requested
 
 YES, NO = VmCapabilities(readonly_memory=True), VmCapabilities(readonly_memory=False)
 PLAIN, SEV, ES, SNP, TDX = GuestKind
@@ -43,7 +46,8 @@ def test_protection_auto(
             choose(kind, flash=flash, capabilities=capabilities)
 
 
-RequestRow = tuple[GuestKind, bool, VmCapabilities, Requested, OnWrite | None, object]
+WORDS: tuple[Requested, ...] = ("auto", "slot", "vma", "view", "uffd")
+RequestRow = tuple[GuestKind, bool, VmCapabilities, "Requested", OnWrite | None, object]
 REQUEST_ROWS: list[RequestRow] = [
     (PLAIN, True, YES, "vma", None, SpecError),
     (PLAIN, True, YES, "view", None, SpecError),
@@ -97,7 +101,7 @@ def test_protection_on_request(row: RequestRow) -> None:
 
 
 def test_protection_table_answers_every_question_and_explains_itself() -> None:
-    for question in itertools.product(GuestKind, (True, False), BOTH, get_args(Requested), (None, *OnWrite)):
+    for question in itertools.product(GuestKind, (True, False), BOTH, WORDS, (None, *OnWrite)):
         answer = ask(*question)
         if isinstance(answer, ProtectionChoice):
             assert answer.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -41,6 +42,8 @@ COMMANDS = {
     "completion": "print shell completion",
     "manual": "write manual pages",
 }
+_ALLOCATIONS = 20_000
+"""After so many, garbage is looked for: less often than by default, since loading modules makes none."""
 
 
 def load_command(name: str) -> Command:
@@ -87,6 +90,7 @@ def read_command(arguments: Sequence[str]) -> tuple[argparse.Namespace, Command]
 
 def start() -> NoReturn:
     """The process ``casemate``; it leaves once all is written: tearing an interpreter down takes milliseconds."""
+    gc.set_threshold(_ALLOCATIONS)
     code = main()
     try:
         sys.stdout.flush()

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
 
-from casemate.cli import boot_report, confidential_options, power_cuts
-from casemate.cli.boot_arguments import add_arguments, size
+from casemate.cli.boot_arguments import OPTIONS, add_arguments
 from casemate.cli.boot_spec import make_spec
+from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, StatusLine, summary
+from casemate.cli.confidential_arguments import validate_launch_words
 from casemate.cli.host_choice import choose_host, validate_host
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     from pathlib import Path
+    from typing import Any
 
-    from casemate.confidential.preparation import PreparedLaunch
+    from casemate.cli.host_choice import HostChoice
+    from casemate.cli.power_cuts import CutRequest
+    from casemate.confidential.preparation import LaunchOptions, PreparedLaunch
     from casemate.machine.machine import Machine
     from casemate.machine.outcome import Outcome
+    from casemate.machine.spec import MachineSpec
 
-__all__ = ["EPILOG", "add_arguments", "run"]
+__all__ = ["EPILOG", "OPTIONS", "add_arguments", "run"]
 
 EPILOG = """\
 examples:
@@ -47,47 +52,87 @@ Without a terminal the guest's idle time is skipped, so that countdowns cost not
 
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
-    from casemate.cli import boot_text
-    from casemate.machine.boot import Attachments, boot
-
     if args.qemu:
+        from casemate.cli.boot_arguments import size
         from casemate.cli.qemu_options import apply_qemu_options
 
         apply_qemu_options(args, args.qemu, size)
     validate_host(args.host)
-    boot_report.validate_reports(args.report)
-    options = confidential_options.launch_options(args)
+    if args.report:
+        from casemate.cli.boot_report import validate_reports
+
+        validate_reports(args.report)
+    validate_launch_words(args)
+    options = None if args.guest == "plain" else _launch_options(args)
     spec = make_spec(args)
-    cut: power_cuts.CutRequest | None = args.cut_power_at
+    cut: CutRequest | None = args.cut_power_at
     if cut is not None:
-        power_cuts.validate_cut(spec)
-    if cut is not None and cut.number is None:
-        return power_cuts.judge_cuts(spec, cut, args.until, args.json)
-    chosen = choose_host(args.host, spec, confidential_options.platform_folder(args))
+        from casemate.cli.power_cuts import judge_cuts, validate_cut
+
+        validate_cut(spec)
+        if cut.number is None:
+            return judge_cuts(spec, cut, args.until, args.json)
+    chosen = choose_host(args.host, spec, _platform_folder(args))
     prepared = None
     if options is not None:
-        from casemate.confidential.dry_run import dry_run
-        from casemate.confidential.dry_run_tdx import dry_run_tdx
-        from casemate.confidential.preparation import prepare
-        from casemate.host.clock import GuestClock
-        from casemate.host.guest_kind import GuestKind
-
-        host = chosen.make(GuestClock())
-        if spec.kind is GuestKind.TDX:
-            _print_dry_run(args, dry_run_tdx(spec))
+        prepared, plan = _prepare(args, spec, options, chosen)
+        if prepared is None or args.dry_run:
+            _print_dry_run(args, plan)
             return 0
-        prepared = prepare(spec, options, host)
         spec = prepared.spec
-        if args.dry_run:
-            _print_dry_run(args, dry_run(prepared, host))
-            return 0
+    outcome = _boot(args, spec, chosen, prepared)
+    _print(args, outcome)
+    for path in args.report:
+        from casemate.cli.boot_report import write_report
+
+        write_report(path, outcome, args.command_line)
+    return outcome.exit_code
+
+
+def _launch_options(args: argparse.Namespace) -> LaunchOptions:
+    from casemate.cli.confidential_options import launch_options
+
+    return launch_options(args)
+
+
+def _platform_folder(args: argparse.Namespace) -> Path | None:
+    # Where the platform's keys are that the owner's session was made for.
+    if args.session_file is None:
+        return None
+    from casemate.cli.session import model_platform_folder
+
+    return model_platform_folder()
+
+
+def _prepare(
+    args: argparse.Namespace, spec: MachineSpec, options: LaunchOptions, chosen: HostChoice
+) -> tuple[PreparedLaunch | None, dict[str, Any]]:
+    """The launch, None for a guest that is never launched; and its plan, empty if nobody asked for one."""
+    from casemate.confidential.dry_run import dry_run
+    from casemate.confidential.dry_run_tdx import dry_run_tdx
+    from casemate.confidential.preparation import prepare
+    from casemate.host.clock import GuestClock
+    from casemate.host.guest_kind import GuestKind
+
+    host = chosen.make(GuestClock())
+    if spec.kind is GuestKind.TDX:
+        return None, dry_run_tdx(spec)
+    prepared = prepare(spec, options, host)
+    return prepared, dry_run(prepared, host) if args.dry_run else {}
+
+
+def _boot(
+    args: argparse.Namespace, spec: MachineSpec, chosen: HostChoice, prepared: PreparedLaunch | None
+) -> Outcome:
+    from casemate.machine.boot import Attachments, boot
+
     with ExitStack() as stack:
         started: list[Machine] = []
         line = serial_line(args, stack, started)
         serial = line.write if line else serial_output(args, stack)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
-        phases = boot_text.KERNEL_PHASES if spec.is_direct else boot_text.FIRMWARE_PHASES
-        status = boot_text.StatusLine(phases, enabled=sys.stderr.isatty())
+        phases = KERNEL_PHASES if spec.is_direct else FIRMWARE_PHASES
+        status = StatusLine(phases, enabled=sys.stderr.isatty())
         stack.callback(status.clear)
         wait = line.wait if line else None
         if interactive:
@@ -96,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
             wait = Keyboard(lambda: started[0].console, lambda: started[0].end(Ending.LEFT)).wait
             stack.enter_context(raw_terminal())
-        outcome = boot(
+        return boot(
             spec,
             until=args.until,
             timeout=args.timeout,
@@ -107,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
                 output=status.before(serial) if serial else None,
                 debug_output=file_output(args.debugcon, stack) if args.debugcon else None,
                 on_phase=status.phase,
-                on_start=lambda machine: _start(machine, started, cut),
+                on_start=lambda machine: _start(machine, started, args.cut_power_at),
                 wait=wait,
                 real_time=interactive or line is not None,
             ),
@@ -115,10 +160,6 @@ def run(args: argparse.Namespace) -> int:
             host_why=chosen.why,
             assemble=lambda machine: _assemble(machine, prepared, args.attestation),
         )
-    _print(args, outcome)
-    for path in args.report:
-        boot_report.write_report(path, outcome, args.command_line)
-    return outcome.exit_code
 
 
 def _assemble(machine: Machine, prepared: PreparedLaunch | None, attestation: Path | None) -> None:
@@ -138,13 +179,17 @@ def _assemble(machine: Machine, prepared: PreparedLaunch | None, attestation: Pa
         if attestation is not None and isinstance(finished, SnpFinished):
             certificates = finished.processor.certificates()
             if finished.report is not None and certificates is not None:
-                confidential_options.write_attestation(attestation, finished.report, certificates)
+                from casemate.cli.confidential_options import write_attestation
+
+                write_attestation(attestation, finished.report, certificates)
 
 
-def _start(machine: Machine, started: list[Machine], cut: power_cuts.CutRequest | None) -> None:
+def _start(machine: Machine, started: list[Machine], cut: CutRequest | None) -> None:
     started.append(machine)
     if cut is not None:
-        power_cuts.cutter(cut)(machine)
+        from casemate.cli.power_cuts import cutter
+
+        cutter(cut)(machine)
 
 
 def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
@@ -153,7 +198,9 @@ def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
 
         print(json.dumps(plan, indent=2))
     else:
-        print(confidential_options.dry_run_text(plan))
+        from casemate.cli.confidential_options import dry_run_text
+
+        print(dry_run_text(plan))
 
 
 def _print(args: argparse.Namespace, outcome: Outcome) -> None:
@@ -162,7 +209,5 @@ def _print(args: argparse.Namespace, outcome: Outcome) -> None:
 
         print(json.dumps(outcome.to_json(), indent=2))
     else:
-        from casemate.cli import boot_text
-
         sys.stdout.flush()
-        print(boot_text.summary(outcome, verbose=args.verbose), file=sys.stderr)
+        print(summary(outcome, verbose=args.verbose), file=sys.stderr)

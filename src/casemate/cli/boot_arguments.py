@@ -2,133 +2,139 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from casemate.cli.confidential_arguments import GUEST, KERNEL, SNP
+from casemate.cli.options import Option, add_options, file_path, integer, seconds
+from casemate.records import TYPE_CHECKING
 
-from casemate.cli import confidential_options, power_cuts
-from casemate.cli.boot_report import report_file
-from casemate.cli.options import integer, seconds
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from casemate.cli.power_cuts import CutRequest
 
 _SUFFIXES = {"": 20, "k": 10, "m": 20, "g": 30}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare options."""
-    firmware = parser.add_argument_group("firmware (without any: the newest installed pair)")
-    firmware.add_argument("--code", type=Path, metavar="F", help="flash unit 0, opened read-only")
-    firmware.add_argument(
-        "--vars", type=Path, metavar="F", help="flash unit 1, the variable store; written to"
-    )
-    firmware.add_argument(
-        "--vars-template", type=Path, metavar="F", help="what a new variable store is copied from"
-    )
-    firmware.add_argument(
-        "--vars-sync",
-        choices=["always", "idle", "exit"],
-        default="exit",
-        help="when variables go to the disk: after each flash command, when the guest pauses, at the end (%(default)s)",
-    )
-    firmware.add_argument("--bios", type=Path, metavar="F", help="one image below 4 GiB instead of flash")
-    firmware.add_argument("--name", default="default", help="guest whose kept variables to use (%(default)s)")
-    guest = parser.add_argument_group("machine")
-    guest.add_argument(
-        "--host",
-        default="auto",
-        metavar="HOST",
-        help="what runs the guest: auto, kvm, model, or model:ERA for the kernel of an era as linux-6.18"
-        " (%(default)s: KVM if it runs supervisor code at speed, else the model)",
-    )
-    guest.add_argument("--machine", choices=["q35", "pc", "bare"], default="q35", help="board (%(default)s)")
-    guest.add_argument(
-        "--memory", type=size, default="256M", metavar="SIZE", help="RAM, as 256M or 2G (%(default)s)"
-    )
-    guest.add_argument(
-        "--cpus", type=integer, default=1, metavar="N", help="vCPUs; more than one on KVM only (%(default)s)"
-    )
-    guest.add_argument(
-        "--protection",
-        choices=["auto", "slot", "vma", "view", "uffd"],
-        default="auto",
-        help="write protection of flash: read-only slot, mprotect of the host mapping, read-only view, or userfaultfd"
-        " (%(default)s)",
-    )
-    guest.add_argument(
-        "--on-write",
-        choices=["kill", "drop", "allow-once"],
-        help="what a store to protected firmware does: end the run, nothing, or be made, the first one"
-        " (default: what the device does with it, or kill)",
-    )
-    guest.add_argument(
-        "--fw-cfg",
-        action="append",
-        default=[],
-        type=_fw_cfg_file,
-        metavar="NAME=FILE",
-        help="offer FILE to the guest through fw_cfg, as opt/org.example/name (repeatable)",
-    )
-    guest.add_argument(
-        "--public-api", action="store_true", help="keep the modelled CPU to Unicorn's public interface"
-    )
-    confidential_options.add_arguments(parser)
-    _add_console(parser)
-    _add_output(parser)
-
-
-def _add_console(parser: argparse.ArgumentParser) -> None:
-    console = parser.add_argument_group("console")
-    console.add_argument(
-        "--serial", metavar="WHERE", help="stdio (default), none, file:PATH, pty, or unix:PATH"
-    )
-    console.add_argument(
-        "--debugcon", type=Path, metavar="F", help="write debug output (port 0x402) to a file"
-    )
-    console.add_argument(
-        "--type", action="append", default=[], metavar="TEXT", help="type TEXT at a prompt (repeatable)"
-    )
-    console.add_argument("--prompt", default="Shell> ", help="what a prompt looks like (%(default)r)")
-    console.add_argument("--until", metavar="TEXT", help="end when the guest prints TEXT")
-    console.add_argument("--timeout", type=seconds, metavar="S", help="end after S seconds")
-    console.add_argument(
-        "--watchdog",
-        type=seconds,
-        metavar="S",
-        help="end as no-progress after S seconds of processor time without any access to a device",
-    )
-    console.add_argument(
-        "--cut-power-at",
-        type=power_cuts.cut_request,
-        metavar="N",
-        help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("qemu", nargs="*", metavar="-- QEMU OPTION", help="the guest in QEMU's spelling")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--report",
-        type=report_file,
-        action="append",
-        default=[],
-        metavar="F",
-        help="write what happened to F.html, one page to keep or attach, or to F.json (repeatable)",
-    )
-    output.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    output.add_argument(
-        "-v", "--verbose", action="store_true", help="rejected protections, unclaimed accesses, ..."
-    )
 
 
 def size(text: str) -> int:
     """Bytes, from words as 256M or 2G. Raises argparse.ArgumentTypeError."""
     digits, suffix = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if not digits.isdecimal() or suffix not in _SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 256M or 2G")
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(f"{text!r} is no size; write 256M or 2G")
     return int(digits) << _SUFFIXES[suffix]
 
 
 def _fw_cfg_file(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name or not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=FILE")
-    return name, Path(path)
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(f"{text!r} is no NAME=FILE")
+    return name, file_path(path)
+
+
+def _cut_request(text: str) -> CutRequest:
+    from casemate.cli.power_cuts import cut_request
+
+    return cut_request(text)
+
+
+def _report_file(text: str) -> Path:
+    from casemate.cli.boot_report import report_file
+
+    return report_file(text)
+
+
+_FIRMWARE = (
+    Option("--code", "F", "flash unit 0, opened read-only", type=file_path),
+    Option("--vars", "F", "flash unit 1, the variable store; written to", type=file_path),
+    Option("--vars-template", "F", "what a new variable store is copied from", type=file_path),
+    Option(
+        "--vars-sync",
+        choices=("always", "idle", "exit"),
+        default="exit",
+        help="when variables go to the disk: after each flash command, when the guest pauses, at the end (%(default)s)",
+    ),
+    Option("--bios", "F", "one image below 4 GiB instead of flash"),
+    Option("--name", "NAME", "guest whose kept variables to use (%(default)s)", default="default"),
+)
+_MACHINE = (
+    Option(
+        "--host",
+        "HOST",
+        "what runs the guest: auto, kvm, model, or model:ERA for the kernel of an era as linux-6.18"
+        " (%(default)s: KVM if it runs supervisor code at speed, else the model)",
+        default="auto",
+    ),
+    Option("--machine", choices=("q35", "pc", "bare"), default="q35", help="board (%(default)s)"),
+    Option("--memory", "SIZE", "RAM, as 256M or 2G (256M)", type=size, default=256 << 20),
+    Option("--cpus", "N", "vCPUs; more than one on KVM only (%(default)s)", type=integer, default=1),
+    Option(
+        "--protection",
+        choices=("auto", "slot", "vma", "view", "uffd"),
+        default="auto",
+        help="write protection of flash: read-only slot, mprotect of the host mapping, read-only view, or userfaultfd"
+        " (%(default)s)",
+    ),
+    Option(
+        "--on-write",
+        choices=("kill", "drop", "allow-once"),
+        help="what a store to protected firmware does: end the run, nothing, or be made, the first one"
+        " (default: what the device does with it, or kill)",
+    ),
+    Option(
+        "--fw-cfg",
+        "NAME=FILE",
+        "offer FILE to the guest through fw_cfg, as opt/org.example/name (repeatable)",
+        type=_fw_cfg_file,
+        repeatable=True,
+    ),
+    Option("--public-api", help="keep the modelled CPU to Unicorn's public interface"),
+)
+_CONSOLE = (
+    Option("--serial", "WHERE", "stdio (default), none, file:PATH, pty, or unix:PATH"),
+    Option("--debugcon", "F", "write debug output (port 0x402) to a file", type=file_path),
+    Option("--type", "TEXT", "type TEXT at a prompt (repeatable)", repeatable=True),
+    Option("--prompt", "PROMPT", "what a prompt looks like (%(default)r)", default="Shell> "),
+    Option("--until", "TEXT", "end when the guest prints TEXT"),
+    Option("--timeout", "S", "end after S seconds", type=seconds),
+    Option(
+        "--watchdog",
+        "S",
+        "end as no-progress after S seconds of processor time without any access to a device",
+        type=seconds,
+    ),
+    Option(
+        "--cut-power-at",
+        "N",
+        "fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
+        type=_cut_request,
+    ),
+)
+_QEMU = Option("qemu", "-- QEMU OPTION", "the guest in QEMU's spelling")
+_OUTPUT = (
+    Option(
+        "--report",
+        "F",
+        "write what happened to F.html, one page to keep or attach, or to F.json (repeatable)",
+        type=_report_file,
+        repeatable=True,
+    ),
+    Option("--json", help="one JSON document on standard output"),
+    Option("--verbose", short="-v", help="rejected protections, unclaimed accesses, ..."),
+)
+OPTIONS = (*_FIRMWARE, *_MACHINE, *GUEST, *SNP, *KERNEL, *_CONSOLE, _QEMU, *_OUTPUT)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``OPTIONS`` in their groups."""
+    firmware = "firmware (without any: the newest installed pair)"
+    add_options(parser.add_argument_group(firmware), _FIRMWARE)
+    add_options(parser.add_argument_group("machine"), _MACHINE)
+    add_options(parser.add_argument_group("confidential guest"), GUEST)
+    add_options(parser.add_argument_group("snp guest"), SNP)
+    add_options(parser.add_argument_group("direct kernel boot"), KERNEL)
+    add_options(parser.add_argument_group("console"), _CONSOLE)
+    add_options(parser, (_QEMU,))
+    add_options(parser.add_argument_group("output"), _OUTPUT)

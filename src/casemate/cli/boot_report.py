@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from casemate.errors import SpecError
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from casemate.machine.outcome import Outcome

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from casemate.cli.state_folder import state_folder
 from casemate.errors import HostError, SpecError
 from casemate.files import read_file
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+    from pathlib import Path
+
     from casemate.machine.spec import MachineSpec
 
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
-    from casemate.devices.flash.file import Sync
+    from casemate.devices.flash.sync import Sync
     from casemate.host.guest_kind import GuestKind
     from casemate.machine.spec import MachineSpec
     from casemate.memory.protection import OnWrite
@@ -77,6 +77,8 @@ def _unfit(guest: str) -> Callable[[Path], str | None]:
 
 
 def _kept_variables(args: argparse.Namespace, code: Path) -> Path:
+    from casemate.cli.state_folder import state_folder
+
     name: str = args.name
     if not args.name or "/" in args.name or args.name.startswith("."):
         raise SpecError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from casemate.abi.sev.ghcb import ExitCode
+from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from casemate.machine.outcome import Outcome
 
 FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
@@ -55,7 +56,7 @@ class StatusLine:
 
 def summary(outcome: Outcome, *, verbose: bool) -> str:
     """Lines about a run, without a newline at the end."""
-    report = outcome.report
+    report = outcome.facts
     guest, host = report["guest"], report["host"]
     era = f" {host['era']}" if host["era"] else ""
     modelled = " (modelled)" if host["modelled"] else ""
@@ -67,11 +68,13 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
     lines += _launch(report)
     for unit in report["flash"]:
         mode = "read-only file" if unit["readonly"] else "written back"
-        name = f"flash {unit['unit']}   {Path(unit['file']).name}"
+        name = f"flash {unit['unit']}   {os.path.basename(unit['file'])}"
         lines.append(f"  {name} at {unit['gpa']:#x}, {mode}, {unit['protection']}")
     if report["bios"]:
         bios = report["bios"]
-        lines.append(f"  bios      {Path(bios['file']).name} at {bios['gpa']:#x}, {bios['protection']}")
+        lines.append(
+            f"  bios      {os.path.basename(bios['file'])} at {bios['gpa']:#x}, {bios['protection']}"
+        )
     lines += _kernel(report["kernel"], printed=bool(outcome.serial))
     if firmware := report["flash"] or ([report["bios"]] if report["bios"] else []):
         lines.append(f"  why       {firmware[0]['reason']}")
@@ -102,6 +105,8 @@ def _firmware(writes: dict[str, Any]) -> list[str]:
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
     if not requests or not requests.get("vmgexits"):
         return []
+    from casemate.abi.sev.ghcb import ExitCode
+
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}
     most = ", ".join(f"{count} {names.get(code, code)}" for code, count in list(exits.items())[:4])
@@ -114,8 +119,8 @@ def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
 def _kernel(kernel: dict[str, Any] | None, *, printed: bool) -> list[str]:
     if not kernel:
         return []
-    initrd = f", initrd {Path(kernel['initrd']).name}" if kernel["initrd"] else ""
-    lines = [f"  kernel    {Path(kernel['file']).name}{initrd}, started by {kernel['started_by']}"]
+    initrd = f", initrd {os.path.basename(kernel['initrd'])}" if kernel["initrd"] else ""
+    lines = [f"  kernel    {os.path.basename(kernel['file'])}{initrd}, started by {kernel['started_by']}"]
     if not printed and "console=ttyS0" not in kernel["append"]:
         lines.append(
             "  console   nothing was printed: a kernel shows its messages here with --append console=ttyS0"

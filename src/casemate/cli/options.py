@@ -11,11 +11,19 @@ from casemate.records import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace, _ArgumentGroup
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 
 def integer(text: str) -> int:
     """A number in any base that Python writes; argparse shows this function's name."""
     return int(text, 0)
+
+
+def file_path(text: str) -> Path:
+    """A file's name."""
+    from pathlib import Path
+
+    return Path(text)
 
 
 def seconds(text: str) -> float:
@@ -49,9 +57,13 @@ def hex_bytes(args: Namespace, attribute: str, size: int, remedy: str = "") -> b
 
 
 class Option:
-    """One option: ``--name VALUE``, or a flag where ``metavar`` is empty and there are no choices."""
+    """One option: ``--name VALUE``, or a flag where ``metavar`` is empty and there are no choices.
 
-    __slots__ = ("choices", "default", "help", "metavar", "name", "required", "type")
+    A ``repeatable`` one makes a list. A flag may have a ``short`` name. A ``name`` without dashes stands for words that
+    are no options.
+    """
+
+    __slots__ = ("choices", "default", "help", "metavar", "name", "repeatable", "required", "short", "type")
 
     def __init__(
         self,
@@ -63,10 +75,12 @@ class Option:
         choices: tuple[str, ...] = (),
         default: object = None,
         required: bool = False,
+        repeatable: bool = False,
+        short: str = "",
     ) -> None:
-        self.name, self.metavar, self.help = name, metavar, help
-        self.type, self.choices, self.required = type, choices, required
-        self.default = False if self.is_flag else default
+        self.name, self.metavar, self.help, self.short = name, metavar, help, short
+        self.type, self.choices, self.required, self.repeatable = type, choices, required, repeatable
+        self.default = False if self.is_flag else [] if repeatable or self.is_rest else default
 
     @property
     def is_flag(self) -> bool:
@@ -74,17 +88,27 @@ class Option:
         return not self.metavar and not self.choices
 
     @property
+    def is_rest(self) -> bool:
+        """Whether it stands for words that are no options."""
+        return not self.name.startswith("-")
+
+    @property
     def attribute(self) -> str:
         """Where its value goes, as argparse names it."""
-        return self.name[2:].replace("-", "_")
+        return self.name.removeprefix("--").replace("-", "_")
 
     def add_to(self, parser: ArgumentParser | _ArgumentGroup) -> None:
         """Declare it to argparse."""
+        if self.is_rest:
+            parser.add_argument(self.name, nargs="*", metavar=self.metavar, help=self.help)
+            return
         if self.is_flag:
-            parser.add_argument(self.name, action="store_true", help=self.help)
+            names = [name for name in (self.short, self.name) if name]
+            parser.add_argument(*names, action="store_true", help=self.help)
             return
         parser.add_argument(
             self.name,
+            action="append" if self.repeatable else "store",
             metavar=self.metavar or None,
             type=self.type,
             choices=self.choices or None,
@@ -106,8 +130,10 @@ class Values:
 
 def read_options(options: Iterable[Option], words: Sequence[str]) -> Namespace | None:
     """The values of a plain line, or None if argparse must read it: every word in full, every value in range."""
-    table = {option.name: option for option in options}
-    values = {option.attribute: option.default for option in table.values()}
+    options = tuple(options)
+    values = {option.attribute: option.default for option in options}
+    table = {option.name: option for option in options if not option.is_rest}
+    table |= {option.short: option for option in options if option.short}
     missing = {name for name, option in table.items() if option.required}
     rest = iter(words)
     for word in rest:
@@ -123,7 +149,8 @@ def read_options(options: Iterable[Option], words: Sequence[str]) -> Namespace |
         value = _value(option, text)
         if value is None:
             return None
-        values[option.attribute] = value
+        before = values[option.attribute]
+        values[option.attribute] = [*before, value] if isinstance(before, list) else value
         missing.discard(name)
     return None if missing else _namespace(values)
 
@@ -134,6 +161,12 @@ def _value(option: Option, text: str) -> object:
     try:
         return option.type(text)
     except ValueError:
+        return None
+    except Exception as error:
+        from argparse import ArgumentTypeError
+
+        if not isinstance(error, ArgumentTypeError):
+            raise
         return None
 
 

@@ -8,11 +8,10 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.errors import ImageError, InternalError, SpecError
+from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +80,7 @@ def judge_cuts(spec: MachineSpec, request: CutRequest, until: str | None, as_jso
 
     template = _read(_variables(spec))
     with tempfile.TemporaryDirectory(prefix="casemate-cuts-") as folder:
-        scratch = replace(spec, variables=Path(folder, "VARS.fd"))
+        scratch = spec._replace(variables=Path(folder, "VARS.fd"))
         changes, first = _record(scratch, template, until or _UNTIL)
         if first.ending is not Ending.UNTIL:
             raise SpecError(f"the boot to cut does not get far: {first.detail}", "see what --until waits for")

@@ -15,7 +15,7 @@ from casemate.errors import UnsupportedError
 from casemate.firmware.image import FirmwareImage
 from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
-from casemate.machine.boards import BOARDS
+from casemate.machine.boards import find_board
 from casemate.measure.plan import LaunchStep
 from casemate.measure.steps import SnpPages, UpdateData, UpdateVmsa
 from casemate.memory.protection import ProtectionChoice, WriteProtection, choose
@@ -60,7 +60,7 @@ def _slots(prepared: PreparedLaunch, protection: ProtectionChoice) -> list[dict[
             "size": piece.size,
             "protection": str(WriteProtection.WRITABLE),
         }
-        for piece in BOARDS[spec.machine].ram(spec.memory)
+        for piece in find_board(spec.machine).ram(spec.memory)
     ]
     return slots + [
         {"name": name, "gpa": gpa, "size": size, "protection": str(protection.protection)}
@@ -91,7 +91,7 @@ def _ioctls(prepared: PreparedLaunch, protection: ProtectionChoice) -> list[Row]
     ]
     rows += [
         ("KVM_SET_USER_MEMORY_REGION", f"{piece.name}, {piece.size:#x} bytes at {piece.gpa:#x}")
-        for piece in BOARDS[spec.machine].ram(spec.memory)
+        for piece in find_board(spec.machine).ram(spec.memory)
     ]
     for name, gpa, size in _firmware(prepared):
         rows.append((REGISTER_REGION, f"{name}, {size:#x} bytes"))
@@ -125,7 +125,7 @@ def _snp_ioctls(prepared: PreparedLaunch) -> list[Row]:
     vmsa_features = setup.sev.vmsa_features
     memory = [
         (piece.name, piece.gpa, piece.size)
-        for piece in BOARDS[prepared.spec.machine].ram(prepared.spec.memory)
+        for piece in find_board(prepared.spec.machine).ram(prepared.spec.memory)
     ]
     memory.append(("bios", image.base, image.size))
     rows = [

@@ -9,7 +9,7 @@ from casemate.address import Gpa, GuestRange
 from casemate.confidential.dry_run import describe_step
 from casemate.errors import SpecError
 from casemate.firmware.image import FirmwareImage
-from casemate.machine.boards import BOARDS
+from casemate.machine.boards import find_board
 from casemate.machine.spec import MachineSpec
 from casemate.measure.mrtd import predict_mrtd
 from casemate.measure.plan import TdxOperation, TdxPages
@@ -25,7 +25,7 @@ def dry_run_tdx(spec: MachineSpec) -> dict[str, Any]:
         raise SpecError("tdx guest: a TD starts in firmware, not in a kernel", "give firmware with --bios")
     image = FirmwareImage.load(spec.bios)
     plan = plan_tdx(image)
-    ram = BOARDS[spec.machine].ram(spec.memory)
+    ram = find_board(spec.machine).ram(spec.memory)
     metadata = image.tdvf
     assert metadata is not None
     hob = build_td_hob(image, metadata, [GuestRange(Gpa(piece.gpa), piece.size) for piece in ram])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.abi.sev.report import REPORT_DATA_SIZE
@@ -137,7 +137,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     _validate_policy(policy, spec.kind)
     if spec.is_direct:
         _validate_direct(host)
-        spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
+        spec = spec._replace(linux=lay_out_linux(spec, host.c_bit))
     path = spec.code or spec.bios or spec.kernel
     assert path is not None
     image = FirmwareImage.from_bytes(spec.linux.image, str(path)) if spec.linux else FirmwareImage.load(path)
@@ -153,7 +153,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
-    launched = replace(spec, sev=setup.sev, legacy_window=False, vcpus=runs)
+    launched = spec._replace(sev=setup.sev, legacy_window=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
 
 
@@ -203,7 +203,7 @@ def _plan(spec: MachineSpec, options: LaunchOptions, setup: SetupChoice, image: 
     return plan if spec.linux is None else with_linux(plan, spec.linux)
 
 
-def _expect(digest: bytes, expected: bytes | None, path: Path) -> None:
+def _expect(digest: bytes, expected: bytes | None, path: Path | str) -> None:
     if expected is not None and not hmac.compare_digest(digest, expected):
         raise InsecureError(
             f"the launch digest with {path} would be {digest.hex()}, expected is {expected.hex()}",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import datetime, timedelta
 
 from casemate.address import FOUR_GIB
 from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CMOS_SIZE = 128
+EPOCH = (1970, 1, 1)
 KIB, MIB = 1 << 10, 1 << 20
-EPOCH = datetime(1970, 1, 1)
 
 
 class Register:
@@ -143,7 +145,9 @@ class Cmos:
 
     def _store_time(self) -> None:
         """Guest time into the time registers."""
-        now = EPOCH + timedelta(seconds=self._now() // NANOSECONDS)
+        from datetime import datetime, timedelta
+
+        now = datetime(*EPOCH) + timedelta(seconds=self._now() // NANOSECONDS)
         self._bytes[Register.SECONDS] = self._encode(now.second)
         self._bytes[Register.MINUTES] = self._encode(now.minute)
         self._bytes[Register.HOURS] = self._encode_hour(now.hour)
@@ -155,6 +159,8 @@ class Cmos:
 
     def _load_time(self) -> None:
         """The time registers into guest time; nonsense in them carries over into the next larger unit."""
+        from datetime import datetime, timedelta
+
         field = [self._decode(value) for value in self._bytes]
         year = min(max(field[Register.CENTURY] * 100 + field[Register.YEAR], 1), 9998)
         month = min(max(field[Register.MONTH], 1), 12)
@@ -164,7 +170,7 @@ class Cmos:
             minutes=field[Register.MINUTES],
             seconds=field[Register.SECONDS],
         )
-        self._offset = int((moment - EPOCH).total_seconds()) * NANOSECONDS - self._clock.now()
+        self._offset = int((moment - datetime(*EPOCH)).total_seconds()) * NANOSECONDS - self._clock.now()
         self._flags_since = self._now()
 
     def _encode(self, value: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+
+from casemate.records import Protocol
 
 IrqLine = Callable[[bool], None]
 """An interrupt wire: called with the new level."""

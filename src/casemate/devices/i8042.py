@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from enum import IntEnum
 
-from casemate.devices.device import IrqLine
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.devices.device import IrqLine
 
 DATA_PORT, COMMAND_PORT = 0, 4
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
@@ -19,7 +22,7 @@ KEYBOARD_SELF_TEST_PASSED = 0xAA
 KEYBOARD_ID = (0xAB, 0x83)
 
 
-class Command(IntEnum):
+class Command:
     """Controller commands, written to port 0x64."""
 
     READ_MODE = 0x20
@@ -48,7 +51,7 @@ TAKES_DATA = frozenset(
 )
 
 
-class KeyboardCommand(IntEnum):
+class KeyboardCommand:
     """Keyboard commands whose answer is more than an acknowledgement."""
 
     SET_LEDS = 0xED

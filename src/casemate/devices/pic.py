@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from casemate.devices.device import IrqLine
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.devices.device import IrqLine
 
 CASCADE_IRQ = 2
 SPURIOUS_IRQ = 7

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from casemate.firmware.variables import RecordFault, align, parse_record
 from casemate.firmware.varstore import HEADER_SIZE, StoreLayout, parse_variable_store
 from casemate.firmware.volume_header import parse_volume_header
+from casemate.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Part(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import lzma
-
 from casemate.firmware import guids
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import lzma
 
 LZMA_MEMORY = 40 << 20
 """Bytes that a decoder may use; edk2 packs with a dictionary of 16 MiB. A stream that needs more is an LZMAError."""
@@ -14,6 +16,8 @@ _GUID_DEFINED_SECTION = 0x02
 
 def open_decoder() -> lzma.LZMADecompressor:
     """A decoder for one stream; feed it with a limit on what it may return."""
+    import lzma
+
     return lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=LZMA_MEMORY)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from enum import IntFlag
-from typing import NamedTuple
 
 from casemate.firmware import guids
+from casemate.records import NamedTuple
 
 START_ID = b"\xaa\x55"
 """Begins each record; the constant 0x55AA, little-endian."""

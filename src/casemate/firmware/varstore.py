@@ -9,14 +9,17 @@ The work block and the spare block, half of the volume, serve the fault-tolerant
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from typing import NamedTuple
 
 from casemate.errors import SpecError
 from casemate.firmware import guids
 from casemate.firmware.fault_tolerant_write import build_work_block, parse_work_block
-from casemate.firmware.variables import Variable
 from casemate.firmware.volume_header import VolumeHeader, build_volume_header
+from casemate.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from casemate.firmware.variables import Variable
 
 SIZES = {0x20000: "2M", 0x84000: "4M"}
 """Bytes of the volumes that OVMF's builds have, and what distributions call them."""

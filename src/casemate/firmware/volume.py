@@ -7,12 +7,14 @@ files there are. A walk that meets damage keeps what it found and says where it 
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from casemate.firmware import guids
 from casemate.firmware.lzma_section import open_decoder
 from casemate.firmware.volume_header import VolumeHeader, parse_volume_header
+from casemate.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LARGEST_UNPACKED = 48 << 20
 """Bytes that all LZMA streams of an image may unpack to; OVMF's take 16 MiB."""

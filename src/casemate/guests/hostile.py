@@ -145,7 +145,7 @@ HOSTILE = (
     ),
     HostileGuest(
         "x87", "stores an x87 register, which no KVM emulates",
-        b"\xdb\xe3\xd9\xe8\xd9\x1d" + struct.pack("<I", VARS) + _END, "evvv-evv",
+        b"\xdb\xe3\xd9\xe8\xd9\x1d" + struct.pack("<I", VARS) + _END, "hvvv-evv",
         {"kvm_amd": "hvvvvh--", "kvm_pvm": "hhhhhh--"},
     ),
     HostileGuest(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from casemate.records import Value
 
 
-@dataclass(frozen=True, slots=True)
-class VmCapabilities:
+class VmCapabilities(Value):
     """Answers of one VM after it was created with its final type."""
 
     readonly_memory: bool

@@ -6,25 +6,22 @@ was created with (docs/decisions/0003-exits.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from casemate.records import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Hlt:
+class Hlt(Value):
     """The guest halted and nothing can wake it: interrupts are off, or no interrupt source is armed."""
 
     interrupts_enabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(Value):
     """Triple fault."""
 
     rip: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryFault:
+class MemoryFault(Value):
     """A guest access that the host could not back, such as a store to a write-protected mapping.
 
     ``gpa``, ``size``, ``value`` and ``rip`` are None where the host cannot know them. Memory is unchanged and
@@ -37,31 +34,27 @@ class MemoryFault:
     rip: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NestedFaultLoop:
+class NestedFaultLoop(Value):
     """The same nested page fault for ever: a sealed guest stored to a read-only slot.
 
     A real host never tells: its ``KVM_RUN`` just does not return. The model does, at the first fault.
     """
 
 
-@dataclass(frozen=True, slots=True)
-class SevTermination:
+class SevTermination(Value):
     """A SEV-ES guest asked by GHCB for its own end, or for what no host does (KVM_SYSTEM_EVENT_SEV_TERM)."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class InternalFault:
+class InternalFault(Value):
     """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
 
     detail: str
     rip: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(Value):
     """``Vcpu.stop`` was called."""
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from casemate.records import TYPE_CHECKING, Protocol
 
-from casemate.abi.kvm.vm_types import VmType
-from casemate.address import Gpa, GuestRange, Hva
-from casemate.host.capabilities import VmCapabilities
-from casemate.host.exits import VmExit
-from casemate.host.guest_kind import GuestKind
-from casemate.host.secure_processor import SecureProcessor, SevSetup
-from casemate.host.slots import MemorySlot
-from casemate.host.snp_processor import SnpProcessor
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.abi.kvm.vm_types import VmType
+    from casemate.address import Gpa, GuestRange, Hva
+    from casemate.host.capabilities import VmCapabilities
+    from casemate.host.exits import VmExit
+    from casemate.host.guest_kind import GuestKind
+    from casemate.host.secure_processor import SecureProcessor, SevSetup
+    from casemate.host.slots import MemorySlot
+    from casemate.host.snp_processor import SnpProcessor
 
 
 class IoBus(Protocol):
@@ -153,17 +155,25 @@ class Hypervisor(Protocol):
     """``kvm`` or ``model``."""
     era: str | None
     """The kernel release that is modelled, as ``linux-6.18``; None on a real host."""
-    vm_types: frozenset[VmType]
-    """What KVM_CREATE_VM takes (KVM_CAP_VM_TYPES)."""
-    vmsa_features: int
-    """``sev_features`` bits that KVM_SEV_INIT2 takes for a SEV-ES guest."""
-    legacy_vmsa_features: int
-    """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
 
     runs_snp: bool
     """Whether SNP guests run here, or are only launched."""
-    c_bit: int | None
-    """Position of the encryption bit in page tables of guests of SEV, or None where there are none."""
+
+    @property
+    def vm_types(self) -> frozenset[VmType]:
+        """What KVM_CREATE_VM takes (KVM_CAP_VM_TYPES)."""
+
+    @property
+    def vmsa_features(self) -> int:
+        """``sev_features`` bits that KVM_SEV_INIT2 takes for a SEV-ES guest."""
+
+    @property
+    def legacy_vmsa_features(self) -> int:
+        """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
+
+    @property
+    def c_bit(self) -> int | None:
+        """Position of the encryption bit in page tables of guests of SEV, or None where there are none."""
 
     def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
         """What such a VM would answer, without making it; None where only the VM can say."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from casemate.records import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-@runtime_checkable
 class KernelIrqchip(Protocol):
     """What a ``Vm`` also is where its ``capabilities.in_kernel_irqchip`` says so."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.address import Hva
+from casemate.records import NamedTuple, Protocol
 
 CERTIFICATE_SIZE = 2084
 """Bytes of a certificate of the platform (AMD 55766 SEV API 0.24, table 109)."""

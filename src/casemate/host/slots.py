@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from casemate.records import TYPE_CHECKING, Value
 
-from casemate.address import GuestRange, Hva
+if TYPE_CHECKING:
+    from casemate.address import GuestRange, Hva
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySlot:
+class MemorySlot(Value):
     """One slot; page-aligned. A live slot is never changed in place: it is deleted, then added again."""
 
     number: int

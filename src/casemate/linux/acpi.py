@@ -1,17 +1,22 @@
-"""The ACPI tables of a PC with one processor, for a kernel that no firmware starts (ACPI 6.5, chapter 5).
+"""The ACPI tables of a PC, for a kernel that no firmware starts and for firmware to hand on (ACPI 6.5, chapter 5).
 
-They lead Linux to the local APIC, the I/O APIC, the power-management timer and soft off; PCI is found without.
+They lead Linux to its processors, the I/O APIC, the power-management timer and soft off; PCI is found without.
 """
 
 from __future__ import annotations
 
 import struct
 
+from casemate.records import NamedTuple
+
 LAPIC, IOAPIC = 0xFEE00000, 0xFEC00000
 SCI = 9
 _OEM, _OEM_TABLE, _CREATOR = b"CASEMA", b"CASEMATE", b"CSMT"
-_HEADER_SIZE, _RSDP_SIZE, _ALIGNMENT = 36, 36, 64
-_FADT_SIZE = 244
+_HEADER_SIZE, _RSDP_SIZE = 36, 36
+ALIGNMENT = 64
+"""Of the tables, in bytes."""
+
+_FADT_SIZE, _FADT_DSDT, _RSDP_XSDT, _CHECKSUM = 244, 40, 24, 9
 
 _SOFT_OFF = b"\x08_S5_\x12\x06\x04\x00\x00\x00\x00"
 """Name (_S5_, Package (4) {0, 0, 0, 0})"""
@@ -23,41 +28,66 @@ _RESET_PORT, _RESET_VALUE = 0xCF9, 0x0F
 _NO_C_STATE = 0xFFFF
 
 
-def acpi_tables(gpa: int, pm_base: int) -> bytes:
-    """All tables, to be put at ``gpa``, where the RSDP comes first; ``pm_base`` is the first port of the ACPI block."""
-    dsdt_at = gpa + _ALIGNMENT
-    bodies = [(b"DSDT", 2, _SOFT_OFF), (b"FACP", 3, _fadt(dsdt_at, pm_base)), (b"APIC", 4, _madt())]
-    tables, pointers = bytearray(_ALIGNMENT), []
+class AcpiTables(NamedTuple):
+    """All tables in one piece, the RSDP first, not yet linked: pointers are offsets into ``data``, checksums are 0."""
+
+    data: bytes
+    pointers: tuple[tuple[int, int], ...]
+    """Offset and size in bytes of each pointer."""
+    checksums: tuple[tuple[int, int, int], ...]
+    """Offset of each checksum, and start and length of the bytes that have to add up to 0."""
+
+    def placed_at(self, gpa: int) -> bytes:
+        """The tables as they are in memory at ``gpa``."""
+        tables = bytearray(self.data)
+        for at, size in self.pointers:
+            target = int.from_bytes(tables[at : at + size], "little") + gpa
+            tables[at : at + size] = target.to_bytes(size, "little")
+        for at, start, length in self.checksums:
+            tables[at] = -sum(tables[start : start + length]) & 0xFF
+        return bytes(tables)
+
+
+def acpi_tables(pm_base: int, vcpus: int) -> AcpiTables:
+    """``pm_base`` is the first port of the ACPI block; APIC IDs count from 0."""
+    data, at = bytearray(ALIGNMENT), {}
+    bodies = (
+        (b"DSDT", 2, _SOFT_OFF),
+        (b"FACP", 3, _fadt(ALIGNMENT, pm_base)),
+        (b"APIC", 4, _madt(vcpus)),
+    )
     for signature, revision, body in bodies:
-        pointers.append(gpa + len(tables))
-        tables += _table(signature, revision, body)
-        tables += bytes(-len(tables) % _ALIGNMENT)
-    xsdt_at = gpa + len(tables)
-    tables += _table(b"XSDT", 1, struct.pack(f"<{len(pointers) - 1}Q", *pointers[1:]))
-    tables[:_RSDP_SIZE] = _rsdp(xsdt_at)
-    return bytes(tables)
+        at[signature] = len(data)
+        data += _table(signature, revision, body)
+    at[b"XSDT"] = len(data)
+    listed = struct.pack("<2Q", at[b"FACP"], at[b"APIC"])
+    data += _table(b"XSDT", 1, listed)
+    data[:_RSDP_SIZE] = _rsdp(at[b"XSDT"])
+    xsdt_entries = at[b"XSDT"] + _HEADER_SIZE
+    pointers = ((_RSDP_XSDT, 8), (xsdt_entries, 8), (xsdt_entries + 8, 8), (at[b"FACP"] + _FADT_DSDT, 4))
+    checksums = [(start + _CHECKSUM, start, _length(data, start)) for start in at.values()]
+    # The second checksum of the RSDP is over the first one, too.
+    return AcpiTables(bytes(data), pointers, (*checksums, (8, 0, 20), (32, 0, _RSDP_SIZE)))
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     header = struct.pack(
         "<4sIBB6s8sI4sI", signature, _HEADER_SIZE + len(body), revision, 0, _OEM, _OEM_TABLE, 1, _CREATOR, 1
     )
-    return _with_checksum(header + body, 9)
+    return header + body + bytes(-len(header + body) % ALIGNMENT)
 
 
-def _with_checksum(data: bytes, at: int, length: int | None = None) -> bytes:
-    checksum = -sum(data[:length]) & 0xFF
-    return data[:at] + bytes([checksum]) + data[at + 1 :]
+def _length(data: bytearray, start: int) -> int:
+    return int.from_bytes(data[start + 4 : start + 8], "little")
 
 
 def _rsdp(xsdt: int) -> bytes:
-    rsdp = struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM, 2, 0, _RSDP_SIZE, xsdt, 0)
-    return _with_checksum(_with_checksum(rsdp, 8, 20), 32)
+    return struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM, 2, 0, _RSDP_SIZE, xsdt, 0)
 
 
 def _fadt(dsdt: int, pm_base: int) -> bytes:
     fadt = bytearray(_FADT_SIZE)
-    struct.pack_into("<I", fadt, 40, dsdt)
+    struct.pack_into("<I", fadt, _FADT_DSDT, dsdt)
     struct.pack_into("<H", fadt, 46, SCI)
     struct.pack_into("<I", fadt, 56, pm_base)  # PM1a events
     struct.pack_into("<I", fadt, 64, pm_base + 4)  # PM1a control
@@ -70,11 +100,12 @@ def _fadt(dsdt: int, pm_base: int) -> bytes:
     return bytes(fadt[_HEADER_SIZE:])
 
 
-def _madt() -> bytes:
+def _madt(vcpus: int) -> bytes:
     has_8259s = 1
+    processors = b"".join(struct.pack("<BBBBI", 0, 8, number, number, 1) for number in range(vcpus))
     return (
         struct.pack("<II", LAPIC, has_8259s)
-        + struct.pack("<BBBBI", 0, 8, 0, 0, 1)  # processor 0 with local APIC 0
+        + processors  # each with its local APIC
         + struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC, 0)
         + struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)  # the timer comes in at input 2
         + struct.pack("<BBBBIH", 2, 10, 0, SCI, SCI, 0xD)  # active high, level

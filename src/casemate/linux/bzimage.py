@@ -6,10 +6,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from casemate.errors import ImageError
 from casemate.files import LARGEST_KERNEL, read_file
+from casemate.records import NamedTuple
 
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
 _SETUP_SECTORS, _HEADER_START, _HEADER_LENGTH = 0x1F1, 0x1F1, 0x201

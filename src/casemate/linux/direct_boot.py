@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from casemate.abi.sev.snp import SnpPageType
 from casemate.address import FOUR_GIB, PAGE_SIZE
@@ -13,6 +12,7 @@ from casemate.errors import SpecError
 from casemate.linux.acpi import acpi_tables
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.entry import MAX_GIB, entry_image, page_tables
+from casemate.records import NamedTuple
 
 PM_BASE = 0x600
 """First port of the ACPI block, where firmware would have put it."""
@@ -53,6 +53,7 @@ def prepare_linux(
     c_bit: int | None = None,
     *,
     is_snp: bool = False,
+    vcpus: int = 1,
 ) -> DirectBoot:
     """Lay a boot out in ``ram``, ranges of address and size in bytes; ``c_bit`` is that of a guest of SEV.
 
@@ -79,7 +80,7 @@ def prepare_linux(
         Piece("page tables", _PAGE_TABLES, page_tables(_PAGE_TABLES, c_bit, gib)),
         Piece("boot parameters", _BOOT_PARAMS, boot_params),
         Piece("command line", _COMMAND_LINE, _whole_pages(words)),
-        Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(_ACPI, PM_BASE))),
+        Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(PM_BASE, vcpus).placed_at(_ACPI))),
         _kernel_piece(kernel),
     ]
     if initrd:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port
-from casemate.devices.bus import Bus
 from casemate.devices.cmos import Cmos
-from casemate.devices.device import PortIo, Resettable
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import PORT as FW_CFG_PORT
 from casemate.devices.fw_cfg.keys import PORT_COUNT as FW_CFG_PORTS
@@ -20,8 +17,7 @@ from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
 from casemate.devices.pm_timer import SEALED_STALL_GAP_NS, STALL_GAP_NS, PmTimer
 from casemate.devices.reset import Port92, ResetControl
 from casemate.devices.serial.uart16550 import Uart16550
-from casemate.events import EventSink
-from casemate.host.clock import GuestClock
+from casemate.machine.acpi_files import AcpiFiles
 from casemate.machine.boards.board import (
     KEYBOARD_IRQ,
     SERIAL_IRQ,
@@ -29,13 +25,22 @@ from casemate.machine.boards.board import (
     Board,
     ChipsetEvents,
 )
-from casemate.machine.console import Console
-from casemate.machine.direct_kernel import add_kernel
-from casemate.machine.irqchip import HostIrqchip, OwnIrqchip
-from casemate.machine.spec import MachineSpec
-from casemate.memory.guest_memory import GuestMemory
-from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.devices.bus import Bus
+    from casemate.devices.device import PortIo, Resettable
+    from casemate.events import EventSink
+    from casemate.host.clock import GuestClock
+    from casemate.machine.console import Console
+    from casemate.machine.irqchip import HostIrqchip
+    from casemate.machine.own_irqchip import OwnIrqchip
+    from casemate.machine.spec import MachineSpec
+    from casemate.memory.guest_memory import GuestMemory
+    from casemate.memory.map import MemoryMap
 
 _E820_RAM = 1
 
@@ -73,6 +78,7 @@ class MachineDevices:
         self._pm = PmBlock(timer, power_off)
         self._pci = PciHost()
         self._ecam: Mmio | None = None
+        self._acpi: AcpiFiles | None = None
         self._place(SERIAL_PORT, 8, self.serial)
         self._place(debugcon.PORT, 1, debugcon.DebugCon(console.debug))
         self._place(exit_port.PORT, 1, self.exit_port)
@@ -101,7 +107,11 @@ class MachineDevices:
         fw_cfg = _fw_cfg(guest_memory, sink, low, spec)
         for name, data in spec.fw_cfg:
             fw_cfg.add_file(name, data)
+        if not spec.is_direct:
+            self._acpi = AcpiFiles(fw_cfg, spec.vcpus)
         if spec.kernel is not None and not spec.is_direct:
+            from casemate.machine.direct_kernel import add_kernel
+
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
         cmos = Cmos(clock, low, spec.memory - low)
         keyboard = I8042(reset, self._irqchip.irq(KEYBOARD_IRQ))
@@ -130,6 +140,8 @@ class MachineDevices:
         self._bus.release_ports(self._pm)
         if base is not None:
             self._bus.claim_free_ports(base, PM_BLOCK_SIZE, self._pm)
+            if self._acpi is not None:
+                self._acpi.move(base)
 
     def _move_ecam(self, base: int | None, size: int) -> None:
         if self._ecam is not None:

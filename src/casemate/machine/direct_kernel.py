@@ -5,17 +5,20 @@ To firmware its file goes unchanged.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import Key
 from casemate.errors import ImageError
 from casemate.files import LARGEST_KERNEL, read_file
 from casemate.host.guest_kind import GuestKind
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.direct_boot import DirectBoot, prepare_linux
-from casemate.machine.boards import BOARDS
-from casemate.machine.spec import MachineSpec
+from casemate.machine.boards import find_board
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casemate.devices.fw_cfg.fw_cfg import FwCfg
+    from casemate.machine.spec import MachineSpec
 
 _SETUP_SECTORS = 0x1F1
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
@@ -50,6 +53,6 @@ def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
     assert spec.kernel is not None
     kernel = LinuxKernel.load(spec.kernel)
     initrd = read_file(spec.initrd, LARGEST_KERNEL) if spec.initrd else b""
-    ram = [(piece.gpa, piece.size) for piece in BOARDS[spec.machine].ram(spec.memory)]
+    ram = [(piece.gpa, piece.size) for piece in find_board(spec.machine).ram(spec.memory)]
     is_snp = spec.kind is GuestKind.SNP
-    return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp)
+    return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp, vcpus=spec.vcpus)

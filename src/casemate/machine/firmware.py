@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from casemate.address import FOUR_GIB, Gpa
-from casemate.devices.flash.file import FlashFile
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.placement import validate_bios, validate_flash
-from casemate.linux.direct_boot import DirectBoot
-from casemate.machine.spec import MachineSpec
+from casemate.records import TYPE_CHECKING, Value
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casemate.devices.flash.file import FlashFile
+    from casemate.linux.direct_boot import DirectBoot
+    from casemate.machine.spec import MachineSpec
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwareFile:
+class FirmwareFile(Value):
     """One image, where it goes, and its lock; a ``--bios`` image has no lock, for nobody writes it back."""
 
-    path: Path
+    path: Path | str
     gpa: Gpa
     data: bytes
     file: FlashFile | None = None
@@ -35,6 +36,8 @@ def open_firmware(spec: MachineSpec, linux: DirectBoot | None = None) -> list[Fi
         image = FirmwareImage.load(spec.bios)
         validate_bios(image)
         return [FirmwareFile(spec.bios, Gpa(FOUR_GIB - image.size), image.data)]
+    from casemate.devices.flash.file import FlashFile
+
     assert spec.code is not None
     paths = [spec.code] if spec.variables is None else [spec.code, spec.variables]
     files: list[FirmwareFile] = []

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from casemate.records import TYPE_CHECKING
 
-from casemate.devices.bus import Bus
-from casemate.devices.device import IrqLine, Resettable
-from casemate.devices.interrupts import PcInterrupts
-from casemate.devices.ioapic import IOAPIC_SIZE, Ioapic
-from casemate.devices.lapic import LAPIC_SIZE, Lapic
-from casemate.devices.pic import PicPair
-from casemate.devices.pit import Pit, Port61
-from casemate.events import EventSink, Milestone
-from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Vm
-from casemate.host.irqchip import KernelIrqchip
-from casemate.machine.boards.board import IOAPIC, LAPIC
-from casemate.memory.map import MemoryMap
-from casemate.memory.region import Mmio
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
-
-class MachineInterrupts(PcInterrupts):
-    """The board's interrupts; the first one that reaches the CPU shows that DXE set up its timer."""
-
-    sink: EventSink | None = None
-
-    def acknowledge(self) -> int:
-        """The vector for the CPU."""
-        if self.sink is not None:
-            self.sink.report(Milestone("DXE"))
-            self.sink = None
-        return super().acknowledge()
-
-
-class OwnIrqchip:
-    """8259s, PIT, LAPIC and I/O APIC as devices on the bus."""
-
-    def __init__(self, clock: GuestClock, sink: EventSink | None) -> None:
-        self._lapic, self._pic, self._pit = Lapic(clock), PicPair(), Pit(clock)
-        self._ioapic = Ioapic(self._lapic)
-        self._port61 = Port61(clock, self._pit)
-        self.controller: MachineInterrupts | None = MachineInterrupts(
-            clock, self._lapic, self._pic, self._pit, self._ioapic
-        )
-        self.controller.sink = sink
-        self.irq: Callable[[int], IrqLine] = self.controller.irq
-        self.watch = self.controller.watch
-        self.resettable: list[Resettable] = [self._lapic, self._pic, self._pit, self._ioapic, self._port61]
-
-    def place(self, bus: Bus, memory_map: MemoryMap) -> None:
-        """Put everything where a PC has it; port 0x61 is taken from the keyboard controller's."""
-        bus.claim_ports(0x20, 2, self._pic.master)
-        bus.claim_ports(0xA0, 2, self._pic.slave)
-        bus.claim_ports(0x4D0, 2, self._pic.elcr)
-        bus.claim_ports(0x40, 4, self._pit)
-        bus.claim_ports(0x61, 1, self._port61, over=True)
-        memory_map.add(Mmio("lapic", LAPIC_SIZE, self._lapic), LAPIC)
-        memory_map.add(Mmio("ioapic", IOAPIC_SIZE, self._ioapic), IOAPIC)
+    from casemate.devices.bus import Bus
+    from casemate.devices.device import IrqLine, Resettable
+    from casemate.events import EventSink
+    from casemate.host.clock import GuestClock
+    from casemate.host.hypervisor import Vm
+    from casemate.host.irqchip import KernelIrqchip
+    from casemate.machine.own_irqchip import MachineInterrupts, OwnIrqchip
+    from casemate.memory.map import MemoryMap
 
 
 class HostIrqchip:
@@ -76,6 +35,9 @@ class HostIrqchip:
 
 def make_irqchip(vm: Vm, clock: GuestClock, sink: EventSink | None) -> OwnIrqchip | HostIrqchip:
     """The host's controllers where this VM has them, else casemate's; these tell ``sink`` of firmware's progress."""
-    if vm.capabilities.in_kernel_irqchip and isinstance(vm, KernelIrqchip):
-        return HostIrqchip(vm)
+    if vm.capabilities.in_kernel_irqchip:
+        keeper: Any = vm  # a KernelIrqchip, as its capabilities say
+        return HostIrqchip(keeper)
+    from casemate.machine.own_irqchip import OwnIrqchip
+
     return OwnIrqchip(clock, sink)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
-from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus, SharedBus
-from casemate.devices.flash.cfi import CfiFlash
 from casemate.errors import InternalError, UnsupportedError
-from casemate.host.clock import GuestClock
-from casemate.host.exits import VmExit
-from casemate.host.hypervisor import Hypervisor, InterruptController, Vcpu
-from casemate.linux.direct_boot import PM_BASE, DirectBoot
-from casemate.machine.boards import BOARDS
-from casemate.machine.console import Console
-from casemate.machine.devices import MachineDevices
-from casemate.machine.direct_kernel import lay_out_linux
-from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
+from casemate.machine.boards import find_board
+from casemate.machine.firmware import close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
-from casemate.machine.recorder import Recorder
-from casemate.machine.spec import MachineSpec
 from casemate.memory.backing import Backing
-from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.protection import OnWrite, WriteProtection, choose
 from casemate.memory.region import Alias, Ram, Rom, RomDevice
+from casemate.records import TYPE_CHECKING, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from casemate.devices.flash.cfi import CfiFlash
+    from casemate.host.clock import GuestClock
+    from casemate.host.exits import VmExit
+    from casemate.host.hypervisor import Hypervisor, InterruptController, Vcpu
+    from casemate.linux.direct_boot import DirectBoot
+    from casemate.machine.console import Console
+    from casemate.machine.firmware import FirmwareFile
+    from casemate.machine.recorder import Recorder
+    from casemate.machine.spec import MachineSpec
+    from casemate.memory.flash_memory import FlashMemory
 
 _LEGACY_BIOS_SIZE = 128 << 10
 _MIB = 1 << 20
@@ -47,8 +48,7 @@ class Stage(IntEnum):
     READY = 4
 
 
-@dataclass(frozen=True, slots=True)
-class FlashUnit:
+class FlashUnit(Value):
     """One flash unit: its file, its memory and its command state machine."""
 
     number: int
@@ -99,7 +99,7 @@ class Machine:
         self.resets = 0
         self.reset_wanted = False
         self.flash: list[FlashUnit] = []
-        self.linux = spec.linux or (lay_out_linux(spec, None) if spec.is_direct else None)
+        self.linux = spec.linux or (_lay_out(spec) if spec.is_direct else None)
         self.firmware = open_firmware(spec, self.linux)
         self._backings: list[Backing] = []
         self._allowance = spec.on_write is OnWrite.ALLOW_ONCE
@@ -115,7 +115,11 @@ class Machine:
             raise
 
     def _create(self) -> None:
-        spec, board = self.spec, BOARDS[self.spec.machine]
+        # Loaded here, for a kernel takes milliseconds to have a new VM's interrupt controllers on its buses, and the
+        # first slot waits for that.
+        from casemate.machine.devices import MachineDevices
+
+        spec, board = self.spec, find_board(self.spec.machine)
         self.protection = choose(
             spec.kind,
             flash=spec.in_flash,
@@ -192,7 +196,7 @@ class Machine:
         self._advance(Stage.MEMORY_REGISTERED)
         size = self.spec.memory
         ram = Ram("ram", self._backing("casemate-ram", size))
-        for piece in BOARDS[self.spec.machine].ram(size):
+        for piece in find_board(self.spec.machine).ram(size):
             self.map.add(Alias(piece.name, ram, piece.offset, piece.size), piece.gpa)
         self.map.commit()
 
@@ -305,6 +309,9 @@ class Machine:
         return backing
 
     def _place_unit(self, number: int, source: FirmwareFile) -> None:
+        from casemate.devices.flash.cfi import CfiFlash
+        from casemate.memory.flash_memory import FlashMemory
+
         backing = self._backing(f"casemate-flash{number}", len(source.data))
         backing.writable.view[:] = source.data
         memory = FlashMemory(
@@ -332,6 +339,9 @@ class Machine:
         self._place_legacy_window(region)
 
     def _place_linux(self, linux: DirectBoot) -> None:
+        from casemate.abi.x86.msr import MTRR_DEF_TYPE
+        from casemate.linux.direct_boot import PM_BASE
+
         for piece in linux.pieces:
             self.memory.write(piece.gpa, piece.data)
         # What firmware would have set up. Without MTRRs Linux does without PAT, and a SEV-ES guest without itself.
@@ -343,3 +353,9 @@ class Machine:
             return
         size = min(region.size, _LEGACY_BIOS_SIZE)
         self.map.add(Alias("isa-bios", region, region.size - size, size), Gpa(_MIB - size), priority=1)
+
+
+def _lay_out(spec: MachineSpec) -> DirectBoot:
+    from casemate.machine.direct_kernel import lay_out_linux
+
+    return lay_out_linux(spec, None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+
+from casemate.records import TYPE_CHECKING, Value
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Ending(Enum):
@@ -39,15 +42,31 @@ class Ending(Enum):
         return self.value[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The end of one run. ``report`` has what was seen, in the documented form; ``detail`` explains the ending."""
+class Outcome(Value):
+    """The end of one run; ``detail`` explains the ending."""
 
     ending: Ending
     detail: str
     seconds: float
     serial: str
-    report: dict[str, Any] = field(repr=False)
+    facts: dict[str, Any]
+    """``report``, but maybe without the digest of the ``--bios`` image."""
+    bios: bytes | None = None
+    """That image."""
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.ending}, {self.detail!r}, {self.seconds!r}, {self.serial!r})"
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was seen, in the documented form."""
+        if self.bios is not None and self.facts["bios"]["sha256"] is None:
+            # Only here, for nobody may ask, and loading a library of hashes takes longer than starting a VM.
+            from hashlib import sha256
+
+            digest = sha256(self.bios).hexdigest()
+            self.facts["bios"].update(input_sha256=digest, sha256=digest)
+        return self.facts
 
     @property
     def exit_code(self) -> int:

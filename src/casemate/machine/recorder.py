@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
-from typing import Generic, TypeVar
 
 from casemate.events import Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
-from casemate.evidence.flash_log import FlashLog
+from casemate.records import TYPE_CHECKING, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.evidence.flash_log import FlashLog
 
 _KEPT = 1000
 
 
-EventT = TypeVar("EventT")
-
-
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[EventT]):
-    """An event and when it happened, in seconds of host time since the machine was built."""
+class TimedViolation(Value):
+    """A violation and when it happened, in seconds of host time since the machine was built."""
 
     at: float
-    event: EventT
+    event: Violation
+
+
+class TimedChange(Value):
+    """A change of protection and when it happened, in seconds of host time since the machine was built."""
+
+    at: float
+    event: ProtectionChange
 
 
 class Recorder(EventSink):
     """The machine's event sink. Lists keep the first thousand events of a kind; the counts go on."""
 
     def __init__(self) -> None:
-        self.violations: list[Timed[Violation]] = []
+        self.violations: list[TimedViolation] = []
         self.violation_count = 0
-        self.protection: list[Timed[ProtectionChange]] = []
+        self.protection: list[TimedChange] = []
         self.protection_count = 0
         self.flash: dict[int, FlashLog] = {}
         """What was done to each flash unit."""
@@ -48,6 +53,8 @@ class Recorder(EventSink):
 
     def watch_flash(self, unit: int, contents: memoryview) -> None:
         """Expect commands of a flash unit."""
+        from casemate.evidence.flash_log import FlashLog
+
         self.flash[unit] = FlashLog(contents)
 
     def report(self, event: Event) -> None:
@@ -60,13 +67,13 @@ class Recorder(EventSink):
             self.violation_count += 1
             if len(self.violations) < _KEPT:
                 event = self.examine(event) if self.examine else event
-                self.violations.append(Timed(self.seconds(), event))
+                self.violations.append(TimedViolation(self.seconds(), event))
             if self.on_violation:
                 self.on_violation(event)
         elif isinstance(event, ProtectionChange):
             self.protection_count += 1
             if len(self.protection) < _KEPT:
-                self.protection.append(Timed(self.seconds(), event))
+                self.protection.append(TimedChange(self.seconds(), event))
 
     def _phase(self, phase: str) -> None:
         if phase not in self.phases:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
-from casemate.events import ProtectionChange, Violation
-from casemate.machine.machine import FlashUnit, Machine
-from casemate.machine.recorder import Timed
 from casemate.machine.violation import owner
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from casemate.machine.machine import FlashUnit, Machine
+    from casemate.machine.recorder import TimedChange, TimedViolation
 
 
 def make_report(machine: Machine) -> dict[str, Any]:
-    """Everything about a machine after its run but how it ended."""
+    """Everything about a machine after its run but how it ended, and the digests of a ``--bios`` image."""
     return {
         "warnings": machine.warnings,
         "host": {
@@ -71,12 +72,14 @@ def _protection(machine: Machine) -> dict[str, Any]:
 
 
 def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
+    from hashlib import sha256
+
     return {
         "unit": unit.number,
         "file": str(unit.source.path),
-        "input_sha256": hashlib.sha256(unit.source.data).hexdigest(),
+        "input_sha256": sha256(unit.source.data).hexdigest(),
         # Memory that was encrypted in place shows ciphertext; a read-only unit still is what its file is.
-        "sha256": hashlib.sha256(unit.source.data if unit.device.readonly else unit.memory.view).hexdigest(),
+        "sha256": sha256(unit.source.data if unit.device.readonly else unit.memory.view).hexdigest(),
         "gpa": unit.source.gpa,
         "size": unit.memory.size,
         "readonly": unit.device.readonly,
@@ -89,8 +92,8 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
     image = machine.firmware[0]
     return {
         "file": str(image.path),
-        "input_sha256": hashlib.sha256(image.data).hexdigest(),
-        "sha256": hashlib.sha256(image.data).hexdigest(),
+        "input_sha256": None,
+        "sha256": None,
         "gpa": image.gpa,
         "size": len(image.data),
     } | _protection(machine)
@@ -108,7 +111,7 @@ def _kernel(machine: Machine) -> dict[str, Any] | None:
     }
 
 
-def _change(timed: Timed[ProtectionChange]) -> dict[str, Any]:
+def _change(timed: TimedChange) -> dict[str, Any]:
     return {
         "what": str(timed.event.what),
         "unit": timed.event.unit,
@@ -117,7 +120,7 @@ def _change(timed: Timed[ProtectionChange]) -> dict[str, Any]:
     }
 
 
-def _violation(machine: Machine, timed: Timed[Violation]) -> dict[str, Any]:
+def _violation(machine: Machine, timed: TimedViolation) -> dict[str, Any]:
     event = timed.event
     return {
         "kind": str(event.kind),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
-from types import FrameType
 
 from casemate.errors import HostError
 from casemate.events import AccessPath, Violation
@@ -22,7 +20,6 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
-from casemate.host.hypervisor import Vcpu
 from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
@@ -37,6 +34,13 @@ from casemate.machine.violation import (
 )
 from casemate.machine.watchdog import Watchdog
 from casemate.memory.protection import OnWrite
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from casemate.host.hypervisor import Vcpu
 
 _POLL_SECONDS = 0.2
 
@@ -151,7 +155,8 @@ class Run:
         if ending is Ending.STUCK:
             detail = self._watchdog.cause()
         text = bytes(machine.console.text).decode(errors="replace")
-        return Outcome(ending, detail, seconds, text, make_report(machine))
+        bios = None if machine.spec.bios is None else machine.firmware[0].data
+        return Outcome(ending, detail, seconds, text, make_report(machine), bios)
 
 
 _DETAILS = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Sequence
 
-from casemate.machine.machine import Machine
 from casemate.memory.protection import WriteProtection
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+
+    from casemate.machine.machine import Machine
 
 SEALED_SECONDS = 30.0
 """How long a sealed guest behind read-only slots may be silent, unless something else was asked for."""

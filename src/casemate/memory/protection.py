@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from casemate.errors import CasemateError, SpecError, UnsupportedError
-from casemate.host.capabilities import VmCapabilities
 from casemate.host.guest_kind import GuestKind
+from casemate.records import TYPE_CHECKING, Value
 
 
 class WriteProtection(StrEnum):
@@ -38,20 +35,24 @@ class OnWrite(StrEnum):
     """The first store is made, and counted; the next one ends the run."""
 
 
-Requested = Literal["auto", "slot", "vma", "view", "uffd"]
-"""The words of ``--protection``."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal
+
+    from casemate.host.capabilities import VmCapabilities
+
+    Requested = Literal["auto", "slot", "vma", "view", "uffd"]
+    """The words of ``--protection``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Value):
     """A protection that was not chosen, and why."""
 
     protection: WriteProtection
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectionChoice:
+class ProtectionChoice(Value):
     """The protection for all flash units (or the ``--bios`` image) of one guest, with its reasons."""
 
     protection: WriteProtection
@@ -76,8 +77,7 @@ _SEALED = "the registers of a SEV-ES guest are sealed, so that no store of it ca
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(Value):
     """If guest kind, flash, read-only slots (None: either) and request match, this is the verdict."""
 
     kinds: frozenset[GuestKind]
@@ -191,8 +191,7 @@ _TABLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _WhyNot:
+class _WhyNot(Value):
     """Why ``protection`` is not chosen by itself for these kinds; ``slots`` None is either answer."""
 
     protection: WriteProtection

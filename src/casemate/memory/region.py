@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from casemate.records import TYPE_CHECKING, Protocol
 
-from casemate.memory.backing import Backing, HostMapping
+if TYPE_CHECKING:
+    from casemate.memory.backing import Backing, HostMapping
 
 
 class MmioHandler(Protocol):
@@ -18,75 +18,64 @@ class MmioHandler(Protocol):
         """Store of ``size`` bytes; False if nothing is there."""
 
 
-@dataclass(eq=False)
-class Ram:
+class _Backed:
+    """Memory of ``backing``."""
+
+    def __init__(self, name: str, backing: Backing) -> None:
+        self.name = name
+        self.backing = backing
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.backing.size
+
+
+class Ram(_Backed):
     """Ordinary guest memory."""
 
-    name: str
-    backing: Backing
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.backing.size
-
-
-@dataclass(eq=False)
-class Rom:
+class Rom(_Backed):
     """Memory the guest may read and execute; stores to it are dropped and counted."""
 
-    name: str
-    backing: Backing
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.backing.size
-
-
-@dataclass(eq=False)
-class RomDevice:
+class RomDevice(_Backed):
     """Flash: memory while ``romd`` (array mode), a device otherwise; stores always go to the device.
 
     ``FlashMemory`` owns ``romd`` and all fields below it.
     """
 
-    name: str
-    backing: Backing
-    handler: MmioHandler
-    romd: bool = True
-    slot_mapping: HostMapping | None = None
-    """The mapping that the slot shows the guest; None is the writable one."""
-    slot_readonly: bool = True
-    """Whether the slot itself is read-only."""
-    unit: int | None = None
-    """Number of the flash unit, for reports."""
-    array_stores_are_commands: bool = True
-    """Whether a store that reaches the bus in array mode is a command, or else a violation."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.backing.size
+    def __init__(self, name: str, backing: Backing, handler: MmioHandler) -> None:
+        super().__init__(name, backing)
+        self.handler = handler
+        self.romd = True
+        self.slot_mapping: HostMapping | None = None
+        """The mapping that the slot shows the guest; None is the writable one."""
+        self.slot_readonly = True
+        """Whether the slot itself is read-only."""
+        self.unit: int | None = None
+        """Number of the flash unit, for reports."""
+        self.array_stores_are_commands = True
+        """Whether a store that reaches the bus in array mode is a command, or else a violation."""
 
 
-@dataclass(eq=False)
 class Mmio:
     """A device's registers."""
 
-    name: str
-    size: int
-    handler: MmioHandler
+    def __init__(self, name: str, size: int, handler: MmioHandler) -> None:
+        self.name = name
+        self.size = size
+        self.handler = handler
 
 
-@dataclass(eq=False)
 class Alias:
     """A second appearance of ``size`` bytes of ``target`` from ``offset`` on."""
 
-    name: str
-    target: Ram | Rom | RomDevice
-    offset: int
-    size: int
+    def __init__(self, name: str, target: Ram | Rom | RomDevice, offset: int, size: int) -> None:
+        self.name = name
+        self.target = target
+        self.offset = offset
+        self.size = size
 
 
 LeafRegion = Ram | Rom | RomDevice | Mmio

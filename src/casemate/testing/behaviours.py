@@ -87,35 +87,22 @@ _MOV_STORES = ((0, 1, 0x77),)
 
 _EVERYWHERE = ("kvm_amd 6.1, 6.12, 7.3", "kvm_pvm", "model")
 _FAULT = Outcome(End.FAULT)
-_ENGINE_REPEATS = "the engine stores before it reads the port, and byte by byte"
-_ENGINE_KNOWS_NO_EMULATOR = "the engine executes every instruction alike"
 
 
 def _rows() -> Iterator[Behaviour]:
     for name, stores in _STORES.items():
         instruction = BY_NAME[name]
         code = instruction.code
-        yield Behaviour(
-            instruction.name, code, Protection.SLOT, Outcome(End.MMIO, stores), _EVERYWHERE,
-            differs=_model_ins(name, stores),
-        )  # fmt: skip
+        yield Behaviour(instruction.name, code, Protection.SLOT, Outcome(End.MMIO, stores), _EVERYWHERE)
         yield Behaviour(
             instruction.name, code, Protection.MAPPING,
             Outcome(End.MMIO, stores) if instruction.emulated else _FAULT, _EVERYWHERE,
-            differs={"model": (_FAULT, _ENGINE_KNOWS_NO_EMULATOR)} if instruction.emulated else {},
         )  # fmt: skip
     x87 = BY_NAME["x87 fstp dword"].code
-    stored = Outcome(End.MMIO, ((0, 4, 0x3F800000),))
-    yield Behaviour(
-        "x87 fstp dword", x87, Protection.SLOT, Outcome(End.ERROR), _EVERYWHERE, user=False,
-        differs={"model": (stored, _ENGINE_KNOWS_NO_EMULATOR)},
-    )  # fmt: skip
+    yield Behaviour("x87 fstp dword", x87, Protection.SLOT, Outcome(End.ERROR), _EVERYWHERE, user=False)
     yield Behaviour(
         "x87 fstp dword", x87, Protection.SLOT, Outcome(End.UNDEFINED), _EVERYWHERE,
-        differs={
-            "kvm_pvm": (Outcome(End.ERROR), "it reports in either mode"),
-            "model": (stored, _ENGINE_KNOWS_NO_EMULATOR),
-        },
+        differs={"kvm_pvm": (Outcome(End.ERROR), "it reports in either mode")},
     )  # fmt: skip
     yield Behaviour("x87 fstp dword", x87, Protection.MAPPING, _FAULT, _EVERYWHERE)
     yield Behaviour("mov byte", _MOV, Protection.VIEW, _FAULT, _EVERYWHERE)
@@ -127,14 +114,6 @@ def _rows() -> Iterator[Behaviour]:
         "mov byte", _MOV, Protection.MAPPING, _FAULT, _EVERYWHERE, user=False,
         differs={"kvm_pvm": (Outcome(End.MMIO, _MOV_STORES), "supervisor code is interpreted there")},
     )  # fmt: skip
-
-
-def _model_ins(name: str, stores: tuple[Store, ...]) -> dict[str, tuple[Outcome, str]]:
-    if "insb" not in name:
-        return {}
-    size = sum(size for _, size, _ in stores)
-    stores = tuple((at, 1, 0) for at in range(size) for _ in range(2))
-    return {"model": (Outcome(End.MMIO, stores), _ENGINE_REPEATS)}
 
 
 BEHAVIOURS = tuple(_rows())

@@ -31,11 +31,14 @@ from casemate.abi.sev.platform import (
 )
 from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError
-from casemate.host.kvm.ioctl import Request
 from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.model.platform import ModelPlatform
 from casemate.host.model.sev import ModelSev
 from casemate.host.secure_processor import LaunchSession, VcpuReset
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.host.kvm.ioctl import Request
 
 HANDLE = 7
 CHIP_ID = bytes(range(64))

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from casemate.devices.flash.cfi import CfiFlash
-from casemate.devices.flash.file import FlashFile, Sync
+from casemate.devices.flash.file import FlashFile
+from casemate.devices.flash.sync import Sync
 from casemate.memory.backing import Backing
 from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.protection import WriteProtection

@@ -209,3 +209,13 @@ def test_fw_cfg_dma_never_fails_whatever_the_guest_asks(
 
 
 MACHINE = Machine()
+
+
+def test_file_that_is_replaced_is_read_anew_and_keeps_its_size() -> None:
+    machine = Machine()
+    key = machine.key_of("etc/e820")
+    machine.device.replace_file("etc/e820", E820[::-1])
+    machine.select(key)
+    assert machine.read(len(E820)) == E820[::-1]
+    with pytest.raises(SpecError, match="cannot change its size"):
+        machine.device.replace_file("etc/e820", b"short")

@@ -227,6 +227,9 @@ class RunHead(Struct):
     )
 
 
+EXIT_UNKNOWN, EXIT_IO, EXIT_MMIO = 0, 2, 6
+"""``kvm_run.exit_reason`` of nearly all exits; ``exit_reasons.ExitReason`` has all."""
+
 RUN_UNION = 32
 """Offset of the exit's details in ``kvm_run``."""
 

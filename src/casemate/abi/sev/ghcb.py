@@ -13,6 +13,8 @@ STATUS_SEV, STATUS_SEV_ES, STATUS_SNP, STATUS_DEBUG_SWAP = 1 << 0, 1 << 1, 1 << 
 
 PAGE_SIZE: Final = 0x1000
 RAX, RBX, RCX, RDX, DR7 = 0x1F8, 0x318, 0x308, 0x310, 0x160
+CPL: Final = 0xCB
+"""One byte, unlike the others."""
 SW_EXIT_CODE, SW_EXIT_INFO_1, SW_EXIT_INFO_2, SW_SCRATCH = 0x390, 0x398, 0x3A0, 0x3A8
 VALID_BITMAP, VALID_BITMAP_SIZE = 0x3F0, 16
 """One bit for each 8 bytes of the save area."""
@@ -32,6 +34,7 @@ class ExitCode(IntEnum):
     INVD = 0x76
     IOIO = 0x7B
     MSR = 0x7C
+    VMMCALL = 0x81
     WBINVD = 0x89
     MONITOR = 0x8A
     MWAIT = 0x8B

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 TSC: Final = 0x10
 APIC_BASE: Final = 0x1B

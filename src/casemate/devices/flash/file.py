@@ -1,32 +1,23 @@
-"""The file behind a flash unit: locked, read once, and written back as the guest programs (flock(2), pwrite(2))."""
+"""The file behind a flash unit: locked, read once, and written back as the guest programs (pwrite(2))."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
-import tempfile
-from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
 
+from casemate.devices.flash.image_lock import lock_image
 from casemate.devices.flash.spec import SECTOR_SIZE
+from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-
-
-class Sync(StrEnum):
-    """When what the guest programmed goes to the disk; the file itself changes at once (docs/design/flash.md)."""
-
-    ALWAYS = "always"
-    """After each command: the disk never holds anything but the first commands, all of them."""
-    IDLE = "idle"
-    """When the guest has left its flash alone for a moment."""
-    EXIT = "exit"
-    """When the guest ends."""
 
 
 class FlashFile:
@@ -52,11 +43,13 @@ class FlashFile:
         Raises ImageError for a file that cannot be read (or written), that another guest uses, or whose size is not
         a positive multiple of 4096 bytes, and HostError if the disk has no room for all of a sparse file.
         """
+        from pathlib import Path
+
         path = Path(path)
         fd = _open(path, readonly)
         try:
             size = _checked_size(path, fd)
-            _lock(path, fd, readonly)
+            lock_image(path, fd, readonly=readonly)
             if not readonly:
                 _reserve(path, fd, size)
         except BaseException:
@@ -144,6 +137,8 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 
     Raises HostError if it cannot be written.
     """
+    from pathlib import Path
+
     try:
         _replace(Path(target).resolve(), data)
     except OSError as error:
@@ -154,16 +149,20 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 @contextlib.contextmanager
 def locked_image(path: str | Path) -> Iterator[None]:
     """Keep guests from ``path``, to change it. Raises ImageError if one uses it, or it cannot be written."""
+    from pathlib import Path
+
     path = Path(path)
     fd = _open(path, readonly=False)
     try:
-        _lock(path, fd, readonly=False)
+        lock_image(path, fd, readonly=False)
         yield
     finally:
         os.close(fd)
 
 
 def _replace(target: Path, data: bytes) -> None:
+    import tempfile
+
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -221,17 +220,6 @@ def _checked_size(path: Path, fd: int) -> int:
             "flash images come in whole 4 KiB sectors; pad it, or load it with --bios",
         )
     return status.st_size
-
-
-def _lock(path: Path, fd: int, readonly: bool) -> None:
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise HostError("flock", error.errno or 0, str(path)) from error
-        raise ImageError(
-            path, "is in use by another guest", "give every guest its own copy, or stop the other one"
-        ) from error
 
 
 def _reserve(path: Path, fd: int, size: int) -> None:

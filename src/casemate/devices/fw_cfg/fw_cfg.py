@@ -7,7 +7,10 @@ import struct
 from casemate.devices.fw_cfg.keys import FILE_NAME_SIZE, WRITE_CHANNEL, DmaControl, Feature, Key
 from casemate.errors import SpecError
 from casemate.events import EventSink, Milestone
-from casemate.memory.guest_memory import GuestMemory
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.memory.guest_memory import GuestMemory
 
 _SELECTOR, _DATA, _DMA_HIGH, _DMA_LOW, _END = 0, 1, 4, 8, 12
 _DMA_SIGNATURE = b"QEMU CFG"
@@ -52,6 +55,13 @@ class FwCfg:
         if name in self._files:
             raise SpecError(f"fw_cfg file {name!r} is given twice")
         self._files[name] = bytearray(data) if writable else data
+        self._rebuild_directory()
+
+    def replace_file(self, name: str, data: bytes) -> None:
+        """Change what a file holds from the next selection on; its size stays. Raises SpecError if it would not."""
+        if len(data) != len(self._files.get(name, b"")):
+            raise SpecError(f"fw_cfg file {name!r} cannot change its size")
+        self._files[name] = data
         self._rebuild_directory()
 
     def file(self, name: str) -> bytes | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
-
 PORT = 0x510
 """First of twelve ports on a PC."""
 
 PORT_COUNT = 12
 
 
-class Key(IntEnum):
+class Key:
     """Items with a fixed selector; integers in them are little-endian."""
 
     SIGNATURE = 0x00
@@ -54,14 +52,14 @@ FILE_NAME_SIZE = 56
 """Bytes for a file's name in the directory, with the terminating zero."""
 
 
-class Feature(IntFlag):
+class Feature:
     """Bits of the item ``Key.ID``."""
 
     TRADITIONAL = 1 << 0
     DMA = 1 << 1
 
 
-class DmaControl(IntFlag):
+class DmaControl:
     """Low bits of the control word of a DMA request; with SELECT the key is in bits 31:16."""
 
     ERROR = 1 << 0

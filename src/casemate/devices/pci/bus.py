@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from casemate.devices.pci.config import PciFunction
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.devices.pci.config import PciFunction
 
 ADDRESS_PORT, DATA_PORT = 0, 4
 ADDRESS_ENABLE = 1 << 31

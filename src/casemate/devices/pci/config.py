@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 CONFIG_SIZE = 256
 BAR_IO = 0x01
 SUBSYSTEM_VENDOR, SUBSYSTEM_DEVICE = 0x1AF4, 0x1100
 
 
-class Register(IntEnum):
+class Register:
     """Offsets in the type 0 header."""
 
     VENDOR = 0x00

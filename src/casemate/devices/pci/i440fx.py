@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from casemate.devices.pci.config import PciFunction, Register
 from casemate.devices.pci.pm_base import OnPmBase, PmBase
 
@@ -12,7 +10,7 @@ PIRQ_A = 0x60
 PIRQ_DISABLED = 0x80
 
 
-class PmRegister(IntEnum):
+class PmRegister:
     """Registers of the PIIX4 power management function."""
 
     PMBA = 0x40

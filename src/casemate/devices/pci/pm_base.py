@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from casemate.devices.pci.config import PciFunction
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casemate.devices.pci.config import PciFunction
 
 OnPmBase = Callable[[int | None], None]
 """Called with the first port of the ACPI block, or None when it is off."""
 
 
-@dataclass(slots=True)
 class PmBase:
     """Watches a 16-bit base register of ``function`` and the byte that enables it; ``moved`` hears of changes."""
 
-    function: PciFunction
-    register: int
-    address_mask: int
-    enable_register: int
-    enable_bit: int
-    moved: OnPmBase
-    base: int | None = None
+    __slots__ = (
+        "_address_mask",
+        "_enable_bit",
+        "_enable_register",
+        "_function",
+        "_moved",
+        "_register",
+        "base",
+    )
+
+    def __init__(
+        self,
+        function: PciFunction,
+        register: int,
+        address_mask: int,
+        enable_register: int,
+        enable_bit: int,
+        moved: OnPmBase,
+    ) -> None:
+        self._function, self._moved = function, moved
+        self._register, self._address_mask = register, address_mask
+        self._enable_register, self._enable_bit = enable_register, enable_bit
+        self.base: int | None = None
 
     def update(self) -> None:
         """Read both registers again."""
-        base = self.function.read_config(self.register, 2) & self.address_mask
-        enabled = self.function.read_config(self.enable_register, 1) & self.enable_bit
+        base = self._function.read_config(self._register, 2) & self._address_mask
+        enabled = self._function.read_config(self._enable_register, 1) & self._enable_bit
         wanted = base if base and enabled else None
         if wanted != self.base:
             self.base = wanted
-            self.moved(wanted)
+            self._moved(wanted)

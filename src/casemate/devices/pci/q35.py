@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 
 from casemate.devices.pci.config import PciFunction
 from casemate.devices.pci.pm_base import OnPmBase, PmBase
@@ -12,7 +11,7 @@ OnEcam = Callable[[int | None, int], None]
 """Called with the new base of the ECAM window, or None when it is off, and its size in bytes."""
 
 
-class HostRegister(IntEnum):
+class HostRegister:
     """Registers of the host bridge."""
 
     PCIEXBAR = 0x60
@@ -20,7 +19,7 @@ class HostRegister(IntEnum):
     SMRAM = 0x9D
 
 
-class LpcRegister(IntEnum):
+class LpcRegister:
     """Registers of the LPC bridge."""
 
     PMBASE = 0x40

@@ -45,6 +45,11 @@ class SevLauncher:
     setup: SevSetup
     sev_es: bool
 
+    @property
+    def seals_state(self) -> bool:
+        """Whether registers are closed to the host."""
+        return self.sev_es
+
     def set_up(self, vm: int, place_vcpus: Callable[[Sequence[VcpuReset]], None]) -> KvmSev:
         """KVM_SEV_INIT, KVM_SEV_ES_INIT or KVM_SEV_INIT2 on the VM behind ``vm``, which has no vCPU yet."""
         return KvmSev(vm, self.device, self.setup, sev_es=self.sev_es, place_vcpus=place_vcpus)

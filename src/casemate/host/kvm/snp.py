@@ -37,6 +37,7 @@ class SnpLauncher:
 
     device: SevDevice
     setup: SevSetup
+    seals_state = True
 
     def set_up(self, vm: int, place_vcpus: PlaceVcpus, cpuid: Callable[[], Sequence[CpuidEntry2]]) -> KvmSnp:
         """KVM_SEV_INIT2 on the VM behind ``vm``, which has no vCPU yet; ``cpuid`` is that of its vCPU, once it has."""

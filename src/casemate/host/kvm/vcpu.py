@@ -8,13 +8,13 @@ import mmap
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
-from enum import IntEnum
 from struct import Struct as Layout
 
-from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
+    EXIT_IO,
+    EXIT_MMIO,
+    EXIT_UNKNOWN,
     IO_IN,
     RUN_UNION,
     CpuidEntry2,
@@ -28,11 +28,17 @@ from casemate.abi.kvm.structs import (
 )
 from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
-from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.coalesced import CoalescedStores
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
-from casemate.host.slots import MemorySlot
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from enum import IntEnum
+
+    from casemate.host.hypervisor import IoBus
+    from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
@@ -41,7 +47,6 @@ _IO = Layout("<BBHIQ")
 _MMIO = Layout("<Q8sIB")
 _MMIO_DATA = RUN_UNION + 8
 
-_IO_REASON, _MMIO_REASON = int(ExitReason.IO), int(ExitReason.MMIO)
 _RFLAGS_IF = 1 << 9
 _EFER_LMA = 1 << 10
 _LONGEST_INSTRUCTION = 15
@@ -103,7 +108,7 @@ class KvmVcpu:
                 self._thread = None
 
     def _run(self) -> VmExit:
-        words, fd, run, unknown = self._words, self._fd, ioctl.run, int(ExitReason.UNKNOWN)
+        words, fd, run, unknown = self._words, self._fd, ioctl.run, EXIT_UNKNOWN
         first, last = self._ring.first, self._ring.last
         while True:
             # What is here after a failed KVM_RUN would be the last exit's.
@@ -116,9 +121,9 @@ class KvmVcpu:
                 vm_exit = self._failed(failure, reason)
                 if vm_exit is not None:
                     return vm_exit
-            elif reason == _IO_REASON:
+            elif reason == EXIT_IO:
                 self._port_access()
-            elif reason == _MMIO_REASON:
+            elif reason == EXIT_MMIO:
                 self._mmio_access()
             else:
                 return self._other(reason)
@@ -171,7 +176,7 @@ class KvmVcpu:
 
     def storing_instruction(self, gpa: int, size: int) -> int | None:
         """KVM's emulator is behind the instruction already, or still on one that repeats."""
-        from casemate.host.kvm.store_target import find_store
+        from casemate.host.store_target import find_store
 
         if self._sealed or self.store_is_late:
             return None
@@ -237,6 +242,8 @@ class KvmVcpu:
             return self._interrupted() if self._stop_wanted else None
         if failure != errno.EFAULT:
             return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
+        from casemate.abi.kvm.exit_reasons import ExitReason
+
         if reason == ExitReason.MEMORY_FAULT:
             fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
             return MemoryFault(fault.gpa, fault.size, None, self.rip())
@@ -246,7 +253,7 @@ class KvmVcpu:
     def _find_fault(self) -> MemoryFault:
         if self._sealed:
             return MemoryFault()
-        from casemate.host.kvm.store_target import store_targets
+        from casemate.host.store_target import store_targets
 
         regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
         for target in store_targets(*found, regs, sregs) if found else ():
@@ -262,6 +269,8 @@ class KvmVcpu:
         return Interrupted()
 
     def _other(self, reason: int) -> VmExit:
+        from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
+
         page, rip = self._page, self.rip()
         match reason:
             case ExitReason.HLT:

@@ -8,6 +8,10 @@ from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import MsrEntry
 from casemate.errors import HostError
 from casemate.host.kvm import ioctl
+from casemate.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BLOCKS = (
     # Segments and control registers first, for they set the mode.
@@ -32,6 +36,8 @@ _MSRS = (
     ),  # STAR, LSTAR, CSTAR, SFMASK, KERNEL_GS_BASE
     *(0x4B564D00, 0x4B564D01),  # KVM_WALL_CLOCK_NEW, KVM_SYSTEM_TIME_NEW
 )
+_ONE_MSR = (1).to_bytes(8, "little")
+"""The head of ``kvm_msrs`` with one entry."""
 
 
 class VcpuState:
@@ -40,24 +46,33 @@ class VcpuState:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._blocks = [(put, read_block(fd, get, size)) for get, put, size in _BLOCKS]
-        self._msrs = [state for index in _MSRS if (state := self._read_msr(index)) is not None]
+        self._msrs = _read_msrs(fd, _MSRS)
 
     def restore(self) -> None:
         """Put everything back."""
         for request, state in self._blocks:
             ioctl.call(self._fd, request, bytearray(state))
         for state in self._msrs:
-            ioctl.call(self._fd, Ioctl.SET_MSRS, bytearray(state))
+            ioctl.call(self._fd, Ioctl.SET_MSRS, bytearray(_ONE_MSR + state))
 
-    def _read_msr(self, index: int) -> bytes | None:
-        buffer = bytearray((1).to_bytes(8, "little") + MsrEntry(index=index).to_bytes())
-        return bytes(buffer) if ioctl.call(self._fd, Ioctl.GET_MSRS, buffer) == 1 else None
+
+def _read_msrs(fd: int, indices: Sequence[int]) -> list[bytes]:
+    # KVM stops at a register that it does not have; without one it answers for all at once.
+    found: list[bytes] = []
+    while indices:
+        entries = (MsrEntry(index=index).to_bytes() for index in indices)
+        buffer = bytearray(len(indices).to_bytes(8, "little") + b"".join(entries))
+        done = ioctl.call(fd, Ioctl.GET_MSRS, buffer)
+        ends = range(len(_ONE_MSR) + MsrEntry.SIZE, len(buffer) + 1, MsrEntry.SIZE)
+        found += [bytes(buffer[end - MsrEntry.SIZE : end]) for end in ends[:done]]
+        indices = indices[done + 1 :]
+    return found
 
 
 def write_msr(fd: int, index: int, value: int) -> None:
     """Set one model-specific register. Raises HostError if KVM does not take it."""
     entry = MsrEntry(index=index, data=value)
-    if ioctl.call(fd, Ioctl.SET_MSRS, bytearray((1).to_bytes(8, "little") + entry.to_bytes())) != 1:
+    if ioctl.call(fd, Ioctl.SET_MSRS, bytearray(_ONE_MSR + entry.to_bytes())) != 1:
         raise HostError("KVM_SET_MSRS", EINVAL, f"register {index:#x}, value {value:#x}")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from casemate.abi.sev import ghcb
 from casemate.abi.sev.ghcb import ExitCode, MsrRequest
 from casemate.host.hypervisor import IoBus
+from casemate.host.model import hypercalls
 from casemate.host.model.cpu.cpuid import C_BIT, SevCpuid
 from casemate.host.model.ghcb_snp import SnpRequests
 from casemate.host.model.physical_memory import PhysicalMemory
@@ -130,6 +131,9 @@ class GhcbServer:
                 answer = self._msr(page, write=bool(info1 & 1))
             case ExitCode.MMIO_READ | ExitCode.MMIO_WRITE:
                 answer = self._mmio(page, info1, info2, write=code == ExitCode.MMIO_WRITE)
+            case ExitCode.VMMCALL:
+                result = hypercalls.answer(page.read(ghcb.RAX), page.read(ghcb.CPL) & 3)
+                answer = {ghcb.RAX: result & (1 << 64) - 1}
             case ExitCode.AP_JUMP_TABLE:
                 answer = self._ap_jump_table(info1, info2)
             case ExitCode.HV_FEATURES:
@@ -281,6 +285,8 @@ def _needed(code: int, info1: int) -> tuple[int, ...]:
             return (ghcb.SW_SCRATCH,)
         case ExitCode.EXTENDED_GUEST_REQUEST:
             return (ghcb.RAX, ghcb.RBX)
+        case ExitCode.VMMCALL:
+            return (ghcb.RAX, ghcb.CPL)
         case ExitCode.WRITE_DR7:
             return (ghcb.RAX,)
         case ExitCode.RDPMC:

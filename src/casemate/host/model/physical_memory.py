@@ -58,6 +58,7 @@ class PhysicalMemory:
     ) -> None:
         self._engine = engine
         self._traps = traps
+        traps.slot_at = self.slot_at
         self._takes_readonly = takes_readonly
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mmio_faults = mmio_faults
@@ -154,6 +155,11 @@ class PhysicalMemory:
         if piece is None or gpa + size > piece.end or (writable and not self._writable[piece.slot]):
             return None
         return piece.hva + gpa - piece.start
+
+    def slot_at(self, gpa: int) -> MemorySlot | None:
+        """The slot behind an address; None is MMIO."""
+        gpa &= ~(1 << C_BIT)
+        return next((slot for slot in self._slots.values() if slot.range.contains(Gpa(gpa))), None)
 
     def count_views(self) -> dict[str, int]:
         """Pages that the guest sees as plaintext and the host as ciphertext, and pages that both see alike."""

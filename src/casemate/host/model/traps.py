@@ -1,31 +1,51 @@
 """Accesses that leave the modelled CPU: ports and MMIO go to the bus, stores to protected memory become faults.
 
 Source: Linux Documentation/virt/kvm/api.rst (KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_MEM_READONLY) for what goes where.
+
+A store that its slot does not take is either made on the bus at once, and ignored by the engine, or undone with its
+instruction; then ``finish`` does the rest while the engine stands between two instructions.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from unicorn import unicorn_const, x86_const
 
-from casemate.host.exits import MemoryFault, NestedFaultLoop
+from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
+from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import IoBus
 from casemate.host.model.cpu import engine as registers
-from casemate.host.model.cpu import native
 from casemate.host.model.cpu.cpuid import C_BIT
+from casemate.host.model.cpu.delivery import INVALID_OPCODE
 from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.cpu.native import FAULT_VECTOR, StoreDecider
 from casemate.host.model.cpu.unicorn_api import MemoryFaultHook, MmioRead, MmioWrite, PortRead, PortWrite
 from casemate.host.model.eras import StoreEnd
+from casemate.host.model.fate import Fate
 from casemate.host.slots import MemorySlot
+
+if TYPE_CHECKING:
+    from casemate.host.model.port_input import PortInput
+    from casemate.host.model.store_judge import StoreJudge
+
+
+class _Undone(NamedTuple):
+    """A store whose instruction did not happen."""
+
+    fate: Fate
+    gpa: int
+    size: int
+    value: int
 
 
 class Traps:
     """The engine's memory and port callbacks. An exception in one of them ends the run and is kept in ``error``.
 
     ``readonly_slot`` and ``readonly_mapping`` say how a store ends that the slot or its mapping does not take. Of a
-    ``sealed`` guest the host learns no more than that there was one.
+    ``sealed`` guest the host learns no more than that there was one. With ``judge`` it depends on the instruction, too.
     """
 
     def __init__(
@@ -39,18 +59,22 @@ class Traps:
     ) -> None:
         self.bus = cast(IoBus, None)
         self.error: BaseException | None = None
-        self.fault: MemoryFault | NestedFaultLoop | None = None
+        self.fault: MemoryFault | NestedFaultLoop | InternalFault | None = None
+        self.slot_at: Callable[[int], MemorySlot | None] = lambda _gpa: None
+        self.judge: StoreJudge | None = None
+        self.port_input: PortInput | None = None
         self._engine = engine
         self._ends = {True: readonly_slot, False: readonly_mapping}
         self._sealed = sealed
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mask = ~(1 << C_BIT) if encrypted else -1
-        self._trapped: set[tuple[int, int, bool]] = set()
+        self._undone: _Undone | None = None
+        self._trapped: set[tuple[int, int]] = set()
         self._raising: set[tuple[int, int]] = set()
         self.mmio_read = MmioRead(self._read_mmio)
         self.mmio_write = MmioWrite(self._write_mmio)
-        self._readonly_store = MemoryFaultHook(self._on_readonly_store)
-        self._protected_store = MemoryFaultHook(self._on_protected_store)
+        self._decider = StoreDecider(self._decide)
+        self._refused_store = MemoryFaultHook(self._on_refused_store)
         engine.hook(
             unicorn_const.UC_HOOK_INSN, PortRead(self._read_port), instruction=x86_const.UC_X86_INS_IN
         )
@@ -64,11 +88,16 @@ class Traps:
         A range once trapped stays so: the hook costs nothing where stores are refused, and stays out of others.
         """
         first, last = int(slot.range.start), int(slot.range.end) - 1
-        if (first, last, slot.readonly) in self._trapped:
+        if (first, last) in self._trapped:
             return
-        self._trapped.add((first, last, slot.readonly))
+        self._trapped.add((first, last))
+        kind, fast = unicorn_const.UC_HOOK_MEM_WRITE_PROT, self._engine.fast
         for alias in self._aliases:
-            self._trap(first | alias, last | alias, readonly=slot.readonly)
+            where = {"begin": first | alias, "end": last | alias}
+            if fast:
+                self._engine.hook(kind, fast.store_hook, user_data=fast.ask(self._decider), **where)
+            else:
+                self._engine.hook(kind, self._refused_store, **where)
 
     def raise_vc_at(self, first: int, last: int) -> None:
         """Accesses to unmapped memory raise the #VC of a nested page fault."""
@@ -80,21 +109,25 @@ class Traps:
             record = ctypes.addressof(fast.fault)
             self._engine.hook(kinds, fast.unmapped_hook, begin=first, end=last, user_data=record)
 
-    def _trap(self, first: int, last: int, *, readonly: bool) -> None:
-        kind = unicorn_const.UC_HOOK_MEM_WRITE_PROT
-        fast = self._engine.fast
-        if self._ends[readonly] is StoreEnd.MMIO:
-            self._engine.hook(kind, self._readonly_store, begin=first, end=last)
-        elif fast:
-            record = ctypes.addressof(fast.fault)
-            self._engine.hook(kind, fast.fault_hook, begin=first, end=last, user_data=record)
-        else:
-            self._engine.hook(kind, self._protected_store, begin=first, end=last)
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether an instruction was undone, so that ``finish`` is to be called."""
+        return self._undone is not None
 
-    def fast_path_fault(self, fast: native.FastPath) -> None:
-        """The native hook undid a store; called from the interrupt hook, RIP on the instruction."""
-        record = fast.fault
-        self._record_fault(record.gpa, record.size, record.value)
+    def finish(self) -> bool:
+        """Do what is to be done instead of the undone instruction, RIP on it. False if the guest is to get #UD."""
+        assert self._undone is not None
+        undone, self._undone = self._undone, None
+        try:
+            if undone.fate is Fate.INPUT and self.port_input is not None:
+                self.port_input.execute(self.bus)
+            elif undone.fate is Fate.ERROR:
+                self._give_up()
+            elif undone.fate is Fate.FAULT:
+                self._record_fault(undone.gpa, undone.size, undone.value)
+        except BaseException as error:
+            self._fail(error)
+        return undone.fate is not Fate.UNDEFINED
 
     def take_error(self) -> None:
         """Raise what a callback raised, if any did."""
@@ -102,32 +135,65 @@ class Traps:
             error, self.error = self.error, None
             raise error
 
+    def _decide(self) -> int:
+        """On the fast path: 0 if the engine is to ignore the store, else the exception that undoes its instruction."""
+        fast = self._engine.fast
+        assert fast is not None
+        record = fast.fault
+        fate = self._take_store(record.gpa & self._mask, record.size, record.value)
+        if fate is Fate.UNDEFINED:
+            self._undone = None  # the engine delivers this one by itself
+            return INVALID_OPCODE
+        return 0 if fate is Fate.MMIO else FAULT_VECTOR
+
+    def _on_refused_store(
+        self, _uc: int, _access: int, gpa: int, size: int, value: int, _user: int | None
+    ) -> bool:
+        if self._take_store(gpa & self._mask, size, value) is Fate.MMIO:
+            return True
+        self._engine.stop()
+        return False
+
+    def _take_store(self, gpa: int, size: int, value: int) -> Fate:
+        value &= (1 << 8 * size) - 1
+        try:
+            fate = self._fate(gpa)
+            if fate is Fate.MMIO:
+                self.bus.write_mmio(gpa, size, value)
+            else:
+                self._undone = _Undone(fate, gpa, size, value)
+        except BaseException as error:
+            self._fail(error)
+            return Fate.MMIO
+        return fate
+
+    def _fate(self, gpa: int) -> Fate:
+        end = self._end_at(gpa)
+        if self.judge is None or end is StoreEnd.LIVELOCK:
+            return Fate.MMIO if end is StoreEnd.MMIO else Fate.FAULT
+        return (
+            self.judge.behind_readonly_slot()
+            if end is StoreEnd.MMIO
+            else self.judge.behind_readonly_mapping()
+        )
+
+    def _end_at(self, gpa: int) -> StoreEnd:
+        slot = self.slot_at(gpa)
+        return self._ends[slot is not None and slot.readonly]
+
     def _record_fault(self, gpa: int, size: int, value: int) -> None:
-        gpa &= self._mask
-        on_readonly_slot = any(readonly and first <= gpa <= last for first, last, readonly in self._trapped)
-        if self._ends[on_readonly_slot] is StoreEnd.LIVELOCK:
+        if self._end_at(gpa) is StoreEnd.LIVELOCK:
             self.fault = NestedFaultLoop()
         elif self._sealed:
             self.fault = MemoryFault()
         else:
-            rip = self._engine.read(registers.RIP)
-            self.fault = MemoryFault(gpa, size, value & (1 << 8 * size) - 1, rip)
+            self.fault = MemoryFault(gpa, size, value, self._engine.read(registers.RIP))
         self._engine.stop()
 
-    def _on_readonly_store(
-        self, _uc: int, _access: int, gpa: int, size: int, value: int, _user: int | None
-    ) -> bool:
-        try:
-            self.bus.write_mmio(gpa & self._mask, size, value & (1 << 8 * size) - 1)
-        except BaseException as error:
-            self._fail(error)
-        return True
-
-    def _on_protected_store(
-        self, _uc: int, _access: int, gpa: int, size: int, value: int, _user: int | None
-    ) -> bool:
-        self._record_fault(gpa, size, value)
-        return False
+    def _give_up(self) -> None:
+        text = f"KVM internal error {InternalErrorSuberror.EMULATION.name}"
+        self.fault = InternalFault(text, self._engine.read(registers.RIP))
+        self._engine.stop()
 
     def _read_port(self, _uc: int, port: int, size: int, _user: int | None) -> int:
         try:

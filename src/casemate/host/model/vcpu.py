@@ -10,21 +10,24 @@ from typing import NamedTuple
 
 from unicorn import unicorn_const
 
-from casemate.address import PAGE_SIZE, Gpa
+from casemate.abi.sev.ghcb import ExitCode
+from casemate.address import Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
+from casemate.host.model import hypercalls
 from casemate.host.model.cpu import delivery
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cache_control import CacheControl
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.native import FastPath
-from casemate.host.model.cpu.native_delivery import NO_VECTOR
+from casemate.host.model.cpu.native_delivery import EXECUTED, NO_VECTOR, UNDEFINED, InstructionDecider
 from casemate.host.model.cpu.page_rights import SHARED_VECTOR
 from casemate.host.model.cpu.sites import InstructionSites
 from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
 from casemate.host.model.cpu.virtual_tlb import VirtualTlb
 from casemate.host.model.ghcb import GhcbServer
+from casemate.host.model.hypercalls import VMMCALL
 from casemate.host.model.page_instructions import PVALIDATE, RMPADJUST, PageInstructions
 from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.traps import Traps
@@ -34,7 +37,6 @@ _CHECK_NS = 500_000
 _RFLAGS_IF = 1 << 9
 _HLT = b"\xf4"
 _STI = b"\xfb"
-_CPL = 3
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
@@ -95,8 +97,9 @@ class ModelVcpu:
         self._ticker.start()
 
     def _use_native_delivery(self, fast: FastPath) -> None:
-        unknown = None if self._ghcb is None else InvalidInstructionHook(self._on_unknown_instruction)
-        fast.hook_exceptions(InterruptHook(self._on_refused_access), unknown)
+        fast.hook_exceptions(
+            InterruptHook(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
+        )
         fast.answer_interrupts(self._acknowledge)
         self._cache_control = CacheControl(self._engine) if self._engine.raises_vc else None
         self._clock.on_skip = fast.advance_tsc
@@ -113,7 +116,7 @@ class ModelVcpu:
             if self._interrupts is not None and self._interrupts.pending():
                 self._deliver_interrupt()
             if self._exit is None:
-                error = self._execute()
+                error = self._finish_store(self._execute())
                 self._traps.take_error()
                 self._after_execution(error)
             if self._exit is not None:
@@ -164,9 +167,7 @@ class ModelVcpu:
         if self._secrecy.memory:
             return None
         offset = 0 if rip is None else rip - self._engine.read(registers.RIP)
-        rip = self._engine.instruction_address() + offset
-        in_page = PAGE_SIZE - rip % PAGE_SIZE
-        code = self._engine.read_virtual(rip, 15) or self._engine.read_virtual(rip, min(15, in_page))
+        code = self._engine.code_at(self._engine.instruction_address() + offset)
         return None if code is None else (code, self._engine.code_bits())
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
@@ -192,6 +193,15 @@ class ModelVcpu:
             self._interrupted_by_us = True
             return 0
         return error
+
+    def _finish_store(self, error: int) -> int:
+        """By the public API the engine stops on an instruction that it undid, and calls that an error."""
+        if not self._traps.is_unfinished:
+            return error
+        self._interrupted_by_us = True
+        if not self._traps.finish():
+            self._deliver(delivery.deliver_exception, delivery.INVALID_OPCODE)
+        return 0
 
     def _after_execution(self, error: int) -> None:
         if self._flush_wanted:
@@ -269,7 +279,7 @@ class ModelVcpu:
         if vector == SHARED_VECTOR:
             self._on_shared_access()
         else:
-            self._traps.fast_path_fault(self._engine.fast)
+            self._traps.finish()
 
     def _on_shared_access(self) -> None:
         try:
@@ -287,34 +297,47 @@ class ModelVcpu:
             self._fail(error)
 
     def _on_invalid_instruction(self, _uc: int, _user: int | None) -> bool:
-        self._on_exception(0, delivery.INVALID_OPCODE, None)
+        if self._engine.code_here(len(VMMCALL)) == VMMCALL:
+            self._hypercall()
+            self._engine.write(registers.RIP, self._engine.read(registers.RIP) + len(VMMCALL))
+        else:
+            self._on_exception(0, delivery.INVALID_OPCODE, None)
         return True
 
-    def _on_unknown_instruction(self, _uc: int, _user: int | None) -> bool:
+    def _on_unknown_instruction(self) -> int:
         try:
-            fast = self._engine.fast
-            return fast is not None and self._executes_for_guest(fast)
+            assert self._engine.fast is not None
+            return self._execute_for_guest(self._engine.fast)
         except BaseException as error:
             self._fail(error)
-            return True
+            return EXECUTED
 
-    def _executes_for_guest(self, fast: FastPath) -> bool:
-        """VMGEXIT, and an SNP guest's instructions on its pages; False is #UD."""
-        rip = fast.rip.value
-        code = self._engine.read_virtual(rip, len(_VMGEXIT))
-        if code == _VMGEXIT and self._ghcb is not None:
+    def _execute_for_guest(self, fast: FastPath) -> int:
+        """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
+        code, text = self._engine.code_here(len(_VMGEXIT)), None
+        if code.startswith(VMMCALL):
+            if self._secrecy.registers:
+                return ExitCode.VMMCALL
+            code = VMMCALL
+            self._hypercall()
+        elif code == _VMGEXIT and self._ghcb is not None:
             ended = self._ghcb.serve()
             text = None if ended is None else ended.text
         elif code in (PVALIDATE, RMPADJUST) and self._page_instructions is not None:
-            if self._engine.read(registers.CS) & _CPL:
-                return False
+            if self._engine.privilege():
+                return UNDEFINED
             text = self._page_instructions.execute(code)
         else:
-            return False
-        fast.rip.value = rip + len(_VMGEXIT)
+            return UNDEFINED
+        fast.rip.value += len(code)
         if text is not None:
             self._end(text)
-        return True
+        return EXECUTED
+
+    def _hypercall(self) -> None:
+        engine, mask = self._engine, (1 << max(32, self._engine.code_bits())) - 1
+        result = hypercalls.answer(engine.read(registers.RAX) & mask, engine.privilege())
+        engine.write(registers.RAX, result & mask)
 
     def _end(self, text: str) -> None:
         self._exit = SevTermination(text)

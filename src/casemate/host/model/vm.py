@@ -25,7 +25,9 @@ from casemate.host.model.ghcb_snp import SnpRequests
 from casemate.host.model.page_instructions import PageInstructions
 from casemate.host.model.page_states import PageStates
 from casemate.host.model.physical_memory import PhysicalMemory
+from casemate.host.model.port_input import PortInput
 from casemate.host.model.sev_msrs import SevMsrs
+from casemate.host.model.store_judge import StoreJudge
 from casemate.host.model.traps import Traps
 from casemate.host.model.vcpu import ModelVcpu, Secrecy
 from casemate.host.secure_processor import SevSetup
@@ -79,6 +81,9 @@ class ModelVm:
             separate=kind is GuestKind.SNP,
             mmio_faults=sealed and raises_vc,
         )
+        if not encrypted:
+            self._traps.judge = StoreJudge(self._engine, self._memory)
+            self._traps.port_input = PortInput(self._engine, self._memory, self.memory_written)
         self._cpuid = SevCpuid(sev_es=sealed)
         if sealed and raises_vc:
             self._engine.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
-
 from casemate.address import FOUR_GIB, Gpa
-from casemate.devices.pci.config import PciFunction
+from casemate.records import TYPE_CHECKING, NamedTuple, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.devices.pci.config import PciFunction
 
 LAPIC = Gpa(0xFEE00000)
 IOAPIC = Gpa(0xFEC00000)
@@ -19,8 +20,7 @@ VGA_HOLE = (0xA0000, 0xC0000)
 """Start and end of what is no RAM on any PC."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChipsetEvents:
+class ChipsetEvents(Value):
     """What a chipset tells the machine when firmware programs it."""
 
     pm_base: Callable[[int | None], None]
@@ -38,8 +38,7 @@ class RamPiece(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(Value):
     """An address table. ``pci`` makes the functions, by device and function number; None is a board without PCI."""
 
     name: str

@@ -13,6 +13,7 @@ from typing import Any
 
 from unicorn import unicorn_const, x86_const
 
+from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError, UnsupportedError
 from casemate.host.model.cpu import native, unicorn_api
 from casemate.host.model.cpu.cpuid import SevCpuid, new_cpu
@@ -47,6 +48,8 @@ _RESET_TABLE = (0, 0, 0xFFFF, 0)
 """Selector, base, limit and flags of a descriptor table register."""
 _SEGMENT = struct.Struct("<I4xQ")
 """Selector and base, as the engine keeps a segment."""
+_SEGMENT_BYTES = 24
+_SEGMENTS_BEFORE_CS = {"es": 1, "cs": 0, "ss": -1, "ds": -2, "fs": -3, "gs": -4}
 _CONTEXT_OLD_EXCEPTION = 5536
 """Where a saved context of version 2.1.4 keeps the last exception; only touched where it does."""
 
@@ -181,7 +184,22 @@ class Engine:
     def instruction_address(self) -> int:
         """Linear address of the next instruction; code segments are taken to be flat outside of real mode."""
         rip, cr0 = self.read_many((RIP, CR0))
-        return rip if cr0 & 1 else self._code_base() + rip
+        return rip if cr0 & 1 else self.segment_base("cs") + rip
+
+    def code_at(self, address: int, size: int = 15) -> bytes | None:
+        """Code at a linear address, by default as long as an instruction can be; less if nothing follows its page."""
+        in_page = PAGE_SIZE - address % PAGE_SIZE
+        return self.read_virtual(address, size) or self.read_virtual(address, min(size, in_page))
+
+    def code_here(self, size: int = 15) -> bytes:
+        """Code at the instruction pointer, wherever its segment begins; nothing if it cannot be read."""
+        base = 0 if self.code_bits() == 64 else self.segment_base("cs")
+        return self.code_at(base + self.read(RIP), size) or b""
+
+    def privilege(self) -> int:
+        """The current privilege level."""
+        cs, cr0 = self.read_many((CS, CR0))
+        return cs & 3 if cr0 & 1 else 0
 
     def _start_below_four_gib(self) -> int:
         """Give the reset state the code base that no register interface can set; returns where a state keeps it."""
@@ -192,9 +210,11 @@ class Engine:
         ctypes.c_uint64.from_address(_address_of(self._reset_state) + at).value = _RESET_CS_BASE
         return at
 
-    def _code_base(self) -> int:
+    def segment_base(self, name: str) -> int:
+        """The hidden base of the segment register ``cs``, ``ds``, ..."""
         self.uc.context_update(self._state)
-        return ctypes.c_uint64.from_address(_address_of(self._state) + self._cs_base_at).value
+        at = self._cs_base_at - _SEGMENT_BYTES * _SEGMENTS_BEFORE_CS[name]
+        return ctypes.c_uint64.from_address(_address_of(self._state) + at).value
 
     def code_bits(self) -> int:
         """Width of the code that runs: 64 in long mode, else by the code segment's descriptor; 16 in real mode."""

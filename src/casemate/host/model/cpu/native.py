@@ -33,7 +33,7 @@ from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.unicorn_api import hook_add, library
 
 FAULT_VECTOR = 0x2600
-"""Pseudo exception number under which a store to a write-protected mapping arrives at the interrupt hook."""
+"""Pseudo exception number under which a store that was undone arrives at the interrupt hook."""
 
 _PAGE_INDEX_BITS = 24
 _CELLS = 4096
@@ -71,6 +71,8 @@ library.cpu_get_ticks_x86_64.restype = ctypes.c_uint64
 _Decider = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 """Gets the address of a CPU's state."""
 _HANDLED, _NATIVE, _RAISE = 0, 1, 2
+StoreDecider = ctypes.CFUNCTYPE(ctypes.c_uint32)
+"""Decides about the store in ``FastPath.fault``: 0 to ignore it, or the exception that undoes its instruction."""
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ class _Patches:
             ("x86_ldl_phys_x86_64", 18), ("x86_ldq_phys_x86_64", 18), ("x86_stl_phys_notdirty_x86_64", 14),
         ):  # fmt: skip
             self._replace(symbol, length, walk)
-        self.fault_stub = self._emit(self._memory_fault())
+        self.store_stub = self._emit(self._refused_store())
         self.unmapped_stub = self._emit(vc.unmapped_hook(raiser))
         self._take_over_delivery()
 
@@ -233,12 +235,17 @@ class _Patches:
             + _jump(original)
         )  # fmt: skip
 
-    def _memory_fault(self) -> bytes:
-        """A write-protection hook (rdx address, rcx size, r8 value, r9 user data) that undoes the instruction."""
+    def _refused_store(self) -> bytes:
+        """A write-protection hook (rdx address, rcx size, r8 value, r9 user data) that asks what to do about a store.
+
+        An exception leaves the instruction undone; Python has returned when it is raised.
+        """
         return (
             b"\x49\x89\x51\x08\x49\x89\x49\x10\x4d\x89\x41\x18"  # mov [r9+8], rdx; [r9+16], rcx; [r9+24], r8
-            + b"\x49\x8b\x39"  # mov rdi, [r9]
-            + b"\xbe" + struct.pack("<I", FAULT_VECTOR) + b"\x31\xd2"  # mov esi, vector; xor edx, edx
+            + b"\x41\x51\x41\xff\x51\x20\x41\x59"  # push r9; call [r9+32]; pop r9
+            + b"\x85\xc0\x75\x06"  # test eax, eax; jnz raise
+            + b"\xb8\x01\x00\x00\x00\xc3"  # mov eax, 1; ret
+            + b"\x49\x8b\x39\x89\xc6\x31\xd2"  # raise: mov rdi, [r9]; mov esi, eax; xor edx, edx
             + _jump(_address("raise_exception_ra_x86_64"))
         )  # fmt: skip
 
@@ -298,10 +305,10 @@ class _Patches:
 
 
 class _FaultRecord(ctypes.Structure):
-    """What the memory-fault stub leaves behind; its address is the hook's user data."""
+    """A store that was refused, and whom to ask about it; its address is the hook's user data."""
 
     _fields_ = (("env", ctypes.c_uint64), ("gpa", ctypes.c_uint64), ("size", ctypes.c_uint32),
-                ("_", ctypes.c_uint32), ("value", ctypes.c_uint64))  # fmt: skip
+                ("_", ctypes.c_uint32), ("value", ctypes.c_uint64), ("decider", ctypes.c_uint64))  # fmt: skip
 
 
 class FastPath:
@@ -313,7 +320,7 @@ class FastPath:
         self._cpu = cpu
         self._env = cpu + _CPU_ENV
         self.fault = _FaultRecord(env=self._env)
-        self.fault_hook = patches.fault_stub
+        self.store_hook = patches.store_stub
         self.unmapped_hook = patches.unmapped_stub
         self._halted = ctypes.c_uint32.from_address(cpu + _CPU_HALTED)
         self._exception_index = ctypes.c_int32.from_address(cpu + _CPU_EXCEPTION_INDEX)
@@ -330,6 +337,11 @@ class FastPath:
         """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
         flags = vc.CELL_USED | vc.CELL_VC | (vc.CELL_VC_DR7 if dr7 else 0)
         self._patches.flag_cell(self._patches.attached[self._env].cell, flags)
+
+    def ask(self, decider: Any) -> int:
+        """Let a ``StoreDecider``, kept by the caller, decide about refused stores; returns the hook's user data."""
+        self.fault.decider = ctypes.cast(decider, ctypes.c_void_p).value
+        return ctypes.addressof(self.fault)
 
     def check_pages(self) -> PageRights:
         """From now on a table says which pages the guest may touch; at first all."""
@@ -360,13 +372,12 @@ class FastPath:
         functions = _address("cpu_ldub_code_x86_64"), _address("raise_exception_err_ra_x86_64")
         return self._patches.emit_once(*(code(*functions) for code in codes))
 
-    def hook_exceptions(self, on_refused_store: Any, on_invalid: Any | None) -> None:
+    def hook_exceptions(self, on_refused_store: Any, on_invalid: Any) -> None:
         """Let the engine deliver exceptions. Two are told: stores undone under ``FAULT_VECTOR``, and instructions that
-        the engine does not know: ``on_invalid`` says whether it executed one."""
+        the engine does not know; ``on_invalid`` is an ``InstructionDecider``."""
         self._kept = on_refused_store, on_invalid
         self.delivery.on_pseudo_exception = ctypes.cast(on_refused_store, ctypes.c_void_p).value
-        if on_invalid is not None:
-            self.delivery.on_invalid = ctypes.cast(on_invalid, ctypes.c_void_p).value
+        self.delivery.on_invalid = ctypes.cast(on_invalid, ctypes.c_void_p).value
         record = ctypes.addressof(self.delivery)
         stubs = self._patches.interrupt_stub, self._patches.invalid_stub
         for kind, stub in zip(

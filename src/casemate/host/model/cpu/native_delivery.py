@@ -22,6 +22,9 @@ INTERRUPT_REQUEST, HARD_INTERRUPT = 0x1C, 1 << 1
 NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 DOUBLE_FAULT = 8
+InstructionDecider = ctypes.CFUNCTYPE(ctypes.c_uint32)
+"""Says of an instruction that the engine does not know: ``UNDEFINED``, ``EXECUTED``, or the code of its #VC."""
+UNDEFINED, EXECUTED = 0, 1
 
 PROLOGUES = {
     "x86_cpu_do_interrupt_x86_64": "538bb7a08100004889fb8b8f589f0000",
@@ -97,13 +100,17 @@ def interrupt_hook(do_interrupt: int) -> bytes:
 
 
 def invalid_hook(do_interrupt: int) -> bytes:
-    """A hook on invalid instructions (rsi record): #UD, unless ``on_invalid`` knows the instruction."""
+    """A hook on invalid instructions (rsi record): as the ``InstructionDecider`` in ``on_invalid`` says."""
     return (
-        b"\x53\x48\x89\xf3"  # push rbx; mov rbx, rsi
-        + b"\x48\x8b\x46\x10\x48\x85\xc0\x74\x06"  # mov rax, [rsi + on_invalid]; test rax, rax; jz undefined
-        + b"\xff\xd0\x84\xc0\x75\x19"  # call rax; test al, al; jnz done
-        # undefined:
-        + b"\x48\x8b\x3b\xc7\x87\xa0\x81\x00\x00\x06\x00\x00\x00"  # mov rdi, [rbx]; exception index = 6
+        b"\x53\x48\x89\xf3\xff\x56\x10"  # push rbx; mov rbx, rsi; call [rsi + on_invalid]
+        + b"\x83\xf8" + bytes([EXECUTED]) + b"\x74\x36"  # cmp eax, EXECUTED; je done
+        + b"\x48\x8b\x3b\xb9\x06\x00\x00\x00"  # mov rdi, [rbx]; mov ecx, 6
+        + b"\x85\xc0\x74\x18"  # test eax, eax; jz deliver
+        + b"\x89\x87\x58\x9f\x00\x00"  # mov [rdi + error code], eax
+        + b"\x25" + struct.pack("<I", _EXIT_CODES - 1)  # and eax, EXIT_CODES - 1
+        + b"\x48\xff\x84\xc3" + struct.pack("<I", DeliveryRecord.vc.offset)  # inc qword [rbx + rax*8 + vc]
+        + b"\xb9" + struct.pack("<I", _VMM_COMMUNICATION)  # mov ecx, 29
+        + b"\x89\x8f\xa0\x81\x00\x00"  # deliver: mov [rdi + exception index], ecx
         + b"\x48\xb8" + struct.pack("<Q", do_interrupt) + b"\xff\xd0"  # mov rax, do_interrupt; call rax
         + b"\xb8\x01\x00\x00\x00\x5b\xc3"  # done: mov eax, 1; pop rbx; ret
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Where the instruction at RIP stores to, for KVM says no address with EFAULT (Intel SDM volume 1, 3.7.5)."""
+"""Where the instruction at RIP stores to and loads from, by its registers (Intel SDM volume 1, 3.7.5).
+
+KVM says no address with EFAULT; and what it does about a store depends on what the same instruction loads.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from iced_x86 import (
 
 from casemate.abi.kvm.structs import Regs, Segment, Sregs
 
+_LOADS = (OpAccess.READ, OpAccess.COND_READ)
 _STORES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
 _SEGMENTS = {getattr(Register, name.upper()): name for name in ("cs", "ds", "es", "fs", "gs", "ss")}
 _GENERAL = {
@@ -51,6 +55,15 @@ def store_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[
     instruction = Decoder(bits, code, ip=regs.rip).decode()
     if instruction:
         yield from _targets(instruction, bits, regs, sregs)
+
+
+def load_addresses(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[int]:
+    """Linear addresses that the first instruction of ``code`` loads from and does not store to."""
+    instruction = Decoder(bits, code, ip=regs.rip).decode()
+    if instruction:
+        for memory in InstructionInfoFactory().info(instruction).used_memory():
+            if memory.access in _LOADS:
+                yield _linear(memory, bits, regs, sregs)
 
 
 def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:

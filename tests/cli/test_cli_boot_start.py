@@ -1,0 +1,85 @@
+"""What a plain boot on KVM loads before its guest runs: nothing of what it does not need (decision 6)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from casemate.errors import UnsupportedError
+from casemate.guests.entry import make_image
+
+LEAVE = make_image(bytes.fromhex("b000 e6f4 ebfe"))  # mov al, 0; out 0xf4, al; jmp $
+PARTS = ("casemate.cli.boot", "casemate.machine.boot", "casemate.host.kvm.hypervisor")
+"""What a boot imports as soon as it runs, so that this can be said without KVM, too."""
+HEAVY = {
+    "_hashlib",
+    "argparse",
+    "ast",
+    "cryptography",
+    "dataclasses",
+    "datetime",
+    "gettext",
+    "hashlib",
+    "iced_x86",
+    "inspect",
+    "json",
+    "locale",
+    "lzma",
+    "pathlib",
+    "random",
+    "re",
+    "rich",
+    "shutil",
+    "tempfile",
+    "typing",
+    "unicorn",
+    "urllib",
+}
+OTHER_GUESTS = (
+    "casemate.abi.sev",
+    "casemate.cli.confidential_options",
+    "casemate.cli.power_cuts",
+    "casemate.confidential",
+    "casemate.devices.flash.cfi",
+    "casemate.evidence",
+    "casemate.firmware.varstore",
+    "casemate.host.kvm.sev",
+    "casemate.host.kvm.snp",
+    "casemate.host.kvm.userfault",
+    "casemate.host.model",
+    "casemate.host.secure_processor",
+    "casemate.host.snp_processor",
+    "casemate.linux.bzimage",
+    "casemate.linux.direct_boot",
+    "casemate.machine.own_irqchip",
+    "casemate.measure",
+    "casemate.memory.flash_memory",
+)
+
+
+def loaded(code: str, *words: str) -> set[str]:
+    command = [sys.executable, "-X", "importtime", "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == UnsupportedError.exit_code:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-500:]
+    return {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
+
+
+def assert_light(modules: set[str]) -> None:
+    assert set(PARTS) <= modules
+    assert not modules & HEAVY
+    assert not {name for name in modules if name.startswith(OTHER_GUESTS)}
+
+
+def test_parts_of_a_plain_boot_load_nothing_heavy() -> None:
+    assert_light(loaded("".join(f"import {part}\n" for part in PARTS)))
+
+
+def test_plain_boot_on_kvm_loads_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "leave.bin").write_bytes(LEAVE)
+    line = ["boot", "--host", "kvm", "--memory", "16M", "--bios", str(tmp_path / "leave.bin")]
+    assert_light(loaded("from casemate.cli import start; start()", *line, "--serial", "none"))

@@ -1,0 +1,205 @@
+"""Stores that KVM executes by itself, beyond the table of behaviours: INS in its forms, loads from MMIO, x87."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from contract_hosts import END, READ, ContractRig, HostName, on_each_host
+from guest_rig import PROTECTED
+
+from casemate.guests.entry import Bits
+from casemate.guests.stores import DEVICE, PORT
+from casemate.host.exits import Interrupted, MemoryFault
+
+each_protection = pytest.mark.parametrize("readonly_slot", [True, False], ids=["slot", "mapping"])
+REGISTERS = "89c8 e788 89f8 e78c"
+"""ECX and EDI to ports."""
+
+
+def ins(count: int, at: int, code: str, *, down: bool = False) -> str:
+    """32-bit or 64-bit code that sets up ECX, EDI and DX, runs ``code``, and tells the registers."""
+    setup = f"b9 {count.to_bytes(4, 'little').hex()} bf {(PROTECTED + at).to_bytes(4, 'little').hex()}"
+    return f"{setup} 66ba {PORT:02x}00 {'fd' if down else 'fc'} {code} {REGISTERS} {END}"
+
+
+def run(rig: ContractRig, readonly_slot: bool) -> None:
+    """Let the port count, protect the page, run to the end."""
+    values = itertools.cycle(range(1, 0x100))
+    rig.bus.on_read = lambda: rig.bus.answers.update({PORT: next(values)})
+    protect(rig, readonly_slot)
+    assert rig.run() == Interrupted()
+    assert rig.ended
+    assert rig.ram_at(PROTECTED, 0x1000) == bytes(0x1000)
+
+
+def protect(rig: ContractRig, readonly_slot: bool) -> None:
+    if readonly_slot:
+        rig.replace_slot(readonly=True)
+    else:
+        rig.protect(READ)
+
+
+def told(rig: ContractRig) -> tuple[int, int]:
+    """ECX, and EDI as an offset."""
+    ecx, edi = (value for kind, port, _, value in rig.accesses if kind == "out" and port in (0x88, 0x8C))
+    return ecx, edi - PROTECTED
+
+
+def stores(rig: ContractRig) -> list[tuple[int, int, int]]:
+    return [(gpa - PROTECTED, size, value) for kind, gpa, size, value in rig.accesses if kind == "store"]
+
+
+def kinds(rig: ContractRig) -> str:
+    """i for each element that was read, s for each store, in order."""
+    return "".join(kind[0] for kind, *_ in rig.accesses if kind != "out")
+
+
+@on_each_host
+@each_protection
+@pytest.mark.parametrize("bits", [32, 64])
+def test_rep_ins_reads_all_and_stores_eight_bytes_at_a_time(
+    host: HostName, readonly_slot: bool, bits: Bits
+) -> None:
+    with ContractRig(host, ins(6, 0x20, "f3 66 6d"), bits) as rig:
+        run(rig, readonly_slot)
+        words = range(6)
+        data = b"".join(word.to_bytes(2, "little") for word in words)
+        assert kinds(rig) == "iiiiiiss"
+        assert stores(rig) == [
+            (0x20, 8, int.from_bytes(data[:8], "little")),
+            (0x28, 4, int.from_bytes(data[8:], "little")),
+        ]
+        assert told(rig) == (0, 0x2C)
+
+
+@on_each_host
+@each_protection
+@pytest.mark.parametrize(
+    ("code", "size"), [("6c", 1), ("66 6d", 2), ("6d", 4), ("48 6d", 4), ("66 48 6d", 4)]
+)
+def test_ins_without_a_prefix_leaves_the_count_alone(
+    host: HostName, readonly_slot: bool, code: str, size: int
+) -> None:
+    with ContractRig(host, ins(6, 0x20, code), 64, user=True) as rig:
+        value = 0x44332211 & (1 << 8 * size) - 1
+        rig.bus.answers[PORT] = value
+        protect(rig, readonly_slot)
+        assert rig.run() == Interrupted()
+        assert stores(rig) == [(0x20, size, value)]
+        assert ("in", PORT, size, value) in rig.accesses
+        assert told(rig) == (6, 0x20 + size)
+
+
+@on_each_host
+@each_protection
+def test_ins_downwards_forgets_what_it_read_ahead(host: HostName, readonly_slot: bool) -> None:
+    with ContractRig(host, ins(3, 0x20, "f3 66 6d", down=True), 64, user=True) as rig:
+        run(rig, readonly_slot)
+        assert kinds(rig) == "iiisiisis"
+        assert stores(rig) == [(0x20, 2, 0), (0x1E, 2, 3), (0x1C, 2, 5)]
+        assert told(rig) == (0, 0x1A)
+
+
+@on_each_host
+@each_protection
+def test_ins_downwards_reads_ahead_to_the_page_only(host: HostName, readonly_slot: bool) -> None:
+    with ContractRig(host, ins(4, 2, "f3 6c", down=True), 64, user=True) as rig:
+        run(rig, readonly_slot)
+        assert kinds(rig) == "iisisisi"
+        assert stores(rig) == [(2, 1, 0), (1, 1, 2), (0, 1, 3)]
+        assert rig.ram_at(PROTECTED - 1, 1) == b"\x04"
+        assert told(rig) == (0, -2)
+
+
+@on_each_host
+@each_protection
+def test_rep_ins_comes_from_memory_into_the_page(host: HostName, readonly_slot: bool) -> None:
+    with ContractRig(host, ins(5, -2, "f3 6c"), 64, user=True) as rig:
+        run(rig, readonly_slot)
+        assert rig.ram_at(PROTECTED - 2, 2) == b"\x00\x01"
+        assert stores(rig) == [(0, 3, 0x040302)]
+        assert told(rig) == (0, 3)
+
+
+@on_each_host
+@each_protection
+def test_rep_ins_reads_1024_bytes_ahead(host: HostName, readonly_slot: bool) -> None:
+    with ContractRig(host, ins(1100, 0x20, "f3 6c"), 64, user=True) as rig:
+        run(rig, readonly_slot)
+        assert kinds(rig) == "i" * 1024 + "s" * 128 + "i" * 76 + "s" * 10
+        assert stores(rig)[-1] == (0x20 + 1096, 4, 0x4F4E4D4C)
+        assert told(rig) == (0, 0x20 + 1100)
+
+
+@on_each_host
+@each_protection
+def test_rep_ins_ends_with_the_page(host: HostName, readonly_slot: bool) -> None:
+    with ContractRig(host, ins(4, 0xFFC, "f3 6c"), 64, user=True) as rig:
+        run(rig, readonly_slot)
+        assert stores(rig) == [(0xFFC, 4, 0x03020100)]
+        assert told(rig) == (0, 0x1000)
+
+
+@on_each_host
+def test_rep_ins_of_32_bit_addresses_in_64_bit_code(host: HostName) -> None:
+    high = "48c1e020"  # shl rax, 32
+    code = f"b8 01000000 {high} 4809c7 4809c1 67 f3 6c 4889f8 48c1e820 e790 4889c8 48c1e820 e790"
+    with ContractRig(host, ins(3, 0x20, code), 64, user=True) as rig:
+        run(rig, readonly_slot=True)
+        assert stores(rig) == [(0x20, 3, 0x020100)]
+        assert told(rig) == (0, 0x23)
+        assert [value for kind, port, _, value in rig.accesses if port == 0x90] == [0, 0]
+
+
+@on_each_host
+@pytest.mark.parametrize(("prefix", "size"), [("f3 6d", 2), ("66 f3 6d", 4)])
+def test_rep_ins_in_real_mode(host: HostName, prefix: str, size: int) -> None:
+    # mov ax, 0xf000; mov es, ax; mov edi, 0x12341000; mov ecx, 0x12340002; mov dx, PORT
+    setup = f"b800f0 8ec0 66bf 00103412 66b9 02003412 ba{PORT:02x}00 fc"
+    tell = "66 89c8 66 e788 66 89f8 66 e78c"
+    with ContractRig(host, f"{setup} {prefix} {tell} {END}", 16) as rig:
+        element = 0x44332211 & (1 << 8 * size) - 1
+        rig.bus.answers[PORT] = element
+        assert rig.run() == Interrupted()
+        assert rig.ended
+        value = element * (1 + (1 << 8 * size))
+        assert stores(rig) == [(0xF1000 - PROTECTED, 2 * size, value)]
+        assert told(rig) == (0x12340000, 0x12341000 + 2 * size - PROTECTED)
+
+
+@on_each_host
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"bc {(PROTECTED + 0x28).to_bytes(4, 'little').hex()} ff7500",  # mov esp, ..; push qword [rbp]
+        f"bf {(PROTECTED + 0x20).to_bytes(4, 'little').hex()} 4889ee 48a5",  # mov edi, ..; mov rsi, rbp; movsq
+    ],
+    ids=["push", "movsq"],
+)
+def test_whatever_loads_from_mmio_gets_past_a_protected_mapping(host: HostName, code: str) -> None:
+    text = f"bd {DEVICE.to_bytes(4, 'little').hex()} {code} {END}"
+    with ContractRig(host, text, 64, user=True) as rig:
+        rig.bus.answers |= {DEVICE: 0x1122334455667788, DEVICE + 4: 0x11223344}
+        rig.protect(READ)
+        assert rig.run() == Interrupted()
+        assert stores(rig) == [(0x20, 8, 0x1122334455667788)]
+        assert rig.ram_at(PROTECTED, 0x40) == bytes(0x40)
+
+
+@on_each_host
+def test_load_from_mmio_before_the_store_does_not_help(host: HostName) -> None:
+    # mov ebp, DEVICE; mov rax, [rbp]; mov [PROTECTED], rax
+    code = f"bd {DEVICE.to_bytes(4, 'little').hex()} 488b4500 48890425 00003000 {END}"
+    with ContractRig(host, code, 64, user=True) as rig:
+        rig.protect(READ)
+        assert isinstance(rig.run(), MemoryFault)
+
+
+@on_each_host
+@pytest.mark.parametrize(("code", "value"), [("d93b", 0x37F), ("dd3b", 0)], ids=["fnstcw", "fnstsw"])
+def test_two_x87_stores_are_emulated(host: HostName, code: str, value: int) -> None:
+    with ContractRig(host, f"dbe3 bb 20003000 {code} {END}", 64, user=True) as rig:
+        rig.replace_slot(readonly=True)
+        assert rig.run() == Interrupted()
+        assert stores(rig) == [(0x20, 2, value)]

@@ -1,0 +1,98 @@
+"""Stores that KVM's instruction emulator knows or does not, on the model; tests/contract has what every host shows."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from guest_rig import PROTECTED
+from model_rig import ModelRig
+
+from casemate.guests.entry import PAGE_TABLES
+from casemate.host.exits import Hlt, InternalFault
+from casemate.host.model.store_judge import split
+
+HALTED = Hlt(interrupts_enabled=False)
+PORT = 0x80
+both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "public-api"])
+
+
+def make_readonly(rig: ModelRig) -> None:
+    rig.vm.delete_slot(3)
+    rig.add(3, PROTECTED, 0x1000, rig.ram.writable.hva, readonly=True)
+
+
+def word(value: int) -> str:
+    return value.to_bytes(4, "little").hex()
+
+
+DIRECTORY, TABLE = PAGE_TABLES + 0x4000, 0x200000
+MAP_ONE_PAGE = (
+    f"c70425 {word(TABLE)} {word(PROTECTED | 3)} c70425 {word(DIRECTORY)} {word(TABLE | 3)} 0f20d8 0f22d8"
+)
+"""PROTECTED at 2 GiB, and nothing behind it; new CR3."""
+
+X87 = {"fstp": "d91b", "fstp qword": "dd1b", "fistp": "db1b", "with a prefix": "41dd1f"}
+SETUP = "dbe3 d9e8 bb 20003000 4989df"  # fninit; fld1; mov ebx, PROTECTED + 0x20; mov r15, rbx
+
+
+@both_paths
+@pytest.mark.parametrize("code", X87.values(), ids=X87)
+def test_x87_store_of_the_supervisor_ends_the_run_on_it(fast: bool, code: str) -> None:
+    with ModelRig(f"{SETUP} {code} f4", 64, fast=fast) as rig:
+        make_readonly(rig)
+        vm_exit = rig.run()
+        assert vm_exit == InternalFault("KVM internal error EMULATION", rig.vcpu.rip())
+        found = rig.vcpu.code_at_rip()
+        assert found is not None
+        assert found[0].startswith(bytes.fromhex(code))
+        assert rig.bus.log == []
+
+
+@pytest.mark.parametrize("code", ["dd33", "d933", "df33"], ids=["fnsave", "fnstenv", "fbstp"])
+def test_x87_store_in_many_parts_is_undone_with_the_first(code: str) -> None:
+    with ModelRig(f"{SETUP} {code} f4", 64, fast=True) as rig:
+        make_readonly(rig)
+        assert rig.run() == InternalFault("KVM internal error EMULATION", rig.vcpu.rip())
+        found = rig.vcpu.code_at_rip()
+        assert found is not None
+        assert found[0].startswith(bytes.fromhex(code))
+        assert rig.bus.log == []
+
+
+@both_paths
+def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map(fast: bool) -> None:
+    # rep insw from 2 bytes below the page's end: KVM reads as many words ahead as bytes are left.
+    setup = "66ba8000 b904000000 bffe0f0080"  # mov dx, 0x80; mov ecx, 4; mov edi, 0x80000ffe
+    with ModelRig(MAP_ONE_PAGE + setup + "f3666d f4", 64, fast=fast) as rig:
+        make_readonly(rig)
+        assert not isinstance(rig.run(), Hlt)
+        assert [(kind, at, size) for kind, at, size, _ in rig.bus.log] == [
+            ("in", PORT, 2),
+            ("store", PROTECTED + 0xFFE, 2),
+        ]
+
+
+def test_instruction_is_found_in_a_code_segment_that_does_not_begin_at_0() -> None:
+    # A segment at 2 MiB - 32; its code is insb, hlt at offset 32. lgdt [0x1000]; mov dx, 0x80; mov edi, ..; far jump.
+    code = "0f0115 00100000 66ba8000 bf20003000 ea 20000000 0800"
+    with ModelRig(code, 32, fast=True) as rig:
+        view = rig.ram.writable.view
+        view[0x1000:0x1006] = struct.pack("<HI", 15, 0x1010)
+        view[0x1018:0x1020] = struct.pack("<Q", 0x00C09B1FFFE0FFFF | 0xF << 48)
+        view[0x200000:0x200002] = b"\x6c\xf4"
+        make_readonly(rig)
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("in", PORT, 1, 0), ("store", PROTECTED + 0x20, 1, 0)]
+
+
+def test_prefixes_and_rex_are_told_from_the_opcode() -> None:
+    found = split(bytes.fromhex("66 67 f3 48 6d"))
+    assert (found.prefixes, found.rex, found.opcode, found.length) == (
+        frozenset(b"\x66\x67\xf3"),
+        0x48,
+        0x6D,
+        5,
+    )
+    assert split(bytes.fromhex("d97d00"))[2:4] == (0xD9, 7)
+    assert split(b"").opcode == 0
