@@ -165,18 +165,22 @@ def _cold_starts(runs: int, folder: Path) -> Table:
         "QEMU q35": ([*theirs, *leave, "-machine", "q35"], 1),
         "QEMU microvm": ([*theirs, *leave, "-machine", "microvm"], 1),
     }
-    # The first of each fills caches.
-    found = {name: [_start(*program) for _ in range(runs + 1)][1:] for name, program in programs.items()}
+    rounds = [{name: _start(*program) for name, program in programs.items()} for _ in range(runs + 1)]
     medians = {
-        name: [statistics.median(column) for column in zip(*values, strict=True)]
-        for name, values in found.items()
+        # The first of each fills caches.
+        name: [
+            statistics.median(column) for column in zip(*(found[name] for found in rounds[1:]), strict=True)
+        ]
+        for name in programs
     }
     q35 = medians["QEMU q35"]
     rows = tuple(
         (name, seconds * 1000, seconds / q35[0], memory, memory / q35[1])
         for name, (seconds, memory) in medians.items()
     )
-    notes = (f"64 KiB of firmware that writes to port 0xf4 at once, 16 MiB of RAM; medians of {runs} runs",)
+    notes = (
+        f"64 KiB of firmware that writes to port 0xf4 at once, 16 MiB of RAM; medians of {runs} interleaved runs",
+    )
     columns = ("", "ms", "of q35", "peak MiB", "of q35")
     return Table("Process start to exit on KVM", columns, rows, notes)
 

@@ -68,7 +68,8 @@ class KvmVm:
         self._watches: list[StoreWatch] = []
         self.secure_processor: SecureProcessor | None = None
         self.snp_processor: KvmSnp | None = None
-        self._cpuid: list[CpuidEntry2] = []
+        self._first_cpuid: list[CpuidEntry2] = []
+        """Of the vCPU that starts the guest: the table that an SNP guest finds is about it."""
         self._ring = system.extension(Capability.COALESCED_MMIO) * PAGE_SIZE, threading.Lock()
         try:
             self._fd = system.create_vm(vm_type)
@@ -132,16 +133,18 @@ class KvmVm:
         self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1
     ) -> KvmVcpu:
         """Add a vCPU; interrupts come from the kernel's own controllers, and so does what starts all but the first."""
-        fd = call(self._fd, Ioctl.CREATE_VCPU, number, f"vCPU {number}")
-        self._cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), number, count)
+        cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), number, count)
         if self.snp_processor is not None:
-            self._cpuid = without_refused(self._cpuid)
+            cpuid = without_refused(cpuid)
+        if not self._vcpus:
+            self._first_cpuid = cpuid
         size = self._system.vcpu_mmap_size()
+        fd = call(self._fd, Ioctl.CREATE_VCPU, number, f"vCPU {number}")
         try:
             vcpu = KvmVcpu(
                 fd,
                 size,
-                self._cpuid,
+                cpuid,
                 bus,
                 self._slots,
                 self._reset_chips,
@@ -192,7 +195,7 @@ class KvmVm:
         from casemate.host.kvm.snp import SnpLauncher
 
         if isinstance(sev, SnpLauncher):
-            self.snp_processor = sev.set_up(self._fd, self._place_vcpus, lambda: self._cpuid)
+            self.snp_processor = sev.set_up(self._fd, self._place_vcpus, lambda: self._first_cpuid)
         else:
             self.secure_processor = sev.set_up(self._fd, self._place_vcpus)
 
