@@ -96,7 +96,7 @@ class Bus:
     def read_mmio(self, gpa: int, size: int) -> int:
         """Load of ``size`` bytes; memory answers with its contents, as for an access that the host emulates."""
         self.accesses += 1
-        found = self._map.find(gpa)
+        found = self._map.view.find(gpa)
         if found is None:
             return self._nobody(Access.MMIO_READ, gpa, size)
         region, offset = found
@@ -110,7 +110,7 @@ class Bus:
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         """Store of ``size`` bytes; RAM takes it, ROM drops it, flash decodes it."""
         self.accesses += 1
-        found = self._map.find(gpa)
+        found = self._map.view.find(gpa)
         if found is None:
             self._nobody(Access.MMIO_WRITE, gpa, size)
             return

@@ -44,9 +44,11 @@ _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
 """In 32-bit words."""
 _IO = Layout("<BBHIQ")
-_MMIO = Layout("<Q8sIB")
+_MMIO = Layout("<QQIB")
 _MMIO_DATA = RUN_UNION + 8
 
+_VALUES = tuple((1 << 8 * size) - 1 for size in range(9))
+"""Of the data, by its size."""
 _RFLAGS_IF = 1 << 9
 _EFER_LMA = 1 << 10
 _LONGEST_INSTRUCTION = 15
@@ -232,7 +234,7 @@ class KvmVcpu:
     def _mmio_access(self) -> None:
         gpa, data, size, is_write = _MMIO.unpack_from(self._page, RUN_UNION)
         if is_write:
-            self._bus.write_mmio(gpa, size, int.from_bytes(data[:size], "little"))
+            self._bus.write_mmio(gpa, size, data & _VALUES[size])
         else:
             value = self._bus.read_mmio(gpa, size)
             self._page[_MMIO_DATA : _MMIO_DATA + size] = value.to_bytes(size, "little")
