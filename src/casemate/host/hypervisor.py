@@ -59,7 +59,7 @@ class Vcpu(Protocol):
         """Make ``run`` return ``Interrupted`` soon; from any thread, a bus callback, or a signal handler."""
 
     def wake(self) -> None:
-        """End a wait in HLT early because an interrupt source changed; callable from any thread."""
+        """Look soon for interrupts and input that came, also in HLT; callable from any thread."""
 
     def reset(self) -> None:
         """Back to the x86 reset state: real mode at 0xFFFFFFF0."""

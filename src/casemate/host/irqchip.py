@@ -13,3 +13,6 @@ class KernelIrqchip(Protocol):
 
     def irq_line(self, gsi: int) -> Callable[[bool], None]:
         """The wire to input ``gsi`` (0 to 23) of the host's controllers; from any thread."""
+
+    def watch(self, poll: Callable[[], None]) -> None:
+        """Call ``poll`` on a vCPU's thread whenever that vCPU was woken: a device's input may have come."""

@@ -6,6 +6,7 @@ from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from casemate.devices.bus import Bus
@@ -19,25 +20,35 @@ if TYPE_CHECKING:
 
 
 class HostIrqchip:
-    """The host's: nothing is on the bus, and the vCPU's reset resets it."""
+    """The host's: nothing is on the bus, and the vCPU's reset resets it. ``lock`` keeps other vCPUs from devices."""
 
-    def __init__(self, vm: KernelIrqchip) -> None:
+    def __init__(self, vm: KernelIrqchip, lock: AbstractContextManager[object]) -> None:
+        self._vm = vm
+        self._lock = lock
         self.controller: MachineInterrupts | None = None
         self.irq: Callable[[int], IrqLine] = vm.irq_line
         self.resettable: list[Resettable] = []
 
     def watch(self, poll: Callable[[], None]) -> None:
-        """Nobody asks: a device that waits for its input is read when the guest looks."""
+        """Let a device look for its input when the vCPU is woken for it."""
+
+        def poll_alone() -> None:
+            with self._lock:
+                poll()
+
+        self._vm.watch(poll_alone)
 
     def place(self, bus: Bus, memory_map: MemoryMap) -> None:
         """Nothing to place."""
 
 
-def make_irqchip(vm: Vm, clock: GuestClock, sink: EventSink | None) -> OwnIrqchip | HostIrqchip:
+def make_irqchip(
+    vm: Vm, clock: GuestClock, sink: EventSink | None, lock: AbstractContextManager[object]
+) -> OwnIrqchip | HostIrqchip:
     """The host's controllers where this VM has them, else casemate's; these tell ``sink`` of firmware's progress."""
     if vm.capabilities.in_kernel_irqchip:
         keeper: Any = vm  # a KernelIrqchip, as its capabilities say
-        return HostIrqchip(keeper)
+        return HostIrqchip(keeper, lock)
     from casemate.machine.own_irqchip import OwnIrqchip
 
     return OwnIrqchip(clock, sink)

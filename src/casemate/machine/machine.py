@@ -132,7 +132,7 @@ class Machine:
         self.map = MemoryMap(self.vm)
         self.bus = Bus(self.map, self.vm, self.recorder)
         self.memory = GuestMemory(self.map, self.vm, self.recorder)
-        irqchip = make_irqchip(self.vm, self.clock, None if spec.is_direct else self.recorder)
+        irqchip = make_irqchip(self.vm, self.clock, None if spec.is_direct else self.recorder, self.lock)
         self.devices = MachineDevices(
             board,
             spec,
@@ -150,7 +150,7 @@ class Machine:
         )
         self._create_vcpus(irqchip.controller)
         self.console.connect(
-            self.devices.serial.feed,
+            self._type,
             lambda: self.end(Ending.UNTIL),
             self._panicked,
         )
@@ -246,6 +246,10 @@ class Machine:
             unit.device.reset()
         for vcpu in self.vcpus:
             vcpu.reset()
+
+    def _type(self, data: bytes) -> None:
+        self.devices.serial.feed(data)
+        self.vcpus[0].wake()
 
     def _panicked(self, reason: str) -> None:
         self.end(Ending.KERNEL_PANIC, f"the kernel gave up: {reason}")

@@ -34,7 +34,7 @@ from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from enum import IntEnum
 
     from casemate.host.hypervisor import IoBus
@@ -65,6 +65,8 @@ KICK = signal.SIGRTMIN + 3
 class KvmVcpu:
     """One vCPU; see ``casemate.host.hypervisor.Vcpu`` for the protocol. ``reset_chips`` resets what is around it.
 
+    Whenever it was woken it calls ``polls``.
+
     ``ring`` is where its shared area has the VM's ring of coalesced stores, and the lock of that.
     What the registers of a ``sealed`` one show to the kernel is not the guest's state, so nobody asks.
     """
@@ -78,6 +80,7 @@ class KvmVcpu:
         slots: Mapping[int, MemorySlot],
         reset_chips: Callable[[], None],
         ring: tuple[int, threading.Lock],
+        polls: Sequence[Callable[[], None]] = (),
         *,
         sealed: bool = False,
     ) -> None:
@@ -90,6 +93,7 @@ class KvmVcpu:
         self._bus = bus
         self._slots = slots
         self._reset_chips = reset_chips
+        self._polls = polls
         self._stop_wanted = False
         # Reentrant, for a signal handler may call stop() while the same thread is in it.
         self._lock = threading.RLock()
@@ -138,17 +142,17 @@ class KvmVcpu:
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
         with self._lock:
-            if self._fd >= 0:
-                # KVM_RUN then finishes the access that it last reported, and fails with EINTR.
-                self._stop_wanted = True
-                self._page[_IMMEDIATE_EXIT] = 1
-                self.wake()
+            self._stop_wanted = True
+            self.wake()
 
     def wake(self) -> None:
-        """End a wait in the kernel; from any thread."""
+        """Let devices look for their input soon, also while the guest waits in the kernel; from any thread."""
         with self._lock:
-            if self._thread not in (None, threading.get_ident()):
-                signal.pthread_kill(self._thread, KICK)
+            if self._fd >= 0:
+                # KVM_RUN then finishes the access that it last reported, and fails with EINTR.
+                self._page[_IMMEDIATE_EXIT] = 1
+                if self._thread not in (None, threading.get_ident()):
+                    signal.pthread_kill(self._thread, KICK)
 
     def reset(self) -> None:
         """The state that the vCPU was made with; not while it runs."""
@@ -241,7 +245,7 @@ class KvmVcpu:
 
     def _failed(self, failure: int, reason: int) -> VmExit | None:
         if failure in (errno.EINTR, errno.EAGAIN):
-            return self._interrupted() if self._stop_wanted else None
+            return self._woken()
         if failure != errno.EFAULT:
             return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
         from casemate.abi.kvm.exit_reasons import ExitReason
@@ -264,11 +268,15 @@ class KvmVcpu:
                 return MemoryFault(gpa, target.size, target.value, regs.rip)
         return MemoryFault(rip=regs.rip)
 
-    def _interrupted(self) -> Interrupted:
+    def _woken(self) -> Interrupted | None:
         with self._lock:
-            self._stop_wanted = False
+            is_stop, self._stop_wanted = self._stop_wanted, False
             self._page[_IMMEDIATE_EXIT] = 0
-        return Interrupted()
+        if is_stop:
+            return Interrupted()
+        for poll in self._polls:
+            poll()
+        return None
 
     def _other(self, reason: int) -> VmExit:
         from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent

@@ -66,6 +66,7 @@ class KvmVm:
         self._slots: dict[int, MemorySlot] = {}
         self._vcpus: list[KvmVcpu] = []
         self._watches: list[StoreWatch] = []
+        self._polls: list[Callable[[], None]] = []
         self.secure_processor: SecureProcessor | None = None
         self.snp_processor: KvmSnp | None = None
         self._first_cpuid: list[CpuidEntry2] = []
@@ -149,6 +150,7 @@ class KvmVm:
                 self._slots,
                 self._reset_chips,
                 self._ring,
+                self._polls,
                 sealed=self.capabilities.sealed_state,
             )
         except BaseException:
@@ -164,6 +166,10 @@ class KvmVm:
             call(self._fd, Ioctl.IRQ_LINE, IrqLevel(irq=gsi, level=level))
 
         return drive
+
+    def watch(self, poll: Callable[[], None]) -> None:
+        """See ``KernelIrqchip``."""
+        self._polls.append(poll)
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """Nothing is known."""
