@@ -14,7 +14,7 @@ from typing import Any
 from casemate.confidential import sev
 from casemate.confidential.features import feature_names
 from casemate.confidential.launch_report import launch_report
-from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
+from casemate.confidential.preparation import AttestationRequest, LaunchSecret, PreparedLaunch
 from casemate.confidential.snp import SnpFinished, launch_snp
 from casemate.confidential.traced import TracedCommand, TracedProcessor
 from casemate.errors import InsecureError, InternalError
@@ -78,9 +78,12 @@ class LaunchMeasured(_Launch):
         if options.attest is not None:
             secret = options.attest(self._request())
         if secret is not None:
-            sev.inject(secret, self.machine, self.processor)
+            self._inject(secret)
         self.processor.launch_finish()
         return LaunchFinished(self.machine, self.prepared, self.processor, self.measurement, self.is_verified)
+
+    def _inject(self, secret: LaunchSecret) -> None:
+        sev.inject(secret, self.machine, self.processor)
 
     def _request(self) -> AttestationRequest:
         prepared = self.prepared
@@ -92,6 +95,7 @@ class LaunchMeasured(_Launch):
             version=self.processor.version,
             digest=prepared.digest,
             secret_area=prepared.image.sev_secret,
+            inject=self._inject,
         )
 
 
