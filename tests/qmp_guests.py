@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ConnectError, QMPClient
 
 from casemate.cli import main
 from casemate.guests.entry import make_image
@@ -64,10 +65,14 @@ class Booted(threading.Thread):
 @asynccontextmanager
 async def connected(path: Path) -> AsyncIterator[QMPClient]:
     """A client, as soon as somebody listens."""
-    while not path.exists():
-        await asyncio.sleep(0)
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
     client = QMPClient("tests")
-    await client.connect(str(path))
+    while True:
+        try:
+            await client.connect(str(path))
+            break
+        except ConnectError:
+            await asyncio.sleep(0)
     try:
         yield client
     finally:

@@ -25,7 +25,6 @@ from casemate.qmp.server import QmpServer
 
 if TYPE_CHECKING:
     from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
-    from casemate.host.secure_processor import LaunchMeasurement
     from casemate.machine.machine import Machine
 
 _POLL_SECONDS = 0.2
@@ -41,8 +40,6 @@ class Monitor:
     def __init__(self, path: str, *, paused: bool, timeout: float | None = None) -> None:
         self.paused = paused
         self.prepared: PreparedLaunch | None = None
-        self.measurement: LaunchMeasurement | None = None
-        """What the launch was measured as, while or after it waited."""
         self.request: AttestationRequest | None = None
         """The launch that waits; read and used with ``lock`` held."""
         self.lock = threading.Lock()
@@ -83,7 +80,7 @@ class Monitor:
         from casemate.confidential.preparation import LaunchAbandoned
 
         machine = self.machine
-        self.request, self.measurement = request, request.measurement
+        self.request = request
         deadline = None if self._timeout is None else monotonic() + self._timeout
         with signals_end(machine):
             self._server.start()

@@ -55,13 +55,9 @@ def query_sev(monitor: Monitor) -> dict[str, Any]:
 def query_measurement(monitor: Monitor) -> dict[str, Any]:
     """HMAC and nonce of a SEV or SEV-ES guest, once it is measured."""
     shown = monitor.machine.measurement or {}
-    if monitor.measurement is not None:
-        data = monitor.measurement.mac + monitor.measurement.nonce
-    elif "mac" in shown:
-        data = bytes.fromhex(shown["mac"] + shown["nonce"])
-    else:
+    if "mac" not in shown:
         raise QmpError("SEV launch measurement is not available")
-    return {"data": base64.b64encode(data).decode()}
+    return {"data": base64.b64encode(bytes.fromhex(shown["mac"] + shown["nonce"])).decode()}
 
 
 def query_capabilities(host_name: str) -> dict[str, Any]:
