@@ -44,9 +44,9 @@ class Standstill:
     def pause(self) -> None:
         """Returns when all vCPUs stand still, or the run has ended. From a thread that runs none."""
         machine = self._machine
+        self.is_paused = True
+        machine.stop_vcpus()  # without the lock, for whom a signal interrupts in there waits for it
         with self._changed:
-            self.is_paused = True
-            machine.stop_vcpus()
             self._changed.wait_for(lambda: self._standing == len(machine.vcpus) or machine.ending is not None)
 
     def resume(self) -> None:
