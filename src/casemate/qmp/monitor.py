@@ -69,7 +69,8 @@ class Monitor:
 
     def start(self, machine: Machine) -> None:
         """Serve clients from now on; the machine is about to run."""
-        machine.standstill.is_paused = not self._has_run
+        if not self._has_run:  # else a client may have stopped it already, behind its launch
+            machine.standstill.is_paused = True
         self._server.start()
 
     def attest(self, request: AttestationRequest) -> None:
@@ -146,10 +147,10 @@ class Monitor:
         self.machine.end(Ending.QUIT)
 
     def _on_reset(self) -> None:
-        self._emit(RESET, BY_CLIENT if self._resets_asked else BY_GUEST)
-        self._resets_asked = False
+        who, self._resets_asked = BY_CLIENT if self._resets_asked else BY_GUEST, False
         if self.machine.standstill.is_paused:
             self._has_run = False
+        self._emit(RESET, who)  # last, for a client then asks how things are
 
     def _shutdown_data(self, ending: Ending) -> dict[str, Any]:
         return BY_CLIENT if ending is Ending.RESET and self._resets_asked else shutdown_data(ending)
