@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from qmp_guests import Booted, until_event
 
 from casemate.cli import main
 from casemate.errors import FirmwareStatusError
+from casemate.host.model.psp import ModelPsp
+from casemate.machine.standstill import Standstill
 from casemate.testing.images import ImageBuilder
 
 SECRET_AREA = 0x80C000
@@ -206,22 +210,27 @@ def test_launch_that_nobody_lets_go_is_not_waited_for_without_paused(tmp_path: P
     assert guest.ended() == 0
 
 
-def test_launch_that_fails_ends_the_conversation(tmp_path: Path, owner: Owner) -> None:
-    """LAUNCH_FINISH is refused after ``cont``; a ``stop`` sent meanwhile comes back."""
-    from casemate.host.model.psp import ModelPsp
+def test_launch_that_fails_ends_the_conversation(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAUNCH_FINISH is refused behind ``cont``, while a ``stop`` waits for vCPUs that never come."""
+    stopping, pause = threading.Event(), Standstill.pause
 
-    async def story(client: QMPClient) -> dict[str, Any]:
-        await client.execute("cont")
-        return await until_event(client, "SHUTDOWN")
-
-    def fail(self: ModelPsp) -> None:
+    def finish(_: ModelPsp) -> None:
+        assert stopping.wait(20)
         raise FirmwareStatusError("LAUNCH_FINISH", 1, "as the test wants it")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelPsp, "launch_finish", fail)
-        guest = owner.boot()
-        assert guest.tell(story)["data"] == {"guest": False, "reason": "host-error"}
-        assert guest.ended() == 5
+    def paused(self: Standstill) -> None:
+        stopping.set()
+        pause(self)
+
+    async def story(client: QMPClient) -> dict[str, Any]:
+        await asyncio.gather(client.execute("cont"), client.execute("stop"))
+        return await until_event(client, "SHUTDOWN")
+
+    monkeypatch.setattr(ModelPsp, "launch_finish", finish)
+    monkeypatch.setattr(Standstill, "pause", paused)
+    guest = owner.boot()
+    assert guest.tell(story)["data"] == {"guest": False, "reason": "host-error"}
+    assert guest.ended() == 5
 
 
 def snp_image(folder: Path) -> Path:

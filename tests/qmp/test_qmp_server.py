@@ -18,7 +18,7 @@ from casemate.qmp.server import QmpServer
 
 READY = b'{"execute": "qmp_capabilities"}'
 PING, LONG = b'{"execute": "ping"}', b'{"execute": "long"}'
-COMMANDS = (Command("ping", lambda: "pong"), Command("long", lambda: "x" * 100_000))
+COMMANDS = (Command("ping", lambda: "pong"), Command("long", lambda: "x" * 1000))
 
 
 class Client:
@@ -138,7 +138,7 @@ def test_end_waits_for_no_client(path: Path, reads: bool) -> None:
     server.listen()
     server.start()
     client = greet(path)
-    client.socket.sendall(PING if reads else LONG * 20)
+    client.socket.sendall(PING if reads else LONG * 2000)
     closing = threading.Thread(target=server.close)
     closing.start()
     closing.join(5)
