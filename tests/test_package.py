@@ -38,6 +38,7 @@ LAYERS = (
     {"evidence"},
     {"machine"},
     {"advise", "confidential", "prove"},
+    {"qmp"},
     {"cli"},
 )
 """Packages of ``casemate``, lowest first."""

@@ -1,7 +1,7 @@
 """casemate: a virtual machine monitor for guest firmware (docs/design/architecture.md).
 
 Layers, lowest first: ``abi`` (other people's numbers), ``firmware`` and ``host``, ``memory`` and ``measure``,
-``devices``, ``machine``, ``advise``, ``cli``. A module imports only from lower layers or its own package.
+``devices``, ``machine``, ``advise``, ``qmp``, ``cli``. A module imports only from lower layers or its own package.
 """
 
 from __future__ import annotations

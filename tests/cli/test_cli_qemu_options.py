@@ -12,12 +12,14 @@ from casemate.cli import main
 from casemate.cli.qemu_options import apply_qemu_options
 from casemate.errors import SpecError
 
-UNSET = ("code", "vars", "bios", "serial", "debugcon", "kernel", "initrd", "append")
+UNSET = ("code", "vars", "bios", "serial", "debugcon", "kernel", "initrd", "append", "qmp")
 
 
 def taken(line: str) -> dict[str, Any]:
     """What the options set."""
-    args = argparse.Namespace(machine="q35", memory=1, cpus=1, fw_cfg=[], **dict.fromkeys(UNSET))
+    args = argparse.Namespace(
+        machine="q35", memory=1, cpus=1, fw_cfg=[], paused=False, **dict.fromkeys(UNSET)
+    )
     before = dict(vars(args))
     apply_qemu_options(args, line.split(), lambda text: int(text.removesuffix("M")))
     return {name: value for name, value in vars(args).items() if value != before[name]}
@@ -43,6 +45,8 @@ def taken(line: str) -> dict[str, Any]:
         ),
         ("-nodefaults -display none -accel tcg -vga none -net none", {}),
         ("-smp 2", {"cpus": 2}),
+        ("-qmp unix:/run/q,server=on,wait=off -S", {"qmp": "unix:/run/q", "paused": True}),
+        ("-qmp unix:q,server,nowait", {"qmp": "unix:q"}),
         ("-smp cpus=4", {"cpus": 4}),
     ],
 )
@@ -68,6 +72,13 @@ def test_supported_options_are_taken_over(line: str, expected: dict[str, Any]) -
         ("-fw_cfg name=opt/a", "-fw_cfg name=opt/a is not supported"),
         ("-global x.y=z", "-global x.y=z is not supported"),
         ("-m", "-m needs a value"),
+        ("-qmp stdio", "-qmp stdio is not supported"),
+        ("-qmp tcp:localhost:4444,server=on,wait=off", "-qmp tcp:localhost:4444,server=on,wait=off is not"),
+        ("-qmp unix:q,server=on", "-qmp unix:q,server=on is not supported"),
+        ("-qmp unix:q,wait=off", "-qmp unix:q,wait=off is not supported"),
+        ("-qmp unix:,server=on,wait=off", "-qmp unix:,server=on,wait=off is not supported"),
+        ("-qmp unix:q,server=on,wait=off -qmp unix:r,server=on,wait=off", "gives qmp a second time"),
+        ("-qmp-pretty unix:q,server=on,wait=off", "-qmp-pretty unix:q,server=on,wait=off is not supported"),
         ("disk.img", "'disk.img' is no option of QEMU"),
         ("-bios a -bios b", "gives bios a second time"),
         ("-object sev-guest,id=s", "-object sev-guest,id=s is not supported"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from casemate.machine.machine import Machine
     from casemate.machine.outcome import Outcome
     from casemate.machine.spec import MachineSpec
+    from casemate.qmp.monitor import Monitor
 
 __all__ = ["EPILOG", "OPTIONS", "add_arguments", "run"]
 
@@ -43,6 +44,8 @@ examples:
       a guest as QEMU is told it; what is not supported is refused by name
   casemate boot --until 'Shell> ' --report boot.html
       a page about the run: timeline, what was written, violations with their evidence
+  casemate boot --guest sev --qmp unix:qmp.sock --paused
+      waits, measured, for the commands that programs give QEMU: query-sev-launch-measure, cont, ...
   casemate boot --type ver --type 'set -v greeting hello' --serial file:serial.log
       types at each prompt, ends at the one after the last text
 
@@ -63,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
         validate_reports(args.report)
     validate_launch_words(args)
-    options = None if args.guest == "plain" else _launch_options(args)
+    monitor = _monitor(args) if args.qmp or args.paused else None
+    options = None if args.guest == "plain" else _launch_options(args, monitor)
     spec = make_spec(args)
     cut: CutRequest | None = args.cut_power_at
     if cut is not None:
@@ -80,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             _print_dry_run(args, plan)
             return 0
         spec = prepared.spec
-    outcome = _boot(args, spec, chosen, prepared)
+    outcome = _boot(args, spec, chosen, prepared, monitor)
     _print(args, outcome)
     for path in args.report:
         from casemate.cli.boot_report import write_report
@@ -89,10 +93,16 @@ def run(args: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
-def _launch_options(args: argparse.Namespace) -> LaunchOptions:
+def _monitor(args: argparse.Namespace) -> Monitor:
+    from casemate.cli.qmp_socket import make_monitor
+
+    return make_monitor(args)
+
+
+def _launch_options(args: argparse.Namespace, monitor: Monitor | None) -> LaunchOptions:
     from casemate.cli.confidential_options import launch_options
 
-    return launch_options(args)
+    return launch_options(args, monitor.attest if monitor and monitor.paused else None)
 
 
 def _platform_folder(args: argparse.Namespace) -> Path | None:
@@ -122,12 +132,19 @@ def _prepare(
 
 
 def _boot(
-    args: argparse.Namespace, spec: MachineSpec, chosen: HostChoice, prepared: PreparedLaunch | None
+    args: argparse.Namespace,
+    spec: MachineSpec,
+    chosen: HostChoice,
+    prepared: PreparedLaunch | None,
+    monitor: Monitor | None,
 ) -> Outcome:
     from casemate.machine.boot import Attachments, boot
 
     with ExitStack() as stack:
         started: list[Machine] = []
+        if monitor is not None:
+            stack.callback(monitor.close)
+            monitor.open()
         line = serial_line(args, stack, started)
         serial = line.write if line else serial_output(args, stack)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
@@ -152,17 +169,21 @@ def _boot(
                 output=status.before(serial) if serial else None,
                 debug_output=file_output(args.debugcon, stack) if args.debugcon else None,
                 on_phase=status.phase,
-                on_start=lambda machine: _start(machine, started, args.cut_power_at),
+                on_start=lambda machine: _start(machine, started, args.cut_power_at, monitor),
                 wait=wait,
                 real_time=interactive or line is not None,
             ),
             hypervisor=chosen.make,
             host_why=chosen.why,
-            assemble=lambda machine: _assemble(machine, prepared, args.attestation),
+            assemble=lambda machine: _assemble(machine, prepared, args.attestation, monitor),
         )
 
 
-def _assemble(machine: Machine, prepared: PreparedLaunch | None, attestation: Path | None) -> None:
+def _assemble(
+    machine: Machine, prepared: PreparedLaunch | None, attestation: Path | None, monitor: Monitor | None
+) -> None:
+    if monitor is not None:
+        monitor.attach(machine, prepared)
     if prepared is not None:
         from casemate.confidential.warnings import launch_warnings
 
@@ -172,20 +193,30 @@ def _assemble(machine: Machine, prepared: PreparedLaunch | None, attestation: Pa
     if prepared is None:
         machine.assemble()
     else:
-        from casemate.confidential.snp import SnpFinished
-        from casemate.confidential.stages import launch
+        _launch(machine, prepared, attestation)
 
+
+def _launch(machine: Machine, prepared: PreparedLaunch, attestation: Path | None) -> None:
+    from casemate.confidential.preparation import LaunchAbandoned
+    from casemate.confidential.snp import SnpFinished
+    from casemate.confidential.stages import launch
+
+    try:
         finished = launch(machine, prepared)
-        if attestation is not None and isinstance(finished, SnpFinished):
-            certificates = finished.processor.certificates()
-            if finished.report is not None and certificates is not None:
-                from casemate.cli.confidential_options import write_attestation
+    except LaunchAbandoned:
+        return  # the machine has its ending
+    if attestation is not None and isinstance(finished, SnpFinished):
+        certificates = finished.processor.certificates()
+        if finished.report is not None and certificates is not None:
+            from casemate.cli.confidential_options import write_attestation
 
-                write_attestation(attestation, finished.report, certificates)
+            write_attestation(attestation, finished.report, certificates)
 
 
-def _start(machine: Machine, started: list[Machine], cut: CutRequest | None) -> None:
+def _start(machine: Machine, started: list[Machine], cut: CutRequest | None, monitor: Monitor | None) -> None:
     started.append(machine)
+    if monitor is not None:
+        monitor.start(machine)
     if cut is not None:
         from casemate.cli.power_cuts import cutter
 

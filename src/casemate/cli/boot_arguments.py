@@ -112,6 +112,12 @@ _CONSOLE = (
         type=_cut_request,
     ),
 )
+_QMP = (
+    Option("--qmp", "unix:PATH", "serve QEMU's machine protocol on a socket (docs/guide/qmp.md)"),
+    Option(
+        "--paused", help="wait for cont before the guest runs, or its SEV launch is finished; as QEMU's -S"
+    ),
+)
 _QEMU = Option("qemu", "-- QEMU OPTION", "the guest in QEMU's spelling")
 _OUTPUT = (
     Option(
@@ -124,7 +130,7 @@ _OUTPUT = (
     Option("--json", help="one JSON document on standard output"),
     Option("--verbose", short="-v", help="rejected protections, unclaimed accesses, ..."),
 )
-OPTIONS = (*_FIRMWARE, *_MACHINE, *GUEST, *SNP, *KERNEL, *_CONSOLE, _QEMU, *_OUTPUT)
+OPTIONS = (*_FIRMWARE, *_MACHINE, *GUEST, *SNP, *KERNEL, *_CONSOLE, *_QMP, _QEMU, *_OUTPUT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,5 +142,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("snp guest"), SNP)
     add_options(parser.add_argument_group("direct kernel boot"), KERNEL)
     add_options(parser.add_argument_group("console"), _CONSOLE)
+    add_options(parser.add_argument_group("qmp"), _QMP)
     add_options(parser, (_QEMU,))
     add_options(parser.add_argument_group("output"), _OUTPUT)

@@ -11,11 +11,12 @@ from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
     from casemate.confidential.attestation import OwnerChannel
-    from casemate.confidential.preparation import LaunchOptions
+    from casemate.confidential.preparation import AttestationRequest, LaunchOptions, LaunchSecret
     from casemate.host.guest_kind import GuestKind
     from casemate.host.secure_processor import LaunchSession, TransportKeys
     from casemate.host.snp_processor import Certificates, SnpFinish
@@ -25,8 +26,13 @@ _ID_REMEDY = "make it with casemate measure"
 _DIGEST_SIZE, _LONG_DIGEST_SIZE = 32, 48
 
 
-def launch_options(args: argparse.Namespace) -> LaunchOptions:
-    """What the launch of a confidential guest is asked for. Raises SpecError before any file is looked for."""
+def launch_options(
+    args: argparse.Namespace, attest: Callable[[AttestationRequest], LaunchSecret | None] | None = None
+) -> LaunchOptions:
+    """What the launch of a confidential guest is asked for; ``attest`` is an owner who is no option.
+
+    Raises SpecError before any file is looked for.
+    """
     from casemate.abi.sev.report import REPORT_DATA_SIZE
     from casemate.confidential.features import parse_features
     from casemate.confidential.preparation import DEFAULT_VCPU_TYPE, LaunchOptions, validate_kind
@@ -51,7 +57,7 @@ def launch_options(args: argparse.Namespace) -> LaunchOptions:
         expected_digest=_digest(args, kind),
         keys=_keys(args.tik),
         session=_session(args.dh_cert_file, args.session_file),
-        attest=_owner(args),
+        attest=attest or _owner(args),
         signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
         launch_only=args.launch_only,
         vcpus=args.cpus,

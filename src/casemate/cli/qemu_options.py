@@ -67,7 +67,7 @@ def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
 def _set(args: argparse.Namespace, option: str, name: str, value: object) -> None:
     if name == "fw_cfg":
         args.fw_cfg = [*args.fw_cfg, value]
-    elif name not in ("machine", "memory", "cpus") and getattr(args, name) is not None:
+    elif name not in ("machine", "memory", "cpus", "paused") and getattr(args, name) is not None:
         raise SpecError(f"QEMU's {option} gives {name} a second time", "give it once")
     else:
         setattr(args, name, value)
@@ -147,6 +147,16 @@ def _serial(option: str, value: str) -> dict[str, object]:
     raise _refused(option, value)
 
 
+def _qmp(option: str, value: str) -> dict[str, object]:
+    kind, _, rest = value.partition(":")
+    path, *flags = rest.split(",")
+    is_server = bool({"server", "server=on"} & set(flags))
+    is_known = set(flags) <= {"server", "server=on", "wait=off", "nowait"}
+    if kind != "unix" or not path or not is_server or not is_known or len(flags) != 2:
+        raise _refused(option, value)
+    return {"qmp": f"unix:{path}"}
+
+
 def _debugcon(option: str, value: str) -> dict[str, object]:
     kind, _, path = value.partition(":")
     if kind != "file" or not path:
@@ -174,6 +184,8 @@ _SETTERS: dict[str, Callable[[str, str], dict[str, object]]] = {
     "-serial": _serial,
     "-nographic": lambda *_: {"serial": "stdio"},
     "-debugcon": _debugcon,
+    "-qmp": _qmp,
+    "-S": lambda *_: {"paused": True},
     "-fw_cfg": _fw_cfg,
     "-kernel": lambda _, value: {"kernel": Path(value)},
     "-initrd": lambda _, value: {"initrd": Path(value)},

@@ -140,10 +140,11 @@ def _secret(document: dict[str, Any], request: AttestationRequest) -> LaunchSecr
         gpa = int(gpa, 0)
     if gpa is not None and not isinstance(gpa, int):
         raise ValueError("gpa is no address")
-    return LaunchSecret(header, data, _place(request, len(data)) if gpa is None else gpa)
+    return LaunchSecret(header, data, place_secret(request, len(data)) if gpa is None else gpa)
 
 
-def _place(request: AttestationRequest, size: int) -> int:
+def place_secret(request: AttestationRequest, size: int) -> int:
+    """Where a secret of this size belongs in this firmware. Raises ImageError if it has no place for it."""
     area: GuestArea | None = request.secret_area
     remedy = "use firmware that sets an area apart, such as edk2's AmdSev, or answer with a gpa"
     if area is None:

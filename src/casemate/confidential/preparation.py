@@ -49,6 +49,10 @@ class LaunchSecret:
     gpa: int
 
 
+class LaunchAbandoned(Exception):
+    """Raised by who is asked, once the run was ended instead of the question being answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttestationRequest:
     """What a guest owner is told before the guest runs."""
@@ -62,6 +66,9 @@ class AttestationRequest:
     digest: bytes
     """What was predicted here; an owner predicts it again."""
     secret_area: GuestArea | None
+    inject: Callable[[LaunchSecret], None]
+    """Hands a packet over at once, for an owner who wants to hear of it: raises FirmwareStatusError, HostError, or
+    SpecError where there is no RAM. Not once the question is answered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,12 @@ from typing import Any
 from casemate.confidential import sev
 from casemate.confidential.features import feature_names
 from casemate.confidential.launch_report import launch_report
-from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
+from casemate.confidential.preparation import (
+    AttestationRequest,
+    LaunchAbandoned,
+    LaunchSecret,
+    PreparedLaunch,
+)
 from casemate.confidential.snp import SnpFinished, launch_snp
 from casemate.confidential.traced import TracedCommand, TracedProcessor
 from casemate.errors import InsecureError, InternalError
@@ -75,12 +80,16 @@ class LaunchMeasured(_Launch):
     def finish(self) -> LaunchFinished:
         """Ask the owner, hand over the secret, if there is one, and close the launch."""
         options, secret = self.prepared.options, self.prepared.options.secret
+        self.machine.measurement = _report_measurement(self)
         if options.attest is not None:
             secret = options.attest(self._request())
         if secret is not None:
-            sev.inject(secret, self.machine, self.processor)
+            self._inject(secret)
         self.processor.launch_finish()
         return LaunchFinished(self.machine, self.prepared, self.processor, self.measurement, self.is_verified)
+
+    def _inject(self, secret: LaunchSecret) -> None:
+        sev.inject(secret, self.machine, self.processor)
 
     def _request(self) -> AttestationRequest:
         prepared = self.prepared
@@ -92,6 +101,7 @@ class LaunchMeasured(_Launch):
             version=self.processor.version,
             digest=prepared.digest,
             secret_area=prepared.image.sev_secret,
+            inject=self._inject,
         )
 
 
@@ -103,7 +113,6 @@ class LaunchFinished(LaunchMeasured):
         self.machine.ready()
         self.machine.features = feature_names(self.prepared.setup.features)
         self.machine.launch = launch_report(self.prepared, self.processor.state, self.processor.commands)
-        self.machine.measurement = _report_measurement(self)
         if reason := self.prepared.stops_after_launch:
             self.machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
 
@@ -127,7 +136,7 @@ class LaunchFailed:
 def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished | SnpFinished:
     """Take a created machine through its launch to its last stage.
 
-    Raises what went wrong; the machine is then not ready to run and never will be.
+    Raises what went wrong, or LaunchAbandoned; the machine is then not ready to run and never will be.
     """
     started: LaunchStarted | None = None
     commands: list[TracedCommand] = []
@@ -138,6 +147,10 @@ def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished | SnpFi
         finished = started.measure().finish()
         finished.ready()
         return finished
+    except LaunchAbandoned:
+        assert started is not None
+        machine.launch = launch_report(prepared, started.processor.state, started.processor.commands)
+        raise
     except BaseException as error:
         commands = started.processor.commands if started else commands
         machine.launch = LaunchFailed(tuple(commands), error).report()
@@ -170,7 +183,7 @@ def _verify(
     return True
 
 
-def _report_measurement(launch: LaunchFinished) -> dict[str, Any]:
+def _report_measurement(launch: LaunchMeasured) -> dict[str, Any]:
     major, minor, build = launch.processor.version
     return {
         "mac": launch.measurement.mac.hex(),

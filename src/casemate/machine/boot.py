@@ -73,13 +73,17 @@ def boot(
     )
     host = hypervisor(clock) if hypervisor else _model(spec, clock)
     with Machine(spec, host, clock, console, recorder) as machine:
-        from casemate.machine.run_loop import run  # here for the reason that devices are (Machine)
+        from casemate.machine.run_loop import (
+            run,
+            signals_end,
+        )  # here for the reason that devices are (Machine)
 
         assemble(machine)
         machine.host_why = host_why
-        if attached.on_start:
-            attached.on_start(machine)
-        return run(machine, timeout, attached.wait, watchdog)
+        with signals_end(machine):
+            if attached.on_start:
+                attached.on_start(machine)
+            return run(machine, timeout, attached.wait, watchdog)
 
 
 def _model(spec: MachineSpec, clock: GuestClock) -> Hypervisor:

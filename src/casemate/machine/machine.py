@@ -12,6 +12,7 @@ from casemate.machine.boards import find_board
 from casemate.machine.firmware import close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
+from casemate.machine.standstill import Standstill
 from casemate.memory.backing import Backing
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
@@ -91,7 +92,13 @@ class Machine:
         self.warnings: list[str] = []
         self.on_memory: Callable[[Backing], None] | None = None
         """Hears of every block of guest memory while it is still writable, before a slot shows it."""
-        self._ended = threading.Event()
+        self.on_reset: Callable[[], None] | None = None
+        """Hears of every platform reset, once it is made; on a vCPU's thread."""
+        self.on_close: Callable[[], None] | None = None
+        """Called before the machine is given back."""
+        self.standstill = Standstill(self)
+        self.thread_ids: dict[int, int] = {}
+        """Which thread of the host runs each vCPU, once the run has begun."""
         self.lock = threading.RLock()
         """Held by the vCPU whose access or fault is being handled, where there are more than one."""
         self.vcpus: list[Vcpu] = []
@@ -246,6 +253,8 @@ class Machine:
             unit.device.reset()
         for vcpu in self.vcpus:
             vcpu.reset()
+        if self.on_reset:
+            self.on_reset()
 
     def _type(self, data: bytes) -> None:
         self.devices.serial.feed(data)
@@ -255,24 +264,22 @@ class Machine:
         self.end(Ending.KERNEL_PANIC, f"the kernel gave up: {reason}")
 
     def request_reset(self) -> None:
-        """Reset as soon as all vCPUs stop; called by devices."""
+        """Reset as soon as all vCPUs stop; called by devices, or from any thread."""
         self.reset_wanted = True
-        self._stop()
+        self.stop_vcpus()
+        self.standstill.wake()
 
     def end(self, ending: Ending, detail: str = "") -> None:
         """End the run; the first reason stays. From any thread."""
         if self.ending is None:
             self.ending, self.ending_detail = ending, detail
-        self._ended.set()
-        self._stop()
+        self.stop_vcpus()
+        self.standstill.wake()
 
-    def _stop(self) -> None:
+    def stop_vcpus(self) -> None:
+        """Make each vCPU come back to its thread's loop soon."""
         for vcpu in self.vcpus:
             vcpu.stop()
-
-    def wait_for_ending(self) -> None:
-        """Sleep until ``end`` is called: the vCPU halted for good."""
-        self._ended.wait()
 
     def unit_at(self, gpa: int | None) -> int | None:
         """Number of the flash unit at ``gpa``."""
@@ -295,6 +302,8 @@ class Machine:
 
     def close(self) -> None:
         """Give everything back; variables reach the disk. Raises HostError if the disk refuses."""
+        if self.on_close:
+            self.on_close()
         self.vm.close()
         close_firmware(self.firmware)
         for backing in self._backings:

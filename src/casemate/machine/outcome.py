@@ -15,6 +15,7 @@ class Ending(Enum):
 
     UNTIL = ("until", 0)
     LEFT = ("left", 0)
+    QUIT = ("quit", 0)
     POWER_OFF = ("power-off", 0)
     EXIT_PORT = ("exit-port", 0)
     LAUNCHED = ("launched", 0)

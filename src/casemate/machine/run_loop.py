@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 
@@ -53,25 +53,25 @@ class Run:
         self._timeout = timeout
         self._watchdog = Watchdog(machine, watchdog)
         self._finished = threading.Event()
-        self._all_stopped = threading.Barrier(len(machine.vcpus), action=machine.reset)
         self._error: BaseException | None = None
 
     def run(self, wait: Callable[[threading.Event, float], None] | None = None) -> Outcome:
         """Run until something ends it; ``wait`` is what the caller's thread does meanwhile, for some seconds at a time.
 
-        Raises HostError if variables cannot be written; signals become endings.
+        Raises HostError if variables cannot be written; signals become endings. A machine that was ended while it was
+        put together never runs.
         """
         machine = self._machine
-        assert machine.stage is Stage.READY
+        assert machine.stage is Stage.READY or machine.ending is not None
         machine.recorder.examine = partial(examine, machine)
         machine.recorder.on_violation = self._on_violation
         threads = [
-            threading.Thread(target=self._vcpu_thread, args=(vcpu,), name=f"casemate-vcpu{number}")
+            threading.Thread(target=self._vcpu_thread, args=(number, vcpu), name=f"casemate-vcpu{number}")
             for number, vcpu in enumerate(machine.vcpus)
         ]
         deadline = None if self._timeout is None else monotonic() + self._timeout
         started = monotonic()
-        with _signals(machine):
+        with signals_end(machine):
             for thread in threads:
                 thread.start()
             while not self._finished.is_set():
@@ -97,29 +97,27 @@ class Run:
             self._error = error
             self._machine.end(Ending.HOST_LIMIT)
 
-    def _vcpu_thread(self, vcpu: Vcpu) -> None:
+    def _vcpu_thread(self, number: int, vcpu: Vcpu) -> None:
         machine = self._machine
+        machine.thread_ids[number] = threading.get_native_id()
         try:
+            machine.standstill.stand()
             while machine.ending is None:
                 self._handle(machine.run_vcpu(vcpu))
         except BaseException as error:
             self._error = error
             machine.end(Ending.HOST_LIMIT)
         finally:
-            self._all_stopped.abort()
             self._finished.set()
 
     def _handle(self, vm_exit: VmExit) -> None:
         machine = self._machine
         match vm_exit:
-            case Interrupted() | Hlt() if machine.reset_wanted and machine.ending is None:
-                with suppress(threading.BrokenBarrierError):  # the run ended meanwhile
-                    self._all_stopped.wait()
             case Interrupted():
-                pass
+                machine.standstill.stand()
             case Hlt():
-                # Nothing can wake it; somebody outside has to end the run.
-                machine.wait_for_ending()
+                # Nothing can wake it; somebody outside has to end the run, or reset it.
+                machine.standstill.stand(halted=True)
             case Shutdown(rip):
                 machine.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
             case MemoryFault():
@@ -162,6 +160,7 @@ class Run:
 _DETAILS = {
     Ending.UNTIL: "the text was printed",
     Ending.LEFT: "left at the console",
+    Ending.QUIT: "a QMP client said quit",
     Ending.POWER_OFF: "the guest powered off",
     Ending.EXIT_PORT: "the guest wrote to the exit port",
     Ending.TIMEOUT: "timed out",
@@ -189,7 +188,8 @@ def _at(rip: int | None) -> str:
 
 
 @contextmanager
-def _signals(machine: Machine) -> Iterator[None]:
+def signals_end(machine: Machine) -> Iterator[None]:
+    """SIGINT and SIGTERM end the machine's run meanwhile; on other threads than the main one, nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

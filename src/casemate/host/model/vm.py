@@ -69,6 +69,8 @@ class ModelVm:
         self._engine = Engine(self.msrs, fast=fast, amd=encrypted)
         if encrypted:
             self._engine.require_fast_path(kind)
+        if not self._engine.fast:
+            self.capabilities = self.capabilities._replace(exact_stop=False)
         self._traps = Traps(
             self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
         )

@@ -1,0 +1,61 @@
+"""The commands, as one table (QEMU qapi/run-state.json, machine.json, misc.json, control.json)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from casemate.qmp import sev_commands as sev
+from casemate.qmp.protocol import Command, Parameter, text, uint64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casemate.qmp.monitor import Monitor
+
+
+def make_commands(monitor: Monitor) -> tuple[Command, ...]:
+    """Those about this guest; what every conversation has is in ``protocol``."""
+    secret = (Parameter("packet-header", text), Parameter("secret", text), Parameter("gpa", uint64, True))
+    return (
+        Command("query-status", lambda: _status(monitor)),
+        Command("query-cpus-fast", lambda: _vcpus(monitor)),
+        Command("query-kvm", lambda: {"enabled": monitor.machine.host_name == "kvm", "present": True}),
+        Command("query-sev", lambda: sev.query_sev(monitor)),
+        Command("query-sev-launch-measure", lambda: sev.query_measurement(monitor)),
+        Command("query-sev-capabilities", lambda: sev.query_capabilities(monitor.machine.host_name)),
+        Command("sev-inject-launch-secret", lambda *given: sev.inject(monitor, *given), secret),
+        Command("cont", _nothing_after(monitor.cont)),
+        Command("stop", _nothing_after(monitor.stop)),
+        Command("system_reset", _nothing_after(monitor.reset)),
+        Command("quit", _nothing_after(monitor.quit)),
+    )
+
+
+def _nothing_after(act: Callable[[], None]) -> Callable[[], dict[str, Any]]:
+    def run() -> dict[str, Any]:
+        act()
+        return {}
+
+    return run
+
+
+def _status(monitor: Monitor) -> dict[str, Any]:
+    status = monitor.status()
+    return {"status": status, "singlestep": False, "running": status == "running"}
+
+
+def _vcpus(monitor: Monitor) -> list[dict[str, Any]]:
+    machine = monitor.machine
+    where = "modelled" if machine.host_name == "model" else "machine"
+    return [
+        {
+            "cpu-index": number,
+            "qom-path": f"/{where}/vcpu[{number}]",
+            # Until the run begins, the process's first thread does what there is to do.
+            "thread-id": machine.thread_ids.get(number, os.getpid()),
+            "target": "x86_64",
+            "props": {"socket-id": 0, "core-id": number, "thread-id": 0},
+        }
+        for number in range(len(machine.vcpus))
+    ]

@@ -1,0 +1,119 @@
+"""`--qmp` and `--paused` by command: signals and time end a guest that waits, and what does not go together."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confidential_launches import write_guest
+
+from casemate.cli import main
+from casemate.errors import UnsupportedError
+from casemate.guests.entry import make_image
+from casemate.host.kvm.hypervisor import KvmHypervisor
+
+SPIN = b"\xeb\xfe"
+GUESTS = {
+    "model": "--host model --machine bare --memory 4M",
+    "kvm": "--host kvm --machine bare --memory 4M",
+    "sev": "--host model --guest sev --memory 16M",
+    "sev-es": "--host model --guest sev-es --memory 16M",
+}
+
+
+def line(folder: Path, guest: str, *more: str) -> list[str]:
+    if guest == "kvm":
+        try:
+            KvmHypervisor()
+        except UnsupportedError as reason:
+            pytest.skip(str(reason))
+    image = write_guest(folder, SPIN)
+    where = f"unix:{folder / 'qmp.sock'}"
+    return ["boot", *GUESTS[guest].split(), "--bios", str(image), "--serial", "none", "--qmp", where, *more]
+
+
+@contextmanager
+def waiting(words: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose guest waits: its greeting says so."""
+    process = subprocess.Popen([sys.executable, "-m", "casemate", *words], stderr=subprocess.PIPE)
+    with socket.socket(socket.AF_UNIX) as client:
+        while client.connect_ex(str(path)):
+            assert process.poll() is None
+        assert client.recv(1000).startswith(b'{"QMP"')
+        yield process
+        process.communicate()
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_paused_guest(tmp_path: Path, guest: str, number: signal.Signals, code: int) -> None:
+    path = tmp_path / "qmp.sock"
+    with waiting(line(tmp_path, guest, "--paused"), path) as process:
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == code
+        assert time.monotonic() - started < 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_timeout_ends_a_paused_guest(tmp_path: Path, guest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    assert main(line(tmp_path, guest, "--paused", "--timeout", "0.5")) == 7
+    assert time.monotonic() - started < 3
+    assert "timeout" in capsys.readouterr().err
+    assert not (tmp_path / "qmp.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--paused", "--paused: nobody could let the guest go; add --qmp unix:PATH"),
+        ("--qmp tcp:localhost:4444", "--qmp 'tcp:localhost:4444' is not known; use unix:PATH"),
+        ("--qmp unix:", "--qmp 'unix:' is not known"),
+        ("--qmp unix:x --cut-power-at all", "--qmp is for one boot"),
+        ("--qmp unix:x --paused --guest sev --attest-cmd true", "one owner is asked"),
+        ("-- -S", "--paused: nobody could let the guest go"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["boot", *words.split()]) == 4
+    assert says in capsys.readouterr().err
+
+
+def test_socket_that_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = line(tmp_path, "model")
+    (tmp_path / "qmp.sock").touch()
+    assert main(words) == 5
+    assert "remove the file" in capsys.readouterr().err
+    assert (tmp_path / "qmp.sock").exists()
+
+
+def test_qemus_spelling_means_the_same(tmp_path: Path) -> None:
+    (tmp_path / "guest.bin").write_bytes(make_image(SPIN, 32))
+    path = tmp_path / "qmp.sock"
+    qemu = ["-bios", str(tmp_path / "guest.bin"), "-qmp", f"unix:{path},server=on,wait=off", "-S"]
+    with waiting(["boot", "--host", "model", "--serial", "none", "--", *qemu], path) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+
+
+def test_nothing_of_it_is_loaded_without_the_option(tmp_path: Path) -> None:
+    image = make_image(bytes.fromhex("b000 e6f4 ebfe"))
+    (tmp_path / "leave.bin").write_bytes(image)
+    words = f"boot --host model --machine bare --memory 4M --serial none --bios {tmp_path}/leave.bin"
+    code = (
+        f"import sys; from casemate.cli import main; code = main({words.split()!r});"
+        " print([name for name in sys.modules if 'qmp' in name]); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

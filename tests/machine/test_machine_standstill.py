@@ -1,0 +1,219 @@
+"""A guest that is paused changes nothing and goes on as if nothing had been; resets reach it meanwhile."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from casemate.address import Gpa
+from casemate.errors import UnsupportedError
+from casemate.guests.entry import make_image
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.machine.boot import Attachments, boot
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.spec import MachineSpec
+
+MIB = 1 << 20
+COUNTER, OTHER_COUNTER = 0x9000, 0x9004
+COUNT = b"\xff\x05" + struct.pack("<I", COUNTER) + b"\xeb\xf8"  # 1: inc dword [COUNTER]; jmp 1b
+OTHER_COUNT = b"\x66\xff\x06" + struct.pack("<H", OTHER_COUNTER) + b"\xeb\xf9"  # the same in real mode
+ROUNDS = {"model": 20_000_000, "kvm": 200_000}
+"""Increments in about a second; a KVM in software is much slower than the model."""
+LAPIC = 0xFEE00000
+
+
+def put(gpa: int, value: int) -> bytes:
+    return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
+
+
+def start_other() -> bytes:
+    """vCPU 1 counts too."""
+    padded = OTHER_COUNT + bytes(-len(OTHER_COUNT) % 4)
+    words = struct.unpack(f"<{len(padded) // 4}I", padded)
+    copy = b"".join(put(0x8000 + 4 * index, word) for index, word in enumerate(words))
+    wake = put(LAPIC + 0xF0, 0x1FF) + put(LAPIC + 0x310, 1 << 24)
+    return copy + wake + put(LAPIC + 0x300, 0x4500) + put(LAPIC + 0x300, 0x4608)
+
+
+class Running:
+    """A guest that runs meanwhile."""
+
+    def __init__(self, folder: Path, code: bytes, host: str, vcpus: int, paused: bool, fast: bool) -> None:
+        (folder / "guest.bin").write_bytes(make_image(code, 32))
+        self.spec = MachineSpec(bios=folder / "guest.bin", memory=4 * MIB, vcpus=vcpus, fast=fast)
+        self.make = None if host == "model" else lambda clock: KvmHypervisor()
+        self.paused = paused
+        self.outcome: Outcome | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def _run(self) -> None:
+        attachments = Attachments(on_start=self._start)
+        self.outcome = boot(self.spec, timeout=20, attachments=attachments, hypervisor=self.make)
+
+    def _start(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.standstill.is_paused = self.paused
+        self._ready.set()
+
+    def count(self, gpa: int = COUNTER) -> int:
+        return int.from_bytes(self.machine.memory.read(Gpa(gpa), 4) or b"", "little")
+
+    def counts_on(self, *where: int) -> None:
+        """Returns when every counter has moved."""
+        for gpa in where:
+            before = self.count(gpa)
+            while self.count(gpa) == before:
+                assert self.machine.ending is None
+
+    def stands_still(self, *where: int) -> None:
+        before = [self.count(gpa) for gpa in where]
+        for _ in range(2000):
+            assert [self.count(gpa) for gpa in where] == before
+
+    def ended(self) -> Outcome:
+        self._thread.join(20)
+        assert self.outcome is not None
+        return self.outcome
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with _started(tmp_path) as start:
+        yield start
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[Start]:
+    running: list[Running] = []
+
+    def start(
+        code: bytes, host: str = "model", vcpus: int = 1, *, paused: bool = False, fast: bool = True
+    ) -> Running:
+        if host == "kvm":
+            try:
+                KvmHypervisor()
+            except UnsupportedError as reason:
+                pytest.skip(str(reason))
+        running.append(Running(folder, code, host, vcpus, paused, fast))
+        return running[-1]
+
+    yield start
+    for guest in running:
+        guest.machine.end(Ending.LEFT)
+        guest.ended()
+
+
+on_each_host = pytest.mark.parametrize("host", ["model", "kvm"])
+
+
+@on_each_host
+def test_paused_guest_changes_nothing_until_it_goes_on(start: Start, host: str) -> None:
+    guest = start(COUNT, host)
+    for _ in range(20):
+        guest.counts_on(COUNTER)
+        guest.machine.standstill.pause()
+        guest.stands_still(COUNTER)
+        guest.machine.standstill.resume()
+
+
+def test_both_vcpus_stand_still(start: Start) -> None:
+    guest = start(start_other() + COUNT, "kvm", 2)
+    for _ in range(20):
+        guest.counts_on(COUNTER, OTHER_COUNTER)
+        guest.machine.standstill.pause()
+        guest.stands_still(COUNTER, OTHER_COUNTER)
+        guest.machine.standstill.resume()
+
+
+@on_each_host
+def test_pauses_lose_and_repeat_nothing(start: Start, host: str) -> None:
+    """Each increment happens once, however often the guest is paused meanwhile."""
+    rounds = ROUNDS[host]
+    code = (
+        b"\xb9" + struct.pack("<I", rounds)
+        + b"\xff\x05" + struct.pack("<I", COUNTER) + b"\x49\x75\xf7"  # 1: inc dword [COUNTER]; dec ecx; jnz 1b
+        + b"\x81\x3d" + struct.pack("<II", COUNTER, rounds)  # cmp dword [COUNTER], rounds
+        + b"\x0f\x94\xc0\xe6\xf4\xeb\xfe"  # sete al; out 0xf4, al; jmp $
+    )  # fmt: skip
+    guest = start(code, host, paused=True)
+    pauses = 0
+    while guest.machine.ending is None:
+        before = guest.count()
+        guest.machine.standstill.resume()
+        while guest.count() == before and guest.machine.ending is None:
+            pass
+        guest.machine.standstill.pause()
+        pauses += 1
+    outcome = guest.ended()
+    assert (outcome.ending, outcome.detail) == (Ending.EXIT_PORT, "the guest wrote to the exit port")
+    assert outcome.report["exit_port"] == 1
+    assert pauses > 3
+
+
+@on_each_host
+def test_guest_that_is_paused_from_the_start_does_not_begin(start: Start, host: str) -> None:
+    guest = start(COUNT, host, paused=True)
+    guest.stands_still(COUNTER)
+    assert guest.count() == 0
+    guest.machine.standstill.resume()
+    guest.counts_on(COUNTER)
+
+
+@on_each_host
+def test_reset_of_a_paused_guest_is_made_at_once(start: Start, host: str) -> None:
+    made = threading.Event()
+    guest = start(COUNT, host)
+    guest.machine.on_reset = made.set
+    guest.counts_on(COUNTER)
+    guest.machine.standstill.pause()
+    before = guest.count()
+    guest.machine.request_reset()
+    assert made.wait(20)
+    guest.stands_still(COUNTER)
+    assert guest.count() == before
+    assert guest.machine.resets == 1
+    guest.machine.standstill.resume()
+    guest.counts_on(COUNTER)
+
+
+@on_each_host
+def test_halted_guest_can_be_paused_and_only_a_reset_wakes_it(start: Start, host: str) -> None:
+    """It halts at its first start and ends at its second."""
+    again = b"\x80\x3d" + struct.pack("<IB", COUNTER, 0) + b"\x75\x0a"  # cmp byte [COUNTER], 0; jne over
+    halt = (
+        b"\xfe\x05" + struct.pack("<I", COUNTER) + b"\xfa\xf4\xeb\xfe"
+    )  # inc byte [COUNTER]; cli; hlt; jmp $
+    guest = start(again + halt + b"\xb0\x05\xe6\xf4\xeb\xfe", host)
+    while guest.count() == 0:
+        pass
+    guest.machine.standstill.pause()
+    guest.machine.standstill.resume()
+    assert guest.machine.ending is None
+    guest.machine.request_reset()
+    outcome = guest.ended()
+    assert (outcome.ending, outcome.report["exit_port"]) == (Ending.EXIT_PORT, 5)
+
+
+@on_each_host
+def test_paused_guest_can_be_ended(start: Start, host: str) -> None:
+    guest = start(COUNT, host)
+    guest.machine.standstill.pause()
+    guest.machine.end(Ending.TERMINATED)
+    assert guest.ended().ending is Ending.TERMINATED
+
+
+def test_host_that_cannot_go_on_behind_a_stop_says_so(start: Start) -> None:
+    assert start(COUNT).machine.vm.capabilities.exact_stop
+    assert not start(COUNT, fast=False).machine.vm.capabilities.exact_stop
