@@ -314,7 +314,10 @@ class ModelVcpu:
 
     def _execute_for_guest(self, fast: FastPath) -> int:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
-        code, text = self._engine.code_here(len(_VMGEXIT)), None
+        # These come by ten thousands, in flat segments; only others are worth a look at where the segment begins.
+        code, text = self._engine.read_virtual(fast.rip.value, len(_VMGEXIT)) or b"", None
+        if code not in (_VMGEXIT, PVALIDATE, RMPADJUST):
+            code = self._engine.code_here(len(_VMGEXIT))
         if code.startswith(VMMCALL):
             if self._secrecy.registers:
                 return ExitCode.VMMCALL
