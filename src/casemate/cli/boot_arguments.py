@@ -87,7 +87,6 @@ _MACHINE = (
         type=_fw_cfg_file,
         repeatable=True,
     ),
-    Option("--public-api", help="keep the modelled CPU to Unicorn's public interface"),
 )
 _CONSOLE = (
     Option("--serial", "WHERE", "stdio (default), none, file:PATH, pty, or unix:PATH"),

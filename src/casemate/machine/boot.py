@@ -71,7 +71,7 @@ def boot(
         debug_output=attached.debug_output,
         on_activity=clock.grant_idle,
     )
-    host = hypervisor(clock) if hypervisor else _model(spec, clock)
+    host = hypervisor(clock) if hypervisor else _model(clock)
     with Machine(spec, host, clock, console, recorder) as machine:
         assemble(machine)
         machine.host_why = host_why
@@ -81,7 +81,7 @@ def boot(
             return run(machine, timeout, attached.wait, watchdog)
 
 
-def _model(spec: MachineSpec, clock: GuestClock) -> Hypervisor:
+def _model(clock: GuestClock) -> Hypervisor:
     from casemate.host.model.hypervisor import ModelHypervisor
 
-    return ModelHypervisor(clock, fast=spec.fast)
+    return ModelHypervisor(clock)
