@@ -6,8 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from casemate import __version__
 from casemate.cli import COMMANDS, load_command
+from casemate.version import __version__
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
