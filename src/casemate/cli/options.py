@@ -39,6 +39,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def option_name(attribute: str) -> str:
+    """``--tik-file`` of ``tik_file``, as people write it."""
+    return f"--{attribute.replace('_', '-')}"
+
+
 def hex_bytes(args: Namespace, attribute: str, size: int, remedy: str = "") -> bytes | None:
     """An option's value of ``size`` bytes in hex, None if it was not given. Raises SpecError if it is not that."""
     text = getattr(args, attribute)
@@ -51,8 +56,9 @@ def hex_bytes(args: Namespace, attribute: str, size: int, remedy: str = "") -> b
     if len(value) != size:
         from casemate.errors import SpecError
 
-        option = f"--{attribute.replace('_', '-')}"
-        raise SpecError(f"{option} {text!r} is not {2 * size} hex digits", remedy or f"give {size} bytes")
+        raise SpecError(
+            f"{option_name(attribute)} {text!r} is not {2 * size} hex digits", remedy or f"give {size} bytes"
+        )
     return value
 
 
