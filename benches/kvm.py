@@ -17,10 +17,10 @@ from benches import kvm_flash
 from benches.console import RunError
 from benches.measure import compiled_environment
 from benches.table import Cell, Table
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import FOUR_GIB, Gpa, GuestRange
 from casemate.devices.bus import Bus
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
-from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.host.kvm.vcpu import KvmVcpu

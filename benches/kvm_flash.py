@@ -9,12 +9,12 @@ from struct import pack
 from time import perf_counter_ns
 
 from benches.table import Table
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.bus import Bus
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.devices.flash.file import FlashFile
 from casemate.guests.entry import IMAGE_SIZE, make_image
-from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import KernelEra
 from casemate.abi.sev.commands import GuestState
 from casemate.address import Hva
 from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
 from casemate.confidential.stages import launch
 from casemate.guests.entry import make_image
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
-from casemate.host.model.eras import KernelEra
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import (
     LaunchMeasurement,

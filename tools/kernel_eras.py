@@ -5,15 +5,15 @@ python -m tools.kernel_eras > docs/design/kernel-eras.md
 
 from __future__ import annotations
 
+from casemate.abi.kernel_eras import BEHAVIOURS, ERAS, Behaviour, find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.confidential.features import feature_names
-from casemate.host.model.eras import BEHAVIOURS, ERAS, Behaviour, find_era
 
 _HEAD = """\
 # Kernel eras
 
 `--host model:ERA` makes the modelled host answer as KVM did at one release; `model` alone is the newest. Made by
-`python -m tools.kernel_eras` from the table in `host/model/eras.py`.
+`python -m tools.kernel_eras` from the table in `abi/kernel_eras.py`.
 
 *Seen* says who watched a row happen. *kvm_amd 6.1, 6.12, 7.3* are Debian's kernels with emulated SVM: plain guests
 only. *source only* was read in the kernel and in its mailing lists, and seen by nobody here: there was no SEV hardware.

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import NewType
 
-if TYPE_CHECKING:
-    from typing import NewType, Self
+Gpa = NewType("Gpa", int)
+"""A guest-physical address, in bytes."""
 
-    Gpa = NewType("Gpa", int)
-    """A guest-physical address, in bytes."""
-
-    Hva = NewType("Hva", int)
-    """A host-virtual address in this process, in bytes."""
-else:
-    Gpa = Hva = int
+Hva = NewType("Hva", int)
+"""A host-virtual address in this process, in bytes."""
 
 PAGE_SIZE = 4096
 """Bytes in the smallest x86 page, the granularity of memory slots and of mprotect."""
@@ -21,24 +17,19 @@ PAGE_SIZE = 4096
 FOUR_GIB = 1 << 32
 
 
-class _StartAndSize(NamedTuple):
-    start: Gpa
-    size: int
-
-
-class GuestRange(_StartAndSize):
+@dataclass(frozen=True, slots=True, order=True)
+class GuestRange:
     """A half-open range of guest-physical addresses: ``start`` inclusive, ``start + size`` exclusive, in bytes.
 
     Raises ValueError if it would be empty or start below zero.
     """
 
-    __slots__ = ()
+    start: Gpa
+    size: int
 
-    def __new__(cls, start: Gpa, size: int) -> Self:
-        """Check, then build."""
-        if start < 0 or size <= 0:
-            raise ValueError(f"empty or negative guest range: start {start:#x}, size {size:#x}")
-        return super().__new__(cls, start, size)
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.size <= 0:
+            raise ValueError(f"empty or negative guest range: start {self.start:#x}, size {self.size:#x}")
 
     @property
     def end(self) -> Gpa:

@@ -15,11 +15,7 @@ What a guest does is never an exception: it is a device result, an exit, or an `
 from __future__ import annotations
 
 import os
-
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 
 class CasemateError(Exception):

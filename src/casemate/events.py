@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-
-from casemate.records import NamedTuple, Protocol, Value
+from typing import NamedTuple, Protocol
 
 
 class ViolationKind(StrEnum):
@@ -31,7 +31,8 @@ class AccessPath(StrEnum):
     DMA = "device DMA"
 
 
-class Violation(Value):
+@dataclass(frozen=True, slots=True)
+class Violation:
     """A guest access to protected firmware; ``gpa``, ``value`` and ``rip`` are None where the host cannot know them."""
 
     kind: ViolationKind
@@ -54,7 +55,8 @@ class ProtectionAction(StrEnum):
     LIFTED = "lifted"
 
 
-class ProtectionChange(Value):
+@dataclass(frozen=True, slots=True)
+class ProtectionChange:
     """The protection of flash unit ``unit`` was armed or lifted; ``why`` says for what."""
 
     what: ProtectionAction
@@ -62,7 +64,8 @@ class ProtectionChange(Value):
     why: str
 
 
-class Milestone(Value):
+@dataclass(frozen=True, slots=True)
+class Milestone:
     """The guest showed by what it did that it reached a firmware phase (``PEI``, ``DXE``, ``BDS``, ``shell``)."""
 
     phase: str

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from firmware_images import find_images, require_image
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.advise.claims import find_claims
 from casemate.advise.inspect import Inspection, Placement, Role, inspect_image, snp_sections
 from casemate.firmware.hash_use import HashUse
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.testing.images import ImageBuilder
 
 FLASH, BIOS = Placement.FLASH, Placement.BIOS

@@ -14,7 +14,8 @@ from public_command_lines import LINES, Line
 
 from casemate.advise.domain_xml import words_of_domain
 from casemate.advise.guest_request import GuestRequest, Kind
-from casemate.advise.lint import Finding, HostFacts, Severity, all_rules, lint
+from casemate.advise.lint import all_rules, lint
+from casemate.advise.rule import Finding, HostFacts, Severity
 from casemate.errors import SpecError
 from casemate.firmware import guids
 from casemate.firmware.image import FirmwareImage

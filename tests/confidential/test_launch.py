@@ -20,6 +20,8 @@ from confidential_launches import (
 )
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import find_era
 from casemate.abi.sev.secret import SecretHeader, secret_mac_message
 from casemate.abi.sev.status import SevStatus
 from casemate.address import Hva
@@ -38,8 +40,6 @@ from casemate.errors import (
 from casemate.guests.actions import store, tell, tell_memory
 from casemate.guests.entry import IMAGE_SIZE
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
-from casemate.host.model.eras import find_era
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import TransportKeys, VcpuReset
 from casemate.machine.machine import Machine, Stage
@@ -169,7 +169,7 @@ def test_plain_vm_cannot_be_launched(tmp_path: Path) -> None:
 def test_policy_of_another_kind_is_refused_before_the_launch(
     tmp_path: Path, kind: GuestKind, policy: int
 ) -> None:
-    spec = sev_es(write_guest(tmp_path, tell(0)))._replace(kind=kind)
+    spec = replace(sev_es(write_guest(tmp_path, tell(0))), kind=kind)
     with pytest.raises(SpecError, match=f"policy {policy:#x}") as refused:
         Launch(spec, LaunchOptions(policy=policy)).run()
     assert refused.value.exit_code == 4
@@ -269,7 +269,7 @@ def test_firmware_that_changes_after_it_was_planned_is_refused(tmp_path: Path) -
 
     def change(moment: str, machine: Machine) -> None:
         if moment == "REG_REGION" and machine.firmware[0].data == path.read_bytes():
-            machine.firmware[0] = machine.firmware[0]._replace(data=bytes(IMAGE_SIZE))
+            machine.firmware[0] = replace(machine.firmware[0], data=bytes(IMAGE_SIZE))
 
     with pytest.raises(ImageError, match="changed between planning"):
         Launch(sev_es(path), DEBUG_SWAP, at=change).run()
@@ -277,7 +277,7 @@ def test_firmware_that_changes_after_it_was_planned_is_refused(tmp_path: Path) -
 
 def test_hashes_area_outside_of_ram_is_refused(tmp_path: Path) -> None:
     guest = write_guest(tmp_path, tell(0), hashes=True)
-    spec = sev_es(guest, kernel=write_kernel(tmp_path))._replace(memory=4 * MIB)
+    spec = replace(sev_es(guest, kernel=write_kernel(tmp_path)), memory=4 * MIB)
     with pytest.raises(SpecError, match=r"kernel hashes belongs at 0x80cc00.*--memory"):
         Launch(spec, replace(DEBUG_SWAP, kernel_hashes=True)).run()
 

@@ -7,12 +7,12 @@ import pytest
 from confidential_launches import MIB, Launch
 from firmware_images import find_images
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.confidential.preparation import LaunchOptions
 from casemate.confidential.setup import InitRequest
 from casemate.errors import ImageError
 from casemate.firmware.completeness import validate_complete
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import TransportKeys
 from casemate.machine import firmware
 from casemate.machine.spec import MachineSpec

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from confidential_launches import MIB, readonly_bytes, sev_es, write_guest, write_kernel, write_variables
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm import sev as kvm_sev
 from casemate.abi.kvm.structs import EncRegion
 from casemate.abi.kvm.vm_types import VmType
@@ -22,7 +23,6 @@ from casemate.abi.sev.platform import PlatformCommand, SevIoctl
 from casemate.confidential.preparation import AttestationRequest, LaunchOptions, LaunchSecret, prepare
 from casemate.confidential.stages import LaunchFinished, launch
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Vm
 from casemate.host.kvm.sev import KvmSev
 from casemate.host.model.hypervisor import ModelHypervisor

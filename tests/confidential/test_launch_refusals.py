@@ -7,6 +7,7 @@ from errno import ENOMEM, ENOTTY
 
 import pytest
 
+from casemate.abi.kernel_eras import find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.layout import Struct
 from casemate.abi.sev.commands import GuestState
@@ -15,7 +16,6 @@ from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.kvm.sev import KvmSev
 from casemate.host.kvm.sev_device import SevDevice
-from casemate.host.model.eras import find_era
 from casemate.host.model.platform import ModelPlatform
 from casemate.host.model.sev import ModelSev
 from casemate.host.secure_processor import SevSetup, TransportKeys, VcpuReset

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confidential_launches import MIB
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.report import AttestationReport
 from casemate.abi.sev.snp_pages import CpuidPage
 from casemate.abi.sev.status import SevStatus
@@ -19,7 +22,6 @@ from casemate.confidential.snp import SnpFinished, cpuid_corrections
 from casemate.confidential.stages import launch
 from casemate.errors import FirmwareStatusError, ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.snp_processor import SnpFinish
 from casemate.machine.console import Console
@@ -44,8 +46,8 @@ def bios(tmp_path: Path) -> Path:
     return path
 
 
-def snp(path: Path, **more: object) -> MachineSpec:
-    return MachineSpec(bios=path, kind=GuestKind.SNP, memory=16 * MIB)._replace(**more)
+def snp(path: Path, **more: Any) -> MachineSpec:
+    return replace(MachineSpec(bios=path, kind=GuestKind.SNP, memory=16 * MIB), **more)
 
 
 def host(era: str = "linux-6.18") -> ModelHypervisor:

@@ -24,6 +24,8 @@ from confidential_launches import (
     write_variables,
 )
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import find_era
 from casemate.confidential.preparation import LaunchOptions, prepare
 from casemate.confidential.setup import InitRequest
 from casemate.errors import HostError, SpecError, UnsupportedError
@@ -32,8 +34,6 @@ from casemate.guests.actions import ask_for_reset, store, store_all, tell, tell_
 from casemate.guests.entry import IMAGE_SIZE
 from casemate.host.clock import GuestClock
 from casemate.host.exits import InternalFault
-from casemate.host.guest_kind import GuestKind
-from casemate.host.model.eras import find_era
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending
@@ -359,7 +359,7 @@ def test_failing_update_inside_the_window_leaves_no_running_guest(tmp_path: Path
 
 def test_unit_0_shows_in_one_slot_of_a_confidential_guest(tmp_path: Path) -> None:
     for kind in (GuestKind.SEV, GuestKind.SEV_ES):
-        spec = sev_es(write_guest(tmp_path, tell(0)))._replace(kind=kind)
+        spec = replace(sev_es(write_guest(tmp_path, tell(0))), kind=kind)
         with Launch(spec).assembled() as machine:
             hvas = [slot.hva for slot in machine.map.slots]
             unit0 = machine.flash[0].memory._backing.writable

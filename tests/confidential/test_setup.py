@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.features import SevFeatures
@@ -9,7 +10,6 @@ from casemate.confidential.features import feature_names, parse_features
 from casemate.confidential.setup import InitRequest, choose_setup
 from casemate.errors import CasemateError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup
 from casemate.measure.sev_init import SevInit

@@ -9,12 +9,12 @@ from typing import Literal
 import pytest
 from guest_rig import PROTECTED, Rig
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import Hva
 from casemate.errors import UnsupportedError
 from casemate.guests.entry import Bits
 from casemate.guests.user_mode import in_user_mode
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module

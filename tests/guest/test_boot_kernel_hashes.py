@@ -6,17 +6,18 @@ The host that lies measures one set of files and offers another by fw_cfg (edk2 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 import pytest
 from firmware_images import require_image, require_kernel
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.confidential.preparation import LaunchOptions, prepare
 from casemate.confidential.stages import launch
 from casemate.host.clock import GuestClock
 from casemate.host.exits import Interrupted
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
@@ -44,7 +45,7 @@ def boot(measured: MachineSpec, offered: MachineSpec) -> str:
     clock = GuestClock()
     host = ModelHypervisor(clock)
     prepared = prepare(measured, LaunchOptions(kernel_hashes=True), host)
-    swapped = prepared.spec._replace(kernel=offered.kernel, initrd=offered.initrd, append=offered.append)
+    swapped = replace(prepared.spec, kernel=offered.kernel, initrd=offered.initrd, append=offered.append)
     recorder = Recorder()
     with Machine(swapped, host, clock, Console(recorder), recorder) as machine:
         launch(machine, prepared)
@@ -79,20 +80,20 @@ def changed(path: Path, at: int, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [GuestKind.SEV, GuestKind.SEV_ES])
 def test_firmware_accepts_the_kernel_that_was_measured(kind: GuestKind, spec: MachineSpec) -> None:
-    spec = spec._replace(bios=require_image("OVMF.amdsev.fd", "sid"), kind=kind)
+    spec = replace(spec, bios=require_image("OVMF.amdsev.fd", "sid"), kind=kind)
     assert boot(spec, spec) == "runs"
 
 
 @pytest.mark.parametrize("what", ["kernel", "append"])
 def test_firmware_refuses_one_changed_byte(what: str, spec: MachineSpec, tmp_path: Path) -> None:
     """The image's verifier says nothing in a release build: it stays where it is for ever, and no kernel runs."""
-    spec = spec._replace(bios=require_image("OVMF.amdsev.fd", "sid"))
+    spec = replace(spec, bios=require_image("OVMF.amdsev.fd", "sid"))
     assert spec.kernel is not None
     if what == "kernel":
         middle = spec.kernel.stat().st_size // 2
-        offered = spec._replace(kernel=changed(spec.kernel, middle, tmp_path))
+        offered = replace(spec, kernel=changed(spec.kernel, middle, tmp_path))
     else:
-        offered = spec._replace(append=spec.append + " ")
+        offered = replace(spec, append=spec.append + " ")
     assert boot(spec, offered) == "stands still"
 
 
@@ -100,6 +101,6 @@ def test_stock_image_without_a_verifier_starts_what_was_not_measured(
     spec: MachineSpec, tmp_path: Path
 ) -> None:
     """It has an area for the hashes, so that they are measured; nothing in it compares them."""
-    spec = spec._replace(bios=None, code=require_image("OVMF_CODE_4M.fd", "sid-ovmf-generic"))
+    spec = replace(spec, bios=None, code=require_image("OVMF_CODE_4M.fd", "sid-ovmf-generic"))
     assert spec.initrd is not None
-    assert boot(spec, spec._replace(initrd=changed(spec.initrd, -20, tmp_path))) == "runs"
+    assert boot(spec, replace(spec, initrd=changed(spec.initrd, -20, tmp_path))) == "runs"

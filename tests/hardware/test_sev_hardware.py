@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from confidential_launches import write_guest
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.cli import main
 from casemate.errors import CasemateError
 from casemate.guests.actions import tell
-from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.sev_device import SevDevice
 from casemate.owner.platform import parse_chain

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from firmware_images import firmware_roots
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.guest_memfd import UserspaceMemoryRegion2
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.sev import SevCmd
@@ -29,7 +30,6 @@ from casemate.confidential.snp import SnpFinished
 from casemate.confidential.stages import launch
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.kvm.cpuid import without_refused
 from casemate.host.kvm.snp import KvmSnp
 from casemate.host.model.hypervisor import ModelHypervisor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from guest_rig import PROTECTED, RAM_SIZE, Rig, RigBus, ScriptedInterrupts
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.guests.entry import Bits
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.vm import ModelVm
 

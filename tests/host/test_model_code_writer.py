@@ -14,7 +14,7 @@ code_writer._MEMORY = {memory!r}
 from casemate.guests.actions import tell
 from casemate.guests.entry import make_image
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
+from casemate.abi.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.machine.boot import boot
 from casemate.machine.spec import MachineSpec

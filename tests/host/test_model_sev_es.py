@@ -7,6 +7,7 @@ import struct
 import pytest
 from guest_rig import PROTECTED, Rig
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev import ghcb
 from casemate.abi.sev.features import SevFeatures
@@ -16,7 +17,6 @@ from casemate.guests.entry import CODE32, PAGE_TABLES, Bits
 from casemate.guests.vc_handler import GHCB
 from casemate.host.clock import GuestClock
 from casemate.host.exits import Hlt, MemoryFault, SevTermination, Shutdown
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import load_pem_x509_certificate
 from omne_attest import snp as judge
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import ERAS, find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.report import AttestationReport
@@ -20,8 +22,6 @@ from casemate.abi.sev.status import SevStatus
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import FirmwareStatusError, HostError
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
-from casemate.host.model.eras import ERAS, find_era
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.rmp import READ, Fault, GuestPage, PageState
 from casemate.host.model.snp import ASID, ModelSnp

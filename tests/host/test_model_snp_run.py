@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from guest_rig import RAM_SIZE, Rig
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev import ghcb
 from casemate.abi.sev.ghcb import ExitCode
@@ -18,7 +19,6 @@ from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.guests.entry import CODE32, IMAGE_SIZE, PAGE_TABLES, STACK_TOP, Bits
 from casemate.host.clock import GuestClock
 from casemate.host.exits import Hlt, SevTermination
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.snp_processor import SnpFinish, SnpUpdate

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.devices.flash.sync import Sync
-from casemate.host.guest_kind import GuestKind
 from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import OnWrite
 

@@ -17,10 +17,10 @@ from sevsnpmeasure.sev_mode import SevMode
 from sevsnpmeasure.vmm_types import VMMType
 from sevsnpmeasure.vmsa import VMSA
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import find_era
 from casemate.errors import SpecError
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
-from casemate.host.model.eras import find_era
 from casemate.measure.digest_sev import predict_digest
 from casemate.measure.explain import Explanation, Owner, Search
 from casemate.measure.hypotheses import PROCESSORS, Claim, DirectBoot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from sevsnpmeasure import guest
 from sevsnpmeasure.sev_mode import SevMode
 from sevsnpmeasure.vmm_types import VMMType
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import SpecError
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.diff import Difference, Step, find_difference, parse_launch
 from casemate.measure.explain import Explanation, Search
 from casemate.measure.explain_tdx import explain_mrtd
@@ -207,13 +208,13 @@ def test_first_difference_is_named_with_its_cause(
 def test_same_sections_elsewhere_are_named_by_their_places() -> None:
     first, second = snp(hashes=None), snp(hashes=None, image=snp_image(MOVED, 0x810C00))
     steps = (first.steps[0], *second.steps[1:])
-    by_plan, by_trace = differences(first, second._replace(steps=steps))
+    by_plan, by_trace = differences(first, replace(second, steps=steps))
     assert by_plan.causes == by_trace.causes
     assert "0x1000 bytes at 0x80f000 and 0x1000 bytes at 0x810000" in by_plan.causes[0]
 
 
 def test_kernel_hashes_in_a_page_are_compared_one_by_one() -> None:
-    other = HASHES._replace(cmdline=KernelHashes.of(b"", b"", "quiet").cmdline)
+    other = replace(HASHES, cmdline=KernelHashes.of(b"", b"", "quiet").cmdline)
     by_plan, _ = differences(snp(), snp(hashes=other))
     assert by_plan.causes == ("the command line differs",)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from casemate.abi.kernel_eras import find_era
 from casemate.errors import SpecError
 from casemate.firmware.image import FirmwareImage
-from casemate.host.model.eras import find_era
 from casemate.measure.diff import Difference, Step, find_difference, parse_launch, steps_of_plan
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.plan import LaunchPlan
@@ -59,7 +60,7 @@ CASES = [
     (plan(features=0x20), 2, "0x0 and 0x20 (debug-swap)", True),
     (plan(vcpus=3), 4, "2 and 3", True),
     (
-        plan(hashes=HASHES._replace(initrd=KernelHashes.of(b"").initrd)),
+        plan(hashes=replace(HASHES, initrd=KernelHashes.of(b"").initrd)),
         1,
         "initrd differs: one launch has none",
         False,

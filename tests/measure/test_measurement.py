@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import ImageError, SpecError
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.cpu_models import cpu_signature, model_signature
 from casemate.measure.measurement import (
     PlatformVersion,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import ImageError, SpecError
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.digest_sev import predict_digest
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.plan import LaunchPlan

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.guest_kind import GuestKind
 from casemate.memory.protection import OnWrite, ProtectionChoice, WriteProtection, choose
 
 if TYPE_CHECKING:

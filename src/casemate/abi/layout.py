@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-
-from casemate.records import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
-    from typing import ClassVar, Self
-
     from typing_extensions import Buffer
 
 

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.advise.inspect import Inspection
 from casemate.firmware.descriptors import Descriptor, read_descriptors
 from casemate.firmware.smm import requires_smm
-from casemate.host.guest_kind import GuestKind
 
 _FEATURES = {
     GuestKind.SEV: "amd-sev",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.advise.guest_request import Kind
-from casemate.advise.lint import Found, Guest, RuleSet, Severity
+from casemate.advise.rule import Found, Guest, RuleSet, Severity
 from casemate.errors import CasemateError
 from casemate.firmware.hash_use import HashUse, hash_use
 from casemate.firmware.volume import read_volume

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from casemate.address import PAGE_SIZE
 from casemate.advise.guest_request import Kind
-from casemate.advise.lint import Found, Guest, RuleSet, Severity
+from casemate.advise.rule import Found, Guest, RuleSet, Severity
 from casemate.errors import CasemateError
 from casemate.firmware.completeness import BIOS_GRANULE, is_variable_store
 from casemate.firmware.placement import MAX_FLASH, validate_pair

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import CasemateError, ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuestArea
@@ -21,7 +22,6 @@ from casemate.firmware.tdvf import TdvfMetadata
 from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
 from casemate.firmware.volume import FirmwareVolume, read_volume
 from casemate.firmware.wrapper import find_wrapper
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.steps import SnpPages
 from casemate.measure.steps_snp import section_steps
 

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.cli.boot_arguments import OPTIONS, add_arguments
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, StatusLine, summary
 from casemate.cli.confidential_arguments import validate_launch_words
 from casemate.cli.host_choice import choose_host, validate_host
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
-from casemate.records import TYPE_CHECKING
+from casemate.confidential.dry_run import dry_run
+from casemate.confidential.dry_run_tdx import dry_run_tdx
+from casemate.confidential.preparation import LaunchAbandoned, LaunchOptions, PreparedLaunch, prepare
+from casemate.confidential.snp import SnpFinished
+from casemate.confidential.stages import launch
+from casemate.confidential.warnings import launch_warnings
+from casemate.host.clock import GuestClock
+from casemate.machine.boot import Attachments, boot
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.spec import MachineSpec
+from casemate.qmp.monitor import Monitor
 
 if TYPE_CHECKING:
-    import argparse
-    from pathlib import Path
-    from typing import Any
-
     from casemate.cli.host_choice import HostChoice
     from casemate.cli.power_cuts import CutRequest
-    from casemate.confidential.preparation import LaunchOptions, PreparedLaunch
-    from casemate.machine.machine import Machine
-    from casemate.machine.outcome import Outcome
-    from casemate.machine.spec import MachineSpec
-    from casemate.qmp.monitor import Monitor
 
 __all__ = ["EPILOG", "OPTIONS", "add_arguments", "run"]
 
@@ -118,11 +125,6 @@ def _prepare(
     args: argparse.Namespace, spec: MachineSpec, options: LaunchOptions, chosen: HostChoice
 ) -> tuple[PreparedLaunch | None, dict[str, Any]]:
     """The launch, None for a guest that is never launched; and its plan, empty if nobody asked for one."""
-    from casemate.confidential.dry_run import dry_run
-    from casemate.confidential.dry_run_tdx import dry_run_tdx
-    from casemate.confidential.preparation import prepare
-    from casemate.host.clock import GuestClock
-    from casemate.host.guest_kind import GuestKind
 
     host = chosen.make(GuestClock())
     if spec.kind is GuestKind.TDX:
@@ -138,8 +140,6 @@ def _boot(
     prepared: PreparedLaunch | None,
     monitor: Monitor | None,
 ) -> Outcome:
-    from casemate.machine.boot import Attachments, boot
-
     with ExitStack() as stack:
         started: list[Machine] = []
         if monitor is not None:
@@ -154,7 +154,6 @@ def _boot(
         wait = line.wait if line else None
         if interactive:
             from casemate.cli.terminal import Keyboard, raw_terminal
-            from casemate.machine.outcome import Ending
 
             wait = Keyboard(lambda: started[0].console, lambda: started[0].end(Ending.LEFT)).wait
             stack.enter_context(raw_terminal())
@@ -185,8 +184,6 @@ def _assemble(
     if monitor is not None:
         monitor.attach(machine, prepared)
     if prepared is not None:
-        from casemate.confidential.warnings import launch_warnings
-
         machine.warnings += launch_warnings(prepared)
     for warning in machine.warnings:
         print(f"casemate: warning: {warning}", file=sys.stderr)
@@ -197,10 +194,6 @@ def _assemble(
 
 
 def _launch(machine: Machine, prepared: PreparedLaunch, attestation: Path | None) -> None:
-    from casemate.confidential.preparation import LaunchAbandoned
-    from casemate.confidential.snp import SnpFinished
-    from casemate.confidential.stages import launch
-
     try:
         finished = launch(machine, prepared)
     except LaunchAbandoned:
@@ -225,8 +218,6 @@ def _start(machine: Machine, started: list[Machine], cut: CutRequest | None, mon
 
 def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     if args.json:
-        import json
-
         print(json.dumps(plan, indent=2))
     else:
         from casemate.cli.confidential_options import dry_run_text
@@ -236,8 +227,6 @@ def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
 
 def _print(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
-        import json
-
         print(json.dumps(outcome.to_json(), indent=2))
     else:
         sys.stdout.flush()

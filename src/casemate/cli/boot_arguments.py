@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from casemate.cli.confidential_arguments import GUEST, KERNEL, SNP
 from casemate.cli.options import Option, add_options, file_path, integer, seconds
-from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
-    from pathlib import Path
-
     from casemate.cli.power_cuts import CutRequest
 
 _SUFFIXES = {"": 20, "k": 10, "m": 20, "g": 30}
@@ -19,8 +20,6 @@ def size(text: str) -> int:
     """Bytes, from words as 256M or 2G. Raises argparse.ArgumentTypeError."""
     digits, suffix = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if not digits.isdecimal() or suffix not in _SUFFIXES:
-        from argparse import ArgumentTypeError
-
         raise ArgumentTypeError(f"{text!r} is no size; write 256M or 2G")
     return int(digits) << _SUFFIXES[suffix]
 
@@ -28,8 +27,6 @@ def size(text: str) -> int:
 def _fw_cfg_file(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name or not path:
-        from argparse import ArgumentTypeError
-
         raise ArgumentTypeError(f"{text!r} is no NAME=FILE")
     return name, file_path(path)
 

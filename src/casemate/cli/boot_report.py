@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 
+from casemate.devices.flash.file import write_whole
 from casemate.errors import SpecError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.machine.outcome import Outcome
+from casemate.machine.outcome import Outcome
 
 SUFFIXES = (".html", ".json")
 
@@ -32,10 +33,6 @@ def validate_reports(paths: list[Path]) -> None:
 
 def write_report(path: Path, outcome: Outcome, command_line: list[str]) -> None:
     """Write it, all or nothing. Raises HostError if it cannot be written."""
-    import os
-    from datetime import UTC, datetime
-
-    from casemate.devices.flash.file import write_whole
 
     system = os.uname()
     run = {
@@ -49,7 +46,5 @@ def write_report(path: Path, outcome: Outcome, command_line: list[str]) -> None:
 
         text = render_html(document)
     else:
-        import json
-
         text = json.dumps(document, indent=2)
     write_whole(path, text.encode("utf-8", "replace"), f"writing the report {path}")

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.confidential.preparation import unfit_for_sev_es
+from casemate.devices.flash.file import copy_template
+from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, SpecError
 from casemate.files import read_file
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from casemate.machine.spec import MachineSpec
+from casemate.firmware.descriptors import find_firmware, firmware_roots
+from casemate.firmware.image import FirmwareImage
+from casemate.machine.spec import MachineSpec
+from casemate.memory.protection import OnWrite
 
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
-    from casemate.devices.flash.sync import Sync
-    from casemate.host.guest_kind import GuestKind
-    from casemate.machine.spec import MachineSpec
-    from casemate.memory.protection import OnWrite
 
     code, variables = args.code, args.vars
     if args.code is None and args.bios is None and args.kernel is None:
@@ -52,8 +51,6 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
 
 
 def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    from casemate.firmware.descriptors import find_firmware, firmware_roots
-
     pair = find_firmware(firmware_roots(os.environ), _unfit(args.guest))
     if args.verbose:
         print(f"casemate: firmware: {pair.why}", file=sys.stderr)
@@ -70,8 +67,6 @@ def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
 def _unfit(guest: str) -> Callable[[Path], str | None]:
     if guest != "sev-es":
         return lambda code: None
-    from casemate.confidential.preparation import unfit_for_sev_es
-    from casemate.firmware.image import FirmwareImage
 
     return lambda code: unfit_for_sev_es(FirmwareImage.load(code))
 
@@ -88,8 +83,6 @@ def _kept_variables(args: argparse.Namespace, code: Path) -> Path:
 
 
 def _copy_once(template: Path, target: Path) -> None:
-    from casemate.devices.flash.file import copy_template
-
     if target.exists():
         return
     try:

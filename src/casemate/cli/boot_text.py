@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from casemate.machine.outcome import Outcome
+from casemate.abi.sev.ghcb import ExitCode
+from casemate.machine.outcome import Outcome
 
 FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
 KERNEL_PHASES = ("load", "kernel", "init")
@@ -105,7 +102,6 @@ def _firmware(writes: dict[str, Any]) -> list[str]:
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
     if not requests or not requests.get("vmgexits"):
         return []
-    from casemate.abi.sev.ghcb import ExitCode
 
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}

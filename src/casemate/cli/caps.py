@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from casemate.host.kvm.probe import Probe
-    from casemate.host.kvm.survey import DeviceAccess, Survey, VmTypeOffer
+from casemate.errors import UnsupportedError
+from casemate.guests.probe import probe_image
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.host.kvm.probe import Probe, probe
+from casemate.host.kvm.survey import DeviceAccess, Survey, VmTypeOffer, survey_kvm
 
 EPILOG = """\
 examples:
@@ -32,13 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Survey, print; 0, or 5 if KVM can run nothing."""
-    from casemate.host.kvm.survey import survey_kvm
 
     survey = survey_kvm()
     speed = _probe() if survey.is_usable else None
     if args.json:
-        import json
-
         print(json.dumps(_to_json(survey, speed), indent=2))
     else:
         print("\n".join(_lines(survey, speed)))
@@ -46,11 +46,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _probe() -> Probe | None:
-    from casemate.errors import UnsupportedError
-    from casemate.guests.probe import probe_image
-    from casemate.host.kvm.hypervisor import KvmHypervisor
-    from casemate.host.kvm.probe import probe
-
     try:
         return probe(KvmHypervisor(), *probe_image())
     except UnsupportedError:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+
 from casemate.cli.options import Option, file_path, integer, seconds
 from casemate.errors import SpecError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
 
 GUEST = (
     Option(

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.sev.id_block import IdAuth, IdBlock
+from casemate.abi.sev.report import REPORT_DATA_SIZE
+from casemate.abi.sev.session import SessionBlob
 from casemate.cli.confidential_arguments import SNP_ONLY
 from casemate.cli.options import hex_bytes
+from casemate.confidential.attestation import OwnerChannel, ask_command, ask_socket
+from casemate.confidential.features import parse_features
+from casemate.confidential.preparation import (
+    DEFAULT_VCPU_TYPE,
+    AttestationRequest,
+    LaunchOptions,
+    LaunchSecret,
+    validate_kind,
+)
 from casemate.errors import HostError, SpecError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-    from pathlib import Path
-    from typing import Any
-
-    from casemate.confidential.attestation import OwnerChannel
-    from casemate.confidential.preparation import AttestationRequest, LaunchOptions, LaunchSecret
-    from casemate.host.guest_kind import GuestKind
-    from casemate.host.secure_processor import LaunchSession, TransportKeys
-    from casemate.host.snp_processor import Certificates, SnpFinish
+from casemate.files import read_blob, write_file
+from casemate.host.secure_processor import CERTIFICATE_SIZE, LaunchSession, TransportKeys
+from casemate.host.snp_processor import GOSVW_SIZE, HOST_DATA_SIZE, Certificates, SnpFinish
+from casemate.measure.cpu_models import model_signature
+from casemate.measure.measurement import KEY_SIZE, read_tik
 
 _SESSION_REMEDY = "give what casemate session make wrote"
 _ID_REMEDY = "make it with casemate measure"
@@ -33,12 +42,6 @@ def launch_options(
 
     Raises SpecError before any file is looked for.
     """
-    from casemate.abi.sev.report import REPORT_DATA_SIZE
-    from casemate.confidential.features import parse_features
-    from casemate.confidential.preparation import DEFAULT_VCPU_TYPE, LaunchOptions, validate_kind
-    from casemate.host.guest_kind import GuestKind
-    from casemate.host.snp_processor import GOSVW_SIZE
-    from casemate.measure.cpu_models import model_signature
 
     kind = GuestKind(args.guest)
     in_flash = args.bios is None and (args.code is not None or args.kernel is None)
@@ -93,10 +96,6 @@ def _digest(args: argparse.Namespace, kind: GuestKind) -> bytes | None:
 
 
 def _snp_finish(args: argparse.Namespace) -> SnpFinish:
-    from casemate.abi.sev.id_block import IdAuth, IdBlock
-    from casemate.files import read_blob
-    from casemate.host.snp_processor import HOST_DATA_SIZE, SnpFinish
-
     if (args.id_block is None) != (args.id_auth is None):
         raise SpecError("--id-block and --id-auth belong together", "give both, or neither")
     host_data = hex_bytes(args, "host_data", HOST_DATA_SIZE) or bytes(HOST_DATA_SIZE)
@@ -110,7 +109,6 @@ def _snp_finish(args: argparse.Namespace) -> SnpFinish:
 
 def write_attestation(folder: Path, report: bytes, certificates: Certificates) -> None:
     """Put a report and the certificates of its signer into a folder. Raises HostError if the disk refuses."""
-    from casemate.files import write_file
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +125,6 @@ def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | Non
     if certificate is None or blob is None:
         missing = "--dh-cert-file" if certificate is None else "--session-file"
         raise SpecError(f"{missing} is missing: the two belong together", "casemate session make writes both")
-    from casemate.abi.sev.session import SessionBlob
-    from casemate.files import read_blob
-    from casemate.host.secure_processor import CERTIFICATE_SIZE, LaunchSession
 
     return LaunchSession(
         read_blob(certificate, CERTIFICATE_SIZE, "a Diffie-Hellman certificate", _SESSION_REMEDY),
@@ -140,7 +135,6 @@ def _session(certificate: Path | None, blob: Path | None) -> LaunchSession | Non
 def _owner(args: argparse.Namespace) -> OwnerChannel | None:
     if args.attest_cmd is None and args.attest_socket is None:
         return None
-    from casemate.confidential.attestation import OwnerChannel, ask_command, ask_socket
 
     if args.attest_cmd is not None and args.attest_socket is not None:
         raise SpecError("--attest-cmd and --attest-socket: one owner is asked", "leave one of them out")
@@ -152,8 +146,6 @@ def _owner(args: argparse.Namespace) -> OwnerChannel | None:
 def _keys(path: Path | None) -> TransportKeys | None:
     if path is None:
         return None
-    from casemate.host.secure_processor import TransportKeys
-    from casemate.measure.measurement import KEY_SIZE, read_tik
 
     # Without a secret to send, the other key of the session is nobody's business.
     return TransportKeys(os.urandom(KEY_SIZE), read_tik(path))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+
+from casemate.files import read_text
+from casemate.measure.diff import find_difference, parse_launch
 
 EPILOG = """\
 examples:
@@ -28,14 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print; 0, or 1 if they differ."""
-    from casemate.files import read_text
-    from casemate.measure.diff import find_difference, parse_launch
 
     files = (args.first, args.second)
     difference = find_difference(*(parse_launch(read_text(file, _REMEDY), file) for file in files))
     if args.json:
-        import json
-
         print(json.dumps(difference._asdict() if difference else None, indent=2))
     elif difference is None:
         print("all steps are the same, and so is the digest")

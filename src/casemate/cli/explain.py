@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
 import os
 import signal
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from multiprocessing.pool import Pool
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.cli.measure import (
     add_launch_arguments,
     add_owner_arguments,
@@ -17,14 +22,28 @@ from casemate.cli.measure import (
     signature_of,
     signing_of,
 )
-
-if TYPE_CHECKING:
-    from multiprocessing.pool import Pool
-
-    from casemate.firmware.image import FirmwareImage
-    from casemate.host.guest_kind import GuestKind
-    from casemate.measure.explain import Apply, Explanation, Found, Match, Search, Unit
-    from casemate.measure.hypotheses import Claim, DirectBoot
+from casemate.errors import SpecError
+from casemate.files import LARGEST_KERNEL, read_file
+from casemate.firmware.completeness import validate_complete
+from casemate.firmware.image import FirmwareImage
+from casemate.measure import steps_sev, steps_snp
+from casemate.measure.explain import (
+    DIGEST_SIZES,
+    MOST_VCPUS,
+    Apply,
+    Explanation,
+    Found,
+    Match,
+    Owner,
+    Search,
+    Unit,
+)
+from casemate.measure.explain_tdx import explain_mrtd
+from casemate.measure.hypotheses import Claim, DirectBoot
+from casemate.measure.kernel_hashes import find_hashes_area
+from casemate.measure.measurement import KEY_SIZE
+from casemate.measure.plan_tdx import AddOrder
+from casemate.measure.sev_init import SevInit
 
 EPILOG = """\
 examples:
@@ -67,10 +86,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, print what fits; 0, or 1 if nothing does."""
-    from casemate.host.guest_kind import GuestKind
-    from casemate.measure.explain import Owner, Search
-    from casemate.measure.explain_tdx import explain_mrtd
-    from casemate.measure.plan_tdx import AddOrder
 
     observed, claim = _observed(args), _claim(args)
     signing = signing_of(args, claim.kind)
@@ -85,13 +100,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _observed(args: argparse.Namespace) -> bytes:
-    from base64 import b64decode
-
-    from casemate.errors import SpecError
-    from casemate.host.guest_kind import GuestKind
-    from casemate.measure.explain import DIGEST_SIZES
-    from casemate.measure.measurement import KEY_SIZE
-
     text = args.observed.strip()
     try:
         value = bytes.fromhex(text)
@@ -108,13 +116,6 @@ def _observed(args: argparse.Namespace) -> bytes:
 
 
 def _claim(args: argparse.Namespace) -> Claim:
-    from casemate.firmware.completeness import validate_complete
-    from casemate.firmware.image import FirmwareImage
-    from casemate.host.guest_kind import GuestKind
-    from casemate.measure import steps_sev, steps_snp
-    from casemate.measure.hypotheses import Claim
-    from casemate.measure.sev_init import SevInit
-
     image, boot = FirmwareImage.load(args.ovmf), _boot(args)
     kind, init, features = GuestKind(_KINDS[args.mode]), SevInit(args.init), features_of(args)
     validate_complete(image)
@@ -134,9 +135,6 @@ def _claim(args: argparse.Namespace) -> Claim:
 
 
 def _validate_boot(image: FirmwareImage, kind: GuestKind) -> None:
-    from casemate.errors import SpecError
-    from casemate.measure.kernel_hashes import find_hashes_area
-
     if kind.value == "tdx":
         raise SpecError(
             "--kernel does not enter MRTD: a kernel is measured at run time, in RTMR", "leave it out"
@@ -145,10 +143,6 @@ def _validate_boot(image: FirmwareImage, kind: GuestKind) -> None:
 
 
 def _boot(args: argparse.Namespace) -> DirectBoot | None:
-    from casemate.errors import SpecError
-    from casemate.files import LARGEST_KERNEL, read_file
-    from casemate.measure.hypotheses import DirectBoot
-
     if args.kernel is None:
         for option in ("initrd", "append"):
             if getattr(args, option) is not None:
@@ -164,9 +158,6 @@ def _boot(args: argparse.Namespace) -> DirectBoot | None:
 @contextmanager
 def _spread(search: Search) -> Iterator[Apply]:
     """A ``map`` that uses all processors for long lists, and shows progress on a terminal."""
-    import multiprocessing
-    from contextlib import ExitStack
-    from functools import cache
 
     global _search  # noqa: PLW0603 - what forked processes inherit instead of being sent
     _search = search
@@ -203,8 +194,6 @@ def _track(found: Iterable[Found], total: int) -> Iterable[Found]:
 
 
 def _print(explanation: Explanation) -> None:
-    from casemate.measure.explain import MOST_VCPUS
-
     tried = f"{explanation.tried:,} launches tried"
     if not explanation.matches:
         print(
@@ -223,8 +212,6 @@ def _print(explanation: Explanation) -> None:
 
 
 def _print_json(explanation: Explanation) -> None:
-    import json
-
     document = {
         "tried": explanation.tried,
         "certain": explanation.is_certain,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 from casemate.errors import SpecError, UnsupportedError
-from casemate.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from casemate.host.clock import GuestClock
-    from casemate.host.hypervisor import Hypervisor
-    from casemate.machine.spec import MachineSpec
+from casemate.guests.probe import probe_image
+from casemate.host.clock import GuestClock
+from casemate.host.hypervisor import Hypervisor
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.host.kvm.probe import probe
+from casemate.machine.spec import MachineSpec
 
 _ANYWHERE = "the modelled host needs no privilege and no special CPU"
 
 
-class HostChoice(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HostChoice:
     """What makes the host, and the line that says why it was taken."""
 
     make: Callable[[GuestClock], Hypervisor]
@@ -27,7 +30,7 @@ def validate_host(word: str) -> None:
     """Refuse words that name no host. Raises SpecError."""
     kind, separator, era = word.partition(":")
     if kind == "model" and separator:
-        from casemate.host.model.eras import find_era
+        from casemate.abi.kernel_eras import find_era
 
         find_era(era)
     elif word not in ("auto", "kvm", "model"):
@@ -40,8 +43,6 @@ def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> H
     Raises UnsupportedError where KVM was asked for and cannot be used.
     """
     if word == "kvm":
-        from casemate.host.kvm.hypervisor import KvmHypervisor
-
         kvm = KvmHypervisor()
         kvm.validate_kind(spec.kind)
         return HostChoice(lambda clock: kvm, "asked for by --host kvm")
@@ -53,11 +54,6 @@ def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> H
 
 
 def _automatic(spec: MachineSpec) -> HostChoice:
-    from casemate.guests.probe import probe_image
-    from casemate.host.kvm.hypervisor import KvmHypervisor
-    from casemate.host.kvm.modules import loaded_vendor_module
-    from casemate.host.kvm.probe import probe
-
     try:
         kvm = KvmHypervisor()
     except UnsupportedError as error:
@@ -75,7 +71,7 @@ def _automatic(spec: MachineSpec) -> HostChoice:
 def _model(
     spec: MachineSpec, era: str = "", platform: Path | None = None
 ) -> Callable[[GuestClock], Hypervisor]:
-    from casemate.host.model.eras import NEWEST
+    from casemate.abi.kernel_eras import NEWEST
     from casemate.host.model.hypervisor import ModelHypervisor
 
     keys = None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+from base64 import b64encode
+
 from casemate.cli.options import Option, hex_bytes, integer
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
-
-    from casemate.measure.id_block import SignedIdBlock
+from casemate.errors import SpecError
+from casemate.files import write_file
+from casemate.measure.id_block import (
+    DEFAULT_IDENTITY,
+    Identity,
+    SignedIdBlock,
+    load_key,
+    make_id_block,
+    sign_id_block,
+)
 
 ID_BLOCK_OPTIONS = (
     Option("--idkey", "FILE", "private key (PEM, P-384) that signs an ID block for the digest"),
@@ -29,8 +36,6 @@ def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | No
     if args.idkey is None:
         _refuse_without_key(args)
         return None
-    from casemate.files import write_file
-    from casemate.measure.id_block import DEFAULT_IDENTITY, Identity, load_key, make_id_block, sign_id_block
 
     identity = Identity(
         DEFAULT_IDENTITY.policy if args.policy is None else args.policy,
@@ -47,8 +52,6 @@ def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | No
 
 
 def _refuse_without_key(args: argparse.Namespace) -> None:
-    from casemate.errors import SpecError
-
     for option in ID_BLOCK_OPTIONS:
         if getattr(args, option.attribute) is not None:
             raise SpecError(f"{option.name} without --idkey", "give the key that signs the ID block")
@@ -58,7 +61,6 @@ def _refuse_without_key(args: argparse.Namespace) -> None:
 
 def print_identity(signed: SignedIdBlock) -> None:
     """The block as properties of QEMU's sev-snp-guest, and the digests of the keys as reports show them."""
-    from base64 import b64encode
 
     block, auth = (b64encode(data).decode() for data in (signed.block, signed.auth))
     author = ",author-key-enabled=on" if signed.author_key_digest else ""
@@ -70,7 +72,6 @@ def print_identity(signed: SignedIdBlock) -> None:
 
 def identity_to_dict(signed: SignedIdBlock) -> dict[str, str | None]:
     """For JSON: block and authentication in base64, digests in hex."""
-    from base64 import b64encode
 
     author = signed.author_key_digest
     return {

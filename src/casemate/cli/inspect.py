@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from casemate.advise.claims import Claim, find_claims
+from casemate.advise.inspect import Inspection, describe_area, inspect_image, snp_sections, try_read
+from casemate.advise.inspection_json import report_to_dict
+from casemate.advise.pairing import check_pairs
+from casemate.firmware.guids import guid_text
+from casemate.firmware.image import FirmwareImage
+from casemate.firmware.volume import FirmwareVolume
+from casemate.firmware.wrapper import find_wrapper
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.tree import Tree
 
-    from casemate.advise.claims import Claim
-    from casemate.advise.inspect import Inspection
-    from casemate.firmware.volume import FirmwareVolume
 
 EPILOG = """\
 examples:
@@ -47,19 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Inspect each file, pair them up, print; 0, or 4 if something is not usable."""
-    from casemate.advise.claims import find_claims
-    from casemate.advise.inspect import inspect_image
-    from casemate.advise.pairing import check_pairs
-    from casemate.firmware.image import FirmwareImage
 
     inspections = [inspect_image(FirmwareImage.load(path)) for path in args.files]
     claims = [find_claims(inspection) for inspection in inspections]
     pairs = check_pairs(inspections)
     if args.json:
-        import json
-
-        from casemate.advise.inspection_json import report_to_dict
-
         print(json.dumps(report_to_dict(list(zip(inspections, claims, strict=True)), pairs), indent=2))
     else:
         from rich.console import Console
@@ -85,8 +84,6 @@ def _safe(text: str) -> str:
 
 def _show(inspection: Inspection, claims: tuple[Claim, ...], list_files: bool) -> RenderableType:
     from rich.tree import Tree
-
-    from casemate.firmware.wrapper import find_wrapper
 
     image = inspection.image
     what = inspection.wrapper or inspection.role.value
@@ -119,8 +116,6 @@ def _verdict_table(inspection: Inspection) -> RenderableType:
 
 
 def _add_areas(tree: Tree, inspection: Inspection) -> None:
-    from casemate.advise.inspect import describe_area, snp_sections, try_read
-
     image = inspection.image
     table = try_read(lambda: image.guided_table)
     if table is None:
@@ -144,8 +139,6 @@ def _add_areas(tree: Tree, inspection: Inspection) -> None:
 
 
 def _add_volume(tree: Tree, volume: FirmwareVolume, list_files: bool) -> None:
-    from casemate.firmware.guids import guid_text
-
     files = [file for file in volume.files if not file.is_padding]
     branch = tree.add(
         f"volume at {volume.header.offset:#x}, {volume.header.length:#x} bytes, {len(files)} files"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import json
+import shlex
+from dataclasses import asdict
 
-if TYPE_CHECKING:
-    from casemate.advise.lint import Finding, HostFacts
-    from casemate.firmware.image import FirmwareImage
+from casemate.abi.kvm.capabilities import Capability
+from casemate.abi.kvm.vm_types import VmType
+from casemate.advise.domain_xml import words_of_domain
+from casemate.advise.lint import lint
+from casemate.advise.rule import Finding, HostFacts, Severity
+from casemate.errors import ImageError, SpecError, UnsupportedError
+from casemate.files import read_text
+from casemate.firmware.image import FirmwareImage
+from casemate.host.kvm.survey import survey_kvm
 
 EPILOG = """\
 examples:
@@ -37,14 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, print; 0, or 1 if there is an error."""
-    from casemate.advise.lint import Severity, lint
 
     host = _host(args)
     findings, unread = lint(_words(args.words), host, _load)
     if args.json:
-        import json
-
-        found = [finding._asdict() for finding in findings]
+        found = [asdict(finding) for finding in findings]
         print(json.dumps({"host": host.name, "findings": found, "unread": unread}, indent=2))
     else:
         _print(findings, unread, host.name)
@@ -52,16 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _host(args: argparse.Namespace) -> HostFacts:
-    from casemate.advise.lint import HostFacts
-    from casemate.host.model.eras import NEWEST
+    from casemate.abi.kernel_eras import NEWEST
 
     if not args.this_host:
         return HostFacts.of_era(args.era or NEWEST)
-
-    from casemate.abi.kvm.capabilities import Capability
-    from casemate.abi.kvm.vm_types import VmType
-    from casemate.errors import UnsupportedError
-    from casemate.host.kvm.survey import survey_kvm
 
     survey = survey_kvm()
     if not survey.is_usable:
@@ -75,17 +74,10 @@ def _host(args: argparse.Namespace) -> HostFacts:
 
 
 def _words(words: list[str]) -> list[str]:
-    import shlex
-
-    from casemate.errors import SpecError
-    from casemate.files import read_text
-
     if len(words) > 1 or words[0].startswith("-"):
         return words
     text = read_text(words[0], "give a domain XML or a command line, or the command line itself behind --")
     if text.lstrip().startswith("<"):
-        from casemate.advise.domain_xml import words_of_domain
-
         return words_of_domain(text)
     remedy = "give one command, quoted as for a shell"
     try:
@@ -98,9 +90,6 @@ def _words(words: list[str]) -> list[str]:
 
 
 def _load(path: str) -> FirmwareImage | None:
-    from casemate.errors import ImageError
-    from casemate.firmware.image import FirmwareImage
-
     try:
         return FirmwareImage.load(path)
     except ImageError:

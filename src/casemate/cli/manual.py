@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate import __version__
 from casemate.errors import HostError
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
 
 def page_text(page: CommandPage, names: list[str]) -> str:
     """One page, in roff."""
-    from casemate import __version__
 
     name, description = "-".join(page.words), page.parser.description or ""
     usage = page.parser.format_usage().removeprefix("usage: ").strip()

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from base64 import b64encode
+
+from casemate.abi.guest_kind import GuestKind
 from casemate.cli.id_block_options import ID_BLOCK_OPTIONS, identity_to_dict, print_identity, sign_identity
 from casemate.cli.options import Option, add_options, hex_bytes, integer
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
-
-    from casemate.host.guest_kind import GuestKind
-    from casemate.measure.id_block import SignedIdBlock
-    from casemate.measure.kernel_hashes import KernelHashes
-    from casemate.measure.measurement import PlatformVersion
-    from casemate.measure.plan import LaunchPlan
+from casemate.errors import SpecError
+from casemate.files import write_file
+from casemate.firmware.image import FirmwareImage
+from casemate.measure.cpu_models import cpu_signature, model_signature
+from casemate.measure.id_block import SignedIdBlock
+from casemate.measure.kernel_hashes import KernelHashes
+from casemate.measure.measurement import (
+    PlatformVersion,
+    parse_nonce,
+    predict_measurement,
+    read_tik,
+    validate_policy,
+)
+from casemate.measure.plan import LaunchPlan
+from casemate.measure.plan_sev import plan_sev, plan_sev_es
+from casemate.measure.plan_snp import plan_snp, plan_snp_firmware
+from casemate.measure.plan_tdx import AddOrder, plan_tdx
+from casemate.measure.sev_init import SevInit
+from casemate.measure.steps import UpdateVmsa
+from casemate.measure.trace import running_digests, trace_digest
 
 EPILOG = """\
 examples:
@@ -88,13 +103,6 @@ _OUTPUT = (
 )
 OPTIONS = (_MODE, _OVMF, *_BOOT, *_CPU, _SAVE_AREAS, *_OWNER, *_SNP, *_TDX, *_OUTPUT)
 """All of them, named as those of sev-snp-measure where it has them."""
-_MORE = (
-    _SAVE_AREAS,
-    *_OWNER,
-    *ID_BLOCK_OPTIONS,
-    *(option for option in _OUTPUT if option.name != "--output-format"),
-)
-"""Options that ask for more than a digest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,16 +136,12 @@ def add_owner_arguments(parser: argparse.ArgumentParser, title: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan the launch, predict, print; 0."""
     _validate_mode(args)
-    if not any(getattr(args, option.attribute) for option in _MORE):
-        return _print_digest(args)
     plan, firmware = _plan(args), _firmware_hash(args)
     digest = _predict(plan, firmware)
     measurement, identity = _measurement(args, plan, digest), sign_identity(args, digest)
     if args.dump_vmsa:
         _dump_vmsas(plan)
     if args.plan_out:
-        from casemate.files import write_file
-
         write_file(args.plan_out, plan.to_json().encode())
     if args.json:
         _print_json(args, plan, firmware, digest, measurement, identity)
@@ -150,43 +154,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_digest(args: argparse.Namespace) -> int:
-    # What most calls want. It needs the steps alone, and with a plan more would be loaded than computed.
-    if args.mode == "tdx":
-        digest = _predict(_plan(args), None)
-    else:
-        digest = (_sev_digest if args.mode in ("sev", "seves") else _snp_digest)(args)
-    print(_encode(digest, args.output_format))
-    return 0
-
-
-def _sev_digest(args: argparse.Namespace) -> bytes:
-    from casemate.firmware.image import FirmwareImage
-    from casemate.measure.digest_sev import digest_of_steps
-    from casemate.measure.steps_sev import data_steps, sev_es_steps
-
-    image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
-    if args.mode == "sev":
-        return digest_of_steps(data_steps(image, hashes))
-    steps = sev_es_steps(image, args.vcpus, signature_of(args), hashes, features_of(args), args.init)
-    return digest_of_steps(steps)
-
-
-def _snp_digest(args: argparse.Namespace) -> bytes:
-    from casemate.firmware.image import FirmwareImage
-    from casemate.measure.digest_snp import digest_of_steps
-    from casemate.measure.steps_snp import firmware_steps, snp_steps
-
-    image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
-    if args.mode == "snp:ovmf-hash":
-        return digest_of_steps(firmware_steps(image))
-    steps = snp_steps(image, args.vcpus, signature_of(args), hashes, features_of(args))
-    return digest_of_steps(steps, _firmware_hash(args))
-
-
 def _validate_mode(args: argparse.Namespace) -> None:
-    from casemate.errors import SpecError
-
     has_save_areas = args.mode in ("seves", "snp")
     if not has_save_areas and (args.guest_features or args.dump_vmsa):
         option = "--dump-vmsa" if args.dump_vmsa else "--guest-features"
@@ -206,22 +174,13 @@ def _validate_mode(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> LaunchPlan:
-    from casemate.firmware.image import FirmwareImage
-
     image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
     if args.mode == "tdx":
-        from casemate.measure.plan_tdx import AddOrder, plan_tdx
-
         return plan_tdx(image, AddOrder(args.page_order))
     if args.mode in ("snp", "snp:ovmf-hash"):
-        from casemate.measure.plan_snp import plan_snp, plan_snp_firmware
-
         if args.mode == "snp:ovmf-hash":
             return plan_snp_firmware(image)
         return plan_snp(image, args.vcpus, signature_of(args), hashes, features_of(args))
-
-    from casemate.measure.plan_sev import plan_sev, plan_sev_es
-    from casemate.measure.sev_init import SevInit
 
     if args.mode == "sev":
         return plan_sev(image, hashes)
@@ -236,8 +195,6 @@ def features_of(args: argparse.Namespace) -> int:
 
 
 def _predict(plan: LaunchPlan, firmware: bytes | None) -> bytes:
-    from casemate.measure.trace import running_digests
-
     *_, digest = running_digests(plan, firmware)
     return digest
 
@@ -247,23 +204,17 @@ def _firmware_hash(args: argparse.Namespace) -> bytes | None:
 
 
 def _hashes(args: argparse.Namespace) -> KernelHashes | None:
-    from casemate.errors import SpecError
-
     if args.kernel is None:
         for option in ("initrd", "append"):
             if getattr(args, option) is not None:
                 raise SpecError(f"--{option} without --kernel", "give the kernel, or leave both out")
         return None
 
-    from casemate.measure.kernel_hashes import KernelHashes
-
     return KernelHashes.of_files(args.kernel, args.initrd, args.append or "")
 
 
 def signature_of(args: argparse.Namespace) -> int:
     """The CPUID signature, named in one of three ways. Raises SpecError if not in exactly one."""
-    from casemate.errors import SpecError
-    from casemate.measure.cpu_models import cpu_signature, model_signature
 
     numbers = (args.vcpu_family, args.vcpu_model, args.vcpu_stepping)
     has_numbers = any(number is not None for number in numbers)
@@ -283,14 +234,12 @@ def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> b
     signing = signing_of(args, plan.kind)
     if signing is None:
         return None
-    from casemate.measure.measurement import predict_measurement
 
     return predict_measurement(digest, *signing)
 
 
 def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes, int, PlatformVersion] | None:
     """TIK, nonce, policy and version that sign, or None. Raises SpecError if some are missing or impossible."""
-    from casemate.errors import SpecError
 
     names = ("tik", "nonce", "policy", "api_major", "api_minor", "build_id")
     if not kind.is_signed_at_launch:
@@ -305,25 +254,18 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
     if missing:
         raise SpecError(f"a launch measurement also needs {', '.join(missing)}", "all of them are signed")
 
-    from casemate.measure import measurement as owner
-
-    owner.validate_policy(args.policy, kind)
-    version = owner.PlatformVersion(args.api_major, args.api_minor, args.build_id)
-    return owner.read_tik(args.tik), owner.parse_nonce(args.nonce), args.policy, version
+    validate_policy(args.policy, kind)
+    version = PlatformVersion(args.api_major, args.api_minor, args.build_id)
+    return read_tik(args.tik), parse_nonce(args.nonce), args.policy, version
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:
-    from casemate.files import write_file
-    from casemate.measure.steps import UpdateVmsa
-
     for step in plan.steps:
         if isinstance(step, UpdateVmsa):
             write_file(f"vmsa{step.vcpu}.bin", step.data)
 
 
 def _print_trace(plan: LaunchPlan, firmware: bytes | None) -> None:
-    from casemate.measure.trace import trace_digest
-
     print(_COLUMNS.format("step", "gpa", "bytes", "sha256", "running digest"))
     for step in trace_digest(plan, firmware):
         gpa = "-" if step.gpa is None else f"{step.gpa:#x}"
@@ -338,10 +280,6 @@ def _print_json(
     measurement: bytes | None,
     identity: SignedIdBlock | None,
 ) -> None:
-    import json
-
-    from casemate.measure.trace import trace_digest
-
     steps = [
         {
             "what": step.what,
@@ -367,6 +305,5 @@ def _print_json(
 def _encode(value: bytes, encoding: str) -> str:
     if encoding == "hex":
         return value.hex()
-    from base64 import b64encode
 
     return b64encode(value).decode()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from casemate import __version__
 from casemate.cli import COMMANDS, load_command
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -8,18 +8,18 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
+from casemate.advise.store_check import check_store
 from casemate.errors import ImageError, InternalError, SpecError
-from casemate.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.machine.machine import Machine
-    from casemate.machine.outcome import Outcome
-    from casemate.machine.power_cut import FlashChange
-    from casemate.machine.spec import MachineSpec
+from casemate.firmware.image import FirmwareImage
+from casemate.machine.boot import Attachments, boot
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.power_cut import FlashChange, FlashJournal, PowerCut, store_after_cut
+from casemate.machine.spec import MachineSpec
 
 _RANDOM_LIMIT = 16_000
 _UNTIL = "Shell> "
@@ -27,14 +27,16 @@ _NEXT_BOOT_SECONDS = 20.0
 _HEADINGS = ("after the cut", "next boot", "store after it", "cuts", "for example at")
 
 
-class CutRequest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CutRequest:
     """The option, parsed: ``number`` for one cut, or None for ``most`` cuts of all."""
 
     number: int | None
     most: int
 
 
-class Judgement(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Judgement:
     """What a cut left, whether the guest booted again, and what is in its store after that."""
 
     number: int
@@ -65,7 +67,6 @@ def validate_cut(spec: MachineSpec) -> None:
 
 def cutter(request: CutRequest) -> Callable[[Machine], None]:
     """What makes a machine lose its power, to be called before it runs."""
-    from casemate.machine.power_cut import PowerCut
 
     return PowerCut(request.number or 1).attach
 
@@ -76,18 +77,17 @@ def judge_cuts(spec: MachineSpec, request: CutRequest, until: str | None, as_jso
     Returns 0, or the exit code of the signal that ended it early. The user's variable store is only read. Always on
     the model. Raises SpecError if the boot itself does not get to ``until``.
     """
-    from casemate.machine.outcome import Ending
 
     template = _read(_variables(spec))
     with tempfile.TemporaryDirectory(prefix="casemate-cuts-") as folder:
-        scratch = spec._replace(variables=Path(folder, "VARS.fd"))
+        scratch = replace(spec, variables=Path(folder, "VARS.fd"))
         changes, first = _record(scratch, template, until or _UNTIL)
         if first.ending is not Ending.UNTIL:
             raise SpecError(f"the boot to cut does not get far: {first.detail}", "see what --until waits for")
         numbers = _sample(len(changes), request.most)
         judgements, exit_code = _judge_all(scratch, template, changes, numbers, until or _UNTIL)
     if as_json:
-        cuts = [judgement._asdict() for judgement in judgements]
+        cuts = [asdict(judgement) for judgement in judgements]
         print(json.dumps({"commands": len(changes), "cuts": cuts}, indent=2))
     else:
         print(f"{len(changes)} flash commands, {len(judgements)} cuts")
@@ -97,10 +97,10 @@ def judge_cuts(spec: MachineSpec, request: CutRequest, until: str | None, as_jso
 
 def table(judgements: list[Judgement]) -> str:
     """Lines of a Markdown table: how many cuts ended in which way."""
-    counts = Counter(judgement[1:] for judgement in judgements)
+    counts = Counter(astuple(judgement)[1:] for judgement in judgements)
     rows = [_HEADINGS, ("---",) * len(_HEADINGS)]
     for kind, count in counts.most_common():
-        example = next(judgement.number for judgement in judgements if judgement[1:] == kind)
+        example = next(judgement.number for judgement in judgements if astuple(judgement)[1:] == kind)
         rows.append((*kind, str(count), str(example)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -112,9 +112,6 @@ def _sample(total: int, most: int) -> list[int]:
 
 
 def _record(spec: MachineSpec, template: bytes, until: str) -> tuple[list[FlashChange], Outcome]:
-    from casemate.machine.boot import Attachments, boot
-    from casemate.machine.power_cut import FlashJournal
-
     journal = FlashJournal()
     _variables(spec).write_bytes(template)
     outcome = boot(spec, until=until, timeout=100, attachments=Attachments(on_start=journal.attach))
@@ -124,10 +121,6 @@ def _record(spec: MachineSpec, template: bytes, until: str) -> tuple[list[FlashC
 def _judge_all(
     spec: MachineSpec, template: bytes, changes: list[FlashChange], numbers: list[int], until: str
 ) -> tuple[list[Judgement], int]:
-    from casemate.machine.boot import boot
-    from casemate.machine.outcome import Ending
-    from casemate.machine.power_cut import store_after_cut
-
     judgements: list[Judgement] = []
     for done, number in enumerate(numbers, 1):
         store = store_after_cut(template, changes, number)
@@ -151,8 +144,6 @@ def _judge_all(
 
 
 def _verdict(store: bytes) -> str:
-    from casemate.advise.store_check import check_store
-
     try:
         check = check_store(store, "store")
     except ImageError:
@@ -170,6 +161,4 @@ def _variables(spec: MachineSpec) -> Path:
 
 
 def _read(path: Path) -> bytes:
-    from casemate.firmware.image import FirmwareImage
-
     return FirmwareImage.load(path).data

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from casemate.prove.arena import Row
-    from casemate.prove.prove import HostProof, MechanismProof
+from casemate.errors import SpecError, UnsupportedError
+from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.prove.arena import Row
+from casemate.prove.prove import MECHANISMS, HostProof, MechanismProof, prove_kvm, prove_model
 
 EPILOG = """\
 examples:
@@ -47,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Attack, print; the exit code is the verdict about one protection."""
-    from casemate.prove.prove import MECHANISMS
 
     chosen = MECHANISMS[args.protection]
     proofs: list[HostProof] = []
@@ -64,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
     tried = [verdict for verdict in verdicts if verdict is not None]
     code = _CANNOT if not tried else 0 if all(tried) else _CHANGED
     if args.json:
-        import json
-
         hosts = [_to_json(proof) for proof in proofs]
         print(json.dumps({"protection": str(chosen), "exit_code": code, "hosts": hosts}, indent=2))
     else:
@@ -75,9 +73,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _proofs(host: str) -> Iterator[HostProof]:
-    from casemate.errors import UnsupportedError
-    from casemate.prove.prove import prove_kvm, prove_model
-
     kind, _, era = host.partition(":")
     if host == "all":
         try:
@@ -90,14 +85,10 @@ def _proofs(host: str) -> Iterator[HostProof]:
     elif kind == "model":
         yield from prove_model(era or None)
     else:
-        from casemate.errors import SpecError
-
         raise SpecError(f"--host {host!r} is not known", "use all, kvm, model, or model:ERA")
 
 
 def _kvm_name() -> str:
-    from casemate.host.kvm.modules import loaded_vendor_module
-
     return f"{loaded_vendor_module() or 'KVM'}, Linux {os.uname().release}"
 
 

@@ -8,14 +8,16 @@ import hmac
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from casemate.cli.options import hex_bytes, integer
 from casemate.errors import InsecureError, SpecError
 from casemate.files import read_file, write_file
-
-if TYPE_CHECKING:
-    from casemate.host.secure_processor import LaunchMeasurement
+from casemate.firmware.guids import guid
+from casemate.host.secure_processor import LaunchMeasurement, TransportKeys
+from casemate.measure.measurement import PlatformVersion, predict_measurement, read_tik
+from casemate.measure.plan import reason_of
+from casemate.owner.secret import LUKS_KEY, seal_secret, secret_table
 
 EPILOG = """\
 examples:
@@ -66,9 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, seal, print or write; 0."""
-    from casemate.host.secure_processor import TransportKeys
-    from casemate.measure.measurement import read_tik
-    from casemate.owner.secret import seal_secret
 
     keys = TransportKeys(tek=read_tik(args.tek), tik=read_tik(args.tik))
     measurement = _verified(args, keys.tik)
@@ -86,10 +85,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verified(args: argparse.Namespace, tik: bytes) -> LaunchMeasurement:
-    from casemate.host.secure_processor import LaunchMeasurement
-    from casemate.measure.measurement import PlatformVersion, predict_measurement
-    from casemate.measure.plan import reason_of
-
     digest = hex_bytes(args, "expect_digest", _DIGEST_SIZE, "give what casemate measure prints")
     assert digest is not None
     question = _question(args)
@@ -135,9 +130,6 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _secret(args: argparse.Namespace) -> bytes | None:
-    from casemate.firmware.guids import guid
-    from casemate.owner.secret import LUKS_KEY, secret_table
-
     entries = {guid(name): read_file(path) for name, path in args.entry}
     if args.passphrase:
         entries[LUKS_KEY] = read_file(args.passphrase)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.errors import HostError, SpecError
-from casemate.records import TYPE_CHECKING
+from casemate.machine.machine import Machine
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-    from contextlib import ExitStack
-    from pathlib import Path
-
     from casemate.cli.serial_line import SerialLine
-    from casemate.machine.machine import Machine
 
 
 def is_stdio(args: argparse.Namespace) -> bool:
@@ -58,7 +57,6 @@ def serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[bytes
     kind, _, path = where.partition(":")
     if kind != "file" or not path:
         raise SpecError(f"--serial {where!r} is not known", "use stdio, none, file:PATH, pty or unix:PATH")
-    from pathlib import Path
 
     return file_output(Path(path), stack)
 

@@ -110,9 +110,9 @@ def _expectations(args: argparse.Namespace) -> Expectations:
 
 
 def _planned(path: str, measurement: bytes | None) -> bytes:
+    from casemate.abi.guest_kind import GuestKind
     from casemate.errors import SpecError
     from casemate.files import read_text
-    from casemate.host.guest_kind import GuestKind
     from casemate.measure.digest_snp import predict_digest
     from casemate.measure.plan import LaunchPlan
 

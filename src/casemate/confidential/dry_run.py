@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.commands import SevCommand
 from casemate.confidential.features import feature_names
 from casemate.confidential.preparation import PreparedLaunch
@@ -13,7 +14,6 @@ from casemate.confidential.traced import REGISTER_REGION
 from casemate.confidential.warnings import launch_warnings
 from casemate.errors import UnsupportedError
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boards import find_board
 from casemate.measure.plan import LaunchStep

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.features import SevFeatures
 from casemate.errors import SpecError
-from casemate.host.guest_kind import GuestKind
 
 _BY_NAME = {
     feature.name.lower().replace("_", "-"): feature

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.report import REPORT_DATA_SIZE
 from casemate.confidential.features import parse_features
 from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
@@ -15,7 +16,6 @@ from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.sec_core import Machine, sec_machine
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys, VcpuReset
 from casemate.host.snp_processor import GOSVW_SIZE, SnpFinish
@@ -144,7 +144,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     _validate_policy(policy, spec.kind)
     if spec.is_direct:
         _validate_direct(host)
-        spec = spec._replace(linux=lay_out_linux(spec, host.c_bit))
+        spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
     path = spec.code or spec.bios or spec.kernel
     assert path is not None
     image = FirmwareImage.from_bytes(spec.linux.image, str(path)) if spec.linux else FirmwareImage.load(path)
@@ -160,7 +160,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
-    launched = spec._replace(sev=setup.sev, legacy_window=False, vcpus=runs)
+    launched = replace(spec, sev=setup.sev, legacy_window=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.features import SevFeatures
 from casemate.confidential.features import feature_names
 from casemate.errors import SpecError, UnsupportedError
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import SevSetup
 from casemate.measure.sev_init import SevInit

@@ -11,6 +11,7 @@ import hmac
 from dataclasses import dataclass
 from typing import Any
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.confidential import sev
 from casemate.confidential.features import feature_names
 from casemate.confidential.launch_report import launch_report
@@ -23,12 +24,12 @@ from casemate.confidential.preparation import (
 from casemate.confidential.snp import SnpFinished, launch_snp
 from casemate.confidential.traced import TracedCommand, TracedProcessor
 from casemate.errors import InsecureError, InternalError
-from casemate.host.guest_kind import GuestKind
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending
 from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.memory.backing import Backing
+from casemate.owner.session import make_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,6 @@ def _session(prepared: PreparedLaunch, processor: TracedProcessor) -> LaunchSess
     options = prepared.options
     if options.session is not None or options.keys is None:
         return options.session
-    from casemate.owner.session import make_session
 
     return make_session(processor.pdh, prepared.policy, options.keys).launch
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from casemate.address import FOUR_GIB
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CMOS_SIZE = 128
 EPOCH = (1970, 1, 1)
@@ -145,7 +143,6 @@ class Cmos:
 
     def _store_time(self) -> None:
         """Guest time into the time registers."""
-        from datetime import datetime, timedelta
 
         now = datetime(*EPOCH) + timedelta(seconds=self._now() // NANOSECONDS)
         self._bytes[Register.SECONDS] = self._encode(now.second)
@@ -159,7 +156,6 @@ class Cmos:
 
     def _load_time(self) -> None:
         """The time registers into guest time; nonsense in them carries over into the next larger unit."""
-        from datetime import datetime, timedelta
 
         field = [self._decode(value) for value in self._bytes]
         year = min(max(field[Register.CENTURY] * 100 + field[Register.YEAR], 1), 9998)

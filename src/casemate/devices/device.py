@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from casemate.records import Protocol
+from typing import Protocol
 
 IrqLine = Callable[[bool], None]
 """An interrupt wire: called with the new level."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 PORT = 0xF4
 """Where test guests look for it; four ports."""

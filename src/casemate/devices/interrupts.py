@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.devices.device import IrqLine
-    from casemate.devices.ioapic import Ioapic
-    from casemate.devices.lapic import Lapic
-    from casemate.devices.pic import PicPair
-    from casemate.devices.pit import Pit
-    from casemate.host.clock import GuestClock
+from casemate.devices.device import IrqLine
+from casemate.devices.ioapic import Ioapic
+from casemate.devices.lapic import Lapic
+from casemate.devices.pic import PicPair
+from casemate.devices.pit import Pit
+from casemate.host.clock import GuestClock
 
 TIMER_IRQ = 0
 TIMER_PIN = 2

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from casemate.devices.lapic_timer import LapicTimer
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.host.clock import GuestClock
+from casemate.host.clock import GuestClock
 
 LAPIC_SIZE = 0x1000
 VERSION = 0x50014

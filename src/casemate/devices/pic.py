@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.device import IrqLine
+from casemate.devices.device import IrqLine
 
 CASCADE_IRQ = 2
 SPURIOUS_IRQ = 7

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+from casemate.devices.device import IrqLine
 from casemate.devices.pit_channel import NEVER, PitChannel
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.device import IrqLine
-    from casemate.host.clock import GuestClock
+from casemate.host.clock import GuestClock
 
 REFRESH_NS = 15_085
 """Half a period of the memory refresh that port 0x61 bit 4 shows."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.devices.pm_timer import PmTimer
+from casemate.devices.pm_timer import PmTimer
 
 PM_BLOCK_SIZE = 128
 PM1_EVT, PM1_EN, PM1_CNT, PM_TMR = 0x00, 0x02, 0x04, 0x08

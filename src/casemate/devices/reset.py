@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 CF9_RST_CPU = 1 << 2
 CF9_STORED = 0x0A

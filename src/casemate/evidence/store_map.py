@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from casemate.firmware.variables import RecordFault, align, parse_record
 from casemate.firmware.varstore import HEADER_SIZE, StoreLayout, parse_variable_store
 from casemate.firmware.volume_header import parse_volume_header
-from casemate.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Part:
     """Bytes from ``start`` on, up to the next part: a variable's (``vendor`` is its GUID), or something else's."""
 
     start: int

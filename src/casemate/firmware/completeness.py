@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
+from casemate.firmware.image import FirmwareImage
 from casemate.firmware.wrapper import find_wrapper
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.firmware.image import FirmwareImage
 
 BIOS_GRANULE = 64 << 10
 """Bytes; the size of a ``--bios`` file must be a multiple."""

@@ -5,10 +5,11 @@ It is read backwards: a footer 48 bytes before the end of the file, then entries
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
 from casemate.firmware import guids
-from casemate.records import NamedTuple
 
 FOOTER_OFFSET = 48
 """Where the footer GUID starts, in bytes before the end of the file."""
@@ -16,7 +17,8 @@ _TRAILER = 18
 """Bytes that close each entry: u16 length and GUID; the length counts them in."""
 
 
-class TableEntry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TableEntry:
     """One entry: its GUID and data, and where the data starts in the file."""
 
     guid: bytes
@@ -29,7 +31,8 @@ class TableEntry(NamedTuple):
         return guids.TABLE_ENTRY_NAMES.get(self.guid) or guids.guid_text(self.guid)
 
 
-class GuestArea(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GuestArea:
     """A piece of guest memory that the firmware sets apart for the launch."""
 
     base: int
@@ -41,7 +44,8 @@ class GuestArea(NamedTuple):
         return self.base != 0 and self.size != 0
 
 
-class GuidedTable(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class GuidedTable:
     """All entries, from the end of the file downwards."""
 
     entries: tuple[TableEntry, ...]

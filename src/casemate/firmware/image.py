@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from casemate.firmware.guided_table import GuestArea, GuidedTable
-    from casemate.firmware.sev_metadata import SevMetadata
-    from casemate.firmware.tdvf import TdvfMetadata
-    from casemate.firmware.volume_header import VolumeHeader
+from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
+from casemate.firmware.sev_metadata import SevMetadata, parse_sev_metadata
+from casemate.firmware.tdvf import TdvfMetadata, parse_tdvf
+from casemate.firmware.volume_header import VolumeHeader, find_volumes
 
 LARGEST_FILE = 64 << 20
 """Bytes; a file over this is not read at all, for no firmware of any architecture is as large."""
@@ -63,8 +59,6 @@ class FirmwareImage:
     def volumes(self) -> tuple[VolumeHeader, ...]:
         """The firmware volumes that lie open in the file."""
         if self._volumes is None:
-            from casemate.firmware.volume_header import find_volumes
-
             self._volumes = tuple(find_volumes(self.data))
         return self._volumes
 
@@ -82,8 +76,6 @@ class FirmwareImage:
     def guided_table(self) -> GuidedTable | None:
         """The GUIDed table at the end of the image, or None."""
         if self._tables is None:
-            from casemate.firmware.guided_table import parse_guided_table
-
             self._tables = (parse_guided_table(self.data, self.name),)
         return self._tables[0]
 
@@ -105,14 +97,12 @@ class FirmwareImage:
     @property
     def sev_metadata(self) -> SevMetadata | None:
         """The pages that an SNP launch must prepare, or None."""
-        from casemate.firmware.sev_metadata import parse_sev_metadata
 
         return parse_sev_metadata(self.data, self.guided_table, self.name)
 
     @property
     def tdvf(self) -> TdvfMetadata | None:
         """The sections that a TDX launch must add, or None."""
-        from casemate.firmware.tdvf import parse_tdvf
 
         return parse_tdvf(self.data, self.guided_table, self.name)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from casemate.firmware import guids
-from casemate.records import TYPE_CHECKING
+import lzma
 
-if TYPE_CHECKING:
-    import lzma
+from casemate.firmware import guids
 
 LZMA_MEMORY = 40 << 20
 """Bytes that a decoder may use; edk2 packs with a dictionary of 16 MiB. A stream that needs more is an LZMAError."""
@@ -16,7 +14,6 @@ _GUID_DEFINED_SECTION = 0x02
 
 def open_decoder() -> lzma.LZMADecompressor:
     """A decoder for one stream; feed it with a limit on what it may return."""
-    import lzma
 
     return lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=LZMA_MEMORY)
 

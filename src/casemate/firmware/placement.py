@@ -15,11 +15,9 @@ from casemate.firmware.completeness import (
     validate_multiple,
     validate_raw,
 )
+from casemate.firmware.image import FirmwareImage
 from casemate.firmware.smm import requires_smm
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.firmware.image import FirmwareImage
+from casemate.firmware.varstore import has_rewrite_in_spare, parse_variable_store
 
 MAX_FLASH = 8 << 20
 """Bytes of all flash units together, the default of QEMU's ``max-fw-size``."""
@@ -94,8 +92,6 @@ def _validate_boots_without_smm(image: FirmwareImage) -> None:
 
 
 def _validate_store(image: FirmwareImage) -> None:
-    from casemate.firmware.varstore import has_rewrite_in_spare, parse_variable_store
-
     if not image.data.strip(b"\xff") or not image.data.strip(b"\0"):
         cause = (
             f"the variable store is blank (all {image.data[0]:#04x}), which edk2 firmware does not survive"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 
 from casemate.errors import ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuidedTable, metadata_start
-from casemate.records import NamedTuple
 
 _HEADER = struct.Struct("<4sIII")
 _SECTION = struct.Struct("<III")
@@ -26,7 +26,8 @@ class SevSectionType(IntEnum):
     KERNEL_HASHES = 0x10
 
 
-class SevSection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SevSection:
     """A range of guest memory to prepare; ``type`` may be a number that ``SevSectionType`` does not know."""
 
     base: int
@@ -34,7 +35,8 @@ class SevSection(NamedTuple):
     type: int
 
 
-class SevMetadata(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SevMetadata:
     """All sections in file order."""
 
     sections: tuple[SevSection, ...]

@@ -7,8 +7,10 @@ not, against 100 ms for the whole stream. File names say as much, but lie once s
 
 from __future__ import annotations
 
+import lzma
+
 from casemate.firmware import guids
-from casemate.firmware.lzma_section import find_lzma_stream
+from casemate.firmware.lzma_section import find_lzma_stream, open_decoder
 
 _HEAD = 1 << 20
 """Bytes; the PEI volume ends below this in every OVMF layout (OvmfPkg/OvmfPkgX64.fdf)."""
@@ -24,10 +26,6 @@ def requires_smm(data: bytes) -> bool:
 
 
 def _unpack_head(data: bytes, stream: int) -> bytes:
-    import lzma
-
-    from casemate.firmware.lzma_section import open_decoder
-
     decoder = open_decoder()
     head, feed = bytearray(), data[stream:]
     try:

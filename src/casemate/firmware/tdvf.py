@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuidedTable, metadata_start
-from casemate.records import NamedTuple
 
 _HEADER = struct.Struct("<4sIII")
 _SECTION = struct.Struct("<IIQQII")
@@ -31,7 +31,8 @@ class TdvfSectionType(IntEnum):
         return self in (TdvfSectionType.BFV, TdvfSectionType.CFV)
 
 
-class TdvfSection(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TdvfSection:
     """One section: a piece of the file (offset and bytes) and the guest memory that it fills."""
 
     data_offset: int
@@ -47,7 +48,8 @@ class TdvfSection(NamedTuple):
         return bool(self.attributes & 1)
 
 
-class TdvfMetadata(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TdvfMetadata:
     """All sections in file order."""
 
     sections: tuple[TdvfSection, ...]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from casemate.records import Value
+from dataclasses import dataclass
 
 
-class VmCapabilities(Value):
+@dataclass(frozen=True, slots=True)
+class VmCapabilities:
     """Answers of one VM after it was created with its final type."""
 
     readonly_memory: bool

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic_ns
-
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NANOSECONDS = 1_000_000_000
 

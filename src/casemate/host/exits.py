@@ -6,22 +6,25 @@ was created with (docs/decisions/0003-exits.md).
 
 from __future__ import annotations
 
-from casemate.records import Value
+from dataclasses import dataclass
 
 
-class Hlt(Value):
+@dataclass(frozen=True, slots=True)
+class Hlt:
     """The guest halted and nothing can wake it: interrupts are off, or no interrupt source is armed."""
 
     interrupts_enabled: bool
 
 
-class Shutdown(Value):
+@dataclass(frozen=True, slots=True)
+class Shutdown:
     """Triple fault."""
 
     rip: int | None = None
 
 
-class MemoryFault(Value):
+@dataclass(frozen=True, slots=True)
+class MemoryFault:
     """A guest access that the host could not back, such as a store to a write-protected mapping.
 
     ``gpa``, ``size``, ``value`` and ``rip`` are None where the host cannot know them. Memory is unchanged and
@@ -34,27 +37,31 @@ class MemoryFault(Value):
     rip: int | None = None
 
 
-class NestedFaultLoop(Value):
+@dataclass(frozen=True, slots=True)
+class NestedFaultLoop:
     """The same nested page fault for ever: a sealed guest stored to a read-only slot.
 
     A real host never tells: its ``KVM_RUN`` just does not return. The model does, at the first fault.
     """
 
 
-class SevTermination(Value):
+@dataclass(frozen=True, slots=True)
+class SevTermination:
     """A SEV-ES guest asked by GHCB for its own end, or for what no host does (KVM_SYSTEM_EVENT_SEV_TERM)."""
 
     detail: str
 
 
-class InternalFault(Value):
+@dataclass(frozen=True, slots=True)
+class InternalFault:
     """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
 
     detail: str
     rip: int | None = None
 
 
-class Interrupted(Value):
+@dataclass(frozen=True, slots=True)
+class Interrupted:
     """``Vcpu.stop`` was called."""
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.abi.kvm.vm_types import VmType
-    from casemate.address import Gpa, GuestRange, Hva
-    from casemate.host.capabilities import VmCapabilities
-    from casemate.host.exits import VmExit
-    from casemate.host.guest_kind import GuestKind
-    from casemate.host.secure_processor import SecureProcessor, SevSetup
-    from casemate.host.slots import MemorySlot
-    from casemate.host.snp_processor import SnpProcessor
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kvm.vm_types import VmType
+from casemate.address import Gpa, GuestRange, Hva
+from casemate.host.capabilities import VmCapabilities
+from casemate.host.exits import VmExit
+from casemate.host.secure_processor import SecureProcessor, SevSetup
+from casemate.host.slots import MemorySlot
+from casemate.host.snp_processor import SnpProcessor
 
 
 class IoBus(Protocol):

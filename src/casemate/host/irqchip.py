@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
+from typing import Protocol
 
 
 class KernelIrqchip(Protocol):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.address import Hva
-from casemate.records import NamedTuple, Protocol
 
 CERTIFICATE_SIZE = 2084
 """Bytes of a certificate of the platform (AMD 55766 SEV API 0.24, table 109)."""
@@ -43,7 +43,8 @@ class LaunchSession(NamedTuple):
     blob: bytes
 
 
-class PlatformCertificates(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PlatformCertificates:
     """What a platform exports: the PDH certificate; behind it PEK, OCA and CEK, then AMD's ASK and ARK or nothing."""
 
     pdh: bytes
@@ -59,7 +60,8 @@ class PlatformCertificates(NamedTuple):
         return self.pdh + self.chain
 
 
-class VcpuReset(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VcpuReset:
     """Where one vCPU starts (CS base and IP in one), and its CPUID signature (EDX at reset)."""
 
     address: int

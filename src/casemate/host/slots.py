@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING, Value
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from casemate.address import GuestRange, Hva
+from casemate.address import GuestRange, Hva
 
 
-class MemorySlot(Value):
+@dataclass(frozen=True, slots=True)
+class MemorySlot:
     """One slot; page-aligned. A live slot is never changed in place: it is deleted, then added again."""
 
     number: int

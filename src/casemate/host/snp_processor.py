@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.snp import SnpPageType
 from casemate.abi.sev.snp_pages import CpuidPage
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.host.secure_processor import VcpuReset
-from casemate.records import NamedTuple, Protocol
 
 GOSVW_SIZE, HOST_DATA_SIZE = 16, 32
 """Bytes of the guest-visible workarounds and of the host's data."""
@@ -30,7 +30,8 @@ class SnpUpdate:
         self.gpa, self.hva, self.size = Gpa(self.gpa + size), Hva(self.hva + size), self.size - size
 
 
-class SnpFinish(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SnpFinish:
     """Inputs of SNP_LAUNCH_FINISH; empty ID block and authentication: the host starts any guest."""
 
     id_block: bytes = b""

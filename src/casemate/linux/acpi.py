@@ -6,8 +6,7 @@ They lead Linux to its processors, the I/O APIC, the power-management timer and 
 from __future__ import annotations
 
 import struct
-
-from casemate.records import NamedTuple
+from dataclasses import dataclass
 
 LAPIC, IOAPIC = 0xFEE00000, 0xFEC00000
 SCI = 9
@@ -28,7 +27,8 @@ _RESET_PORT, _RESET_VALUE = 0xCF9, 0x0F
 _NO_C_STATE = 0xFFFF
 
 
-class AcpiTables(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AcpiTables:
     """All tables in one piece, the RSDP first, not yet linked: pointers are offsets into ``data``, checksums are 0."""
 
     data: bytes

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zstandard
+from lz4.block import decompress
+
 from casemate.errors import ImageError
 from casemate.files import LARGEST_KERNEL, read_file
-from casemate.records import NamedTuple
 
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
 _SETUP_SECTORS, _HEADER_START, _HEADER_LENGTH = 0x1F1, 0x1F1, 0x201
@@ -26,7 +31,8 @@ _LOAD = 1
 _MIB = 1 << 20
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Segment:
     """Bytes of the kernel, and where they go."""
 
     gpa: int
@@ -92,33 +98,23 @@ def _unpack(payload: bytes, path: Path | str, offset: int) -> bytes:
 
 
 def _gunzip(data: bytes) -> bytes:
-    import zlib
-
     return zlib.decompressobj(31).decompress(data, _LARGEST_KERNEL)
 
 
 def _bunzip(data: bytes) -> bytes:
-    import bz2
-
     return bz2.BZ2Decompressor().decompress(data, _LARGEST_KERNEL)
 
 
 def _unlzma(data: bytes) -> bytes:
-    import lzma
-
     return lzma.LZMADecompressor().decompress(data, _LARGEST_KERNEL)
 
 
 def _unzstd(data: bytes) -> bytes:
-    import zstandard
-
     with zstandard.ZstdDecompressor().stream_reader(data) as reader:
         return reader.read(_LARGEST_KERNEL)
 
 
 def _unlz4(data: bytes) -> bytes:
-    from lz4.block import decompress
-
     blocks: list[bytes] = []
     at = len(_LZ4_LEGACY)
     while at + 4 <= len(data) and len(blocks) * _LZ4_BLOCK < _LARGEST_KERNEL:

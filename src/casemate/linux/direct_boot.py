@@ -12,7 +12,6 @@ from casemate.errors import SpecError
 from casemate.linux.acpi import acpi_tables
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.entry import MAX_GIB, entry_image, page_tables
-from casemate.records import NamedTuple
 
 PM_BASE = 0x600
 """First port of the ACPI block, where firmware would have put it."""
@@ -27,7 +26,8 @@ _NORMAL_VIDEO, _UNKNOWN_LOADER = 0xFFFF, 0xFF
 _E820_RAM, _E820_RESERVED, _E820_ACPI = 1, 2, 3
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Piece:
     """Whole pages of guest memory, and what they are."""
 
     what: str

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.hypervisor import Hypervisor
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
+from casemate.machine.outcome import Outcome
 from casemate.machine.recorder import Recorder
-from casemate.records import TYPE_CHECKING, Value
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Sequence
-
-    from casemate.host.hypervisor import Hypervisor
-    from casemate.machine.outcome import Outcome
-    from casemate.machine.spec import MachineSpec
+from casemate.machine.run_loop import run, signals_end
+from casemate.machine.spec import MachineSpec
 
 _IDLE_ALLOWANCE_SECONDS = 60
 
 
-class Attachments(Value):
+@dataclass(frozen=True, slots=True)
+class Attachments:
     """Who watches and talks to the guest from outside; the callbacks run on the vCPU's thread."""
 
     output: Callable[[bytes], None] | None = None
@@ -73,11 +73,6 @@ def boot(
     )
     host = hypervisor(clock) if hypervisor else _model(spec, clock)
     with Machine(spec, host, clock, console, recorder) as machine:
-        from casemate.machine.run_loop import (
-            run,
-            signals_end,
-        )  # here for the reason that devices are (Machine)
-
         assemble(machine)
         machine.host_why = host_why
         with signals_end(machine):

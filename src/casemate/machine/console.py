@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from casemate.events import EventSink, Milestone
-from casemate.records import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from casemate.events import EventSink, Milestone
 
 _KEPT = 1 << 20
 _ESCAPE = b"\x1b"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port
+from casemate.devices.bus import Bus
 from casemate.devices.cmos import Cmos
+from casemate.devices.device import PortIo, Resettable
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import PORT as FW_CFG_PORT
 from casemate.devices.fw_cfg.keys import PORT_COUNT as FW_CFG_PORTS
@@ -17,6 +20,8 @@ from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
 from casemate.devices.pm_timer import SEALED_STALL_GAP_NS, STALL_GAP_NS, PmTimer
 from casemate.devices.reset import Port92, ResetControl
 from casemate.devices.serial.uart16550 import Uart16550
+from casemate.events import EventSink
+from casemate.host.clock import GuestClock
 from casemate.machine.acpi_files import AcpiFiles
 from casemate.machine.boards.board import (
     KEYBOARD_IRQ,
@@ -25,22 +30,14 @@ from casemate.machine.boards.board import (
     Board,
     ChipsetEvents,
 )
+from casemate.machine.console import Console
+from casemate.machine.direct_kernel import add_kernel
+from casemate.machine.irqchip import HostIrqchip
+from casemate.machine.own_irqchip import OwnIrqchip
+from casemate.machine.spec import MachineSpec
+from casemate.memory.guest_memory import GuestMemory
+from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.devices.bus import Bus
-    from casemate.devices.device import PortIo, Resettable
-    from casemate.events import EventSink
-    from casemate.host.clock import GuestClock
-    from casemate.machine.console import Console
-    from casemate.machine.irqchip import HostIrqchip
-    from casemate.machine.own_irqchip import OwnIrqchip
-    from casemate.machine.spec import MachineSpec
-    from casemate.memory.guest_memory import GuestMemory
-    from casemate.memory.map import MemoryMap
 
 _E820_RAM = 1
 
@@ -110,8 +107,6 @@ class MachineDevices:
         if not spec.is_direct:
             self._acpi = AcpiFiles(fw_cfg, spec.vcpus)
         if spec.kernel is not None and not spec.is_direct:
-            from casemate.machine.direct_kernel import add_kernel
-
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
         cmos = Cmos(clock, low, spec.memory - low)
         keyboard = I8042(reset, self._irqchip.irq(KEYBOARD_IRQ))

@@ -5,20 +5,17 @@ To firmware its file goes unchanged.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from casemate.abi.guest_kind import GuestKind
+from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import Key
 from casemate.errors import ImageError
 from casemate.files import LARGEST_KERNEL, read_file
-from casemate.host.guest_kind import GuestKind
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.direct_boot import DirectBoot, prepare_linux
 from casemate.machine.boards import find_board
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from casemate.devices.fw_cfg.fw_cfg import FwCfg
-    from casemate.machine.spec import MachineSpec
+from casemate.machine.spec import MachineSpec
 
 _SETUP_SECTORS = 0x1F1
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from casemate.address import FOUR_GIB, Gpa
+from casemate.devices.flash.file import FlashFile
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.placement import validate_bios, validate_flash
-from casemate.records import TYPE_CHECKING, Value
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from casemate.devices.flash.file import FlashFile
-    from casemate.linux.direct_boot import DirectBoot
-    from casemate.machine.spec import MachineSpec
+from casemate.linux.direct_boot import DirectBoot
+from casemate.machine.spec import MachineSpec
 
 
-class FirmwareFile(Value):
+@dataclass(frozen=True, slots=True)
+class FirmwareFile:
     """One image, where it goes, and its lock; a ``--bios`` image has no lock, for nobody writes it back."""
 
     path: Path | str
@@ -36,7 +35,6 @@ def open_firmware(spec: MachineSpec, linux: DirectBoot | None = None) -> list[Fi
         image = FirmwareImage.load(spec.bios)
         validate_bios(image)
         return [FirmwareFile(spec.bios, Gpa(FOUR_GIB - image.size), image.data)]
-    from casemate.devices.flash.file import FlashFile
 
     assert spec.code is not None
     paths = [spec.code] if spec.variables is None else [spec.code, spec.variables]

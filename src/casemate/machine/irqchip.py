@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-    from typing import Any
-
-    from casemate.devices.bus import Bus
-    from casemate.devices.device import IrqLine, Resettable
-    from casemate.events import EventSink
-    from casemate.host.clock import GuestClock
-    from casemate.host.hypervisor import Vm
-    from casemate.host.irqchip import KernelIrqchip
-    from casemate.machine.own_irqchip import MachineInterrupts, OwnIrqchip
-    from casemate.memory.map import MemoryMap
+from casemate.devices.bus import Bus
+from casemate.devices.device import IrqLine, Resettable
+from casemate.events import EventSink
+from casemate.host.clock import GuestClock
+from casemate.host.hypervisor import Vm
+from casemate.host.irqchip import KernelIrqchip
+from casemate.machine.own_irqchip import MachineInterrupts, OwnIrqchip
+from casemate.memory.map import MemoryMap
 
 
 class HostIrqchip:
@@ -49,6 +46,5 @@ def make_irqchip(
     if vm.capabilities.in_kernel_irqchip:
         keeper: Any = vm  # a KernelIrqchip, as its capabilities say
         return HostIrqchip(keeper, lock)
-    from casemate.machine.own_irqchip import OwnIrqchip
 
     return OwnIrqchip(clock, sink)

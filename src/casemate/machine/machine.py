@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
+from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus, SharedBus
+from casemate.devices.flash.cfi import CfiFlash
 from casemate.errors import InternalError, UnsupportedError
+from casemate.host.clock import GuestClock
+from casemate.host.exits import VmExit
+from casemate.host.hypervisor import Hypervisor, InterruptController, Vcpu
+from casemate.linux.direct_boot import PM_BASE, DirectBoot
 from casemate.machine.boards import find_board
-from casemate.machine.firmware import close_firmware, open_firmware
+from casemate.machine.console import Console
+from casemate.machine.devices import MachineDevices
+from casemate.machine.direct_kernel import lay_out_linux
+from casemate.machine.firmware import FirmwareFile, close_firmware, open_firmware
 from casemate.machine.irqchip import make_irqchip
 from casemate.machine.outcome import Ending
+from casemate.machine.recorder import Recorder
+from casemate.machine.spec import MachineSpec
 from casemate.machine.standstill import Standstill
 from casemate.memory.backing import Backing
+from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.protection import OnWrite, WriteProtection, choose
 from casemate.memory.region import Alias, Ram, Rom, RomDevice
-from casemate.records import TYPE_CHECKING, Value
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from casemate.devices.flash.cfi import CfiFlash
-    from casemate.host.clock import GuestClock
-    from casemate.host.exits import VmExit
-    from casemate.host.hypervisor import Hypervisor, InterruptController, Vcpu
-    from casemate.linux.direct_boot import DirectBoot
-    from casemate.machine.console import Console
-    from casemate.machine.firmware import FirmwareFile
-    from casemate.machine.recorder import Recorder
-    from casemate.machine.spec import MachineSpec
-    from casemate.memory.flash_memory import FlashMemory
 
 _LEGACY_BIOS_SIZE = 128 << 10
 _MIB = 1 << 20
@@ -49,7 +48,8 @@ class Stage(IntEnum):
     READY = 4
 
 
-class FlashUnit(Value):
+@dataclass(frozen=True, slots=True)
+class FlashUnit:
     """One flash unit: its file, its memory and its command state machine."""
 
     number: int
@@ -124,7 +124,6 @@ class Machine:
     def _create(self) -> None:
         # Loaded here, for a kernel takes milliseconds to have a new VM's interrupt controllers on its buses, and the
         # first slot waits for that.
-        from casemate.machine.devices import MachineDevices
 
         spec, board = self.spec, find_board(self.spec.machine)
         self.protection = choose(
@@ -322,9 +321,6 @@ class Machine:
         return backing
 
     def _place_unit(self, number: int, source: FirmwareFile) -> None:
-        from casemate.devices.flash.cfi import CfiFlash
-        from casemate.memory.flash_memory import FlashMemory
-
         backing = self._backing(f"casemate-flash{number}", len(source.data))
         backing.writable.view[:] = source.data
         memory = FlashMemory(
@@ -352,9 +348,6 @@ class Machine:
         self._place_legacy_window(region)
 
     def _place_linux(self, linux: DirectBoot) -> None:
-        from casemate.abi.x86.msr import MTRR_DEF_TYPE
-        from casemate.linux.direct_boot import PM_BASE
-
         for piece in linux.pieces:
             self.memory.write(piece.gpa, piece.data)
         # What firmware would have set up. Without MTRRs Linux does without PAT, and a SEV-ES guest without itself.
@@ -369,6 +362,4 @@ class Machine:
 
 
 def _lay_out(spec: MachineSpec) -> DirectBoot:
-    from casemate.machine.direct_kernel import lay_out_linux
-
     return lay_out_linux(spec, None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+from hashlib import sha256
+from typing import Any
 
-from casemate.records import TYPE_CHECKING, Value
-
-if TYPE_CHECKING:
-    from typing import Any
+from casemate import __version__
 
 
 class Ending(Enum):
@@ -43,7 +43,8 @@ class Ending(Enum):
         return self.value[1]
 
 
-class Outcome(Value):
+@dataclass(frozen=True, slots=True)
+class Outcome:
     """The end of one run; ``detail`` explains the ending."""
 
     ending: Ending
@@ -63,7 +64,6 @@ class Outcome(Value):
         """What was seen, in the documented form."""
         if self.bios is not None and self.facts["bios"]["sha256"] is None:
             # Only here, for nobody may ask, and loading a library of hashes takes longer than starting a VM.
-            from hashlib import sha256
 
             digest = sha256(self.bios).hexdigest()
             self.facts["bios"].update(input_sha256=digest, sha256=digest)
@@ -76,7 +76,6 @@ class Outcome(Value):
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON form, as plain data."""
-        from casemate import __version__
 
         head = {
             "version": __version__,

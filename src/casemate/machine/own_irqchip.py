@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from casemate.devices.bus import Bus
+from casemate.devices.device import IrqLine, Resettable
 from casemate.devices.interrupts import PcInterrupts
 from casemate.devices.ioapic import IOAPIC_SIZE, Ioapic
 from casemate.devices.lapic import LAPIC_SIZE, Lapic
 from casemate.devices.pic import PicPair
 from casemate.devices.pit import Pit, Port61
 from casemate.events import EventSink, Milestone
+from casemate.host.clock import GuestClock
 from casemate.machine.boards.board import IOAPIC, LAPIC
+from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.devices.bus import Bus
-    from casemate.devices.device import IrqLine, Resettable
-    from casemate.host.clock import GuestClock
-    from casemate.memory.map import MemoryMap
 
 
 class MachineInterrupts(PcInterrupts):

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 
 from casemate.events import Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
-from casemate.records import TYPE_CHECKING, Value
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.evidence.flash_log import FlashLog
+from casemate.evidence.flash_log import FlashLog
 
 _KEPT = 1000
 
 
-class TimedViolation(Value):
+@dataclass(frozen=True, slots=True)
+class TimedViolation:
     """A violation and when it happened, in seconds of host time since the machine was built."""
 
     at: float
     event: Violation
 
 
-class TimedChange(Value):
+@dataclass(frozen=True, slots=True)
+class TimedChange:
     """A change of protection and when it happened, in seconds of host time since the machine was built."""
 
     at: float
@@ -53,7 +52,6 @@ class Recorder(EventSink):
 
     def watch_flash(self, unit: int, contents: memoryview) -> None:
         """Expect commands of a flash unit."""
-        from casemate.evidence.flash_log import FlashLog
 
         self.flash[unit] = FlashLog(contents)
 

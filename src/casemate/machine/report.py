@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from typing import Any
+
+from casemate.machine.machine import FlashUnit, Machine
+from casemate.machine.recorder import TimedChange, TimedViolation
 from casemate.machine.violation import owner
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from casemate.machine.machine import FlashUnit, Machine
-    from casemate.machine.recorder import TimedChange, TimedViolation
 
 
 def make_report(machine: Machine) -> dict[str, Any]:
@@ -72,8 +70,6 @@ def _protection(machine: Machine) -> dict[str, Any]:
 
 
 def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
-    from hashlib import sha256
-
     return {
         "unit": unit.number,
         "file": str(unit.source.path),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
+from types import FrameType
 
 from casemate.errors import HostError
 from casemate.events import AccessPath, Violation
@@ -20,6 +22,7 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
+from casemate.host.hypervisor import Vcpu
 from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, Outcome
@@ -34,13 +37,6 @@ from casemate.machine.violation import (
 )
 from casemate.machine.watchdog import Watchdog
 from casemate.memory.protection import OnWrite
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
-
-    from casemate.host.hypervisor import Vcpu
 
 _POLL_SECONDS = 0.2
 

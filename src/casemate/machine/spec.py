@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import PAGE_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import SpecError
-from casemate.host.guest_kind import GuestKind
-from casemate.records import TYPE_CHECKING, Value
+from casemate.host.secure_processor import SevSetup
+from casemate.linux.direct_boot import DirectBoot
+from casemate.memory.protection import OnWrite, Requested
 
 MIB = 1 << 20
 MIN_MEMORY = 1 * MIB
@@ -14,18 +20,11 @@ MAX_MEMORY = 64 << 30
 MAX_VCPUS = 255
 """As many as there are APIC IDs of 8 bits, which is what the interrupt controllers here have."""
 
-if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import Literal
-
-    from casemate.host.secure_processor import SevSetup
-    from casemate.linux.direct_boot import DirectBoot
-    from casemate.memory.protection import OnWrite, Requested
-
-    BoardName = Literal["q35", "pc", "bare"]
+BoardName = Literal["q35", "pc", "bare"]
 
 
-class MachineSpec(Value):
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
     """One guest. Firmware is ``code`` with ``variables`` (or without) in flash, or ``bios``; sizes in bytes.
 
     With neither of them ``kernel`` is started without firmware.
@@ -52,19 +51,12 @@ class MachineSpec(Value):
     """A Linux kernel to start, with ``initrd`` and the command line ``append``: by the firmware, or without any."""
     initrd: Path | None = None
     append: str = ""
-    linux: DirectBoot | None = None
+    linux: DirectBoot | None = field(default=None, repr=False)
     """The kernel as it is laid out in memory, where a launch decided on that; only for a kernel without firmware."""
     fw_cfg: tuple[tuple[str, bytes], ...] = ()
     """Files for the guest, by name."""
 
-    if not TYPE_CHECKING:  # whose constructor type checkers make of the fields
-
-        def __new__(cls, *values, **named):
-            self = super().__new__(cls, *values, **named)
-            self._validate()
-            return self
-
-    def _validate(self) -> None:
+    def __post_init__(self) -> None:
         if (self.code is None) == (self.bios is None) and not self.is_direct:
             raise SpecError("the firmware is given by code and variables, or by bios", "give one of them")
         if self.code is None and self.variables is not None:
@@ -85,10 +77,6 @@ class MachineSpec(Value):
                 f"give a multiple of {PAGE_SIZE} bytes from {MIN_MEMORY // MIB}M to {MAX_MEMORY >> 30}G",
             )
 
-    def __repr__(self) -> str:
-        fields = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "linux")
-        return f"MachineSpec({', '.join(fields)})"
-
     @property
     def in_flash(self) -> bool:
         """Whether the firmware is in flash units."""
@@ -105,7 +93,6 @@ class MachineSpec(Value):
         Not of unit 0, which the guest executes, nor where each change is to be on the disk or a violation to end the
         run, nor of encrypted guests, with which nobody has seen it.
         """
-        from casemate.memory.protection import OnWrite
 
         at_once = self.sync is Sync.ALWAYS or self.on_write not in (None, OnWrite.DROP)
         return unit > 0 and not at_once and not self.kind.is_confidential

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.machine.machine import Machine
+from casemate.machine.machine import Machine
 
 
 class Standstill:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from casemate.events import AccessPath, Violation, ViolationKind
-from casemate.memory.protection import OnWrite
-from casemate.records import TYPE_CHECKING, Value
+from dataclasses import dataclass, replace
 
-if TYPE_CHECKING:
-    from casemate.host.exits import MemoryFault
-    from casemate.machine.machine import Machine
+from casemate.events import AccessPath, Violation, ViolationKind
+from casemate.evidence.owner import owner_of
+from casemate.host.exits import MemoryFault
+from casemate.machine.machine import Machine
+from casemate.memory.flash_memory import FlashMode
+from casemate.memory.protection import OnWrite
 
 _MMIO_PATHS = (AccessPath.READONLY_SLOT, AccessPath.NO_SLOT, AccessPath.EMULATOR)
 
 
-class Verdict(Value):
+@dataclass(frozen=True, slots=True)
+class Verdict:
     """Whether the guest goes on, and what to tell."""
 
     goes_on: bool
@@ -62,12 +64,12 @@ def make_store(machine: Machine, violation: Violation) -> bool:
 def examine(machine: Machine, violation: Violation) -> Violation:
     """With the instruction and the vCPU; called on the vCPU's thread while the access is being handled."""
     if machine.vcpu.store_is_late:
-        return violation._replace(path=AccessPath.COALESCED)
+        return replace(violation, path=AccessPath.COALESCED)
     rip = violation.rip
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
         rip = machine.vcpu.storing_instruction(violation.gpa, violation.size)
     text = None if rip is None else instruction_text(machine, rip)
-    return violation._replace(rip=rip, instruction=text, vcpu=machine.vcpus.index(machine.vcpu))
+    return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.index(machine.vcpu))
 
 
 def judge_loop(machine: Machine) -> str:
@@ -102,7 +104,6 @@ def owner(machine: Machine, violation: Violation) -> str | None:
     """What of a unit's file lies where the guest stored."""
     if violation.unit is None or violation.gpa is None:
         return None
-    from casemate.evidence.owner import owner_of
 
     source = machine.flash[violation.unit].source
     offset = violation.gpa - source.gpa
@@ -119,8 +120,6 @@ def _executor(violation: Violation) -> str:
 
 
 def _suspects(machine: Machine) -> str:
-    from casemate.memory.flash_memory import FlashMode
-
     units = [f"unit {unit.number}" for unit in machine.flash if unit.memory.mode is FlashMode.ARRAY]
     why = " (sealed)" if machine.vm.capabilities.sealed_state else ""
     return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"

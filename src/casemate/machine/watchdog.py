@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 
+from casemate.machine.machine import Machine
+from casemate.machine.violation import instruction_text
 from casemate.memory.protection import WriteProtection
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Sequence
-
-    from casemate.machine.machine import Machine
 
 SEALED_SECONDS = 30.0
 """How long a sealed guest behind read-only slots may be silent, unless something else was asked for."""
@@ -50,7 +47,6 @@ class Watchdog:
 
     def cause(self) -> str:
         """What to tell of it; for the time after the vCPU has stopped."""
-        from casemate.machine.violation import instruction_text
 
         silence = f"{self._seconds:g} s of processor time without an access to any device"
         if self._can_livelock:

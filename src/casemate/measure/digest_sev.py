@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from casemate.measure.plan import LaunchPlan, LaunchStep
+from casemate.measure.plan import LaunchPlan, LaunchStep
 
 
 def predict_digest(plan: LaunchPlan) -> bytes:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from struct import Struct
 
 from casemate.abi.sev.snp import DIGEST_SIZE, VMSA_GPA, SnpPageType
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
+from casemate.measure.plan import LaunchPlan, LaunchStep
 from casemate.measure.sha384 import sha384
 from casemate.measure.steps import SnpPages, UpdateVmsa
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from casemate.measure.plan import LaunchPlan, LaunchStep
 
 INITIAL = bytes(DIGEST_SIZE)
 """The digest before the first page."""

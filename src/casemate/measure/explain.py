@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import SpecError
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.chains import Sha256Chain, SnpChain, State
 from casemate.measure.hypotheses import (
     Claim,

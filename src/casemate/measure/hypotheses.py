@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Generic, NamedTuple, TypeVar
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.features import SevFeatures
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.cpu_models import CPU_MODELS, cpu_signature
 from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.kernel_header import patched_kernel

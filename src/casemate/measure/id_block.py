@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.sev.id_block import ECDSA_P384_SHA384, EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock
@@ -13,8 +14,6 @@ from casemate.files import read_file
 from casemate.measure.steps_snp import validate_policy
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _ID_SIZE = 16

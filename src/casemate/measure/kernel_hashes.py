@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.guids import KERNEL_HASH_ENTRY, guid
-from casemate.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from casemate.firmware.image import FirmwareImage
+from casemate.firmware.image import FirmwareImage
 
 TABLE_SIZE = 176
 """Bytes, with the padding that LAUNCH_UPDATE_DATA needs."""
@@ -24,7 +21,8 @@ _LENGTH_SIZE = 2
 _REMEDY = "use a build that sets the area apart, such as edk2's AmdSev, or leave the kernel unmeasured"
 
 
-class KernelHashes(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class KernelHashes:
     """SHA-256 of the three things a direct boot hands over."""
 
     kernel: bytes

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.policy import LARGEST_POLICY, SevPolicy
 from casemate.errors import ImageError, SpecError
-from casemate.host.guest_kind import GuestKind
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KEY_SIZE = 16
 """Bytes of the transport integrity key (TIK) and of the nonce."""

@@ -6,14 +6,11 @@ It was compared with no hardware: the tests hold it against a recipe of their ow
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
 from casemate.measure.plan import LaunchPlan, TdxOperation, TdxPages
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CHUNK = 256
 """Bytes that one TDH.MR.EXTEND measures."""

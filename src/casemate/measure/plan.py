@@ -5,16 +5,18 @@ Predicting the digest, executing the launch and modelling the secure processor a
 
 from __future__ import annotations
 
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.sev.snp import SnpPageType
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import SpecError
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.steps import SnpPages, UpdateData, UpdateVmsa
-from casemate.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -33,7 +35,8 @@ class TdxOperation(StrEnum):
     """Both for one page, then for the next."""
 
 
-class TdxPages(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TdxPages:
     """TDH.MEM.PAGE.ADD and TDH.MR.EXTEND of one section; ``data`` is what it starts with, zeros follow."""
 
     what: str
@@ -49,7 +52,8 @@ class TdxPages(NamedTuple):
 LaunchStep = UpdateData | UpdateVmsa | SnpPages | TdxPages
 
 
-class LaunchPlan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
     """The steps in their order, for a guest of ``kind``."""
 
     kind: GuestKind
@@ -57,9 +61,6 @@ class LaunchPlan(NamedTuple):
 
     def to_json(self) -> str:
         """The plan as one JSON document; each distinct content is in it once, under its SHA-256."""
-        import hashlib
-        import json
-        from base64 import b64encode
 
         contents: dict[str, str] = {}
         digests: dict[bytes, str] = {}
@@ -79,7 +80,6 @@ class LaunchPlan(NamedTuple):
 
         Raises SpecError if it is not one, or a content is not what its key says.
         """
-        import json
 
         try:
             document = json.loads(text)
@@ -120,8 +120,6 @@ def _step_from_json(step: dict[str, Any], contents: dict[str, bytes]) -> LaunchS
         case "update-vmsa":
             return UpdateVmsa(int(step["vcpu"]), data)
         case "snp-pages":
-            from casemate.abi.sev.snp import SnpPageType
-
             what, gpa, size = _place_from_json(step)
             return SnpPages(what, gpa, size, SnpPageType[step["type"]], data)
         case "tdx-pages":
@@ -139,9 +137,6 @@ def _place_from_json(step: dict[str, Any]) -> tuple[str, Gpa, int]:
 
 
 def _content(digest: str, encoded: str) -> bytes:
-    import hashlib
-    from base64 import b64decode
-
     data = b64decode(encoded, validate=True)
     if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(f"content {digest} has another SHA-256")

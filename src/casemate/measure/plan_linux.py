@@ -7,10 +7,10 @@ unpacked kernel, the initrd.
 
 from __future__ import annotations
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.snp import SnpPageType
 from casemate.address import Gpa
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
 from casemate.linux.direct_boot import DirectBoot, Piece
 from casemate.measure import steps_snp
 from casemate.measure.plan import LaunchPlan

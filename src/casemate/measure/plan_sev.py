@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
+from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.plan import LaunchPlan
 from casemate.measure.sev_init import SevInit
 from casemate.measure.steps_sev import data_steps, sev_es_steps
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.measure.kernel_hashes import KernelHashes
 
 
 def plan_sev(image: FirmwareImage, hashes: KernelHashes | None = None) -> LaunchPlan:

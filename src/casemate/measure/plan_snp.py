@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.save_area import SNP_ACTIVE
 from casemate.firmware.image import FirmwareImage
-from casemate.host.guest_kind import GuestKind
+from casemate.measure.kernel_hashes import KernelHashes
 from casemate.measure.plan import LaunchPlan
 from casemate.measure.steps_snp import firmware_steps, snp_steps
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.measure.kernel_hashes import KernelHashes
 
 
 def plan_snp(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from itertools import pairwise
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import Gpa
 from casemate.errors import ImageError
 from casemate.firmware.completeness import validate_complete
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.tdvf import TdvfSection
-from casemate.host.guest_kind import GuestKind
 from casemate.measure.plan import LaunchPlan, TdxOperation, TdxPages
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _COMBINED = "give the image that holds variables and code together (OVMF.fd, OVMF.inteltdx.ms.fd)"
 

@@ -5,7 +5,7 @@ Where CPython's own is not there, or goes by another name, it is hashlib's.
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hashlib import sha384

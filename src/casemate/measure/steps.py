@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from casemate.address import Gpa
-from casemate.records import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from casemate.abi.sev.snp import SnpPageType
+from casemate.abi.sev.snp import SnpPageType
+from casemate.address import Gpa
 
 
 class UpdateData(NamedTuple):

@@ -7,13 +7,10 @@ from casemate.address import Gpa
 from casemate.errors import ImageError, SpecError
 from casemate.firmware.completeness import validate_complete
 from casemate.firmware.image import FirmwareImage
+from casemate.measure.kernel_hashes import KernelHashes, find_hashes_area
+from casemate.measure.sev_init import SevInit
 from casemate.measure.steps import UpdateData, UpdateVmsa
 from casemate.measure.vmsa_pages import vmsa_pages
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.measure.kernel_hashes import KernelHashes
-    from casemate.measure.sev_init import SevInit
 
 MAX_VCPUS = 4096
 """KVM's own limit (arch/x86/include/asm/kvm_host.h, KVM_MAX_VCPUS)."""
@@ -75,8 +72,6 @@ def data_steps(image: FirmwareImage, hashes: KernelHashes | None) -> list[Update
     validate_complete(image)
     steps = [UpdateData("firmware", image.base, image.data)]
     if hashes is not None:
-        from casemate.measure.kernel_hashes import find_hashes_area
-
         area = find_hashes_area(image)
         steps.append(UpdateData("kernel hashes", Gpa(area.base), hashes.to_bytes()))
     return steps

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from casemate.abi.sev.save_area import SNP_ACTIVE
 from casemate.abi.sev.snp import SnpPageType
+from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.errors import ImageError, SpecError
 from casemate.firmware.completeness import BIOS_GRANULE, validate_complete, validate_multiple
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.sev_metadata import SevSection, SevSectionType
+from casemate.measure.kernel_hashes import KernelHashes, find_hashes_area
 from casemate.measure.sev_init import SevInit
-from casemate.measure.steps import SnpPages
+from casemate.measure.steps import SnpPages, UpdateVmsa
 from casemate.measure.steps_sev import vmsa_steps
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from casemate.measure.kernel_hashes import KernelHashes
-    from casemate.measure.steps import UpdateVmsa
 
 _REMEDY = "use another build of the firmware"
 _COMBINED = "give the image that holds code and variables together (OVMF.fd, OVMF.amdsev.fd)"
@@ -53,7 +50,6 @@ def validate_features(features: int) -> None:
 
 def validate_policy(policy: int) -> None:
     """Check the policy of an SNP guest. Raises SpecError if no firmware takes it."""
-    from casemate.abi.sev.snp_policy import SnpPolicy
 
     if not 0 <= policy < 1 << 64:
         raise SpecError(
@@ -132,8 +128,6 @@ def _validate_place(image: FirmwareImage, section: SevSection, taken: list[tuple
 
 
 def _hashes_page(image: FirmwareImage, section: SevSection, table: bytes) -> bytes:
-    from casemate.measure.kernel_hashes import find_hashes_area
-
     area = find_hashes_area(image)
     offset = area.base - section.base
     if not 0 <= offset <= PAGE_SIZE - len(table):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from casemate.host.guest_kind import GuestKind
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from casemate.abi.guest_kind import GuestKind
+from casemate.measure import digest_snp, mrtd
 from casemate.measure.plan import LaunchPlan, LaunchStep, TdxPages
 from casemate.measure.steps import SnpPages
-from casemate.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
-class TracedStep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TracedStep:
     """One step: what, where (None for registers), how many bytes, their SHA-256, and the digest if it ended here.
 
     ``kind`` is the type of an SNP guest's pages or the operation on a TD's; None elsewhere.
@@ -30,7 +32,6 @@ def trace_digest(plan: LaunchPlan, firmware: bytes | None = None) -> list[Traced
 
     ``firmware`` is an SNP guest's digest after its firmware, where only that is known.
     """
-    import hashlib
 
     own: dict[int, bytes] = {}
     traced = []
@@ -57,19 +58,13 @@ def step_kind(step: LaunchStep) -> str | None:
 def running_digests(plan: LaunchPlan, firmware: bytes | None = None) -> Iterator[bytes]:
     """The digest after each step, by the rules of the plan's kind of guest."""
     if plan.kind is GuestKind.SNP:
-        from casemate.measure import digest_snp
-
         return digest_snp.running_digests(plan, firmware)
     if plan.kind is GuestKind.TDX:
-        from casemate.measure import mrtd
-
         return mrtd.running_digests(plan)
     return _running_sha256(plan)
 
 
 def _running_sha256(plan: LaunchPlan) -> Iterator[bytes]:
-    import hashlib
-
     digest = hashlib.sha256()
     for step in plan.steps:
         digest.update(step.data)

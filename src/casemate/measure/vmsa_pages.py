@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from casemate.abi.sev.save_area import REGISTERS, SEGMENT, SEGMENTS
 from casemate.address import PAGE_SIZE
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.measure.sev_init import SevInit
+from casemate.measure.sev_init import SevInit
 
 RESET_VECTOR = 0xFFFFFFF0
 """Where the first vCPU starts; the others start at the firmware's SEV-ES reset block."""

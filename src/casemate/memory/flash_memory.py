@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.events import AccessPath, EventSink, ProtectionAction, ProtectionChange
+from casemate.host.hypervisor import Vm
+from casemate.memory.backing import Backing, HostMapping
+from casemate.memory.map import MemoryMap
 from casemate.memory.protection import WriteProtection
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from casemate.host.hypervisor import Vm
-    from casemate.memory.backing import Backing, HostMapping
-    from casemate.memory.map import MemoryMap
-    from casemate.memory.region import RomDevice
+from casemate.memory.region import RomDevice
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

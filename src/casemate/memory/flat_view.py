@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.memory.region import Alias, LeafRegion, MemoryRegion, Mmio, Ram, RomDevice
-from casemate.records import TYPE_CHECKING, Value
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
-class Placement(Value):
+@dataclass(frozen=True, slots=True)
+class Placement:
     """A region at a place; where placements overlap the higher ``priority`` wins, then the later one."""
 
     region: MemoryRegion
@@ -26,7 +25,8 @@ class Placement(Value):
         return GuestRange(self.gpa, self.region.size)
 
 
-class FlatRange(Value):
+@dataclass(frozen=True, slots=True)
+class FlatRange:
     """``range`` shows the guest ``region`` (aliases are resolved) from byte ``offset`` on."""
 
     range: GuestRange

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from casemate.address import Gpa
 from casemate.events import AccessPath, EventSink, Violation, ViolationKind
+from casemate.host.hypervisor import Vm
+from casemate.memory.map import MemoryMap
 from casemate.memory.region import Ram
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.host.hypervisor import Vm
-    from casemate.memory.map import MemoryMap
 
 
 class GuestMemory:

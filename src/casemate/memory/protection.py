@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.errors import CasemateError, SpecError, UnsupportedError
-from casemate.host.guest_kind import GuestKind
-from casemate.records import TYPE_CHECKING, Value
+from casemate.host.capabilities import VmCapabilities
 
 
 class WriteProtection(StrEnum):
@@ -35,24 +38,20 @@ class OnWrite(StrEnum):
     """The first store is made, and counted; the next one ends the run."""
 
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Literal
-
-    from casemate.host.capabilities import VmCapabilities
-
-    Requested = Literal["auto", "slot", "vma", "view", "uffd"]
-    """The words of ``--protection``."""
+Requested = Literal["auto", "slot", "vma", "view", "uffd"]
+"""The words of ``--protection``."""
 
 
-class Rejected(Value):
+@dataclass(frozen=True, slots=True)
+class Rejected:
     """A protection that was not chosen, and why."""
 
     protection: WriteProtection
     reason: str
 
 
-class ProtectionChoice(Value):
+@dataclass(frozen=True, slots=True)
+class ProtectionChoice:
     """The protection for all flash units (or the ``--bios`` image) of one guest, with its reasons."""
 
     protection: WriteProtection
@@ -77,7 +76,8 @@ _SEALED = "the registers of a SEV-ES guest are sealed, so that no store of it ca
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
-class _Row(Value):
+@dataclass(frozen=True, slots=True)
+class _Row:
     """If guest kind, flash, read-only slots (None: either) and request match, this is the verdict."""
 
     kinds: frozenset[GuestKind]
@@ -191,7 +191,8 @@ _TABLE = (
 )  # fmt: skip
 
 
-class _WhyNot(Value):
+@dataclass(frozen=True, slots=True)
+class _WhyNot:
     """Why ``protection`` is not chosen by itself for these kinds; ``slots`` None is either answer."""
 
     protection: WriteProtection

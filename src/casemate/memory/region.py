@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from casemate.memory.backing import Backing, HostMapping
+from casemate.memory.backing import Backing, HostMapping
 
 
 class MmioHandler(Protocol):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.policy import SevPolicy
 from casemate.address import FOUR_GIB, PAGE_SIZE, Gpa
 from casemate.events import Event
 from casemate.host.exits import Interrupted, MemoryFault, NestedFaultLoop, Shutdown, VmExit
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Hypervisor, Vcpu
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.memory.backing import Backing

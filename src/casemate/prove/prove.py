@@ -10,6 +10,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.errors import CasemateError
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
+from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.secure_processor import SevSetup
 from casemate.memory.protection import WriteProtection
 from casemate.prove import attacks
@@ -52,7 +53,6 @@ class HostProof:
 
 def prove_kvm(name: str) -> HostProof:
     """Plain guests on this machine's KVM, which is called ``name``. Raises UnsupportedError if there is none."""
-    from casemate.host.kvm.hypervisor import KvmHypervisor
 
     return prove_host(name, KvmHypervisor)
 
@@ -120,7 +120,7 @@ def _prove_sealed(make: MakeHost, setup: SevSetup, protection: WriteProtection) 
 
 
 def _modelled(era: str | None, behaviour: Callable[[str], object]) -> Iterator[tuple[str, MakeHost]]:
-    from casemate.host.model.eras import ERAS, find_era
+    from casemate.abi.kernel_eras import ERAS, find_era
 
     groups: dict[object, list[str]] = {}
     for name in ERAS if era is None else (find_era(era).name,):
@@ -137,14 +137,14 @@ def _make_model(era: str) -> Hypervisor:
 
 
 def _plain_behaviour(name: str) -> object:
-    from casemate.host.model.eras import find_era
+    from casemate.abi.kernel_eras import find_era
 
     era = find_era(name)
     return era.open_readonly_memory, era.open_store_to_readonly_slot, era.store_to_readonly_mapping
 
 
 def _sealed_behaviour(name: str) -> object:
-    from casemate.host.model.eras import find_era
+    from casemate.abi.kernel_eras import find_era
 
     era = find_era(name)
     has_type = VmType.SEV_ES in era.vm_types

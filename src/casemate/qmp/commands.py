@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from casemate.qmp import sev_commands as sev
+from casemate.qmp.monitor import Monitor
 from casemate.qmp.protocol import Command, Parameter, text, uint64
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.qmp.monitor import Monitor
 
 
 def make_commands(monitor: Monitor) -> tuple[Command, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from time import monotonic, time_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from casemate.confidential.preparation import AttestationRequest, LaunchAbandoned, PreparedLaunch
+from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending
 from casemate.machine.run_loop import signals_end
 from casemate.qmp.commands import make_commands
@@ -22,10 +24,6 @@ from casemate.qmp.events import (
 )
 from casemate.qmp.protocol import Conversation, QmpError, event
 from casemate.qmp.server import QmpServer
-
-if TYPE_CHECKING:
-    from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
-    from casemate.machine.machine import Machine
 
 _POLL_SECONDS = 0.2
 
@@ -78,7 +76,6 @@ class Monitor:
 
         Raises LaunchAbandoned if the run was ended instead.
         """
-        from casemate.confidential.preparation import LaunchAbandoned
 
         machine = self.machine
         self.request = request

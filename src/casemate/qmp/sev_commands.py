@@ -6,15 +6,16 @@ import base64
 import binascii
 from contextlib import closing
 from errno import EIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from casemate.abi.sev.commands import GuestState
+from casemate.confidential.attestation import place_secret
+from casemate.confidential.preparation import AttestationRequest, LaunchSecret
 from casemate.errors import CasemateError, FirmwareStatusError, HostError, SpecError
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.host.kvm.sev_device import SevDevice
+from casemate.qmp.monitor import Monitor
 from casemate.qmp.protocol import QmpError
-
-if TYPE_CHECKING:
-    from casemate.confidential.preparation import AttestationRequest
-    from casemate.qmp.monitor import Monitor
 
 _REDUCED_PHYS_BITS = 1
 _NOT_SEV = {
@@ -64,8 +65,6 @@ def query_capabilities(host_name: str) -> dict[str, Any]:
     """Certificates and chip of this computer; a modelled platform has `casemate session export`."""
     if host_name != "kvm":
         raise QmpError("KVM not enabled")
-    from casemate.host.kvm.hypervisor import KvmHypervisor
-    from casemate.host.kvm.sev_device import SevDevice
 
     c_bit = KvmHypervisor().c_bit
     if c_bit is None:
@@ -86,7 +85,6 @@ def query_capabilities(host_name: str) -> dict[str, Any]:
 
 def inject(monitor: Monitor, header: str, secret: str, gpa: int | None) -> dict[str, Any]:
     """Hand the owner's packet to the secure processor, while the launch waits."""
-    from casemate.confidential.preparation import LaunchSecret
 
     if monitor.prepared is None:
         raise QmpError("SEV not enabled for guest")
@@ -109,8 +107,6 @@ def inject(monitor: Monitor, header: str, secret: str, gpa: int | None) -> dict[
 
 
 def _place(request: AttestationRequest, size: int) -> int:
-    from casemate.confidential.attestation import place_secret
-
     try:
         return place_secret(request, size)
     except CasemateError as error:

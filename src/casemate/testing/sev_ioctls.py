@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from errno import EIO
-from typing import NamedTuple
 
 from casemate.abi.kvm.ioctls import Ioctl as KvmIoctl
 from casemate.abi.kvm.sev import (
@@ -31,14 +31,11 @@ from casemate.abi.sev.platform import (
 )
 from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError
+from casemate.host.kvm.ioctl import Request
 from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.model.platform import ModelPlatform
 from casemate.host.model.sev import ModelSev
 from casemate.host.secure_processor import LaunchSession, VcpuReset
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.host.kvm.ioctl import Request
 
 HANDLE = 7
 CHIP_ID = bytes(range(64))
@@ -53,7 +50,8 @@ _ARGUMENTS: dict[SevCommand, type[Struct]] = {
 }
 
 
-class SevCall(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SevCall:
     """One ioctl as it came in: whose, its own struct, and the struct that this one points to."""
 
     name: str

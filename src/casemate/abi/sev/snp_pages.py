@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ctypes import c_uint8, c_uint32, c_uint64
 
 from casemate.abi.layout import Struct
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAX_CPUID_ENTRIES = 64
 

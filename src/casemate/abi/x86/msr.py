@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Final
+from typing import Final
 
 TSC: Final = 0x10
 APIC_BASE: Final = 0x1B

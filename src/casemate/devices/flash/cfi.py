@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from casemate.devices.flash import spec
+from casemate.devices.flash.file import FlashFile
 from casemate.events import EventSink, FlashAction, FlashCommand, Violation, ViolationKind
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.flash.file import FlashFile
-    from casemate.memory.flash_memory import FlashMemory
+from casemate.memory.flash_memory import FlashMemory
 
 _ARRAY_COMMANDS = frozenset({spec.READ_ARRAY, spec.READ_ARRAY_AMD, spec.READ_ARRAY_ZERO, spec.CLEAR_STATUS})
 _ONE_CYCLE_COMMANDS = frozenset({spec.READ_STATUS, spec.READ_IDENT})

@@ -6,16 +6,14 @@ import contextlib
 import errno
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 from casemate.devices.flash.image_lock import lock_image
 from casemate.devices.flash.spec import SECTOR_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -43,7 +41,6 @@ class FlashFile:
         Raises ImageError for a file that cannot be read (or written), that another guest uses, or whose size is not
         a positive multiple of 4096 bytes, and HostError if the disk has no room for all of a sparse file.
         """
-        from pathlib import Path
 
         path = Path(path)
         fd = _open(path, readonly)
@@ -137,7 +134,6 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 
     Raises HostError if it cannot be written.
     """
-    from pathlib import Path
 
     try:
         _replace(Path(target).resolve(), data)
@@ -149,7 +145,6 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 @contextlib.contextmanager
 def locked_image(path: str | Path) -> Iterator[None]:
     """Keep guests from ``path``, to change it. Raises ImageError if one uses it, or it cannot be written."""
-    from pathlib import Path
 
     path = Path(path)
     fd = _open(path, readonly=False)
@@ -161,8 +156,6 @@ def locked_image(path: str | Path) -> Iterator[None]:
 
 
 def _replace(target: Path, data: bytes) -> None:
-    import tempfile
-
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as file:

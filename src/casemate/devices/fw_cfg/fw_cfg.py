@@ -7,10 +7,7 @@ import struct
 from casemate.devices.fw_cfg.keys import FILE_NAME_SIZE, WRITE_CHANNEL, DmaControl, Feature, Key
 from casemate.errors import SpecError
 from casemate.events import EventSink, Milestone
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.memory.guest_memory import GuestMemory
+from casemate.memory.guest_memory import GuestMemory
 
 _SELECTOR, _DATA, _DMA_HIGH, _DMA_LOW, _END = 0, 1, 4, 8, 12
 _DMA_SIGNATURE = b"QEMU CFG"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.pci.config import PciFunction
+from casemate.devices.pci.config import PciFunction
 
 ADDRESS_PORT, DATA_PORT = 0, 4
 ADDRESS_ENABLE = 1 << 31

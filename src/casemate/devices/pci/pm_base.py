@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.pci.config import PciFunction
+from casemate.devices.pci.config import PciFunction
 
 OnPmBase = Callable[[int | None], None]
 """Called with the first port of the ACPI block, or None when it is off."""

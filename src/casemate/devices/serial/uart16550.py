@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.devices.device import IrqLine
+from casemate.devices.device import IrqLine
 
 FIFO_SIZE = 16
 TRIGGER_LEVELS = (1, 4, 8, 14)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from mmap import mmap
 from struct import Struct as Layout
 
 from casemate.abi.kvm.structs import CoalescedMmio, CoalescedMmioRing
 from casemate.address import PAGE_SIZE
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
-    from mmap import mmap
 
 _WORD = 4
 _ENTRY = Layout("<QII8s")

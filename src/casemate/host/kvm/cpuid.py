@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
+from casemate.abi.sev.snp_pages import (
+    MAX_CPUID_ENTRIES,
+    REFUSED_FEATURES,
+    XSAVE_LEAF,
+    XSAVE_LEGACY_SIZE,
+    CpuidPage,
+)
 from casemate.errors import UnsupportedError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from casemate.abi.sev.snp_pages import CpuidPage
 
 _HTT = 1 << 28
 """Of leaf 1, EDX: the package has more than one logical processor."""
@@ -27,7 +30,6 @@ def cpuid_of_vcpu(supported: Iterable[CpuidEntry2], apic_id: int, count: int = 1
 
 def without_refused(entries: Iterable[CpuidEntry2]) -> list[CpuidEntry2]:
     """Copies for an SNP guest: without what its firmware refuses."""
-    from casemate.abi.sev.snp_pages import REFUSED_FEATURES
 
     found = [CpuidEntry2.from_bytes(entry) for entry in entries]
     for entry in found:
@@ -39,7 +41,6 @@ def without_refused(entries: Iterable[CpuidEntry2]) -> list[CpuidEntry2]:
 
 def snp_table(entries: Sequence[CpuidEntry2]) -> CpuidPage:
     """The table of an SNP guest with this CPUID. Raises UnsupportedError if it is too long."""
-    from casemate.abi.sev.snp_pages import MAX_CPUID_ENTRIES, XSAVE_LEAF, XSAVE_LEGACY_SIZE, CpuidPage
 
     if len(entries) > MAX_CPUID_ENTRIES:
         cause = f"{len(entries)} CPUID leaves, an SNP guest is told {MAX_CPUID_ENTRIES} at most"

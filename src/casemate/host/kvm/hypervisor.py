@@ -5,17 +5,19 @@ from __future__ import annotations
 from contextlib import closing
 from functools import cached_property
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.features import SevFeatures
+from casemate.abi.sev.platform import FLAG_ES
 from casemate.errors import UnsupportedError
-from casemate.host.guest_kind import GuestKind
+from casemate.host.capabilities import VmCapabilities
+from casemate.host.kvm.modules import module_parameter
+from casemate.host.kvm.sev import SevLauncher
+from casemate.host.kvm.sev_device import SevDevice
+from casemate.host.kvm.snp import SnpLauncher
 from casemate.host.kvm.system import DEVICE, KvmSystem
 from casemate.host.kvm.vm import KvmVm
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.host.capabilities import VmCapabilities
-    from casemate.host.kvm.sev_device import SevDevice
-    from casemate.host.secure_processor import SevSetup
+from casemate.host.secure_processor import SevSetup
 
 _ENCRYPTION = 0x8000001F
 """The CPUID leaf of memory encryption; bits 5:0 of EBX are the position of the C-bit (AMD APM volume 3, E.4.17)."""
@@ -55,7 +57,6 @@ class KvmHypervisor:
     @cached_property
     def legacy_vmsa_features(self) -> int:
         """``sev_features`` bits that KVM_SEV_ES_INIT sets by itself."""
-        from casemate.host.kvm.modules import module_parameter
 
         # From Linux 6.6 to 6.9 KVM set debug-swap, where it was enabled, in every SEV-ES guest; since 6.10 in none.
         implicit = VmType.SEV_ES not in self.vm_types and module_parameter("kvm_amd", "debug_swap") == "Y"
@@ -70,7 +71,6 @@ class KvmHypervisor:
         if kind is GuestKind.SNP and VmType.SNP not in self.vm_types:
             cause = f"this KVM has no {VmType.SNP.kernel_name}"
             raise UnsupportedError(cause, "use Linux 6.11 or newer on a host set up for SNP, or --host model")
-        from casemate.host.kvm.sev_device import SevDevice
 
         with closing(SevDevice()) as device:
             _validate_platform(device, kind)
@@ -87,10 +87,6 @@ class KvmHypervisor:
         self.validate_kind(kind)
         if kind is GuestKind.PLAIN:
             return KvmVm(KvmSystem(self._device), VmType.DEFAULT)
-        from casemate.host.kvm.sev import SevLauncher
-        from casemate.host.kvm.sev_device import SevDevice
-        from casemate.host.kvm.snp import SnpLauncher
-        from casemate.host.secure_processor import SevSetup
 
         setup = sev or SevSetup()
         if kind is GuestKind.SNP:
@@ -100,8 +96,6 @@ class KvmHypervisor:
 
 
 def _validate_platform(device: SevDevice, kind: GuestKind) -> None:
-    from casemate.abi.sev.platform import FLAG_ES
-
     status = device.status()
     if kind is GuestKind.SEV_ES and not status.flags & FLAG_ES:
         raise UnsupportedError(
@@ -116,6 +110,4 @@ def _c_bit(system: KvmSystem) -> int | None:
 
 
 def _debug_swap() -> int:
-    from casemate.abi.sev.features import SevFeatures
-
     return int(SevFeatures.DEBUG_SWAP)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.sev.platform import SevIoctl
 from casemate.errors import HostError
-from casemate.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from casemate.abi.sev.platform import SevIoctl
-
-    Request = Ioctl | SevIoctl
-    """What can be asked, of whom is the descriptor's business."""
+Request = Ioctl | SevIoctl
+"""What can be asked, of whom is the descriptor's business."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)

@@ -8,9 +8,9 @@ import threading
 from time import perf_counter
 from typing import NamedTuple
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.errors import HostError
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import Vcpu
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.slots import MemorySlot

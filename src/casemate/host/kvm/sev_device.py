@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from typing import Protocol
 
 from casemate.abi.layout import Struct
 from casemate.abi.sev.certificates import SevCertificate
@@ -20,7 +21,6 @@ from casemate.abi.sev.status import SevStatus, is_answer, refused
 from casemate.errors import CasemateError, FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.kvm import ioctl
 from casemate.host.secure_processor import PlatformCertificates
-from casemate.records import Protocol
 
 DEVICE = "/dev/sev"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import resource
 import stat
 from contextlib import closing
@@ -148,9 +150,6 @@ def _platform(path: str) -> tuple[SevPlatform | None, str]:
 
 
 def _access(path: str) -> DeviceAccess:
-    import grp
-    import pwd
-
     try:
         status = Path(path).stat()
     except OSError:

@@ -8,14 +8,11 @@ import fcntl
 import os
 import select
 import threading
+from collections.abc import Callable
 
 from casemate.abi import userfaultfd as abi
 from casemate.address import Hva
 from casemate.errors import HostError, UnsupportedError
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NEEDED = abi.Feature.PAGEFAULT_FLAG_WP | abi.Feature.WP_HUGETLBFS_SHMEM

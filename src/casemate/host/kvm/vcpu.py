@@ -8,8 +8,11 @@ import mmap
 import os
 import signal
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
 from struct import Struct as Layout
 
+from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
     EXIT_IO,
@@ -28,17 +31,12 @@ from casemate.abi.kvm.structs import (
 )
 from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
+from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.coalesced import CoalescedStores
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from enum import IntEnum
-
-    from casemate.host.hypervisor import IoBus
-    from casemate.host.slots import MemorySlot
+from casemate.host.slots import MemorySlot
+from casemate.host.store_target import find_store, store_targets
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
@@ -182,7 +180,6 @@ class KvmVcpu:
 
     def storing_instruction(self, gpa: int, size: int) -> int | None:
         """KVM's emulator is behind the instruction already, or still on one that repeats."""
-        from casemate.host.store_target import find_store
 
         if self._sealed or self.store_is_late:
             return None
@@ -248,7 +245,6 @@ class KvmVcpu:
             return self._woken()
         if failure != errno.EFAULT:
             return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
-        from casemate.abi.kvm.exit_reasons import ExitReason
 
         if reason == ExitReason.MEMORY_FAULT:
             fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
@@ -259,7 +255,6 @@ class KvmVcpu:
     def _find_fault(self) -> MemoryFault:
         if self._sealed:
             return MemoryFault()
-        from casemate.host.store_target import store_targets
 
         regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
         for target in store_targets(*found, regs, sregs) if found else ():
@@ -279,8 +274,6 @@ class KvmVcpu:
         return None
 
     def _other(self, reason: int) -> VmExit:
-        from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
-
         page, rip = self._page, self.rip()
         match reason:
             case ExitReason.HLT:

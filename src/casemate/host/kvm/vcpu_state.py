@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from errno import EINVAL
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import MsrEntry
 from casemate.errors import HostError
 from casemate.host.kvm import ioctl
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _BLOCKS = (
     # Segments and control registers first, for they set the mode.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT
 
 from casemate.abi.kvm.capabilities import Capability
@@ -21,28 +22,22 @@ from casemate.abi.kvm.structs import (
     PitConfig,
     UserspaceMemoryRegion,
 )
-from casemate.address import PAGE_SIZE, Gpa, Hva
+from casemate.abi.kvm.vm_types import VmType
+from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
+from casemate.host.hypervisor import InterruptController, IoBus
 from casemate.host.kvm.cpuid import cpuid_of_vcpu, without_refused
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
+from casemate.host.kvm.sev import SevLauncher
+from casemate.host.kvm.snp import KvmSnp, SnpLauncher
+from casemate.host.kvm.system import KvmSystem
+from casemate.host.kvm.userfault import StoreWatch
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from casemate.abi.kvm.vm_types import VmType
-    from casemate.address import GuestRange
-    from casemate.host.hypervisor import InterruptController, IoBus
-    from casemate.host.kvm.sev import SevLauncher
-    from casemate.host.kvm.snp import KvmSnp, SnpLauncher
-    from casemate.host.kvm.system import KvmSystem
-    from casemate.host.kvm.userfault import StoreWatch
-    from casemate.host.secure_processor import SecureProcessor, VcpuReset
-    from casemate.host.slots import MemorySlot
+from casemate.host.secure_processor import SecureProcessor, VcpuReset
+from casemate.host.slots import MemorySlot
 
 IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
@@ -123,7 +118,6 @@ class KvmVm:
 
     def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
         """By userfaultfd."""
-        from casemate.host.kvm.userfault import StoreWatch
 
         self._watches.append(StoreWatch(hva, size, on_store))
 
@@ -198,8 +192,6 @@ class KvmVm:
                 vcpu.place(reset.address)
 
     def _prepare_launch(self, sev: SevLauncher | SnpLauncher) -> None:
-        from casemate.host.kvm.snp import SnpLauncher
-
         if isinstance(sev, SnpLauncher):
             self.snp_processor = sev.set_up(self._fd, self._place_vcpus, lambda: self._first_cpuid)
         else:

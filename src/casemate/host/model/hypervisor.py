@@ -5,12 +5,12 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import NEWEST, KernelEra, find_era
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.model.cpu.cpuid import C_BIT
-from casemate.host.model.eras import NEWEST, KernelEra, find_era
 from casemate.host.model.vm import ModelVm, answer_capabilities
 from casemate.host.secure_processor import SevSetup
 

@@ -6,12 +6,12 @@ import ctypes
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOMEM, ENOTTY
 
+from casemate.abi.kernel_eras import KernelEra
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.address import PAGE_SIZE, Hva
 from casemate.errors import HostError
 from casemate.host.model import vma
-from casemate.host.model.eras import KernelEra
 from casemate.host.model.platform import ModelPlatform
 from casemate.host.model.psp import ModelPsp
 from casemate.host.model.reset_state import save_area

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from unicorn import unicorn_const, x86_const
 
+from casemate.abi.kernel_eras import StoreEnd
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
 from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import IoBus
@@ -23,7 +24,6 @@ from casemate.host.model.cpu.delivery import INVALID_OPCODE
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.native import FAULT_VECTOR, StoreDecider
 from casemate.host.model.cpu.unicorn_api import MemoryFaultHook, MmioRead, MmioWrite, PortRead, PortWrite
-from casemate.host.model.eras import StoreEnd
 from casemate.host.model.fate import Fate
 from casemate.host.slots import MemorySlot
 

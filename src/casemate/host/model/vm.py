@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from errno import EEXIST
 from typing import TYPE_CHECKING
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import KernelEra
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.features import SevFeatures
@@ -14,12 +17,10 @@ from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.guest_kind import GuestKind
 from casemate.host.hypervisor import InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
-from casemate.host.model.eras import KernelEra
 from casemate.host.model.ghcb import GhcbServer
 from casemate.host.model.ghcb_snp import SnpRequests
 from casemate.host.model.page_instructions import PageInstructions
@@ -70,7 +71,7 @@ class ModelVm:
         if encrypted:
             self._engine.require_fast_path(kind)
         if not self._engine.fast:
-            self.capabilities = self.capabilities._replace(exact_stop=False)
+            self.capabilities = dataclasses.replace(self.capabilities, exact_stop=False)
         self._traps = Traps(
             self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
         )

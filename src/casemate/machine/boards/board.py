@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from casemate.address import FOUR_GIB, Gpa
-from casemate.records import TYPE_CHECKING, NamedTuple, Value
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casemate.devices.pci.config import PciFunction
+from casemate.devices.pci.config import PciFunction
 
 LAPIC = Gpa(0xFEE00000)
 IOAPIC = Gpa(0xFEC00000)
@@ -20,7 +18,8 @@ VGA_HOLE = (0xA0000, 0xC0000)
 """Start and end of what is no RAM on any PC."""
 
 
-class ChipsetEvents(Value):
+@dataclass(frozen=True, slots=True)
+class ChipsetEvents:
     """What a chipset tells the machine when firmware programs it."""
 
     pm_base: Callable[[int | None], None]
@@ -29,7 +28,8 @@ class ChipsetEvents(Value):
     """The ECAM window moved; None is off."""
 
 
-class RamPiece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RamPiece:
     """``size`` bytes of RAM at ``gpa``, out of one block from ``offset`` on."""
 
     name: str
@@ -38,7 +38,8 @@ class RamPiece(NamedTuple):
     size: int
 
 
-class Board(Value):
+@dataclass(frozen=True, slots=True)
+class Board:
     """An address table. ``pci`` makes the functions, by device and function number; None is a board without PCI."""
 
     name: str

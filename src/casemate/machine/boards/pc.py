@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from casemate.devices.pci.config import PciFunction
+from casemate.devices.pci.i440fx import I440fxHostBridge, Piix3Isa, Piix4Pm
 from casemate.machine.boards.board import Board, ChipsetEvents
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.pci.config import PciFunction
 
 
 def _low_memory(memory: int) -> int:
@@ -14,8 +12,6 @@ def _low_memory(memory: int) -> int:
 
 
 def _pci(events: ChipsetEvents) -> dict[tuple[int, int], PciFunction]:
-    from casemate.devices.pci.i440fx import I440fxHostBridge, Piix3Isa, Piix4Pm
-
     return {(0, 0): I440fxHostBridge(), (1, 0): Piix3Isa(), (1, 3): Piix4Pm(events.pm_base)}
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+from casemate.devices.pci.config import PciFunction
 from casemate.devices.pci.q35 import Ich9Lpc, Q35HostBridge
 from casemate.machine.boards.board import Board, ChipsetEvents
-from casemate.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from casemate.devices.pci.config import PciFunction
 
 _GIB = 1 << 30
 

@@ -9,13 +9,13 @@ from dataclasses import fields, replace
 
 import pytest
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import BEHAVIOURS, ERAS, KernelEra, StoreEnd, find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
 from casemate.host.exits import InternalFault
-from casemate.host.guest_kind import GuestKind
-from casemate.host.model.eras import BEHAVIOURS, ERAS, KernelEra, StoreEnd, find_era
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import SevSetup, VcpuReset

@@ -1,0 +1,125 @@
+"""What lint rules are made of: severities, the guest that they look at, and the registry (docs/guide/lint.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from casemate.abi.kernel_eras import ERAS, NEWEST, find_era
+from casemate.abi.kvm.vm_types import VmType
+from casemate.advise.guest_request import GuestRequest, Kind
+from casemate.firmware.image import FirmwareImage
+
+_FIRST_WITH_TDX = "linux-6.16"
+
+
+class Severity(StrEnum):
+    """What happens if nothing is done."""
+
+    ERROR = "error"
+    """The guest does not start, loses its variables, or is not protected as asked."""
+    WARNING = "warning"
+    """It starts, and is weaker or less lasting than it looks."""
+    NOTE = "note"
+    """Worth knowing, above all when digests are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found: in which option, why, and what to do."""
+
+    id: str
+    severity: Severity
+    option: str
+    cause: str
+    remedy: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host's KVM does: types of VMs, which of them take read-only slots, features it sets unasked."""
+
+    name: str
+    vm_types: frozenset[VmType]
+    readonly: frozenset[VmType]
+    unasked_features: int = 0
+
+    @classmethod
+    def of_era(cls, name: str = NEWEST) -> HostFacts:
+        """A kernel with every kind of hardware. Raises SpecError if there is no such era."""
+        era = find_era(name)
+        has_tdx = ERAS.index(name) >= ERAS.index(_FIRST_WITH_TDX)
+        types = era.vm_types | ({VmType.TDX} if has_tdx else set())
+        readonly = frozenset(kind for kind in types if era.takes_readonly_slot(kind))
+        return cls(name, frozenset(types), readonly, era.legacy_vmsa_features)
+
+
+Found = tuple[str, str, str]
+"""Option, cause, remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What rules look at: the request, the host, and the files that could be read, by path."""
+
+    request: GuestRequest
+    host: HostFacts
+    images: dict[str, FirmwareImage]
+
+    def image(self, unit: int) -> FirmwareImage | None:
+        """The file of a flash unit, if it could be read and is raw."""
+        flash = self.request.unit(unit)
+        return self.images.get(flash.file) if flash else None
+
+    @property
+    def bios(self) -> FirmwareImage | None:
+        """The file of -bios, if it could be read."""
+        option = self.request.last("-bios")
+        return self.images.get(option.value) if option else None
+
+    @property
+    def firmware(self) -> FirmwareImage | None:
+        """What the guest starts with."""
+        return self.image(0) or self.bios
+
+    @property
+    def vm_type(self) -> VmType:
+        """The type of VM that QEMU makes for this guest."""
+        request = self.request
+        match request.kind:
+            case Kind.SNP:
+                return VmType.SNP
+            case Kind.TDX:
+                return VmType.TDX
+            case Kind.SEV | Kind.SEV_ES if request.needs_init2:
+                return VmType.SEV_ES if request.kind is Kind.SEV_ES else VmType.SEV
+            case _:
+                return VmType.DEFAULT
+
+
+Check = Callable[[Guest], Iterator[Found]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A check under its name."""
+
+    id: str
+    severity: Severity
+    reference: str
+    check: Check
+
+
+class RuleSet(list[Rule]):
+    """Rules, collected by a decorator."""
+
+    def add(self, name: str, severity: Severity, reference: str) -> Callable[[Check], Check]:
+        """Register the function that follows."""
+
+        def register(check: Check) -> Check:
+            self.append(Rule(name, severity, reference, check))
+            return check
+
+        return register
