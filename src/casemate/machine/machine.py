@@ -77,6 +77,7 @@ class Machine:
         self.clock = clock
         self.console = console
         self.recorder = recorder
+        recorder.counts_probes = spec.bios is not None and spec.on_write is None
         self.host_name = hypervisor.name
         self.host_era = hypervisor.era
         self.host_why = ""
@@ -159,6 +160,8 @@ class Machine:
             self._type,
             lambda: self.end(Ending.UNTIL),
             self._panicked,
+            lambda reason: self.end(Ending.GAVE_UP, reason),
+            lambda: self.end(Ending.LEFT, "the guest waits at its prompt, and its input has ended"),
         )
         self.stage = Stage.CREATED
 

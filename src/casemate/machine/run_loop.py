@@ -66,7 +66,6 @@ class Run:
             for number, vcpu in enumerate(machine.vcpus)
         ]
         deadline = None if self._timeout is None else monotonic() + self._timeout
-        started = monotonic()
         with signals_end(machine):
             for thread in threads:
                 thread.start()
@@ -84,7 +83,7 @@ class Run:
                 thread.join()
         if self._error is not None:
             raise self._error
-        return self._outcome(monotonic() - started)
+        return self._outcome(machine.recorder.seconds())
 
     def _settle(self) -> None:
         try:
@@ -113,6 +112,10 @@ class Run:
                 machine.standstill.stand()
             case Hlt():
                 # Nothing can wake it; somebody outside has to end the run, or reset it.
+                if machine.console.is_waiting and not machine.console.attending and len(machine.vcpus) == 1:
+                    machine.end(
+                        Ending.GAVE_UP, "the guest halted with its interrupts off, and nothing can wake it"
+                    )
                 machine.standstill.stand(halted=True)
             case Shutdown(rip):
                 machine.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
