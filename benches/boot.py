@@ -26,11 +26,6 @@ def casemate(code: Path, variables: Path) -> list[str]:
     return [sys.executable, "-m", "casemate", "boot", "--code", str(code), "--vars", str(variables), *options]
 
 
-def casemate_public_api(code: Path, variables: Path) -> list[str]:
-    """The same without the fast path of the modelled CPU."""
-    return [*casemate(code, variables), "--public-api"]
-
-
 def qemu(code: Path, variables: Path) -> list[str]:
     """The command line of QEMU."""
     return [
@@ -45,7 +40,7 @@ def tables(runs: int) -> list[Table]:
     """One table; without QEMU it has no ratios."""
     pair = find_firmware(firmware_roots(os.environ))
     assert pair.vars_template is not None
-    contenders = {"casemate": casemate, "casemate --public-api": casemate_public_api}
+    contenders = {"casemate": casemate}
     if shutil.which("qemu-system-x86_64"):
         contenders["QEMU TCG"] = qemu
     results: dict[str, list[Watched]] = {name: [] for name in contenders}
@@ -58,9 +53,8 @@ def tables(runs: int) -> list[Table]:
     medians = {name: _medians(watched) for name, watched in results.items()}
     rows: list[tuple[str | float, ...]] = [(name, *values) for name, values in medians.items()]
     if other := medians.get("QEMU TCG"):
-        for name in ("casemate", "casemate --public-api"):
-            ratios = (mine / its for mine, its in zip(medians[name], other, strict=True))
-            rows.append((f"{name} / QEMU", *ratios))
+        ratios = (mine / its for mine, its in zip(medians["casemate"], other, strict=True))
+        rows.append(("casemate / QEMU", *ratios))
     return [Table("Boot of stock OVMF, q35, one CPU", _COLUMNS, tuple(rows), _notes(pair.code, runs))]
 
 

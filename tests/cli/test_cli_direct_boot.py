@@ -14,7 +14,6 @@ from casemate.cli import main
     [
         (["--vars", "x.fd"], "a kernel without firmware has none", 4),
         (["--vars-template", "x.fd"], "there is no flash", 4),
-        (["--public-api"], "--public-api: the modelled CPU", 4),
         (["--machine", "bare"], "the bare board has no devices", 4),
         (["--guest", "sev", "--kernel-hashes"], "--kernel-hashes: there is no firmware", 4),
         (["--guest", "tdx", "--dry-run"], "give firmware with --bios", 4),

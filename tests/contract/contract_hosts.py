@@ -20,8 +20,8 @@ from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.host.model.hypervisor import ModelHypervisor
 
-HostName = Literal["model-fast", "model-public-api", "kvm"]
-HOSTS: tuple[HostName, ...] = ("model-fast", "model-public-api", "kvm")
+HostName = Literal["model", "kvm"]
+HOSTS: tuple[HostName, ...] = ("model", "kvm")
 on_each_host = pytest.mark.parametrize("host", HOSTS)
 PAGE = 0x1000
 END_PORT = 0xF4
@@ -36,7 +36,7 @@ READ, WRITE = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 def make_host(name: HostName) -> Hypervisor:
     """Skips where the host is not to be had."""
     if name != "kvm":
-        return ModelHypervisor(GuestClock(), fast=name == "model-fast")
+        return ModelHypervisor(GuestClock())
     try:
         return KvmHypervisor()
     except UnsupportedError as reason:

@@ -33,7 +33,7 @@ def left_behind() -> dict[str, int]:
 
 
 @pytest.mark.boot
-@pytest.mark.parametrize("host", ["model-fast", "kvm"])
+@pytest.mark.parametrize("host", ["model", "kvm"])
 def test_a_thousand_starts_leave_nothing_behind(host: HostName, tmp_path: Path) -> None:
     image = tmp_path / "guest.bin"
     image.write_bytes(make_image(b"\xb0\x07\xe6\xf4\xeb\xfe"))  # mov al, 7; out 0xf4, al; jmp $

@@ -104,8 +104,6 @@ def test_wake_does_not_end_a_run(host: HostName) -> None:
 
 
 def test_stop_in_an_access_lets_it_finish(host: HostName) -> None:
-    if host == "model-public-api":
-        pytest.skip("the engine's public interface cannot stop behind an access, and repeats it")
     # eax takes what the port says although the stop comes in between; so does the load
     code = f"e590 a3 00002000 e680 a1 000040fe a3 04002000 {END}"
     with ContractRig(host, code) as rig:

@@ -78,12 +78,6 @@ def test_image_without_a_shell_reaches_its_boot_manager(tmp_path: Path) -> None:
     assert outcome.ending is Ending.UNTIL, outcome
 
 
-@pytest.mark.parametrize("size", ["2M", "4M"])
-def test_public_api_alone_reaches_the_prompt(size: str, tmp_path: Path) -> None:
-    outcome = boot(spec_of(size, "bookworm", tmp_path, fast=False), until=PROMPT, timeout=200)
-    assert outcome.ending is Ending.UNTIL, outcome
-
-
 @pytest.mark.parametrize("release", ["bookworm", "trixie", "sid"])
 def test_seabios_prints_its_version_on_the_debug_port(release: str) -> None:
     outcome = boot(

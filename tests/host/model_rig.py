@@ -18,8 +18,6 @@ class ModelRig(Rig):
 
     vm: ModelVm
 
-    def __init__(
-        self, code: bytes | str, bits: Bits = 32, *, fast: bool, interrupts: ScriptedInterrupts | None = None
-    ):
-        vm = ModelHypervisor(GuestClock(), fast=fast).create_vm(GuestKind.PLAIN)
+    def __init__(self, code: bytes | str, bits: Bits = 32, *, interrupts: ScriptedInterrupts | None = None):
+        vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
         super().__init__(code, bits, vm, interrupts)

@@ -1,4 +1,4 @@
-"""The modelled CPU: traps, exceptions, interrupts, self-modifying code and stops, on the fast path and without it."""
+"""The modelled CPU: traps, exceptions, interrupts, self-modifying code and stops."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import pytest
 from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
+from casemate.errors import UnsupportedError
 from casemate.guests.entry import CODE32, CODE64, PAGE_TABLES
 from casemate.guests.user_mode import in_user_mode
 from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown
@@ -18,8 +19,6 @@ from casemate.host.model.cpu.msr import ModelSpecificRegisters
 HALTED = Hlt(interrupts_enabled=False)
 IDT = 0x200000
 HANDLER = 0x201000
-
-both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "public-api"])
 
 
 def gate(rig: ModelRig, vector: int, handler: int, bits: int, kind: int = 0x8E) -> None:
@@ -46,9 +45,8 @@ def with_idt(rig: ModelRig, bits: int) -> None:
     rig.ram.writable.view[0x1000:0x100A] = struct.pack("<HQ", limit, IDT)
 
 
-@both_paths
-def test_port_reads_and_writes_of_every_width_reach_the_bus(fast: bool) -> None:
-    with ModelRig("e440 e680 66e542 66e782 e544 e784 f4", fast=fast) as rig:
+def test_port_reads_and_writes_of_every_width_reach_the_bus() -> None:
+    with ModelRig("e440 e680 66e542 66e782 e544 e784 f4") as rig:
         rig.bus.answers.update({0x40: 0x11, 0x42: 0x2222, 0x44: 0x44444444})
         assert rig.run() == HALTED
         assert rig.bus.log == [
@@ -61,17 +59,15 @@ def test_port_reads_and_writes_of_every_width_reach_the_bus(fast: bool) -> None:
         ]
 
 
-@both_paths
-def test_apic_base_is_answered_and_unknown_registers_are_counted(fast: bool) -> None:
+def test_apic_base_is_answered_and_unknown_registers_are_counted() -> None:
     # ecx = 0x1b: rdmsr, out; ecx = 0x12345: rdmsr, wrmsr; out
     code = "b9 1b000000 0f32 e780 b9 45230100 0f32 0f30 e784 f4"
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         assert rig.run() == HALTED
         assert [entry[3] for entry in rig.bus.log] == [0xFEE00900, 0]
         assert rig.vm.msrs.unknown == {0x12345: 2}
 
 
-@both_paths
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize(
     ("vector", "fault", "skip"),
@@ -84,14 +80,14 @@ def test_apic_base_is_answered_and_unknown_registers_are_counted(fast: bool) -> 
     ids=["divide", "breakpoint", "invalid-opcode", "software"],
 )
 def test_exception_goes_through_the_guests_idt_and_returns(
-    fast: bool, bits: int, vector: int, fault: str, skip: int
+    bits: int, vector: int, fault: str, skip: int
 ) -> None:
     size = bits // 8
     # handler: count in [0x2000], step over the instruction, return
     step = "83042400" if bits == 32 else "4883042400"
     handler = ("ff05 00200000" if bits == 32 else "ff0425 00200000") + step[:-2] + f"{skip:02x}"
     handler += "cf" if bits == 32 else "48cf"
-    with ModelRig(load_idt(bits) + fault * 3 + "f4", bits, fast=fast) as rig:  # type: ignore[arg-type]
+    with ModelRig(load_idt(bits) + fault * 3 + "f4", bits) as rig:  # type: ignore[arg-type]
         with_idt(rig, bits)
         gate(rig, vector, HANDLER, bits)
         put(rig, HANDLER, handler)
@@ -99,13 +95,12 @@ def test_exception_goes_through_the_guests_idt_and_returns(
         assert rig.ram_at(0x2000, 4) == (3).to_bytes(4, "little"), size
 
 
-@both_paths
-def test_page_faults_arrive_one_after_the_other_with_their_address(fast: bool) -> None:
+def test_page_faults_arrive_one_after_the_other_with_their_address() -> None:
     # The handler drops the error code, adds CR2 to [0x2000] and steps over `mov al, [rbx]` (2 bytes).
     handler = "4883c408 0f20d0 48010425 00200000 48830424 02 48cf"
     unmapped = 0x1_0000_0000  # behind the 4 GiB that the entry code maps
     code = load_idt(64) + "48bb 0000000001000000" + "8a03" * 5 + "f4"
-    with ModelRig(code, 64, fast=fast) as rig:
+    with ModelRig(code, 64) as rig:
         with_idt(rig, 64)
         gate(rig, 14, HANDLER, 64)
         put(rig, HANDLER, handler)
@@ -117,7 +112,7 @@ def test_page_fault_has_its_error_code() -> None:
     # The handler stores the error code, steps over the faulting store and returns.
     handler = "58 890425 00200000 48830424 02 48cf"
     code = load_idt(64) + "48bb 0000000001000000" + "8803" + "f4"  # mov [rbx], al
-    with ModelRig(code, 64, fast=True) as rig:
+    with ModelRig(code, 64) as rig:
         with_idt(rig, 64)
         gate(rig, 14, HANDLER, 64)
         put(rig, HANDLER, handler)
@@ -125,16 +120,14 @@ def test_page_fault_has_its_error_code() -> None:
         assert rig.ram_at(0x2000, 1) == b"\x02"  # a write, in supervisor mode, to a page that is not present
 
 
-@both_paths
-def test_exception_without_a_usable_idt_is_a_triple_fault(fast: bool) -> None:
-    with ModelRig(load_idt(64) + "0f0b f4", 64, fast=fast) as rig:
+def test_exception_without_a_usable_idt_is_a_triple_fault() -> None:
+    with ModelRig(load_idt(64) + "0f0b f4", 64) as rig:
         rig.ram.writable.view[0x1000:0x100A] = struct.pack("<HQ", 0, IDT)
         assert isinstance(rig.run(), Shutdown)
 
 
-@both_paths
-def test_missing_gate_becomes_a_double_fault(fast: bool) -> None:
-    with ModelRig(load_idt(64) + "0f0b", 64, fast=fast) as rig:
+def test_missing_gate_becomes_a_double_fault() -> None:
+    with ModelRig(load_idt(64) + "0f0b", 64) as rig:
         with_idt(rig, 64)
         gate(rig, 8, HANDLER, 64)
         put(rig, HANDLER, "e680 f4")
@@ -142,25 +135,14 @@ def test_missing_gate_becomes_a_double_fault(fast: bool) -> None:
         assert rig.bus.log[0][:2] == ("out", 0x80)
 
 
-def test_gate_with_a_stack_table_is_refused_not_guessed_by_the_public_api() -> None:
-    with ModelRig(load_idt(64) + "0f0b", 64, fast=False) as rig:
-        with_idt(rig, 64)
-        gate(rig, 6, HANDLER, 64)
-        rig.ram.writable.view[IDT + 6 * 16 + 4] = 1
-        vm_exit = rig.run()
-        assert isinstance(vm_exit, InternalFault)
-        assert "interrupt stack table" in vm_exit.detail
-
-
-@both_paths
 @pytest.mark.parametrize("bits", [32, 64])
-def test_interrupts_wait_for_sti_and_are_delivered_in_order(fast: bool, bits: int) -> None:
+def test_interrupts_wait_for_sti_and_are_delivered_in_order(bits: int) -> None:
     # Each handler stores its vector at [0x2000 + n], n counted in ebx; the guest halts until both came.
     handlers = {0x30: "30", 0x41: "41"}
     ret = "48cf" if bits == 64 else "cf"
     code = load_idt(bits) + "31db e680 fb f4 83fb02 75fa fa f4"
     interrupts = ScriptedInterrupts(0x30, 0x41)
-    with ModelRig(code, bits, fast=fast, interrupts=interrupts) as rig:  # type: ignore[arg-type]
+    with ModelRig(code, bits, interrupts=interrupts) as rig:  # type: ignore[arg-type]
         with_idt(rig, bits)
         for number, (vector, byte) in enumerate(handlers.items()):
             address = HANDLER + 0x100 * number
@@ -171,11 +153,10 @@ def test_interrupts_wait_for_sti_and_are_delivered_in_order(fast: bool, bits: in
         assert rig.bus.log[0][:2] == ("out", 0x80)
 
 
-@both_paths
-def test_interrupt_interrupts_a_busy_loop_that_polls_a_port(fast: bool) -> None:
+def test_interrupt_interrupts_a_busy_loop_that_polls_a_port() -> None:
     code = load_idt(64) + "31db fb ec 85db 74fb fa f4"  # sti; 1: in al, dx; test ebx, ebx; jz 1b
     interrupts = ScriptedInterrupts()
-    with ModelRig(code, 64, fast=fast, interrupts=interrupts) as rig:
+    with ModelRig(code, 64, interrupts=interrupts) as rig:
         with_idt(rig, 64)
         gate(rig, 0x50, HANDLER, 64)
         put(rig, HANDLER, "ffc3 48cf")
@@ -185,19 +166,17 @@ def test_interrupt_interrupts_a_busy_loop_that_polls_a_port(fast: bool) -> None:
         timer.join()
 
 
-@both_paths
-def test_code_that_the_guest_rewrites_runs_as_rewritten(fast: bool) -> None:
+def test_code_that_the_guest_rewrites_runs_as_rewritten() -> None:
     # 100 times: patch `mov al, n` in RAM, call it, add al to [0x2000]
     code = "b9 64000000 880d 01202000 b8 00202000 ffd0 0fb6c0 0105 00200000 49 75e7 f4"
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         put(rig, 0x202000, "b0 00 c3")
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 4) == sum(range(1, 101)).to_bytes(4, "little")
 
 
-@both_paths
-def test_code_rewritten_after_its_page_was_data_runs_as_rewritten(fast: bool) -> None:
-    """A store-heavy page turns into code, is executed, then stored to again: the fast store path must notice."""
+def test_code_rewritten_after_its_page_was_data_runs_as_rewritten() -> None:
+    """A store-heavy page turns into code, is executed, then stored to again: the engine must notice."""
     code = (
         "bf 00202000 b9 00040000 b8 c3c3c3c3 f3ab"  # fill the page with RET
         "bf 00202000 c707 b001c390 ffd7 8ad8"  # mov al, 1; ret: call it
@@ -205,13 +184,12 @@ def test_code_rewritten_after_its_page_was_data_runs_as_rewritten(fast: bool) ->
         "c747f0 00000000 c707 b004c390 ffd7 00c3"  # after a store elsewhere, with 4
         "881d 00200000 f4"
     )
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 1) == b"\x07"
 
 
-@both_paths
-def test_code_rewritten_through_another_virtual_address_runs_as_rewritten(fast: bool) -> None:
+def test_code_rewritten_through_another_virtual_address_runs_as_rewritten() -> None:
     """Two virtual pages of one physical page: stores through one (at 5 GiB), execution through the other."""
     code = (
         "e680"
@@ -222,7 +200,7 @@ def test_code_rewritten_through_another_virtual_address_runs_as_rewritten(fast: 
         "c707 b004c390 ffd6 00c3"
         "881c25 00200000 f4"
     )
-    with ModelRig(code, 64, fast=fast) as rig:
+    with ModelRig(code, 64) as rig:
         view = rig.ram.writable.view
 
         def map_alias() -> None:
@@ -234,21 +212,19 @@ def test_code_rewritten_through_another_virtual_address_runs_as_rewritten(fast: 
         assert rig.ram_at(0x2000, 1) == b"\x07"
 
 
-@both_paths
-def test_page_tables_are_marked_as_accessed_and_dirty(fast: bool) -> None:
+def test_page_tables_are_marked_as_accessed_and_dirty() -> None:
     seen = []
     entry = PAGE_TABLES + 0x2000 + 8  # of the second 2 MiB
-    with ModelRig("8a042500202000 e680 88042500202000 e680 f4", 64, fast=fast) as rig:
+    with ModelRig("8a042500202000 e680 88042500202000 e680 f4", 64) as rig:
         rig.bus.on_write_port[0x80] = lambda: seen.append(rig.ram_at(entry, 1)[0])
         assert rig.run() == HALTED
     assert seen == [0xA3, 0xE3]
 
 
-@both_paths
-def test_invlpg_of_a_large_page_forgets_all_of_it(fast: bool) -> None:
+def test_invlpg_of_a_large_page_forgets_all_of_it() -> None:
     # Two loads in the third 2 MiB; behind INVLPG of the first, the second finds what is mapped now.
     code = "e680 8a042500204000 8a042500304000 e681 e680 0f013c2500204000 8a042500304000 e681 f4"
-    with ModelRig(code, 64, fast=fast) as rig:
+    with ModelRig(code, 64) as rig:
         view, frames = rig.ram.writable.view, iter((0, 0x200000))
         view[0x3000], view[0x203000] = 0x11, 0x22
 
@@ -260,11 +236,10 @@ def test_invlpg_of_a_large_page_forgets_all_of_it(fast: bool) -> None:
         assert [value for kind, port, _, value in rig.bus.log if port == 0x81] == [0x11, 0x22]
 
 
-@both_paths
-def test_pages_of_supervisor_code_are_closed_to_user_code(fast: bool) -> None:
+def test_pages_of_supervisor_code_are_closed_to_user_code() -> None:
     """Also where the engine has to begin to walk pages itself; without an IDT the fault ends the run."""
     payload = bytes.fromhex("c6042500200000 55 e680 8a042500202000 e681")
-    with ModelRig(in_user_mode(payload), 64, fast=fast) as rig:
+    with ModelRig(in_user_mode(payload), 64) as rig:
 
         def close_second_page() -> None:
             struct.pack_into("<Q", rig.ram.writable.view, PAGE_TABLES + 0x2000 + 8, 0x200083)
@@ -275,10 +250,9 @@ def test_pages_of_supervisor_code_are_closed_to_user_code(fast: bool) -> None:
         assert [port for _, port, _, _ in rig.bus.log] == [0x80]
 
 
-@both_paths
-def test_code_that_a_device_rewrites_runs_as_rewritten(fast: bool) -> None:
+def test_code_that_a_device_rewrites_runs_as_rewritten() -> None:
     code = "b8 00202000 ffd0 e681 e680 b8 00202000 ffd0 e681 f4"
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         put(rig, 0x202000, "b0 11 c3")
 
         def dma() -> None:
@@ -290,11 +264,10 @@ def test_code_that_a_device_rewrites_runs_as_rewritten(fast: bool) -> None:
         assert [value for kind, port, _, value in rig.bus.log if port == 0x81] == [0x11, 0x22]
 
 
-@both_paths
-def test_string_copy_is_right_where_virtual_is_not_physical(fast: bool) -> None:
+def test_string_copy_is_right_where_virtual_is_not_physical() -> None:
     """Virtual 4 MiB shows physical 0, virtual 6 MiB physical 2 MiB; the copy crosses pages on both sides."""
     code = "e68048be 0098400000000000 48bf 0004610000000000 b9 00020000 f348a5 f4"
-    with ModelRig(code, 64, fast=fast) as rig:
+    with ModelRig(code, 64) as rig:
         view = rig.ram.writable.view
 
         def remap() -> None:
@@ -308,7 +281,6 @@ def test_string_copy_is_right_where_virtual_is_not_physical(fast: bool) -> None:
         assert len(rig.bus.log) == 1
 
 
-@both_paths
 @pytest.mark.parametrize(
     ("setup", "source", "expected"),
     [
@@ -316,50 +288,45 @@ def test_string_copy_is_right_where_virtual_is_not_physical(fast: bool) -> None:
         ("fd be 07200000 bf 07302000", b"abcdefgh", b"abcdefgh"),  # backwards from the end
     ],
 )
-def test_string_copy_honours_direction(fast: bool, setup: str, source: bytes, expected: bytes) -> None:
+def test_string_copy_honours_direction(setup: str, source: bytes, expected: bytes) -> None:
     code = "be 00200000 bf 00302000 b9 08000000" + setup + "f3a4 f4"
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         rig.ram.writable.view[0x2000 : 0x2000 + len(source)] = source
         assert rig.run() == HALTED
         assert rig.ram_at(0x203000, len(expected)) == expected
 
 
-@both_paths
-def test_overlapping_copy_repeats_the_pattern(fast: bool) -> None:
-    with ModelRig("be 00200000 bf 02200000 b9 10000000 f3a4 893d 00302000 f4", fast=fast) as rig:
+def test_overlapping_copy_repeats_the_pattern() -> None:
+    with ModelRig("be 00200000 bf 02200000 b9 10000000 f3a4 893d 00302000 f4") as rig:
         rig.ram.writable.view[0x2000:0x2002] = b"xy"
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 18) == b"xy" * 9
         assert rig.ram_at(0x203000, 4) == (0x2012).to_bytes(4, "little")
 
 
-@both_paths
-def test_string_fill_leaves_the_registers_that_the_instruction_leaves(fast: bool) -> None:
+def test_string_fill_leaves_the_registers_that_the_instruction_leaves() -> None:
     code = "b8 78563412 bf 00302000 b9 00010000 f3ab 893d 00200000 890d 04200000 f4"
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         assert rig.run() == HALTED
         assert rig.ram_at(0x203000, 0x400) == bytes.fromhex("78563412") * 0x100
         assert rig.ram_at(0x2000, 8) == struct.pack("<II", 0x203400, 0)
 
 
-@both_paths
-def test_string_copy_into_a_readonly_slot_stores_every_element(fast: bool) -> None:
-    with ModelRig("be 00200000 bf 00000f00 b9 06000000 f3a4 f4", fast=fast) as rig:
+def test_string_copy_into_a_readonly_slot_stores_every_element() -> None:
+    with ModelRig("be 00200000 bf 00000f00 b9 06000000 f3a4 f4") as rig:
         rig.ram.writable.view[0x2000:0x2006] = b"flash!"
         assert rig.run() == HALTED
         assert bytes(value for kind, _, _, value in rig.bus.log if kind == "store") == b"flash!"
 
 
-@both_paths
-def test_stop_ends_a_loop_that_does_nothing(fast: bool) -> None:
-    with ModelRig("ebfe", fast=fast) as rig:
+def test_stop_ends_a_loop_that_does_nothing() -> None:
+    with ModelRig("ebfe") as rig:
         threading.Timer(0.05, rig.vcpu.stop).start()
         assert rig.run() == Interrupted()
 
 
-@both_paths
-def test_stop_ends_a_wait_for_an_interrupt_that_never_comes(fast: bool) -> None:
-    with ModelRig("fb f4", fast=fast, interrupts=ScriptedInterrupts()) as rig:
+def test_stop_ends_a_wait_for_an_interrupt_that_never_comes() -> None:
+    with ModelRig("fb f4", interrupts=ScriptedInterrupts()) as rig:
         threading.Timer(0.05, rig.vcpu.stop).start()
         assert rig.run() == Interrupted()
 
@@ -367,7 +334,7 @@ def test_stop_ends_a_wait_for_an_interrupt_that_never_comes(fast: bool) -> None:
 def test_stopping_and_going_on_loses_and_repeats_nothing() -> None:
     """A read-modify-write loop, stopped every millisecond: each of three million increments happens once."""
     code = "b9 c0c62d00 ff05 00200000 49 75f7 f4"
-    with ModelRig(code, fast=True) as rig:
+    with ModelRig(code) as rig:
         finished = threading.Event()
 
         def stopper() -> None:
@@ -385,37 +352,30 @@ def test_stopping_and_going_on_loses_and_repeats_nothing() -> None:
         assert rig.ram_at(0x2000, 4) == (3_000_000).to_bytes(4, "little")
 
 
-@both_paths
-def test_reset_starts_over_with_memory_kept(fast: bool) -> None:
-    with ModelRig("ff05 00200000 f4", fast=fast) as rig:
+def test_reset_starts_over_with_memory_kept() -> None:
+    with ModelRig("ff05 00200000 f4") as rig:
         assert rig.run() == HALTED
         rig.vcpu.reset()
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 1) == b"\x02"
 
 
-def test_fast_path_is_taken_on_the_pinned_engine() -> None:
-    assert native.unavailable() is None
-    with ModelRig("f4", fast=True) as rig:
-        assert rig.vm.slow_reason is None
-
-
 def test_changed_engine_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(native._PROLOGUES, "tlb_flush_x86_64", "cc")
     monkeypatch.setattr(native, "_installed", [])
-    engine = Engine(ModelSpecificRegisters(), fast=True)
-    assert engine.fast is None
-    assert "not the one of version 2.1.4" in (engine.slow_reason or "")
+    with pytest.raises(UnsupportedError, match="is not the one of version"):
+        Engine(ModelSpecificRegisters())
 
 
 def test_changed_delivery_of_the_engine_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_delivery, "_ERROR_CODE_TESTS", ((0, 0x10),))
-    assert native.unavailable() == "the engine's delivery of exceptions is not the one of version 2.1.4"
+    with pytest.raises(UnsupportedError, match="delivery of exceptions is not the one of version"):
+        Engine(ModelSpecificRegisters())
 
 
 def test_two_machines_in_one_process_do_not_mix_registers() -> None:
     code = "b9 1b000000 0f32 e780 f4"
-    with ModelRig(code, fast=True) as one, ModelRig(code, fast=True) as two:
+    with ModelRig(code) as one, ModelRig(code) as two:
         two.vm.msrs.write(0x1B, 0xFEE00800)
         assert one.run() == HALTED
         assert two.run() == HALTED

@@ -57,7 +57,7 @@ class Delivery(ModelRig):
         task: bool = True,
     ) -> None:
         prologue = OPEN_PAGES + LOAD_TABLES + (LOAD_TASK if task else "") if bits == 64 else ""
-        super().__init__(prologue + kernel, bits, fast=True, interrupts=interrupts)
+        super().__init__(prologue + kernel, bits, interrupts=interrupts)
         self.put(USER, user)
         self.put(HANDLER, SAVE_FRAME)
         self.put(POINTERS, struct.pack("<HQ", 256 * 16 - 1, IDT).hex())

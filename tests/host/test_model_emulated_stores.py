@@ -14,7 +14,6 @@ from casemate.host.model.store_judge import split
 
 HALTED = Hlt(interrupts_enabled=False)
 PORT = 0x80
-both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "public-api"])
 
 
 def make_readonly(rig: ModelRig) -> None:
@@ -36,10 +35,9 @@ X87 = {"fstp": "d91b", "fstp qword": "dd1b", "fistp": "db1b", "with a prefix": "
 SETUP = "dbe3 d9e8 bb 20003000 4989df"  # fninit; fld1; mov ebx, PROTECTED + 0x20; mov r15, rbx
 
 
-@both_paths
 @pytest.mark.parametrize("code", X87.values(), ids=X87)
-def test_x87_store_of_the_supervisor_ends_the_run_on_it(fast: bool, code: str) -> None:
-    with ModelRig(f"{SETUP} {code} f4", 64, fast=fast) as rig:
+def test_x87_store_of_the_supervisor_ends_the_run_on_it(code: str) -> None:
+    with ModelRig(f"{SETUP} {code} f4", 64) as rig:
         make_readonly(rig)
         vm_exit = rig.run()
         assert vm_exit == InternalFault("KVM internal error EMULATION", rig.vcpu.rip())
@@ -51,7 +49,7 @@ def test_x87_store_of_the_supervisor_ends_the_run_on_it(fast: bool, code: str) -
 
 @pytest.mark.parametrize("code", ["dd33", "d933", "df33"], ids=["fnsave", "fnstenv", "fbstp"])
 def test_x87_store_in_many_parts_is_undone_with_the_first(code: str) -> None:
-    with ModelRig(f"{SETUP} {code} f4", 64, fast=True) as rig:
+    with ModelRig(f"{SETUP} {code} f4", 64) as rig:
         make_readonly(rig)
         assert rig.run() == InternalFault("KVM internal error EMULATION", rig.vcpu.rip())
         found = rig.vcpu.code_at_rip()
@@ -60,11 +58,10 @@ def test_x87_store_in_many_parts_is_undone_with_the_first(code: str) -> None:
         assert rig.bus.log == []
 
 
-@both_paths
-def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map(fast: bool) -> None:
+def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map() -> None:
     # rep insw from 2 bytes below the page's end: KVM reads as many words ahead as bytes are left.
     setup = "66ba8000 b904000000 bffe0f0080"  # mov dx, 0x80; mov ecx, 4; mov edi, 0x80000ffe
-    with ModelRig(MAP_ONE_PAGE + setup + "f3666d f4", 64, fast=fast) as rig:
+    with ModelRig(MAP_ONE_PAGE + setup + "f3666d f4", 64) as rig:
         make_readonly(rig)
         assert not isinstance(rig.run(), Hlt)
         assert [(kind, at, size) for kind, at, size, _ in rig.bus.log] == [
@@ -76,7 +73,7 @@ def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map(fast: bool) -
 def test_instruction_is_found_in_a_code_segment_that_does_not_begin_at_0() -> None:
     # A segment at 2 MiB - 32; its code is insb, hlt at offset 32. lgdt [0x1000]; mov dx, 0x80; mov edi, ..; far jump.
     code = "0f0115 00100000 66ba8000 bf20003000 ea 20000000 0800"
-    with ModelRig(code, 32, fast=True) as rig:
+    with ModelRig(code, 32) as rig:
         view = rig.ram.writable.view
         view[0x1000:0x1006] = struct.pack("<HI", 15, 0x1010)
         view[0x1018:0x1020] = struct.pack("<Q", 0x00C09B1FFFE0FFFF | 0xF << 48)

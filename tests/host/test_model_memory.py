@@ -17,8 +17,6 @@ HALTED = Hlt(interrupts_enabled=False)
 MOV_STORE = "c605 00003000 5a"  # mov byte [PROTECTED], 0x5a
 libc = ctypes.CDLL(None, use_errno=True)
 
-both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "public-api"])
-
 
 def protect(rig: ModelRig, prot: int) -> None:
     hva = Hva(rig.ram.writable.hva + PROTECTED)
@@ -26,15 +24,13 @@ def protect(rig: ModelRig, prot: int) -> None:
     rig.vm.mapping_changed(hva, 0x1000)
 
 
-@both_paths
-def test_store_to_ram_lands(fast: bool) -> None:
-    with ModelRig(MOV_STORE + "f4", fast=fast) as rig:
+def test_store_to_ram_lands() -> None:
+    with ModelRig(MOV_STORE + "f4") as rig:
         assert rig.run() == HALTED
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
         assert rig.bus.log == []
 
 
-@both_paths
 @pytest.mark.parametrize(
     ("store", "expected"),
     [
@@ -44,9 +40,9 @@ def test_store_to_ram_lands(fast: bool) -> None:
     ],
 )
 def test_store_to_a_readonly_slot_goes_to_the_bus(
-    fast: bool, store: str, expected: list[tuple[str, int, int, int]]
+    store: str, expected: list[tuple[str, int, int, int]]
 ) -> None:
-    with ModelRig(store + "a0 00000f00 a2 00002000 f4", fast=fast) as rig:
+    with ModelRig(store + "a0 00000f00 a2 00002000 f4") as rig:
         before = bytes(rig.rom.writable.view)
         assert rig.run() == HALTED
         assert rig.bus.log == expected
@@ -54,10 +50,9 @@ def test_store_to_a_readonly_slot_goes_to_the_bus(
         assert rig.ram_at(0x200000, 1) == before[:1]
 
 
-@both_paths
-def test_store_to_a_protected_mapping_faults_and_changes_nothing(fast: bool) -> None:
+def test_store_to_a_protected_mapping_faults_and_changes_nothing() -> None:
     code = "b8 11223344 bb 00003000 8903 83c001 f4"  # mov eax, ..; mov ebx, PROTECTED; mov [ebx], eax; add eax, 1
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         protect(rig, mmap.PROT_READ)
         fault = rig.run()
         assert isinstance(fault, MemoryFault)
@@ -70,10 +65,9 @@ def test_store_to_a_protected_mapping_faults_and_changes_nothing(fast: bool) -> 
         assert rig.ram_at(PROTECTED, 4) == bytes(4)
 
 
-@both_paths
-def test_faulted_store_lands_when_the_mapping_becomes_writable(fast: bool) -> None:
+def test_faulted_store_lands_when_the_mapping_becomes_writable() -> None:
     code = "bb 00003000 ff03 ff03 ff03 f4"  # inc dword [ebx], three times
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         protect(rig, mmap.PROT_READ)
         assert isinstance(rig.run(), MemoryFault)
         assert isinstance(rig.run(), MemoryFault)
@@ -82,27 +76,24 @@ def test_faulted_store_lands_when_the_mapping_becomes_writable(fast: bool) -> No
         assert rig.ram_at(PROTECTED, 1) == b"\x03"
 
 
-@both_paths
-def test_store_after_protecting_a_page_already_stored_to_faults(fast: bool) -> None:
+def test_store_after_protecting_a_page_already_stored_to_faults() -> None:
     code = f"{MOV_STORE} e680 c605 00003000 a5 f4"  # store; out 0x80, al; store again
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         rig.bus.on_write_port[0x80] = lambda: protect(rig, mmap.PROT_READ)
         assert isinstance(rig.run(), MemoryFault)
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
 
 
-@both_paths
-def test_reading_and_executing_a_protected_mapping_works(fast: bool) -> None:
-    with ModelRig("a0 00003000 e8 00000000 58 b8 00003000 ffd0 f4", fast=fast) as rig:
+def test_reading_and_executing_a_protected_mapping_works() -> None:
+    with ModelRig("a0 00003000 e8 00000000 58 b8 00003000 ffd0 f4") as rig:
         rig.ram.writable.view[PROTECTED : PROTECTED + 3] = b"\xb0\x42\xc3"  # mov al, 0x42; ret
         protect(rig, mmap.PROT_READ)
         assert rig.run() == HALTED
 
 
-@both_paths
-def test_deleted_slot_becomes_mmio_and_returns(fast: bool) -> None:
+def test_deleted_slot_becomes_mmio_and_returns() -> None:
     code = f"{MOV_STORE} e680 {MOV_STORE} a0 00003000 e681 a0 00003000 f4"
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.answers[PROTECTED] = 0x99
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
@@ -115,11 +106,10 @@ def test_deleted_slot_becomes_mmio_and_returns(fast: bool) -> None:
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
 
 
-@both_paths
-def test_hundreds_of_flips_keep_memory_and_mmio_apart(fast: bool) -> None:
+def test_hundreds_of_flips_keep_memory_and_mmio_apart() -> None:
     # 300 times: port 0x80 removes the slot, a store goes to the bus, port 0x81 returns it, a store lands.
     code = f"b9 2c010000 e680 {MOV_STORE} e681 ff05 04003000 49 75ea f4".replace(" ", "")
-    with ModelRig(code, fast=fast) as rig:
+    with ModelRig(code) as rig:
         hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, 0x1000, hva)
@@ -138,33 +128,31 @@ def test_hundreds_of_flips_keep_memory_and_mmio_apart(fast: bool) -> None:
     ids=["overlap", "misaligned", "live-number"],
 )
 def test_slot_rules_are_kvms(number: int, gpa: int, size: int, expected: int) -> None:
-    with ModelRig("f4", fast=True) as rig:
+    with ModelRig("f4") as rig:
         with pytest.raises(HostError) as caught:
             rig.add(number, gpa, size, rig.ram.writable.hva)
         assert caught.value.errno == expected
 
 
 def test_deleting_a_slot_that_is_not_there_is_enoent() -> None:
-    with ModelRig("f4", fast=True) as rig:
+    with ModelRig("f4") as rig:
         with pytest.raises(HostError) as caught:
             rig.vm.delete_slot(77)
         assert caught.value.errno == errno.ENOENT
 
 
-@both_paths
-def test_unmapped_address_reads_what_the_bus_says(fast: bool) -> None:
-    with ModelRig("a1 000040fe a3 00002000 f4", fast=fast) as rig:  # mov eax, [0xfe400000]
+def test_unmapped_address_reads_what_the_bus_says() -> None:
+    with ModelRig("a1 000040fe a3 00002000 f4") as rig:  # mov eax, [0xfe400000]
         rig.bus.answers[0xFE400000] = 0xCAFEF00D
         assert rig.run() == HALTED
         assert rig.ram_at(0x200000, 4) == (0xCAFEF00D).to_bytes(4, "little")
 
 
-@both_paths
-def test_exception_on_the_bus_reaches_the_caller(fast: bool) -> None:
+def test_exception_on_the_bus_reaches_the_caller() -> None:
     def fail() -> None:
         raise HostError("pwrite", errno.ENOSPC, "variables")
 
-    with ModelRig("e680 f4", fast=fast) as rig:
+    with ModelRig("e680 f4") as rig:
         rig.bus.on_write_port[0x80] = fail
         with pytest.raises(HostError, match="pwrite"):
             rig.run()

@@ -12,7 +12,6 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev import ghcb
 from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.ghcb import ExitCode
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import CODE32, PAGE_TABLES, Bits
 from casemate.guests.vc_handler import GHCB
 from casemate.host.clock import GuestClock
@@ -331,9 +330,3 @@ def test_plain_guest_beside_a_sev_es_guest_raises_no_vc() -> None:
             assert plain.run() == HALTED
             assert plain.bus.log == [("out", 0x80, 1, 0x42)]
             assert plain.vm.guest_requests() == {}
-
-
-@pytest.mark.parametrize("kind", [GuestKind.SEV, GuestKind.SEV_ES])
-def test_encrypted_guest_without_the_fast_path_is_refused_with_the_way_out(kind: GuestKind) -> None:
-    with pytest.raises(UnsupportedError, match="fast path"):
-        ModelHypervisor(GuestClock(), fast=False).create_vm(kind)

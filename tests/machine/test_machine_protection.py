@@ -31,14 +31,13 @@ def guest(folder: Path, *stores: tuple[int, int]) -> tuple[Path, Path]:
     return unit0, unit1
 
 
-def run(folder: Path, *stores: tuple[int, int], fast: bool = True, **options: object) -> Outcome:
+def run(folder: Path, *stores: tuple[int, int], **options: object) -> Outcome:
     unit0, unit1 = guest(folder, *stores)
     spec = MachineSpec(
         code=unit0,
         variables=unit1,
         machine="bare",
         memory=4 << 20,
-        fast=fast,
         **options,  # type: ignore[arg-type]
     )
     return boot(spec, timeout=20)
@@ -48,19 +47,15 @@ def units(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "code.fd").read_bytes(), (folder / "vars.fd").read_bytes()
 
 
-both_paths = pytest.mark.parametrize("fast", [True, False], ids=["fast", "public-api"])
 lifting = pytest.mark.parametrize("protection", ["vma", "view"])
 
 
-@both_paths
 @lifting
 @pytest.mark.parametrize("unit", [0, 1])
-def test_store_to_a_protected_mapping_kills_the_guest(
-    tmp_path: Path, fast: bool, protection: str, unit: int
-) -> None:
+def test_store_to_a_protected_mapping_kills_the_guest(tmp_path: Path, protection: str, unit: int) -> None:
     gpa = UNIT1 + 0x1234 if unit else (1 << 32) - 0x100
     before = units((guest(tmp_path, (gpa, 0x41)), tmp_path)[1])
-    outcome = run(tmp_path, (gpa, 0x41), fast=fast, protection=protection, on_write=OnWrite.KILL)
+    outcome = run(tmp_path, (gpa, 0x41), protection=protection, on_write=OnWrite.KILL)
     assert outcome.ending is Ending.VIOLATION
     assert outcome.exit_code == 1
     event = outcome.report["writes"]["events"][0]
@@ -70,14 +65,9 @@ def test_store_to_a_protected_mapping_kills_the_guest(
     assert units(tmp_path) == before
 
 
-@both_paths
 @lifting
-def test_dropped_store_changes_nothing_and_the_guest_goes_on(
-    tmp_path: Path, fast: bool, protection: str
-) -> None:
-    outcome = run(
-        tmp_path, (UNIT1, 0x41), (UNIT1 + 8, 0x42), fast=fast, protection=protection, on_write=OnWrite.DROP
-    )
+def test_dropped_store_changes_nothing_and_the_guest_goes_on(tmp_path: Path, protection: str) -> None:
+    outcome = run(tmp_path, (UNIT1, 0x41), (UNIT1 + 8, 0x42), protection=protection, on_write=OnWrite.DROP)
     assert outcome.ending is Ending.EXIT_PORT
     assert outcome.report["exit_port"] == 7
     assert outcome.report["writes"]["violations"] == 2
@@ -96,11 +86,8 @@ def test_store_that_cannot_be_dropped_kills_the_guest(tmp_path: Path) -> None:
     assert "cannot be dropped" in outcome.detail
 
 
-@both_paths
 @lifting
-def test_store_of_the_emulator_is_named_with_its_instruction(
-    tmp_path: Path, fast: bool, protection: str
-) -> None:
+def test_store_of_the_emulator_is_named_with_its_instruction(tmp_path: Path, protection: str) -> None:
     unit0, unit1 = guest(tmp_path)
     # mov edi, UNIT1; mov dx, 0x80; mov ecx, 4; rep insb
     code = b"\xbf" + struct.pack("<I", UNIT1) + bytes.fromhex("66ba8000 b904000000 f36c" + EXIT)
@@ -111,7 +98,6 @@ def test_store_of_the_emulator_is_named_with_its_instruction(
         machine="bare",
         memory=4 << 20,
         protection=protection,  # type: ignore[arg-type]
-        fast=fast,
         on_write=OnWrite.KILL,
     )
     outcome = boot(spec, timeout=20)
@@ -125,9 +111,8 @@ def test_store_of_the_emulator_is_named_with_its_instruction(
     assert units(tmp_path)[1] == b"\xee" * IMAGE_SIZE
 
 
-@both_paths
-def test_flash_commands_reach_the_variable_file_behind_a_readonly_slot(tmp_path: Path, fast: bool) -> None:
-    outcome = run(tmp_path, (UNIT1 + 0x10, 0x10), (UNIT1 + 0x10, 0x5A), (UNIT1 + 0x10, 0xFF), fast=fast)
+def test_flash_commands_reach_the_variable_file_behind_a_readonly_slot(tmp_path: Path) -> None:
+    outcome = run(tmp_path, (UNIT1 + 0x10, 0x10), (UNIT1 + 0x10, 0x5A), (UNIT1 + 0x10, 0xFF))
     assert outcome.ending is Ending.EXIT_PORT
     writes = outcome.report["writes"]
     assert (writes["commands"], writes["programs"], writes["violations"], writes["events"]) == (2, 1, 0, [])

@@ -46,9 +46,9 @@ def start_other() -> bytes:
 class Running:
     """A guest that runs meanwhile."""
 
-    def __init__(self, folder: Path, code: bytes, host: str, vcpus: int, paused: bool, fast: bool) -> None:
+    def __init__(self, folder: Path, code: bytes, host: str, vcpus: int, paused: bool) -> None:
         (folder / "guest.bin").write_bytes(make_image(code, 32))
-        self.spec = MachineSpec(bios=folder / "guest.bin", memory=4 * MIB, vcpus=vcpus, fast=fast)
+        self.spec = MachineSpec(bios=folder / "guest.bin", memory=4 * MIB, vcpus=vcpus)
         self.make = None if host == "model" else lambda clock: KvmHypervisor()
         self.paused = paused
         self.outcome: Outcome | None = None
@@ -100,15 +100,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def _started(folder: Path) -> Iterator[Start]:
     running: list[Running] = []
 
-    def start(
-        code: bytes, host: str = "model", vcpus: int = 1, *, paused: bool = False, fast: bool = True
-    ) -> Running:
+    def start(code: bytes, host: str = "model", vcpus: int = 1, *, paused: bool = False) -> Running:
         if host == "kvm":
             try:
                 KvmHypervisor()
             except UnsupportedError as reason:
                 pytest.skip(str(reason))
-        running.append(Running(folder, code, host, vcpus, paused, fast))
+        running.append(Running(folder, code, host, vcpus, paused))
         return running[-1]
 
     yield start
@@ -214,8 +212,3 @@ def test_paused_guest_can_be_ended(start: Start, host: str) -> None:
     guest.machine.standstill.pause()
     guest.machine.end(Ending.TERMINATED)
     assert guest.ended().ending is Ending.TERMINATED
-
-
-def test_host_that_cannot_go_on_behind_a_stop_says_so(start: Start) -> None:
-    assert start(COUNT).machine.vm.capabilities.exact_stop
-    assert not start(COUNT, fast=False).machine.vm.capabilities.exact_stop

@@ -183,18 +183,6 @@ def test_clients_come_and_go_and_the_guest_runs_on(tmp_path: Path) -> None:
     assert guest.ended() == 0
 
 
-def test_cpu_without_its_fast_path_refuses_to_stop(tmp_path: Path) -> None:
-    async def story(client: QMPClient) -> str:
-        with pytest.raises(ExecuteError) as refused:
-            await client.execute("stop")
-        await client.execute("quit")
-        return str(refused.value)
-
-    guest = Booted(tmp_path, "--public-api")
-    assert "can be stopped for good only" in guest.tell(story)
-    assert guest.ended() == 0
-
-
 def test_many_guests_leave_nothing_behind(tmp_path: Path) -> None:
     async def leave(client: QMPClient) -> None:
         await client.execute("quit")

@@ -145,9 +145,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="offer FILE to the guest through fw_cfg, as opt/org.example/name (repeatable)",
     )
-    more.add_argument(
-        "--public-api", action="store_true", help="keep the modelled CPU to Unicorn's public interface"
-    )
 
 
 def _add_console(parser: argparse.ArgumentParser) -> None:

@@ -48,7 +48,6 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         kind=kind,
         protection=args.protection,
         on_write=OnWrite(args.on_write) if args.on_write else None,
-        fast=not args.public_api,
         kernel=args.kernel,
         initrd=args.initrd,
         append=args.append or "",

@@ -1,4 +1,4 @@
-"""The user's terminal: the guest's console, and lines that show progress (termios(3), console_codes(4), no-color.org)."""
+"""The user's terminal: the guest's console, and lines that show progress (termios(3), console_codes(4))."""
 
 from __future__ import annotations
 

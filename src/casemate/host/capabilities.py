@@ -16,5 +16,3 @@ class VmCapabilities:
     in_kernel_irqchip: bool = False
     """The host keeps LAPIC, IOAPIC, PIC and PIT itself."""
     max_vcpus: int = 1
-    exact_stop: bool = True
-    """A vCPU that was stopped from outside can go on as if it had not been."""

@@ -77,7 +77,7 @@ def boot(
         attending=attached.attending or attached.real_time,
         ends_at_prompt=attached.ends_at_prompt,
     )
-    host = hypervisor(clock) if hypervisor else _model(spec, clock)
+    host = hypervisor(clock) if hypervisor else _model(clock)
     with Machine(spec, host, clock, console, recorder) as machine:
         assemble(machine)
         machine.host_why = host_why
@@ -87,7 +87,7 @@ def boot(
             return run(machine, timeout, attached.wait, watchdog)
 
 
-def _model(spec: MachineSpec, clock: GuestClock) -> Hypervisor:
+def _model(clock: GuestClock) -> Hypervisor:
     from casemate.host.model.hypervisor import ModelHypervisor
 
-    return ModelHypervisor(clock, fast=spec.fast)
+    return ModelHypervisor(clock)

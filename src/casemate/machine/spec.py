@@ -41,8 +41,6 @@ class MachineSpec:
     kind: GuestKind = GuestKind.PLAIN
     protection: Requested = "auto"
     on_write: OnWrite | None = None
-    fast: bool = True
-    """False keeps the modelled CPU to its engine's public API."""
     sev: SevSetup | None = None
     """How the VM of a SEV or SEV-ES guest is set up."""
     legacy_window: bool = True
@@ -64,9 +62,6 @@ class MachineSpec:
             raise SpecError(
                 f"a variable store needs flash, and {what}", "give the code with --code, or leave --vars out"
             )
-        if self.is_direct and not self.fast:
-            cause = "--public-api: the modelled CPU then changes no privilege, which every kernel does"
-            raise SpecError(cause, "leave it out")
         if self.is_direct and self.machine == "bare":
             raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
         if not 1 <= self.vcpus <= MAX_VCPUS:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from casemate.machine.machine import Machine
+if TYPE_CHECKING:
+    from casemate.machine.machine import Machine
 
 
 class Standstill:

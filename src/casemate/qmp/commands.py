@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.qmp import sev_commands as sev
-from casemate.qmp.monitor import Monitor
+
+if TYPE_CHECKING:
+    from casemate.qmp.monitor import Monitor
 from casemate.qmp.protocol import Command, Parameter, text, uint64
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 from contextlib import closing
 from errno import EIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.abi.sev.commands import GuestState
 from casemate.confidential.attestation import place_secret
@@ -14,7 +14,9 @@ from casemate.confidential.preparation import AttestationRequest, LaunchSecret
 from casemate.errors import CasemateError, FirmwareStatusError, HostError, SpecError
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.sev_device import SevDevice
-from casemate.qmp.monitor import Monitor
+
+if TYPE_CHECKING:
+    from casemate.qmp.monitor import Monitor
 from casemate.qmp.protocol import QmpError
 
 _REDUCED_PHYS_BITS = 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ModelHypervisor:
-    """Makes modelled VMs as the kernels of one era did. ``fast=False`` keeps the CPU to the engine's public API.
+    """Makes modelled VMs as the kernels of one era did.
 
     ``lock_limit`` is the bytes that may be pinned, None for any. ``platform`` is whose secure processor it is.
     """
@@ -33,7 +33,6 @@ class ModelHypervisor:
         clock: GuestClock,
         *,
         era: str | KernelEra = NEWEST,
-        fast: bool = True,
         lock_limit: int | None = None,
         raises_vc: bool = True,
         platform: ModelPlatform | None = None,
@@ -42,7 +41,6 @@ class ModelHypervisor:
         self._raises_vc = raises_vc
         self._clock = clock
         self._era = find_era(era) if isinstance(era, str) else era
-        self._fast = fast
         self._lock_limit = lock_limit
         self.era: str | None = self._era.name
         self.vm_types = self._era.vm_types
@@ -70,7 +68,6 @@ class ModelHypervisor:
             kind,
             setup,
             self._era,
-            fast=self._fast,
             lock_limit=self._lock_limit,
             raises_vc=self._raises_vc,
             platform=self._platform,

@@ -20,16 +20,18 @@ from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cpuid import C_BIT
-from casemate.host.model.cpu.delivery import INVALID_OPCODE
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.native import FAULT_VECTOR, StoreDecider
-from casemate.host.model.cpu.unicorn_api import MemoryFaultHook, MmioRead, MmioWrite, PortRead, PortWrite
+from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite
 from casemate.host.model.fate import Fate
 from casemate.host.slots import MemorySlot
 
 if TYPE_CHECKING:
     from casemate.host.model.port_input import PortInput
     from casemate.host.model.store_judge import StoreJudge
+
+
+_INVALID_OPCODE = 6
 
 
 class _Undone(NamedTuple):
@@ -74,7 +76,6 @@ class Traps:
         self.mmio_read = MmioRead(self._read_mmio)
         self.mmio_write = MmioWrite(self._write_mmio)
         self._decider = StoreDecider(self._decide)
-        self._refused_store = MemoryFaultHook(self._on_refused_store)
         engine.hook(
             unicorn_const.UC_HOOK_INSN, PortRead(self._read_port), instruction=x86_const.UC_X86_INS_IN
         )
@@ -91,31 +92,22 @@ class Traps:
         if (first, last) in self._trapped:
             return
         self._trapped.add((first, last))
-        kind, fast = unicorn_const.UC_HOOK_MEM_WRITE_PROT, self._engine.fast
+        kind, hooks = unicorn_const.UC_HOOK_MEM_WRITE_PROT, self._engine.hooks
         for alias in self._aliases:
             where = {"begin": first | alias, "end": last | alias}
-            if fast:
-                self._engine.hook(kind, fast.store_hook, user_data=fast.ask(self._decider), **where)
-            else:
-                self._engine.hook(kind, self._refused_store, **where)
+            self._engine.hook(kind, hooks.store_hook, user_data=hooks.ask(self._decider), **where)
 
     def raise_vc_at(self, first: int, last: int) -> None:
         """Accesses to unmapped memory raise the #VC of a nested page fault."""
-        fast = self._engine.fast
-        assert fast is not None
+        hooks = self._engine.hooks
         if (first, last) not in self._raising:
             self._raising.add((first, last))
             kinds = unicorn_const.UC_HOOK_MEM_READ_UNMAPPED | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
-            record = ctypes.addressof(fast.fault)
-            self._engine.hook(kinds, fast.unmapped_hook, begin=first, end=last, user_data=record)
+            record = ctypes.addressof(hooks.fault)
+            self._engine.hook(kinds, hooks.unmapped_hook, begin=first, end=last, user_data=record)
 
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether an instruction was undone, so that ``finish`` is to be called."""
-        return self._undone is not None
-
-    def finish(self) -> bool:
-        """Do what is to be done instead of the undone instruction, RIP on it. False if the guest is to get #UD."""
+    def finish(self) -> None:
+        """Do what is to be done instead of the undone instruction, RIP on it."""
         assert self._undone is not None
         undone, self._undone = self._undone, None
         try:
@@ -127,7 +119,6 @@ class Traps:
                 self._record_fault(undone.gpa, undone.size, undone.value)
         except BaseException as error:
             self._fail(error)
-        return undone.fate is not Fate.UNDEFINED
 
     def take_error(self) -> None:
         """Raise what a callback raised, if any did."""
@@ -136,23 +127,13 @@ class Traps:
             raise error
 
     def _decide(self) -> int:
-        """On the fast path: 0 if the engine is to ignore the store, else the exception that undoes its instruction."""
-        fast = self._engine.fast
-        assert fast is not None
-        record = fast.fault
+        """0 if the engine is to ignore the store, else the exception that undoes its instruction."""
+        record = self._engine.hooks.fault
         fate = self._take_store(record.gpa & self._mask, record.size, record.value)
         if fate is Fate.UNDEFINED:
             self._undone = None  # the engine delivers this one by itself
-            return INVALID_OPCODE
+            return _INVALID_OPCODE
         return 0 if fate is Fate.MMIO else FAULT_VECTOR
-
-    def _on_refused_store(
-        self, _uc: int, _access: int, gpa: int, size: int, value: int, _user: int | None
-    ) -> bool:
-        if self._take_store(gpa & self._mask, size, value) is Fate.MMIO:
-            return True
-        self._engine.stop()
-        return False
 
     def _take_store(self, gpa: int, size: int, value: int) -> Fate:
         value &= (1 << 8 * size) - 1

@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from time import monotonic_ns, sleep
+from time import sleep
 from typing import NamedTuple
-
-from unicorn import unicorn_const
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.address import Gpa
@@ -16,16 +14,13 @@ from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
 from casemate.host.model import hypercalls
-from casemate.host.model.cpu import delivery
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cache_control import CacheControl
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.native import FastPath
+from casemate.host.model.cpu.native import EngineHooks
 from casemate.host.model.cpu.native_delivery import EXECUTED, NO_VECTOR, UNDEFINED, InstructionDecider
 from casemate.host.model.cpu.page_rights import SHARED_VECTOR
-from casemate.host.model.cpu.sites import InstructionSites
-from casemate.host.model.cpu.unicorn_api import InterruptHook, InvalidInstructionHook
-from casemate.host.model.cpu.virtual_tlb import VirtualTlb
+from casemate.host.model.cpu.unicorn_api import InterruptHook
 from casemate.host.model.ghcb import GhcbServer
 from casemate.host.model.hypercalls import VMMCALL
 from casemate.host.model.page_instructions import PVALIDATE, RMPADJUST, PageInstructions
@@ -33,10 +28,7 @@ from casemate.host.model.physical_memory import PhysicalMemory
 from casemate.host.model.traps import Traps
 
 _TICK_SECONDS = 0.002
-_CHECK_NS = 500_000
 _RFLAGS_IF = 1 << 9
-_HLT = b"\xf4"
-_STI = b"\xfb"
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
@@ -73,36 +65,18 @@ class ModelVcpu:
         self._page_instructions = page_instructions
         self._exit: VmExit | None = None
         self._stop_wanted = False
-        self._interrupted_by_us = False
         self._flush_wanted = False
-        self._sti_seen_at = -1
-        self._interrupt_waits = False
-        self._next_check = 0
         self._awake = threading.Condition()
         self._closed = False
         self._executing = threading.Event()
-        self._tlb = None if engine.fast else VirtualTlb(engine, memory)
-        self._sites = (
-            None if self._tlb is None else InstructionSites(engine, memory, self._tlb, self._stop_here)
-        )
-        self._cache_control: CacheControl | None = None
-        if engine.fast:
-            self._use_native_delivery(engine.fast)
-        else:
-            engine.hook(unicorn_const.UC_HOOK_INTR, InterruptHook(self._on_exception))
-            engine.hook(
-                unicorn_const.UC_HOOK_INSN_INVALID, InvalidInstructionHook(self._on_invalid_instruction)
-            )
-        self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
-        self._ticker.start()
-
-    def _use_native_delivery(self, fast: FastPath) -> None:
-        fast.hook_exceptions(
+        engine.hooks.hook_exceptions(
             InterruptHook(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
-        fast.answer_interrupts(self._acknowledge)
-        self._cache_control = CacheControl(self._engine) if self._engine.raises_vc else None
-        self._clock.on_skip = fast.advance_tsc
+        engine.hooks.answer_interrupts(self._acknowledge)
+        self._cache_control = CacheControl(engine) if engine.raises_vc else None
+        clock.on_skip = engine.hooks.advance_tsc
+        self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
+        self._ticker.start()
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
@@ -114,9 +88,9 @@ class ModelVcpu:
                 self._stop_wanted = False
                 return Interrupted()
             if self._interrupts is not None and self._interrupts.pending():
-                self._deliver_interrupt()
+                self._engine.hooks.request_interrupt()
             if self._exit is None:
-                error = self._finish_store(self._execute())
+                error = self._execute()
                 self._traps.take_error()
                 self._after_execution(error)
             if self._exit is not None:
@@ -125,8 +99,7 @@ class ModelVcpu:
 
     def vc_counts(self) -> Counter[int]:
         """#VCs that were raised, by exit code."""
-        fast = self._engine.fast
-        return Counter(fast.delivery.vc_counts() if fast else {})
+        return Counter(self._engine.hooks.delivery.vc_counts())
 
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
@@ -143,8 +116,6 @@ class ModelVcpu:
         """The x86 reset state; translated code is forgotten."""
         self._engine.flush_translations()
         self._engine.reset()
-        if self._tlb is not None:
-            self._tlb.begin()
 
     def rip(self) -> int | None:
         """The instruction pointer, or None behind a seal."""
@@ -172,10 +143,9 @@ class ModelVcpu:
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Translations of this range are stale: drop them all before the next block runs."""
-        holder = self._engine.fast or self._tlb
-        if holder is not None and holder.holds_code(gpa, size):
+        if self._engine.hooks.holds_code(gpa, size):
             self._flush_wanted = True
-            self._request_stop()
+            self._engine.stop()
 
     def close(self) -> None:
         """End the ticker."""
@@ -184,48 +154,27 @@ class ModelVcpu:
         self._ticker.join()
 
     def _execute(self) -> int:
-        self._interrupted_by_us = False
         self._executing.set()
         error = self._engine.start(self._engine.read(registers.RIP))
         self._executing.clear()
-        if error == unicorn_const.UC_ERR_EXCEPTION and self._tlb is not None and self._tlb.in_use:
-            self._tlb.give_up()
-            self._interrupted_by_us = True
-            return 0
         return error
-
-    def _finish_store(self, error: int) -> int:
-        """By the public API the engine stops on an instruction that it undid, and calls that an error."""
-        if not self._traps.is_unfinished:
-            return error
-        self._interrupted_by_us = True
-        if not self._traps.finish():
-            self._deliver(delivery.deliver_exception, delivery.INVALID_OPCODE)
-        return 0
 
     def _after_execution(self, error: int) -> None:
         if self._flush_wanted:
             self._flush_wanted = False
             self._engine.flush_translations()
-        for sites in (self._sites, self._cache_control):
-            if sites is not None and sites.install_pending():
-                self._interrupted_by_us = True
+        if self._cache_control is not None:
+            self._cache_control.install_pending()
         if self._traps.fault is not None:
             self._exit, self._traps.fault = self._traps.fault, None
         elif self._exit is not None:
             return
-        elif self._engine.fast and self._engine.fast.shut_down:
+        elif self._engine.hooks.shut_down:
             self._exit = Shutdown(self.rip())
         elif error:
             self._exit = InternalFault(f"the CPU model stopped: {self._engine.error_text(error)}", self.rip())
-        elif self._is_halted():
+        elif self._engine.hooks.halted:
             self._exit = self._halt()
-
-    def _is_halted(self) -> bool:
-        if self._engine.fast:
-            return self._engine.fast.halted
-        # The public API does not tell why the engine returned; if nobody asked it to stop, HLT did.
-        return not self._interrupted_by_us and not self._stop_wanted and self._code_before_rip() == _HLT
 
     def _halt(self) -> VmExit | None:
         interrupts = self._interrupts
@@ -239,19 +188,6 @@ class ModelVcpu:
                     self._awake.wait(0.1 if wait is None else min(wait, 0.1))
         return None
 
-    def _deliver_interrupt(self) -> None:
-        assert self._interrupts is not None
-        if self._engine.fast:
-            self._engine.fast.request_interrupt()
-            return
-        rip, rflags = self._engine.read_many((registers.RIP, registers.RFLAGS))
-        # STI holds interrupts back for one instruction.
-        behind_sti = rip != self._sti_seen_at and self._code_before_rip() == _STI
-        self._sti_seen_at = rip if behind_sti else -1
-        self._interrupt_waits = behind_sti or not rflags & _RFLAGS_IF
-        if not self._interrupt_waits:
-            self._deliver(delivery.deliver, self._interrupts.acknowledge())
-
     def _acknowledge(self) -> int:
         try:
             interrupts = self._interrupts
@@ -260,22 +196,7 @@ class ModelVcpu:
             self._fail(error)
             return NO_VECTOR
 
-    def _deliver(self, deliver: Callable[[Engine, int], None], vector: int) -> None:
-        try:
-            try:
-                deliver(self._engine, vector)
-            except delivery.CannotDeliverError:
-                delivery.deliver(self._engine, delivery.DOUBLE_FAULT, 0)
-        except delivery.CannotDeliverError:
-            self._exit = Shutdown(self.rip())
-        except delivery.NotModelledError as reason:
-            self._exit = InternalFault(f"not modelled: {reason}", self.rip())
-
-    def _code_before_rip(self) -> bytes | None:
-        return self._engine.read_virtual(self._engine.instruction_address() - 1, 1)
-
     def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
-        assert self._engine.fast is not None
         if vector == SHARED_VECTOR:
             self._on_shared_access()
         else:
@@ -288,34 +209,17 @@ class ModelVcpu:
         except BaseException as error:
             self._fail(error)
 
-    def _on_exception(self, _uc: int, vector: int, _user: int | None) -> None:
-        try:
-            self._deliver(delivery.deliver_exception, vector)
-            if self._exit is not None:
-                self._request_stop()
-        except BaseException as error:
-            self._fail(error)
-
-    def _on_invalid_instruction(self, _uc: int, _user: int | None) -> bool:
-        if self._engine.code_here(len(VMMCALL)) == VMMCALL:
-            self._hypercall()
-            self._engine.write(registers.RIP, self._engine.read(registers.RIP) + len(VMMCALL))
-        else:
-            self._on_exception(0, delivery.INVALID_OPCODE, None)
-        return True
-
     def _on_unknown_instruction(self) -> int:
         try:
-            assert self._engine.fast is not None
-            return self._execute_for_guest(self._engine.fast)
+            return self._execute_for_guest(self._engine.hooks)
         except BaseException as error:
             self._fail(error)
             return EXECUTED
 
-    def _execute_for_guest(self, fast: FastPath) -> int:
+    def _execute_for_guest(self, hooks: EngineHooks) -> int:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
         # These come by ten thousands, in flat segments; only others are worth a look at where the segment begins.
-        code, text = self._engine.read_virtual(fast.rip.value, len(_VMGEXIT)) or b"", None
+        code, text = self._engine.read_virtual(hooks.rip.value, len(_VMGEXIT)) or b"", None
         if code not in (_VMGEXIT, PVALIDATE, RMPADJUST):
             code = self._engine.code_here(len(_VMGEXIT))
         if code.startswith(VMMCALL):
@@ -332,7 +236,7 @@ class ModelVcpu:
             text = self._page_instructions.execute(code)
         else:
             return UNDEFINED
-        fast.rip.value += len(code)
+        hooks.rip.value += len(code)
         if text is not None:
             self._end(text)
         return EXECUTED
@@ -344,11 +248,11 @@ class ModelVcpu:
 
     def _end(self, text: str) -> None:
         self._exit = SevTermination(text)
-        self._request_stop()
+        self._engine.stop()
 
     def _fail(self, error: BaseException) -> None:
         self._traps.error = error
-        self._request_stop()
+        self._engine.stop()
 
     def _timer_expired(self) -> bool:
         if self._interrupts is None:
@@ -356,26 +260,9 @@ class ModelVcpu:
         deadline = self._interrupts.deadline()
         return deadline is not None and self._clock.now() >= deadline
 
-    def _stop_here(self) -> bool:
-        """Whether to stop at a site for an interrupt; one that the guest masks would stop it there for ever."""
-        now = monotonic_ns()
-        if now < self._next_check:
-            return False
-        self._next_check = now + _CHECK_NS
-        due = self._interrupt_waits or self._timer_expired()
-        stop = due and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
-        self._interrupted_by_us |= stop
-        return stop
-
-    def _request_stop(self) -> None:
-        self._interrupted_by_us = True
-        self._engine.stop()
-
     def _tick(self) -> None:
         while not self._closed:
             self._executing.wait()
             sleep(_TICK_SECONDS)
-            # Without the fast path a stop from here would run an instruction twice: only good for the end.
-            fast = self._engine.fast
-            if self._stop_wanted or (fast and not fast.interrupt_requested and self._timer_expired()):
-                self._request_stop()
+            if self._stop_wanted or (not self._engine.hooks.interrupt_requested and self._timer_expired()):
+                self._engine.stop()

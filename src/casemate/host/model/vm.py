@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from errno import EEXIST
 from typing import TYPE_CHECKING
@@ -56,7 +55,6 @@ class ModelVm:
         setup: SevSetup,
         era: KernelEra,
         *,
-        fast: bool,
         lock_limit: int | None = None,
         raises_vc: bool = True,
         platform: ModelPlatform | None = None,
@@ -67,11 +65,7 @@ class ModelVm:
         self.msrs = _registers(kind, setup)
         self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
-        self._engine = Engine(self.msrs, fast=fast, amd=encrypted)
-        if encrypted:
-            self._engine.require_fast_path(kind)
-        if not self._engine.fast:
-            self.capabilities = dataclasses.replace(self.capabilities, exact_stop=False)
+        self._engine = Engine(self.msrs, amd=encrypted)
         self._traps = Traps(
             self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
         )
@@ -125,11 +119,6 @@ class ModelVm:
                 self._page_states.begin(self.snp_processor.memory)
             return running
         return self.secure_processor is None or self.secure_processor.state is GuestState.RUNNING
-
-    @property
-    def slow_reason(self) -> str | None:
-        """Why the CPU does without its fast path, or None if it has it."""
-        return self._engine.slow_reason
 
     def add_slot(self, slot: MemorySlot) -> None:
         """Back a guest range with host memory."""

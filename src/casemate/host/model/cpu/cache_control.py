@@ -15,7 +15,6 @@ from unicorn import unicorn_const
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.sites import starts_instruction
 from casemate.host.model.cpu.unicorn_api import EdgeHook
 from casemate.host.model.cpu.vc import absolute_jump
 
@@ -32,42 +31,45 @@ class CacheControl:
     """All such instructions of one engine that were met, by address. Install what is pending after each run."""
 
     def __init__(self, engine: Engine) -> None:
-        assert engine.fast is not None
         self._engine = engine
         self._known: set[int] = set()
         self._pending: list[tuple[int, int, int]] = []
         self._callback = EdgeHook(self._on_candidate)
         callback = ctypes.cast(self._callback, ctypes.c_void_p).value
-        self._record = _Record(engine.fast.env, callback)
-        self._search, self._raise = engine.fast.emit(_search, _raise)
+        self._record = _Record(engine.hooks.env, callback)
+        self._search, self._raise = engine.hooks.emit(_search, _raise)
         engine.hook(unicorn_const.UC_HOOK_EDGE_GENERATED, self._search, user_data=self._user_data)
 
     @property
     def _user_data(self) -> int:
         return ctypes.addressof(self._record)
 
-    def install_pending(self) -> bool:
-        """Place the hooks that the engine was stopped for; False if there were none."""
-        if not self._pending:
-            return False
+    def install_pending(self) -> None:
+        """Place the hooks that the engine was stopped for."""
         for address, block, size in self._pending:
             self._engine.hook(
                 unicorn_const.UC_HOOK_CODE, self._raise, begin=address, end=address, user_data=self._user_data
             )
             self._engine.drop_translation(block, block + size)
         self._pending.clear()
-        return True
 
     def _on_candidate(self, _uc: int, block: Any, _previous: Any, _user: int | None) -> None:
         pc, size = block.contents.pc, block.contents.size
         code = self._engine.read_virtual(pc, size) or b""
         for found in _BYTES.finditer(code):
             address = pc + found.start()
-            if address not in self._known and starts_instruction(code, found.start()):
+            if address not in self._known and _starts_instruction(code, found.start()):
                 self._known.add(address)
                 self._pending.append((address, pc, size))
         if self._pending:
             self._engine.stop()
+
+
+def _starts_instruction(code: bytes, at: int) -> bool:
+    """Whether an instruction of the block ``code`` starts at ``at``, decoded from its start as the engine does."""
+    from iced_x86 import Decoder
+
+    return any(at in {instruction.ip for instruction in Decoder(bits, code, ip=0)} for bits in (64, 32, 16))
 
 
 def _search(load_byte: int, _raiser: int) -> bytes:

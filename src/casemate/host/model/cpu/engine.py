@@ -14,7 +14,7 @@ from typing import Any
 from unicorn import unicorn_const, x86_const
 
 from casemate.address import PAGE_SIZE
-from casemate.errors import InternalError, UnsupportedError
+from casemate.errors import InternalError
 from casemate.host.model.cpu import native, unicorn_api
 from casemate.host.model.cpu.cpuid import SevCpuid, new_cpu
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
@@ -50,14 +50,15 @@ _SEGMENT = struct.Struct("<I4xQ")
 """Selector and base, as the engine keeps a segment."""
 _SEGMENT_BYTES = 24
 _SEGMENTS_BEFORE_CS = {"es": 1, "cs": 0, "ss": -1, "ds": -2, "fs": -3, "gs": -4}
-_CONTEXT_OLD_EXCEPTION = 5536
-"""Where a saved context of version 2.1.4 keeps the last exception; only touched where it does."""
 
 
 class Engine:
-    """A CPU, of AMD or the engine's usual one. All methods but ``stop`` belong to the thread that runs it."""
+    """A CPU, of AMD or the engine's usual one. All methods but ``stop`` belong to the thread that runs it.
 
-    def __init__(self, msrs: ModelSpecificRegisters, *, fast: bool, amd: bool = False) -> None:
+    Raises UnsupportedError where the engine cannot be hooked.
+    """
+
+    def __init__(self, msrs: ModelSpecificRegisters, *, amd: bool = False) -> None:
         self.msrs = msrs
         self._scratch = ctypes.c_uint64()
         self._scratch_at = ctypes.addressof(self._scratch)
@@ -73,32 +74,28 @@ class Engine:
         self.uc = new_cpu(unicorn_const.UC_MODE_64, amd=amd)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
-        self.fast: native.FastPath | None = None
         self.raises_vc = False
         """Whether this is the CPU of a SEV-ES guest."""
+        self.uc.context_restore(self._reset_state)  # only now has the engine a CPU to attach to
+        self.hooks = native.attach(self.handle, msrs)
+        self._callbacks: list[Any] = []
         self.reset()
-        attached = native.attach(self.handle, msrs) if fast else "not asked for"
-        self.fast = attached if isinstance(attached, native.FastPath) else None
-        self.slow_reason = attached if isinstance(attached, str) else None
-        self._hooks: list[Any] = []
 
     def reset(self) -> None:
         """Real mode with the registers of RESET#. The caller starts execution at ``RESET_IP``."""
         self.uc.context_restore(self._reset_state)
         self.write(RIP, RESET_IP)
         self.msrs.reset()
-        if self.fast:
-            self.fast.reset_delivery()
+        self.hooks.reset_delivery()
 
     def close(self) -> None:
         """Give the engine back."""
-        if self.fast:
-            self.fast.detach()
-        self._hooks.clear()
+        self.hooks.detach()
+        self._callbacks.clear()
 
     def hook(self, kind: int, callback: Any, **where: int) -> None:
         """Register a ctypes callback (see ``unicorn_api.hook_add``) and keep it alive as long as the engine."""
-        self._hooks.append(callback)
+        self._callbacks.append(callback)
         unicorn_api.hook_add(self.handle, kind, callback, **where)
 
     def answer_cpuid(self, cpuid: SevCpuid) -> None:
@@ -115,31 +112,21 @@ class Engine:
         hook = unicorn_api.CpuidHook(on_cpuid)
         self.hook(unicorn_const.UC_HOOK_INSN, hook, instruction=x86_const.UC_X86_INS_CPUID)
 
-    def require_fast_path(self, kind: str) -> None:
-        """Raises UnsupportedError if the engine has its public API only, which cannot do this kind of guest."""
-        if self.fast is None:
-            raise UnsupportedError(
-                f"{kind} guests need the modelled CPU's fast path: {self.slow_reason}",
-                "leave --public-api out, or boot a plain guest",
-            )
-
     def raise_vc(self, *, dr7: bool) -> None:
         """Raise #VC as for a SEV-ES guest."""
-        assert self.fast is not None
-        self.fast.raise_vc(dr7=dr7)
+        self.hooks.raise_vc(dr7=dr7)
         self.raises_vc = True
 
     def check_pages(self) -> PageRights:
         """Ask a table which pages the guest may touch, as for an SNP guest."""
-        assert self.fast is not None
-        return self.fast.check_pages()
+        return self.hooks.check_pages()
 
     def start(self, rip: int) -> int:
         """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""
         return int(unicorn_api.emu_start(self.handle, rip, 0, 0, 0))
 
     def stop(self) -> None:
-        """End ``start``: at the next block on the fast path, else only safe inside a code hook or for good."""
+        """End ``start`` at the next block; from any thread."""
         unicorn_api.emu_stop(self.handle)
 
     def read(self, register: int) -> int:
@@ -244,19 +231,9 @@ class Engine:
         self._forget_lookup_fault()
         return None if error else self._scratch.value
 
-    def forget_exception(self, vector: int) -> None:
-        """On the public API: the engine would call the exception after ``vector`` a double fault."""
-        context = self.uc.context_save()
-        at = ctypes.cast(context.context, ctypes.c_void_p).value or 0
-        last = ctypes.c_int32.from_address(at + _CONTEXT_OLD_EXCEPTION)
-        if last.value == vector:
-            last.value = -1
-            self.uc.context_restore(context)
-
     def _forget_lookup_fault(self) -> None:
         # The engine looks addresses up as if the guest did. A miss leaves a page fault behind.
-        if self.fast:
-            self.fast.forget_lookup()
+        self.hooks.forget_lookup()
 
     def map(self, gpa: int, size: int, hva: int, *, writable: bool) -> None:
         """Back guest memory by host memory. Read-only memory must be mapped writable first to be protected at all."""
@@ -293,8 +270,7 @@ class Engine:
     def flush_translations(self) -> None:
         """Forget all translated code; only while not executing."""
         self.uc.ctl_flush_tb()
-        if self.fast:
-            self.fast.translations_flushed()
+        self.hooks.translations_flushed()
 
     def drop_translation(self, start: int, end: int) -> None:
         """Forget translated code in ``[start, end)`` (guest-virtual)."""

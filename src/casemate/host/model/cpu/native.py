@@ -1,9 +1,9 @@
-"""The fast path of the modelled CPU: small patches inside the pinned Unicorn 2.1.4 (docs/decisions/0002-fast-path.md).
+"""The hooks of the modelled CPU: small patches inside the pinned Unicorn 2.1.4 (docs/decisions/0002-fast-path.md).
 
 The engine's public API makes every store to executable memory slow, cannot trap RDMSR, and can only be stopped
 between blocks at a price. This module rewrites the entry of four exported engine functions for that. Each is
 recognised by the exact bytes of its first instructions; when any differs (another build, another processor) nothing
-is touched and the CPU runs on the public API alone.
+is touched and there is no modelled CPU.
 
 Stores: the engine keeps a store slow while its page may be executed, since it finds out only then that code
 changed. Here a page that is filled into the TLB for data is entered as not executable, so its stores turn fast; a
@@ -26,6 +26,7 @@ from typing import Any
 from unicorn import unicorn_const
 
 from casemate.abi.sev.ghcb import ExitCode
+from casemate.errors import UnsupportedError
 from casemate.host.model.cpu import native_delivery, page_rights, vc
 from casemate.host.model.cpu.code_writer import overwrite
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
@@ -72,7 +73,7 @@ _Decider = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 """Gets the address of a CPU's state."""
 _HANDLED, _NATIVE, _RAISE = 0, 1, 2
 StoreDecider = ctypes.CFUNCTYPE(ctypes.c_uint32)
-"""Decides about the store in ``FastPath.fault``: 0 to ignore it, or the exception that undoes its instruction."""
+"""Decides about the store in ``EngineHooks.fault``: 0 to ignore it, or the exception that undoes its instruction."""
 
 
 @dataclass(slots=True)
@@ -95,9 +96,9 @@ def _jump(target: int) -> bytes:
 
 
 def unavailable() -> str | None:
-    """Why the fast path cannot be used with this engine and processor, or None if it can."""
+    """Why the engine cannot be hooked here, or None if it can."""
     if platform.machine() != "x86_64":
-        return f"the fast path knows x86-64 hosts only, this is {platform.machine()}"
+        return f"the modelled CPU needs an x86-64 host, this is {platform.machine()}"
     for symbol, text in _PROLOGUES.items():
         prologue = bytes.fromhex(text)
         if not hasattr(library, symbol):
@@ -209,7 +210,7 @@ class _Patches:
                 _CELL_OF_RDI
                 + b"\x49\xba" + _u64(_buffer_address(self._cells))  # mov r10, cells
                 + b"\x49\x8d\x04\xc2"  # lea rax, [r10 + rax*8]
-                + b"\x83\x78\x04\x00"  # cmp dword [rax + 4], 0 (an engine without the fast path)
+                + b"\x83\x78\x04\x00"  # cmp dword [rax + 4], 0 (an engine that is not ours)
                 + b"\x75" + bytes([len(go_on)]) + go_on  # jne: go on below
                 + page_rights.check(_TABLES, _address("raise_exception_err_ra_x86_64"))
                 + b"\x49\x89\xd2\x49\xc1\xea\x0c"  # mov r10, rdx; shr r10, 12
@@ -311,7 +312,7 @@ class _FaultRecord(ctypes.Structure):
                 ("_", ctypes.c_uint32), ("value", ctypes.c_uint64), ("decider", ctypes.c_uint64))  # fmt: skip
 
 
-class FastPath:
+class EngineHooks:
     """One engine's use of the patches. ``attach`` makes it, ``detach`` must be called before the engine goes."""
 
     def __init__(self, patches: _Patches, engine: int, cpu: int) -> None:
@@ -443,24 +444,31 @@ _installed: list[_Patches] = []
 _lock = threading.Lock()
 
 
-def attach(engine: int, msrs: ModelSpecificRegisters) -> FastPath | str:
-    """Put an engine (its ``uc_engine`` address, already initialised) on the fast path, or say why not."""
+def attach(engine: int, msrs: ModelSpecificRegisters) -> EngineHooks:
+    """Hook an engine (its ``uc_engine`` address, already initialised). Raises UnsupportedError where that cannot be."""
     with _lock:
         if reason := unavailable():
-            return reason
+            raise _cannot(reason)
         if not _installed:
             try:
                 _installed.append(_Patches())
             except OSError as error:
-                return f"the engine's code cannot be changed: {error}"
+                raise _cannot(f"the engine's code cannot be changed: {error}") from error
         patches = _installed[0]
         cpu = ctypes.c_uint64.from_address(engine + _ENGINE_CPU).value
         cell = patches.claim_cell(cpu)
         if cell is None:
-            return "another CPU of this process uses the same fast-path cell"
+            raise _cannot("another CPU of this process has the same cell")
         if not patches.attached:
             patches.forget_code()
         ctypes.c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
-        fast = FastPath(patches, engine, cpu)
+        hooks = EngineHooks(patches, engine, cpu)
         patches.attached[cpu + _CPU_ENV] = _Attached(msrs, cell, lambda: native_delivery.NO_VECTOR)
-        return fast
+        return hooks
+
+
+def _cannot(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the modelled host cannot run a guest here: {reason}",
+        "use --host kvm, or an x86-64 machine with unicorn 2.1.4 from its wheel",
+    )
