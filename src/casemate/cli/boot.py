@@ -178,7 +178,7 @@ def _boot(
                 wait=wait,
                 real_time=interactive or line is not None,
                 attending=monitor is not None,
-                ends_at_prompt=serial is not None and is_stdio(args) and not sys.stdin.isatty(),
+                ends_at_prompt=not interactive and line is None and monitor is None,
             ),
             hypervisor=chosen.make,
             host_why=chosen.why,

@@ -26,9 +26,6 @@ def add_guest_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="feature of a sev-es or snp guest: debug-swap",
     )
-    guest.add_argument(
-        "--dry-run", action="store_true", help="print slots, ioctls, steps and digest, and open no host"
-    )
 
 
 def add_confidential_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +74,14 @@ def add_confidential_arguments(parser: argparse.ArgumentParser) -> None:
     guest.add_argument(
         "--launch-only", action="store_true", help="launch and measure, and do not run the guest"
     )
+    guest.add_argument(
+        "--kernel-hashes",
+        action="store_true",
+        help="measure kernel, initrd and command line; needs firmware with an area for them",
+    )
+    guest.add_argument(
+        "--dry-run", action="store_true", help="print slots, ioctls, steps and digest, and open no host"
+    )
 
 
 def add_snp_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,11 +110,6 @@ def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kernel.add_argument("--initrd", metavar="F", type=Path, help="its initial RAM disk")
     kernel.add_argument("--append", metavar="CMDLINE", help="its command line")
-    kernel.add_argument(
-        "--kernel-hashes",
-        action="store_true",
-        help="measure the three; needs firmware with an area for them",
-    )
 
 
 SNP_ONLY = ("id_block", "id_auth", "host_data", "gosvw", "report_data", "attestation")

@@ -6,6 +6,8 @@ without disks ends in a menu. ``BootNext`` tells it to, once.
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Sequence
 from enum import IntFlag
 
@@ -18,6 +20,7 @@ SHELL_FILE = guid("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1")
 """Name of edk2's shell in a firmware volume."""
 _SHELL_IS_OPTIONAL = b"opt/org.tianocore/EFIShellSupport"
 """Only firmware that registers its shell as an application has this switch."""
+_BOOT_OPTION = re.compile(r"Boot[0-9A-F]{4}")
 _DXE_VOLUME = guid("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
 _VOLUME_NODE, _FILE_NODE, _END_NODE = b"\x04\x07\x14\x00", b"\x04\x06\x14\x00", b"\x7f\xff\x04\x00"
 _SHELL_NAME = "EFI Internal Shell"
@@ -39,12 +42,10 @@ def shell_as_next_boot(variables: Sequence[Variable], code: FirmwareImage) -> li
     A store that firmware has used names the shell itself; in a new one it is named if the image has one.
     """
     by_name = {variable.name: variable for variable in variables if variable.guid == _GLOBAL}
-    options = {
-        name: variable.data
-        for name, variable in by_name.items()
-        if name.startswith("Boot") and name[4:].isalnum() and len(name) == 8
-    }
-    if "BootNext" in by_name or any(_is_booted(option) for option in options.values()):
+    options = {name: entry.data for name, entry in by_name.items() if _BOOT_OPTION.fullmatch(name)}
+    order = by_name["BootOrder"].data if "BootOrder" in by_name else b""
+    tried = (f"Boot{number:04X}" for (number,) in struct.iter_unpack("<H", order[: len(order) & ~1]))
+    if "BootNext" in by_name or any(_is_booted(options.get(name, b"")) for name in tried):
         return None
     shell = next((name for name, option in options.items() if SHELL_FILE in option), None)
     if shell is not None:
