@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
@@ -13,17 +14,17 @@ from casemate.advise.store_check import check_store, repair_store
 from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.devices.flash.file import copy_template, locked_image, write_whole
 from casemate.devices.flash.sync import Sync
-from casemate.errors import HostError, SpecError
+from casemate.errors import HostError, ImageError, SpecError
 from casemate.files import read_file
 from casemate.firmware.boot_options import shell_as_next_boot
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
-from casemate.machine.spec import BoardName, MachineSpec
+from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import OnWrite
 
-_SMALL_BUILD = 2 << 20
-"""Largest size of what OVMF builds for 2 MiB of flash. Distributions ended these in 2024, before the #VC handler of
-their PCI code was mended."""
+_SMALL_BUILDS = (0x1E0000, 0x200000)
+"""Sizes of what OVMF builds for 2 MiB of flash, its code alone and with variables. Distributions ended these builds
+before the #VC handler of their PCI code was mended."""
 
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
@@ -37,11 +38,11 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         variables = variables or _kept_variables(args, code)
         _copy_once(args.vars_template, variables)
     kind = GuestKind(args.guest)
-    return MachineSpec(
+    spec = MachineSpec(
         code=code,
         variables=variables,
         bios=args.bios,
-        machine=args.machine or _board_for(kind, code or args.bios),
+        machine=args.machine or "q35",
         memory=args.memory,
         vcpus=args.cpus,
         sync=Sync(args.vars_sync),
@@ -53,6 +54,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         append=args.append or "",
         fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
     )
+    return spec if args.machine or not _fails_on_q35(spec) else replace(spec, machine="pc")
 
 
 def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -73,19 +75,20 @@ def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
     return pair.code, variables
 
 
-def _board_for(kind: GuestKind, firmware: Path | str | None) -> BoardName:
-    """q35, unless this firmware is known to fail there."""
-    if (
-        kind is GuestKind.SEV_ES
-        and firmware is not None
-        and FirmwareImage.load(firmware).size <= _SMALL_BUILD
-    ):
-        print(
-            "casemate: board pc: as SEV-ES guests, OVMF's 2M builds find no PCI devices on q35",
-            file=sys.stderr,
-        )
-        return "pc"
-    return "q35"
+def _fails_on_q35(spec: MachineSpec) -> bool:
+    """Whether this firmware is known to fail on the default board; then that is said."""
+    firmware = spec.code or spec.bios
+    if spec.kind is not GuestKind.SEV_ES or firmware is None:
+        return False
+    try:
+        image = FirmwareImage.load(firmware)
+    except ImageError:
+        return False  # who opens it says so
+    if image.size not in _SMALL_BUILDS or not image.code_volumes:
+        return False
+    cause = "as SEV-ES guests, OVMF's 2M builds find no PCI devices on q35"
+    print(f"casemate: on the board pc: {cause}", file=sys.stderr)
+    return True
 
 
 def _lead_to_shell(code: Path, variables: Path) -> None:
