@@ -25,7 +25,7 @@ from casemate.host.secure_processor import (
 )
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
-from casemate.machine.outcome import Outcome
+from casemate.machine.outcome import LaunchRecord, Outcome
 from casemate.machine.recorder import Recorder
 from casemate.machine.run_loop import run
 from casemate.machine.spec import MachineSpec
@@ -164,6 +164,7 @@ class Launch:
     machine: Machine = field(init=False)
     host: WatchedHost = field(init=False)
     prepared: PreparedLaunch | None = None
+    record: LaunchRecord | None = None
 
     def assembled(self) -> Machine:
         """The machine, launched and ready; the caller closes it."""
@@ -179,7 +180,7 @@ class Launch:
             if self.prepared is None:
                 self.machine.assemble()
             else:
-                launch(self.machine, self.prepared)
+                self.record = launch(self.machine, self.prepared)
             self._reached("READY")
         except BaseException:
             self.machine.close()
@@ -189,7 +190,7 @@ class Launch:
     def run(self) -> Outcome:
         """Launch, run for at most 20 seconds, close."""
         with self.assembled() as machine:
-            outcome = run(machine, 20)
+            outcome = run(machine, 20, launch=self.record)
             self._reached("END")
             return outcome
 
@@ -200,7 +201,7 @@ class Launch:
 
 def memory_blocks(machine: Machine) -> list[Backing]:
     """All of a guest's memory, also before it is placed."""
-    return machine._backings
+    return machine.platform.blocks
 
 
 def readonly_bytes(machine: Machine, name: str = "") -> int:
@@ -218,9 +219,11 @@ def readonly_bytes(machine: Machine, name: str = "") -> int:
 
 def flash_slots(machine: Machine, unit: int) -> int:
     """How many live slots show a flash unit."""
-    memory = machine.flash[unit].memory
+    memory = machine.platform.flash[unit].memory
     assert memory.gpa is not None
-    return sum(memory.gpa <= slot.range.start < memory.gpa + memory.size for slot in machine.map.slots)
+    return sum(
+        memory.gpa <= slot.range.start < memory.gpa + memory.size for slot in machine.platform.map.slots
+    )
 
 
 def audit(outcome: Outcome) -> list[tuple[int, str, str]]:

@@ -65,24 +65,24 @@ MUTATIONS = (
     ),
     Mutation(
         "the --bios exemption in the launch", _SEV,
-        "if machine.flash and step.gpa == firmware.gpa:", "if step.gpa == firmware.gpa:",
+        "if machine.platform.flash and step.gpa == firmware.gpa:", "if step.gpa == firmware.gpa:",
         f"{_RULES}::test_bios_guest_never_has_readonly_memory",
     ),
     Mutation(
         "the hashes exemption", _SEV,
-        "if machine.flash and step.gpa == firmware.gpa:", "if machine.flash:",
+        "if machine.platform.flash and step.gpa == firmware.gpa:", "if machine.platform.flash:",
         f"{_RULES}::test_kernel_hashes_touch_no_protection",
     ),
     Mutation(
         "hashes inside the window", _SEV,
         "                _update_ram(step, machine, processor)\n",
-        "                with machine.flash[0].memory.launch_window():\n"
+        "                with machine.platform.flash[0].memory.launch_window():\n"
         "                    _update_ram(step, machine, processor)\n",
         f"{_RULES}::test_kernel_hashes_are_measured_while_unit_0_is_protected",
     ),
     Mutation(
         "one slot over unit 0", "src/casemate/confidential/preparation.py",
-        ", legacy_window=False", "",
+        ", isa_bios=False", "",
         f"{_RULES}::test_unit_0_shows_in_one_slot_of_a_confidential_guest",
     ),
     Mutation(

@@ -61,11 +61,11 @@ def test_slot_and_mapping_follow_every_command_sequence(
     changes = machine.recorder.protection_count
     transitions = 0
     for unit, offset, size, value in sequence:
-        before = machine.flash[unit].memory.mode
-        machine.bus.write_mmio(BASES[unit] + offset, size, value)
-        transitions += before is not machine.flash[unit].memory.mode
+        before = machine.platform.flash[unit].memory.mode
+        machine.platform.bus.write_mmio(BASES[unit] + offset, size, value)
+        transitions += before is not machine.platform.flash[unit].memory.mode
         for number in (0, 1):
-            array = machine.flash[number].memory.mode is FlashMode.ARRAY
+            array = machine.platform.flash[number].memory.mode is FlashMode.ARRAY
             assert flash_slots(machine, number) == (1 if array else 0)
             assert readonly_bytes(machine, f"flash{number}") == (SIZES[number] if array else 0)
         assert readonly_bytes(machine, "ram") == 0
@@ -78,21 +78,21 @@ def test_any_sequence_ends_in_array_mode_by_the_read_array_command(
     machine: Machine, sequence: list[tuple[int, int, int, int]]
 ) -> None:
     for unit, offset, size, value in sequence:
-        machine.bus.write_mmio(BASES[unit] + offset, size, value)
+        machine.platform.bus.write_mmio(BASES[unit] + offset, size, value)
     for unit in (0, 1):
         # A buffered program may still wait for as many words as its count says, then for its confirmation.
         for _ in range(258):
-            machine.bus.write_mmio(BASES[unit], 1, spec.READ_ARRAY)
-        assert machine.flash[unit].memory.mode is FlashMode.ARRAY
+            machine.platform.bus.write_mmio(BASES[unit], 1, spec.READ_ARRAY)
+        assert machine.platform.flash[unit].memory.mode is FlashMode.ARRAY
         assert readonly_bytes(machine, f"flash{unit}") == SIZES[unit]
 
 
 def test_command_mode_of_one_unit_leaves_the_other_armed(machine: Machine) -> None:
     for _ in range(258):
         for unit in (0, 1):
-            machine.bus.write_mmio(BASES[unit], 1, spec.READ_ARRAY)
-    machine.bus.write_mmio(UNIT1, 1, spec.READ_STATUS)
+            machine.platform.bus.write_mmio(BASES[unit], 1, spec.READ_ARRAY)
+    machine.platform.bus.write_mmio(UNIT1, 1, spec.READ_STATUS)
     assert (flash_slots(machine, 1), readonly_bytes(machine, "flash1")) == (0, 0)
     assert (flash_slots(machine, 0), readonly_bytes(machine, "flash0")) == (1, IMAGE_SIZE)
-    machine.bus.write_mmio(UNIT1, 1, spec.READ_ARRAY)
+    machine.platform.bus.write_mmio(UNIT1, 1, spec.READ_ARRAY)
     assert (flash_slots(machine, 1), readonly_bytes(machine, "flash1")) == (1, UNIT1_SIZE)

@@ -27,7 +27,7 @@ from casemate.abi.sev.status import SevStatus
 from casemate.address import Hva
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.preparation import LaunchOptions, LaunchSecret, prepare
-from casemate.confidential.stages import LaunchStarted, launch
+from casemate.confidential.stages import launch
 from casemate.errors import (
     FirmwareStatusError,
     HostError,
@@ -78,7 +78,7 @@ def test_launch_of_sev_has_no_save_areas(tmp_path: Path) -> None:
 def test_regions_are_registered_while_they_are_writable(tmp_path: Path) -> None:
     def look(moment: str, machine: Machine) -> None:
         if moment == "REG_REGION":
-            newest = machine._backings[-1]
+            newest = machine.platform.blocks[-1]
             registered.append(newest.name)
             assert readonly_bytes(machine, newest.name) == 0
 
@@ -99,7 +99,7 @@ def test_registering_protected_memory_depends_on_the_pin(tmp_path: Path, pins: b
     era = replace(find_era("linux-6.18"), register_region_pins_for_writing=pins)
     guest = Launch(sev_es(write_guest(tmp_path, tell(7))), DEBUG_SWAP, era)
     with guest.assembled() as machine:
-        mapping = machine.flash[0].memory._backing.writable
+        mapping = machine.platform.flash[0].memory._backing.writable
         assert guest.host.watcher is not None
         if pins:
             with pytest.raises(HostError, match="cannot be written to"):
@@ -113,7 +113,7 @@ def test_update_of_protected_memory_is_refused_and_changes_nothing(tmp_path: Pat
 
     def update_too_early(moment: str, machine: Machine) -> None:
         if moment == "LAUNCH_UPDATE_VMSA":
-            memory = machine.flash[0].memory
+            memory = machine.platform.flash[0].memory
             before = bytes(memory.view)
             assert guest.host.watcher is not None
             with pytest.raises(
@@ -160,7 +160,7 @@ def test_plain_vm_cannot_be_launched(tmp_path: Path) -> None:
         Launch(MachineSpec(code=path, memory=16 * MIB)).assembled() as machine,
         pytest.raises(InternalError, match="no secure processor"),
     ):
-        LaunchStarted.start(machine, prepared)
+        launch(machine, prepared)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_every_launch_has_another_nonce_and_measurement(tmp_path: Path) -> None:
 def test_host_that_measures_something_else_gets_no_running_guest(tmp_path: Path) -> None:
     def cheat(moment: str, machine: Machine) -> None:
         if moment == "LAUNCH_UPDATE_VMSA":
-            region, offset = machine.map.find(0x5000) or (None, 0)
+            region, offset = machine.platform.map.find(0x5000) or (None, 0)
             assert guest.host.watcher is not None
             hva = Hva(region.backing.writable.hva + offset)  # type: ignore[union-attr]
             guest.host.watcher.inner.launch_update_data(hva, 4096)
@@ -322,7 +322,7 @@ def test_secret_reaches_the_guest_and_not_the_host(tmp_path: Path) -> None:
         if moment == "LAUNCH_START":
             guest.send()
         if moment == "READY":
-            region, offset = machine.map.find(SECRET_GPA) or (None, 0)
+            region, offset = machine.platform.map.find(SECRET_GPA) or (None, 0)
             host_view.append(bytes(region.backing.writable.view[offset : offset + 16]))  # type: ignore[union-attr]
 
     host_view: list[bytes] = []
@@ -371,7 +371,7 @@ def test_dry_run_says_what_the_boot_then_does(tmp_path: Path, make: object, era:
     planned = dry_run(prepare(spec, options, host), host)
     guest = Launch(spec, options, era)
     with guest.assembled() as machine:
-        slots = {(slot.range.start, slot.range.size) for slot in machine.map.slots}
+        slots = {(slot.range.start, slot.range.size) for slot in machine.platform.map.slots}
     outcome = Launch(spec, options, era).run()
     assert planned["digest"] == outcome.report["launch"]["digest"]
     assert {(slot["gpa"], slot["size"]) for slot in planned["slots"]} == slots

@@ -62,7 +62,7 @@ def test_prediction_execution_and_secure_processor_agree(
         with pytest.raises(ImageError, match="reset block"):
             guest.assembled()
         return
-    with guest.assembled() as machine:
+    with guest.assembled():
         assert guest.prepared is not None
         assert guest.host.watcher is not None
         plan = guest.prepared.plan
@@ -70,8 +70,9 @@ def test_prediction_execution_and_secure_processor_agree(
         assert guest.host.watcher.updates == handed_over
         assert guest.host.watcher.inner.psp.digest == guest.prepared.digest  # type: ignore[attr-defined]
         assert trace_digest(plan)[-1].running == guest.prepared.digest
-        assert machine.measurement is not None
-        assert machine.measurement["verified"] is True
+        assert guest.record is not None
+        assert guest.record.measurement is not None
+        assert guest.record.measurement["verified"] is True
 
 
 def test_there_are_images_to_compare() -> None:

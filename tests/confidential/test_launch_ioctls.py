@@ -21,7 +21,7 @@ from casemate.abi.sev import platform as sev_platform
 from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.platform import PlatformCommand, SevIoctl
 from casemate.confidential.preparation import AttestationRequest, LaunchOptions, LaunchSecret, prepare
-from casemate.confidential.stages import LaunchFinished, launch
+from casemate.confidential.stages import launch
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Vm
 from casemate.host.kvm.sev import KvmSev
@@ -109,9 +109,9 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     recorder = Recorder()
     with Machine(prepared.spec, host, GuestClock(), Console(recorder), recorder) as machine:
         found.machine = machine
-        finished = launch(machine, prepared)
-        assert isinstance(finished, LaunchFinished)
-        assert finished.is_verified is True
+        record = launch(machine, prepared)
+        assert record.measurement is not None
+        assert record.measurement["verified"] is True
         device = open_device(found.ioctls)
         device.certificates()
         device.chip_id()

@@ -17,8 +17,8 @@ from casemate.abi.sev.snp_pages import CpuidPage
 from casemate.abi.sev.status import SevStatus
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.dry_run_tdx import dry_run_tdx
-from casemate.confidential.preparation import LaunchOptions, prepare
-from casemate.confidential.snp import SnpFinished, cpuid_corrections
+from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
+from casemate.confidential.snp import cpuid_corrections
 from casemate.confidential.stages import launch
 from casemate.errors import FirmwareStatusError, ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
@@ -26,7 +26,7 @@ from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.snp_processor import SnpFinish
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine, Stage
-from casemate.machine.outcome import Ending
+from casemate.machine.outcome import Ending, LaunchRecord
 from casemate.machine.recorder import Recorder
 from casemate.machine.spec import MachineSpec
 from casemate.measure.digest_snp import predict_digest
@@ -59,25 +59,27 @@ def machine_for(spec: MachineSpec, hypervisor: ModelHypervisor) -> Machine:
     return Machine(spec, hypervisor, GuestClock(), Console(recorder), recorder)
 
 
-def launched(spec: MachineSpec, options: LaunchOptions | None = None) -> tuple[SnpFinished, Machine]:
+def launched(
+    spec: MachineSpec, options: LaunchOptions | None = None
+) -> tuple[LaunchRecord, PreparedLaunch, Machine]:
     hypervisor = host()
     prepared = prepare(spec, options or LaunchOptions(), hypervisor)
     with machine_for(prepared.spec, hypervisor) as machine:
-        finished = launch(machine, prepared)
-        assert isinstance(finished, SnpFinished)
-        return finished, machine
+        return launch(machine, prepared), prepared, machine
 
 
 def test_launch_goes_in_the_documented_order(bios: Path) -> None:
-    finished, machine = launched(snp(bios), LaunchOptions(launch_only=True))
-    names = [command.command.removeprefix("KVM_") for command in finished.commands]
+    record, _, machine = launched(snp(bios), LaunchOptions(launch_only=True))
+    assert record.launch is not None
+    commands = record.launch["commands"]
+    names = [command["command"].removeprefix("KVM_") for command in commands]
     assert names == [
         "SEV_SNP_LAUNCH_START",
         *["SET_MEMORY_ATTRIBUTES"] * 3,
         *["SEV_SNP_LAUNCH_UPDATE"] * 5,
         "SEV_SNP_LAUNCH_FINISH",
     ]
-    assert [command.detail.split(",")[0] for command in finished.commands[4:9]] == [
+    assert [command["detail"].split(",")[0] for command in commands[4:9]] == [
         "firmware",
         "SNP_SEC_MEM",
         "SNP_SECRETS",
@@ -85,7 +87,7 @@ def test_launch_goes_in_the_documented_order(bios: Path) -> None:
         "KERNEL_HASHES",
     ]
     assert machine.stage is Stage.READY
-    assert machine.ending is Ending.LAUNCHED
+    assert machine.state.ending is Ending.LAUNCHED
     assert machine.recorder.protection_count == 0
 
 
@@ -93,24 +95,22 @@ def test_launch_goes_in_the_documented_order(bios: Path) -> None:
 @pytest.mark.parametrize("features", [(), ("debug-swap",)])
 def test_report_shows_the_predicted_digest(bios: Path, vcpus: int, features: tuple[str, ...]) -> None:
     options = LaunchOptions(vcpus=vcpus, features=features, report_data=b"n" * 64)
-    finished, _ = launched(snp(bios), options)
-    assert finished.report is not None
-    report = AttestationReport.from_bytes(finished.report)
-    assert bytes(report.measurement) == finished.prepared.digest
+    record, prepared, _ = launched(snp(bios), options)
+    assert record.attestation is not None
+    report = AttestationReport.from_bytes(record.attestation.report)
+    assert bytes(report.measurement) == prepared.digest
     assert bytes(report.report_data) == b"n" * 64
-    image = finished.prepared.image
+    image = prepared.image
     bits = 0x21 if features else 0x1
-    assert finished.prepared.digest == predict_digest(
-        plan_snp(image, vcpus, options.signature, features=bits)
-    )
+    assert prepared.digest == predict_digest(plan_snp(image, vcpus, options.signature, features=bits))
 
 
 def test_kernel_is_measured_in_its_page(bios: Path, tmp_path: Path) -> None:
     kernel = tmp_path / "vmlinuz"
     kernel.write_bytes(bytes(0x1F1) + b"\4" + bytes(0x10) + b"HdrS" + bytes(4096))
-    plain, _ = launched(snp(bios, kernel=kernel))
-    measured, _ = launched(snp(bios, kernel=kernel), LaunchOptions(kernel_hashes=True))
-    assert plain.prepared.digest != measured.prepared.digest
+    _, plain, _ = launched(snp(bios, kernel=kernel))
+    _, measured, _ = launched(snp(bios, kernel=kernel), LaunchOptions(kernel_hashes=True))
+    assert plain.digest != measured.digest
 
 
 def test_expected_guest_starts_and_no_other(bios: Path) -> None:
@@ -133,9 +133,8 @@ def test_failed_launch_leads_nowhere(bios: Path) -> None:
         with pytest.raises(FirmwareStatusError, match="newer firmware"):
             launch(machine, prepared)
         assert machine.stage is Stage.CREATED
-        assert machine.launch is not None
-        assert machine.launch["state"] == "failed"
-        assert [entry["command"] for entry in machine.launch["commands"]] == ["KVM_SEV_SNP_LAUNCH_START"]
+        assert machine.vm.snp_processor is not None
+        assert machine.vm.snp_processor.state == "uninit"
 
 
 def test_interrupted_updates_go_on(bios: Path) -> None:
@@ -143,8 +142,9 @@ def test_interrupted_updates_go_on(bios: Path) -> None:
     prepared = prepare(snp(bios), LaunchOptions(), hypervisor)
     with machine_for(prepared.spec, hypervisor) as machine:
         machine.vm.snp_processor._pages_per_call = 2  # type: ignore[union-attr]
-        finished = launch(machine, prepared)
-        assert finished.processor.state == "running"
+        record = launch(machine, prepared)
+        assert record.launch is not None
+        assert record.launch["state"] == "running"
 
 
 def test_refused_cpuid_is_explained_register_by_register(bios: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +208,11 @@ def test_dry_run_names_what_the_launch_does(bios: Path) -> None:
     hypervisor = host()
     prepared = prepare(snp(bios), LaunchOptions(), hypervisor)
     plan = dry_run(prepared, hypervisor)
-    finished, _ = launched(snp(bios))
-    wanted = [command.command for command in finished.commands if "SNP" in command.command]
+    record, _, _ = launched(snp(bios))
+    assert record.launch is not None
+    wanted = [command["command"] for command in record.launch["commands"] if "SNP" in command["command"]]
     assert [row["command"] for row in plan["ioctls"] if "SNP_L" in row["command"]] == wanted
-    assert plan["digest"] == finished.prepared.digest.hex()
+    assert plan["digest"] == prepared.digest.hex()
     assert "mprotect" not in {row["command"] for row in plan["ioctls"]}
 
 

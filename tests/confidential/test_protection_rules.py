@@ -211,7 +211,7 @@ def test_guest_reads_its_kernel_hashes_and_the_host_sees_ciphertext(tmp_path: Pa
     path = write_guest(tmp_path, tell_memory(HASHES), hashes=True)
     guest = Launch(sev_es(path, kernel=write_kernel(tmp_path)), replace(DEBUG_SWAP, kernel_hashes=True))
     with guest.assembled() as machine:
-        found = machine.map.find(HASHES)
+        found = machine.platform.map.find(HASHES)
         assert found is not None
         region, offset = found
         host_view = bytes(region.backing.writable.view[offset : offset + 176])  # type: ignore[union-attr]
@@ -340,7 +340,7 @@ def test_failing_update_inside_the_window_leaves_no_running_guest(tmp_path: Path
 
     def look_and_close(machine: Machine) -> None:
         if machines and not after:
-            after.extend([readonly_bytes(machine, "flash0"), machine.vcpu.run(), machine.launch])
+            after.extend([readonly_bytes(machine, "flash0"), machine.vcpus.current.run()])
         close(machine)
 
     guest = Launch(sev_es(write_guest(tmp_path, tell(0))), DEBUG_SWAP, at=fail)
@@ -348,12 +348,11 @@ def test_failing_update_inside_the_window_leaves_no_running_guest(tmp_path: Path
         patch.setattr(Machine, "close", look_and_close)
         with pytest.raises(HostError, match="LAUNCH_UPDATE_DATA"):
             guest.run()
-    protected, vm_exit, launch = after
+    protected, vm_exit = after
     assert protected == IMAGE_SIZE, "armed again although the update failed"
     assert isinstance(vm_exit, InternalFault)
     assert "launch of this guest is not finished" in vm_exit.detail
-    assert isinstance(launch, dict)
-    assert launch["state"] == "failed"
+    assert guest.moments[-1] == "LAUNCH_UPDATE_DATA"
     assert guest.machine.stage is Stage.FIRMWARE_PLACED
 
 
@@ -361,8 +360,8 @@ def test_unit_0_shows_in_one_slot_of_a_confidential_guest(tmp_path: Path) -> Non
     for kind in (GuestKind.SEV, GuestKind.SEV_ES):
         spec = replace(sev_es(write_guest(tmp_path, tell(0))), kind=kind)
         with Launch(spec).assembled() as machine:
-            hvas = [slot.hva for slot in machine.map.slots]
-            unit0 = machine.flash[0].memory._backing.writable
+            hvas = [slot.hva for slot in machine.platform.map.slots]
+            unit0 = machine.platform.flash[0].memory._backing.writable
             assert sum(unit0.hva <= hva < unit0.hva + unit0.size for hva in hvas) == 1
             assert flash_slots(machine, 0) == 1
 
@@ -373,19 +372,19 @@ def test_units_are_armed_when_their_slots_are_added(tmp_path: Path) -> None:
         assert readonly_bytes(machine, "flash0") == IMAGE_SIZE
         assert readonly_bytes(machine, "flash1") == UNIT1_SIZE
         assert readonly_bytes(machine, "ram") == 0
-        assert [unit.memory.mode for unit in machine.flash] == [FlashMode.ARRAY] * 2
+        assert [unit.memory.mode for unit in machine.platform.flash] == [FlashMode.ARRAY] * 2
 
 
 def test_unit_1_is_neither_measured_nor_lifted_nor_encrypted(tmp_path: Path) -> None:
     lifted: list[int] = []
 
     def look(moment: str, machine: Machine) -> None:
-        if moment.startswith("LAUNCH") and len(machine.flash) == 2:
+        if moment.startswith("LAUNCH") and len(machine.platform.flash) == 2:
             lifted.append(UNIT1_SIZE - readonly_bytes(machine, "flash1"))
 
     guest = Launch(sev_es(write_guest(tmp_path, tell(0)), write_variables(tmp_path)), DEBUG_SWAP, at=look)
     with guest.assembled() as machine:
-        assert bytes(machine.flash[1].memory.view) == b"\xff" * UNIT1_SIZE
+        assert bytes(machine.platform.flash[1].memory.view) == b"\xff" * UNIT1_SIZE
         assert guest.host.watcher is not None
         assert [len(update) for update in guest.host.watcher.updates] == [IMAGE_SIZE]
     assert len(lifted) >= 4
@@ -400,9 +399,9 @@ def test_unit_0_is_ciphertext_to_the_host_and_its_file_stays_as_it_was(tmp_path:
 
     def command(moment: str, machine: Machine) -> None:
         if moment == "READY":
-            assert machine.flash[0].memory.read(0, 4096) != path.read_bytes()[:4096]
+            assert machine.platform.flash[0].memory.read(0, 4096) != path.read_bytes()[:4096]
             for value in (0x20, 0xD0, 0x10, 0x41, 0x40, 0x42, 0xE8, 0x00, 0x43, 0xD0, 0x50, 0xFF):
-                machine.bus.write_mmio(UNIT0 + 0x9000, 1, value)
+                machine.platform.bus.write_mmio(UNIT0 + 0x9000, 1, value)
 
     outcome = Launch(sev_es(path), DEBUG_SWAP, at=command).run()
     assert outcome.report["exit_port"] == 0xF4, (

@@ -57,13 +57,13 @@ def watch(machine: Machine) -> str:
     places: list[int | None] = []
     deadline = monotonic() + 100
     while monotonic() < deadline:
-        pause = threading.Timer(0.5, machine.vcpu.stop)
+        pause = threading.Timer(0.5, machine.vcpus.current.stop)
         pause.start()
-        vm_exit = machine.vcpu.run()
+        vm_exit = machine.vcpus.current.run()
         if HELLO.encode() in machine.console.text:
             return "runs"
         assert isinstance(vm_exit, Interrupted)
-        places.append(machine.vcpu.rip())
+        places.append(machine.vcpus.current.rip())
         seen = [place for place in places[-SAMPLES:] if place is not None]
         if len(seen) == SAMPLES and max(seen) - min(seen) < LOOP_BYTES:
             assert not machine.console.text, "it prints nothing"

@@ -26,7 +26,6 @@ from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.snp import SnpPageType
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.confidential.preparation import LaunchOptions, prepare
-from casemate.confidential.snp import SnpFinished
 from casemate.confidential.stages import launch
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.clock import GuestClock
@@ -250,11 +249,10 @@ def test_whole_launch_goes_by_ioctl_in_its_order(tmp_path: Path) -> None:
     prepared = prepare(spec, LaunchOptions(), host)
     with Machine(prepared.spec, host, GuestClock(), Console(recorder), recorder) as machine:
         machine.vm.snp_processor = rig.snp  # type: ignore[misc]
-        finished = launch(machine, prepared)
-        assert isinstance(finished, SnpFinished)
-        assert finished.report is None
-        assert machine.measurement is not None
-        assert machine.measurement["verified"] is None
+        record = launch(machine, prepared)
+        assert record.attestation is None
+        assert record.measurement is not None
+        assert record.measurement["verified"] is None
     names = [SevCommand(command).name for command, _ in rig.recorder.commands]
     assert names == ["INIT2", "SNP_LAUNCH_START", *["SNP_LAUNCH_UPDATE"] * 4, "SNP_LAUNCH_FINISH"]
     updates = [SnpLaunchUpdate.from_bytes(data) for _, data in rig.recorder.commands[2:6]]

@@ -220,7 +220,7 @@ def test_programs_of_a_guest_without_other_accesses_reach_the_file(tmp_path: Pat
 
     def end_when_all_is_there(finished: threading.Event, seconds: float) -> None:
         if (tmp_path / "vars.fd").read_bytes()[4094:4097] == b"\x02\x01\xee":
-            machines[0].end(Ending.UNTIL)
+            machines[0].state.end(Ending.UNTIL)
         finished.wait(seconds)
 
     attachments = Attachments(on_start=machines.append, wait=end_when_all_is_there)

@@ -18,7 +18,7 @@ from qmp_guests import Booted, until_event
 from casemate.cli import main
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.psp import ModelPsp
-from casemate.machine.standstill import Standstill
+from casemate.machine.vcpus import VcpuGate
 from casemate.testing.images import ImageBuilder
 
 SECRET_AREA = 0x80C000
@@ -212,13 +212,13 @@ def test_launch_that_nobody_lets_go_is_not_waited_for_without_paused(tmp_path: P
 
 def test_launch_that_fails_ends_the_conversation(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     """LAUNCH_FINISH is refused behind ``cont``, while a ``stop`` waits for vCPUs that never come."""
-    stopping, pause = threading.Event(), Standstill.pause
+    stopping, pause = threading.Event(), VcpuGate.pause
 
     def finish(_: ModelPsp) -> None:
         assert stopping.wait(20)
         raise FirmwareStatusError("LAUNCH_FINISH", 1, "as the test wants it")
 
-    def paused(self: Standstill) -> None:
+    def paused(self: VcpuGate) -> None:
         stopping.set()
         pause(self)
 
@@ -227,7 +227,7 @@ def test_launch_that_fails_ends_the_conversation(owner: Owner, monkeypatch: pyte
         return await until_event(client, "SHUTDOWN")
 
     monkeypatch.setattr(ModelPsp, "launch_finish", finish)
-    monkeypatch.setattr(Standstill, "pause", paused)
+    monkeypatch.setattr(VcpuGate, "pause", paused)
     guest = owner.boot()
     assert guest.tell(story)["data"] == {"guest": False, "reason": "host-error"}
     assert guest.ended() == 5

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from casemate import __version__
 from casemate.errors import SpecError
 from casemate.qmp.protocol import Command, Conversation, Parameter, QmpError, event, text, uint64
+from casemate.version import __version__
 
 READY = {"execute": "qmp_capabilities"}
 

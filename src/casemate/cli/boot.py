@@ -21,14 +21,13 @@ from casemate.cli.serial_choice import file_output, is_stdio, serial_line, seria
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.dry_run_tdx import dry_run_tdx
-from casemate.confidential.preparation import LaunchAbandoned, LaunchOptions, PreparedLaunch, prepare
-from casemate.confidential.snp import SnpFinished
+from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
 from casemate.confidential.stages import launch
 from casemate.confidential.warnings import launch_warnings
 from casemate.host.clock import GuestClock
 from casemate.machine.boot import Attachments, boot
 from casemate.machine.machine import Machine
-from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.outcome import Ending, LaunchRecord, Outcome
 from casemate.machine.spec import MachineSpec
 from casemate.qmp.monitor import Monitor
 
@@ -96,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
         spec = prepared.spec
     outcome = _boot(args, spec, chosen, prepared, monitor)
     if cut is not None and outcome.ending is not Ending.POWER_CUT:
-        commands = outcome.facts["writes"]["commands"]
+        commands = outcome.report["writes"]["commands"]
         warning = f"the power never failed: the guest sent {commands} flash commands, and the cut was at {cut.number}"
-        outcome.facts["warnings"].append(warning)
+        outcome.report["warnings"].append(warning)
         print(f"casemate: warning: {warning}", file=sys.stderr)
     _print(args, outcome)
     for path in args.report:
@@ -161,7 +160,7 @@ def _boot(
         stack.callback(status.close)
         wait = line.wait if line else None
         if interactive:
-            wait = Keyboard(lambda: started[0].console, lambda: started[0].end(Ending.LEFT)).wait
+            wait = Keyboard(lambda: started[0].console, lambda: started[0].state.end(Ending.LEFT)).wait
             stack.enter_context(raw_terminal())
         return boot(
             spec,
@@ -175,6 +174,7 @@ def _boot(
                 debug_output=file_output(args.debugcon, stack) if args.debugcon else None,
                 on_phase=status.phase,
                 on_start=lambda machine: _start(machine, started, args.cut_power_at, monitor),
+                on_close=monitor.close if monitor else None,
                 wait=wait,
                 real_time=interactive or line is not None,
                 attending=monitor is not None,
@@ -192,36 +192,28 @@ def _assemble(
     attestation: Path | None,
     monitor: Monitor | None,
     status: StatusLine,
-) -> None:
+) -> LaunchRecord | None:
     if monitor is not None:
         monitor.attach(machine, prepared)
-    if prepared is not None:
-        machine.warnings += launch_warnings(prepared)
-    for warning in machine.warnings:
+    for warning in [*machine.warnings, *(launch_warnings(prepared) if prepared else ())]:
         status.say(f"casemate: warning: {warning}")
     if prepared is None:
         machine.assemble()
-    else:
-        _launch(machine, prepared, attestation)
+        return None
+    record = launch(machine, prepared)
+    if monitor is not None:
+        monitor.launched(record)
+    if attestation is not None and record.attestation is not None:
+        from casemate.cli.confidential_options import write_attestation
 
-
-def _launch(machine: Machine, prepared: PreparedLaunch, attestation: Path | None) -> None:
-    try:
-        finished = launch(machine, prepared)
-    except LaunchAbandoned:
-        return  # the machine has its ending
-    if attestation is not None and isinstance(finished, SnpFinished):
-        certificates = finished.processor.certificates()
-        if finished.report is not None and certificates is not None:
-            from casemate.cli.confidential_options import write_attestation
-
-            write_attestation(attestation, finished.report, certificates)
+        write_attestation(attestation, record.attestation.report, record.attestation.certificates)
+    return record
 
 
 def _start(machine: Machine, started: list[Machine], cut: CutRequest | None, monitor: Monitor | None) -> None:
     started.append(machine)
     if monitor is not None:
-        monitor.start(machine)
+        monitor.start()
     if cut is not None:
         from casemate.cli.power_cuts import cutter
 

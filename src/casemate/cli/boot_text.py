@@ -15,7 +15,7 @@ _NAMES_SHOWN = 12
 
 def summary(outcome: Outcome, *, verbose: bool) -> str:
     """Lines about a run, without a newline at the end."""
-    report = outcome.facts
+    report = outcome.report
     guest, host = report["guest"], report["host"]
     era = f" {host['era']}" if host["era"] else ""
     modelled = " (modelled)" if host["modelled"] else ""

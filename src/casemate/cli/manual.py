@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate import __version__
 from casemate.cli.parser import HelpAll, make_parser
 from casemate.errors import HostError
+from casemate.version import __version__
 
 if TYPE_CHECKING:
     from casemate.cli.parser_tree import CommandPage

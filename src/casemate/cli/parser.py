@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from casemate import __version__
 from casemate.cli import COMMANDS, load_command
+from casemate.version import __version__
 
 MORE = "more"
 """How the titles of those groups begin whose options only ``--help-all`` shows."""

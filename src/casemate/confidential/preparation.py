@@ -160,7 +160,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
-    launched = replace(spec, sev=setup.sev, legacy_window=False, vcpus=runs)
+    launched = replace(spec, sev=setup.sev, isa_bios=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
 
 

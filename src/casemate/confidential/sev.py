@@ -24,7 +24,7 @@ def execute(
     firmware = machine.firmware[0]
     for step in plan.steps:
         if isinstance(step, UpdateData):
-            if machine.flash and step.gpa == firmware.gpa:
+            if machine.platform.flash and step.gpa == firmware.gpa:
                 _update_flash(step, machine, processor)
             else:
                 _update_ram(step, machine, processor)
@@ -39,7 +39,7 @@ def inject(secret: LaunchSecret, machine: Machine, processor: SecureProcessor) -
 
 
 def _update_flash(step: UpdateData, machine: Machine, processor: SecureProcessor) -> None:
-    with machine.flash[0].memory.launch_window() as mapping:
+    with machine.platform.flash[0].memory.launch_window() as mapping:
         _validate_contents(step, machine, mapping.view)
         processor.launch_update_data(mapping.hva, len(step.data))
 
@@ -63,10 +63,13 @@ def _validate_contents(step: UpdateData, machine: Machine, view: memoryview) -> 
 
 
 def _ram(machine: Machine, gpa: int, size: int, what: str) -> tuple[HostMapping, int]:
-    found = machine.map.find(gpa)
+    found = machine.platform.map.find(gpa)
     if found is not None:
         region, offset = found
-        if isinstance(region, Ram) and machine.map.find(gpa + size - 1) == (region, offset + size - 1):
+        if isinstance(region, Ram) and machine.platform.map.find(gpa + size - 1) == (
+            region,
+            offset + size - 1,
+        ):
             return region.backing.writable, offset
     raise SpecError(
         f"{what} belongs at {gpa:#x}, where this guest has no {size:#x} bytes of RAM", "give it more --memory"

@@ -25,10 +25,11 @@ from casemate.confidential.features import feature_names
 from casemate.confidential.launch_report import launch_report
 from casemate.confidential.preparation import PreparedLaunch
 from casemate.confidential.traced import TracedCommand
+from casemate.confidential.warnings import launch_warnings
 from casemate.errors import FirmwareStatusError, HostError, InsecureError, InternalError, SpecError
 from casemate.host.snp_processor import SnpProcessor, SnpUpdate
 from casemate.machine.machine import Machine
-from casemate.machine.outcome import Ending
+from casemate.machine.outcome import Attestation, Ending, LaunchRecord
 from casemate.measure.steps import SnpPages
 from casemate.memory.region import Ram
 
@@ -46,12 +47,12 @@ class SnpStarted:
     commands: list[TracedCommand]
 
     @classmethod
-    def start(cls, machine: Machine, prepared: PreparedLaunch, commands: list[TracedCommand]) -> SnpStarted:
+    def start(cls, machine: Machine, prepared: PreparedLaunch) -> SnpStarted:
         """SNP_LAUNCH_START on the VM of a machine that was just created."""
         processor = machine.vm.snp_processor
         if processor is None:
             raise InternalError("this VM has no secure processor for SNP")
-        started = cls(machine, prepared, processor, commands)
+        started = cls(machine, prepared, processor, [])
         started.note(SevCommand.SNP_LAUNCH_START.kernel_name, f"policy {prepared.policy:#x}")
         processor.launch_start(prepared.policy, prepared.options.gosvw)
         return started
@@ -63,7 +64,7 @@ class SnpStarted:
         """
         self.machine.register_memory()
         self.machine.place_firmware()
-        for slot in self.machine.map.slots:
+        for slot in self.machine.platform.map.slots:
             self.note(SET_ATTRIBUTES, f"{slot.range.size:#x} bytes at {slot.range.start:#x}: private")
             self.processor.set_private(slot.range)
         for step in self.prepared.plan.steps:
@@ -103,15 +104,25 @@ class SnpFinished(SnpStarted):
 
     report: bytes | None
 
-    def ready(self) -> None:
+    def ready(self) -> LaunchRecord:
         """The machine's last stage; a guest that this host cannot run ends here, saying why."""
         machine, prepared = self.machine, self.prepared
         machine.ready()
-        machine.features = feature_names(prepared.setup.features)
-        machine.launch = launch_report(prepared, self.processor.state, self.commands)
-        machine.measurement = _report_measurement(self.report)
         if reason := prepared.stops_after_launch:
-            machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
+            machine.state.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
+        return LaunchRecord(
+            features=tuple(feature_names(prepared.setup.features)),
+            launch=launch_report(prepared, self.processor.state, self.commands),
+            measurement=_report_measurement(self.report),
+            attestation=self._attestation(),
+            warnings=tuple(launch_warnings(prepared)),
+        )
+
+    def _attestation(self) -> Attestation | None:
+        certificates = self.processor.certificates()
+        if self.report is None or certificates is None:
+            return None
+        return Attestation(self.report, certificates)
 
 
 def describe_pages(pages: SnpPages) -> str:
@@ -172,8 +183,8 @@ def _source(pages: SnpPages, processor: SnpProcessor) -> Iterator[Hva]:
 
 
 def _validate_memory(pages: SnpPages, machine: Machine) -> None:
-    found = machine.map.find(pages.gpa)
-    end = machine.map.find(pages.gpa + pages.size - 1)
+    found = machine.platform.map.find(pages.gpa)
+    end = machine.platform.map.find(pages.gpa + pages.size - 1)
     if found is None or end is None or found[0] is not end[0] or not isinstance(found[0], Ram):
         where = f"[{pages.gpa:#x}, {pages.gpa + pages.size:#x})"
         cause = f"{pages.what} belongs at {where}, where this guest has no RAM"
@@ -189,8 +200,9 @@ def _check(report: bytes, prepared: PreparedLaunch) -> None:
         )
 
 
-def launch_snp(machine: Machine, prepared: PreparedLaunch, commands: list[TracedCommand]) -> SnpFinished:
-    """Take a created machine through an SNP launch to its last stage; ``commands`` fills up on the way."""
-    finished = SnpStarted.start(machine, prepared, commands).finish()
-    finished.ready()
-    return finished
+def launch_snp(machine: Machine, prepared: PreparedLaunch) -> LaunchRecord:
+    """Take a created machine through an SNP launch to its last stage, and return what the launch showed.
+
+    Raises what went wrong.
+    """
+    return SnpStarted.start(machine, prepared).finish().ready()

@@ -1,8 +1,6 @@
 """The stages of a launch as types: only the one before makes the next (docs/design/confidential.md).
 
 LaunchStarted --measure--> LaunchMeasured --finish--> LaunchFinished --ready--> the machine may run
-      |                          |
-      +------ LaunchFailed ------+        which leads nowhere
 """
 
 from __future__ import annotations
@@ -21,12 +19,13 @@ from casemate.confidential.preparation import (
     LaunchSecret,
     PreparedLaunch,
 )
-from casemate.confidential.snp import SnpFinished, launch_snp
-from casemate.confidential.traced import TracedCommand, TracedProcessor
+from casemate.confidential.snp import launch_snp
+from casemate.confidential.traced import TracedProcessor
+from casemate.confidential.warnings import launch_warnings
 from casemate.errors import InsecureError, InternalError
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession
 from casemate.machine.machine import Machine
-from casemate.machine.outcome import Ending
+from casemate.machine.outcome import Ending, LaunchRecord
 from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.memory.backing import Backing
 from casemate.owner.session import make_session
@@ -45,17 +44,14 @@ class LaunchStarted(_Launch):
     """The guest has a key; whatever memory the machine gets from now on is registered while it is still writable."""
 
     @classmethod
-    def start(cls, machine: Machine, prepared: PreparedLaunch) -> LaunchStarted:
+    def start(cls, machine: Machine, prepared: PreparedLaunch, processor: TracedProcessor) -> LaunchStarted:
         """LAUNCH_START on the VM of a machine that was just created."""
-        if machine.vm.secure_processor is None:
-            raise InternalError("this VM has no secure processor")
-        processor = TracedProcessor(machine.vm.secure_processor)
         processor.launch_start(prepared.policy, _session(prepared, processor))
 
         def register(backing: Backing) -> None:
             processor.register_region(backing.writable.hva, backing.size)
 
-        machine.on_memory = register
+        machine.platform.on_memory = register
         return cls(machine, prepared, processor)
 
     def measure(self) -> LaunchMeasured:
@@ -81,15 +77,21 @@ class LaunchMeasured(_Launch):
     def finish(self) -> LaunchFinished:
         """Ask the owner, hand over the secret, if there is one, and close the launch."""
         options, secret = self.prepared.options, self.prepared.options.secret
-        self.machine.measurement = _report_measurement(self)
         if options.attest is not None:
             secret = options.attest(self._request())
-            if not self.is_verified:
-                self.machine.measurement["note"] = "accepted by the guest owner, who was asked before it ran"
         if secret is not None:
             self._inject(secret)
         self.processor.launch_finish()
         return LaunchFinished(self.machine, self.prepared, self.processor, self.measurement, self.is_verified)
+
+    def record(self) -> LaunchRecord:
+        """What the launch showed so far."""
+        return LaunchRecord(
+            features=tuple(feature_names(self.prepared.setup.features)),
+            launch=launch_report(self.prepared, self.processor.state, self.processor.commands),
+            measurement=_report_measurement(self),
+            warnings=tuple(launch_warnings(self.prepared)),
+        )
 
     def _inject(self, secret: LaunchSecret) -> None:
         sev.inject(secret, self.machine, self.processor)
@@ -111,53 +113,30 @@ class LaunchMeasured(_Launch):
 class LaunchFinished(LaunchMeasured):
     """The guest may run."""
 
-    def ready(self) -> None:
+    def ready(self) -> LaunchRecord:
         """The machine's last stage; a guest that this host cannot run as it is ends here, saying why."""
         self.machine.ready()
-        self.machine.features = feature_names(self.prepared.setup.features)
-        self.machine.launch = launch_report(self.prepared, self.processor.state, self.processor.commands)
         if reason := self.prepared.stops_after_launch:
-            self.machine.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
+            self.machine.state.end(Ending.LAUNCHED, f"launched, and not run: {reason}")
+        return self.record()
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchFailed:
-    """A launch that went wrong, if it had begun after the last of ``commands``; its guest never runs."""
+def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchRecord:
+    """Take a created machine through its launch to its last stage, and return what the launch showed.
 
-    commands: tuple[TracedCommand, ...]
-    error: BaseException
-
-    def report(self) -> dict[str, Any]:
-        """What the machine remembers of it."""
-        return {
-            "state": "failed",
-            "error": str(self.error),
-            "commands": [command._asdict() for command in self.commands],
-        }
-
-
-def launch(machine: Machine, prepared: PreparedLaunch) -> LaunchFinished | SnpFinished:
-    """Take a created machine through its launch to its last stage.
-
-    Raises what went wrong, or LaunchAbandoned; the machine is then not ready to run and never will be.
+    Where the run was ended while the owner was asked, the machine has its ending and is never run. Raises what went
+    wrong; the machine is then not ready to run and never will be.
     """
-    started: LaunchStarted | None = None
-    commands: list[TracedCommand] = []
+    if prepared.spec.kind is GuestKind.SNP:
+        return launch_snp(machine, prepared)
+    processor = machine.vm.secure_processor
+    if processor is None:
+        raise InternalError("this VM has no secure processor")
+    measured = LaunchStarted.start(machine, prepared, TracedProcessor(processor)).measure()
     try:
-        if prepared.spec.kind is GuestKind.SNP:
-            return launch_snp(machine, prepared, commands)
-        started = LaunchStarted.start(machine, prepared)
-        finished = started.measure().finish()
-        finished.ready()
-        return finished
+        return measured.finish().ready()
     except LaunchAbandoned:
-        assert started is not None
-        machine.launch = launch_report(prepared, started.processor.state, started.processor.commands)
-        raise
-    except BaseException as error:
-        commands = started.processor.commands if started else commands
-        machine.launch = LaunchFailed(tuple(commands), error).report()
-        raise
+        return measured.record()
 
 
 def _session(prepared: PreparedLaunch, processor: TracedProcessor) -> LaunchSession | None:
@@ -194,5 +173,13 @@ def _report_measurement(launch: LaunchMeasured) -> dict[str, Any]:
         "api_minor": minor,
         "build_id": build,
         "verified": launch.is_verified,
-        "note": "verified with the TIK" if launch.is_verified else "unverified: no TIK",
+        "note": _verification(launch),
     }
+
+
+def _verification(launch: LaunchMeasured) -> str:
+    if launch.is_verified:
+        return "verified with the TIK"
+    if launch.prepared.options.attest is not None and isinstance(launch, LaunchFinished):
+        return "accepted by the guest owner, who was asked"
+    return "unverified: no TIK"

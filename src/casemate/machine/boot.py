@@ -10,7 +10,7 @@ from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
-from casemate.machine.outcome import Outcome
+from casemate.machine.outcome import LaunchRecord, Outcome
 from casemate.machine.recorder import Recorder
 from casemate.machine.run_loop import run, signals_end
 from casemate.machine.spec import MachineSpec
@@ -30,6 +30,8 @@ class Attachments:
     """Hears of firmware phases as they are reached."""
     on_start: Callable[[Machine], None] | None = None
     """Gets the machine before it runs."""
+    on_close: Callable[[], None] | None = None
+    """Called before the machine is given back, however it ended."""
     wait: Callable[[threading.Event, float], None] | None = None
     """What the caller's thread does meanwhile: called again and again with the event of the end, and seconds."""
     real_time: bool = False
@@ -51,7 +53,7 @@ def boot(
     attachments: Attachments | None = None,
     hypervisor: Callable[[GuestClock], Hypervisor] | None = None,
     host_why: str = "the modelled host needs no privilege and no special CPU",
-    assemble: Callable[[Machine], object] = Machine.assemble,
+    assemble: Callable[[Machine], LaunchRecord | None] = Machine.assemble,
 ) -> Outcome:
     """Boot one guest and run it until ``until`` is printed, ``timeout`` seconds passed, or it ends by itself.
 
@@ -79,12 +81,15 @@ def boot(
     )
     host = hypervisor(clock) if hypervisor else _model(clock)
     with Machine(spec, host, clock, console, recorder) as machine:
-        assemble(machine)
-        machine.host_why = host_why
-        with signals_end(machine):
-            if attached.on_start:
-                attached.on_start(machine)
-            return run(machine, timeout, attached.wait, watchdog)
+        try:
+            launch = assemble(machine)
+            with signals_end(machine):
+                if attached.on_start:
+                    attached.on_start(machine)
+                return run(machine, timeout, attached.wait, watchdog, launch, host_why)
+        finally:
+            if attached.on_close:
+                attached.on_close()
 
 
 def _model(clock: GuestClock) -> Hypervisor:

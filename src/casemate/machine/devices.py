@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port
@@ -42,37 +43,51 @@ from casemate.memory.region import Mmio
 _E820_RAM = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What devices may do to the machine; called on a vCPU's thread."""
+
+    power_off: Callable[[], None]
+    reset: Callable[[], None]
+    stop: Callable[[], None]
+    """The guest wrote to the exit port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What devices are connected to."""
+
+    bus: Bus
+    map: MemoryMap
+    memory: GuestMemory
+    clock: GuestClock
+    sink: EventSink
+    irqchip: OwnIrqchip | HostIrqchip
+
+
 class MachineDevices:
-    """Everything on the bus of one board. ``power_off``, ``reset`` and ``exit`` are called on the vCPU's thread."""
+    """Everything on the bus of one board; ``protected`` is whether the guest's registers are hidden from the host."""
 
     def __init__(
         self,
         board: Board,
         spec: MachineSpec,
-        bus: Bus,
-        memory_map: MemoryMap,
-        guest_memory: GuestMemory,
-        clock: GuestClock,
-        sink: EventSink,
+        wiring: Wiring,
         console: Console,
-        irqchip: OwnIrqchip | HostIrqchip,
+        controls: Controls,
         *,
-        power_off: Callable[[], None],
-        reset: Callable[[], None],
-        stop: Callable[[], None],
-        sealed: bool = False,
+        protected: bool = False,
     ) -> None:
-        self._bus = bus
-        self._map = memory_map
+        self._wiring = wiring
         self._resettable: list[Resettable] = []
-        self._irqchip = irqchip
+        irqchip = wiring.irqchip
         self.serial = Uart16550(console.put, irqchip.irq(SERIAL_IRQ))
         irqchip.watch(self.serial.poll)
-        self.exit_port = exit_port.ExitPort(stop)
-        gap = SEALED_STALL_GAP_NS if sealed else STALL_GAP_NS
+        self.exit_port = exit_port.ExitPort(controls.stop)
+        gap = SEALED_STALL_GAP_NS if protected else STALL_GAP_NS
         # The host's own timers cannot be moved forward with ours.
-        timer = PmTimer(clock, skip_stalls=irqchip.controller is not None, stall_gap=gap)
-        self._pm = PmBlock(timer, power_off)
+        timer = PmTimer(wiring.clock, skip_stalls=irqchip.controller is not None, stall_gap=gap)
+        self._pm = PmBlock(timer, controls.power_off)
         self._pci = PciHost()
         self._ecam: Mmio | None = None
         self._acpi: AcpiFiles | None = None
@@ -82,42 +97,33 @@ class MachineDevices:
         self._resettable += [self.serial, self._pm, *irqchip.resettable]
         if board.pm_base is not None:
             self._move_pm(board.pm_base)
-        if board.pci is None:
-            return
-        self._place_pc(board, spec, guest_memory, clock, sink, reset)
+        if board.pci is not None:
+            self._place_pc(board, spec, controls.reset)
 
     def reset(self) -> None:
         """All devices to their power-on state."""
         for device in self._resettable:
             device.reset()
 
-    def _place_pc(
-        self,
-        board: Board,
-        spec: MachineSpec,
-        guest_memory: GuestMemory,
-        clock: GuestClock,
-        sink: EventSink,
-        reset: Callable[[], None],
-    ) -> None:
+    def _place_pc(self, board: Board, spec: MachineSpec, reset: Callable[[], None]) -> None:
         low = board.low_memory(spec.memory)
-        fw_cfg = _fw_cfg(guest_memory, sink, low, spec)
+        fw_cfg = _fw_cfg(self._wiring, low, spec)
         for name, data in spec.fw_cfg:
             fw_cfg.add_file(name, data)
         if not spec.is_direct:
             self._acpi = AcpiFiles(fw_cfg, spec.vcpus)
         if spec.kernel is not None and not spec.is_direct:
             add_kernel(fw_cfg, spec.kernel, spec.initrd, spec.append)
-        cmos = Cmos(clock, low, spec.memory - low)
-        keyboard = I8042(reset, self._irqchip.irq(KEYBOARD_IRQ))
+        cmos = Cmos(self._wiring.clock, low, spec.memory - low)
+        keyboard = I8042(reset, self._wiring.irqchip.irq(KEYBOARD_IRQ))
         reset_control, port92 = ResetControl(reset), Port92(reset)
         self._place(0x60, 5, keyboard)
-        self._irqchip.place(self._bus, self._map)
+        self._wiring.irqchip.place(self._wiring.bus, self._wiring.map)
         self._place(0x70, 2, cmos)
         self._place(0x92, 1, port92)
         self._place(FW_CFG_PORT, FW_CFG_PORTS, fw_cfg)
         self._place(0xCF8, 8, self._pci)
-        self._bus.claim_ports(0xCF9, 1, reset_control, over=True)
+        self._wiring.bus.claim_ports(0xCF9, 1, reset_control, over=True)
         assert board.pci is not None
         events = ChipsetEvents(pm_base=self._move_pm, ecam=self._move_ecam)
         for (device, function), pci_function in board.pci(events).items():
@@ -129,27 +135,27 @@ class MachineDevices:
         self._move_pm(base)
 
     def _place(self, first: int, count: int, device: PortIo) -> None:
-        self._bus.claim_ports(first, count, device)
+        self._wiring.bus.claim_ports(first, count, device)
 
     def _move_pm(self, base: int | None) -> None:
-        self._bus.release_ports(self._pm)
+        self._wiring.bus.release_ports(self._pm)
         if base is not None:
-            self._bus.claim_free_ports(base, PM_BLOCK_SIZE, self._pm)
+            self._wiring.bus.claim_free_ports(base, PM_BLOCK_SIZE, self._pm)
             if self._acpi is not None:
                 self._acpi.move(base)
 
     def _move_ecam(self, base: int | None, size: int) -> None:
         if self._ecam is not None:
-            self._map.remove(self._ecam)
+            self._wiring.map.remove(self._ecam)
             self._ecam = None
         if base is not None:
             self._ecam = Mmio("ecam", size, self._pci)
-            self._map.add(self._ecam, Gpa(base))
-        self._map.commit()
+            self._wiring.map.add(self._ecam, Gpa(base))
+        self._wiring.map.commit()
 
 
-def _fw_cfg(guest_memory: GuestMemory, sink: EventSink, low: int, spec: MachineSpec) -> FwCfg:
-    fw_cfg, memory = FwCfg(guest_memory, sink), spec.memory
+def _fw_cfg(wiring: Wiring, low: int, spec: MachineSpec) -> FwCfg:
+    fw_cfg, memory = FwCfg(wiring.memory, wiring.sink), spec.memory
     fw_cfg.add_item(Key.RAM_SIZE, memory.to_bytes(8, "little"))
     fw_cfg.add_item(Key.NOGRAPHIC, (1).to_bytes(2, "little"))
     fw_cfg.add_item(Key.NB_CPUS, spec.vcpus.to_bytes(2, "little"))

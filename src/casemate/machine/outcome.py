@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from hashlib import sha256
 from typing import Any
 
-from casemate import __version__
+from casemate.host.snp_processor import Certificates
+from casemate.version import __version__
 
 
 class Ending(Enum):
@@ -45,6 +45,29 @@ class Ending(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Attestation:
+    """An SNP guest's report, as it would be given to the guest now, and the certificates of who signed it."""
+
+    report: bytes
+    certificates: Certificates
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRecord:
+    """What the launch of a confidential guest showed, as plain data for the report (docs/guide/confidential.md)."""
+
+    features: tuple[str, ...] = ()
+    """Names of what the guest's save area says."""
+    launch: dict[str, Any] | None = None
+    """What was asked for and done, and how far it came."""
+    measurement: dict[str, Any] | None = None
+    """What was measured, and whether that was verified."""
+    warnings: tuple[str, ...] = ()
+    attestation: Attestation | None = None
+    """Where somebody else than the guest can ask for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The end of one run; ``detail`` explains the ending."""
 
@@ -52,23 +75,8 @@ class Outcome:
     detail: str
     seconds: float
     serial: str
-    facts: dict[str, Any]
-    """``report``, but maybe without the digest of the ``--bios`` image."""
-    bios: bytes | None = None
-    """That image."""
-
-    def __repr__(self) -> str:
-        return f"Outcome({self.ending}, {self.detail!r}, {self.seconds!r}, {self.serial!r})"
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """What was seen, in the documented form."""
-        if self.bios is not None and self.facts["bios"]["sha256"] is None:
-            # Only here, for nobody may ask, and loading a library of hashes takes longer than starting a VM.
-
-            digest = sha256(self.bios).hexdigest()
-            self.facts["bios"].update(input_sha256=digest, sha256=digest)
-        return self.facts
+    report: dict[str, Any] = field(repr=False)
+    """What was seen, in the documented form."""
 
     @property
     def exit_code(self) -> int:
@@ -77,7 +85,6 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON form, as plain data."""
-
         head = {
             "version": __version__,
             "outcome": self.ending.word,

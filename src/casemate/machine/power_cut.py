@@ -27,7 +27,7 @@ class FlashJournal:
 
     def attach(self, machine: Machine) -> None:
         """Listen to a machine that has not run yet."""
-        for unit in machine.flash[VARIABLES_UNIT:]:
+        for unit in machine.platform.flash[VARIABLES_UNIT:]:
             unit.device.on_change = self._on_change
 
     def _on_change(self, offset: int, old: bytes, new: bytes) -> bytes:
@@ -46,7 +46,7 @@ class PowerCut:
     def attach(self, machine: Machine) -> None:
         """Take the power of a machine that has not run yet."""
         self._machine = machine
-        for unit in machine.flash[VARIABLES_UNIT:]:
+        for unit in machine.platform.flash[VARIABLES_UNIT:]:
             unit.device.on_change = self._on_change
 
     def _on_change(self, offset: int, old: bytes, new: bytes) -> bytes:
@@ -56,7 +56,7 @@ class PowerCut:
         if self._count > self.number:
             return old  # until the CPU has really stopped
         detail = f"the power failed at flash command {self.number}, at offset {offset:#x}, {len(new)} bytes"
-        self._machine.end(Ending.POWER_CUT, detail)
+        self._machine.state.end(Ending.POWER_CUT, detail)
         return torn(old, new)
 
 

@@ -5,51 +5,53 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any
 
-from casemate.machine.machine import FlashUnit, Machine
+from casemate.machine.machine import Machine
+from casemate.machine.outcome import LaunchRecord
+from casemate.machine.platform import FlashUnit
 from casemate.machine.recorder import TimedChange, TimedViolation
 from casemate.machine.violation import owner
 
 
-def make_report(machine: Machine) -> dict[str, Any]:
-    """Everything about a machine after its run but how it ended, and the digests of a ``--bios`` image."""
+def make_report(machine: Machine, launch: LaunchRecord, host_why: str) -> dict[str, Any]:
+    """Everything about a machine after its run but how it ended; ``host_why`` says why this host was taken."""
     return {
-        "warnings": machine.warnings,
+        "warnings": [*machine.warnings, *launch.warnings],
         "host": {
             "backend": machine.host_name,
             "era": machine.host_era,
             "modelled": machine.host_name == "model",
-            "why": machine.host_why,
+            "why": host_why,
         },
         "guest": {
             "kind": str(machine.spec.kind),
             "machine": machine.spec.machine,
             "vcpus": machine.spec.vcpus,
             "memory": machine.spec.memory,
-            "features": machine.features,
-            "resets": machine.resets,
+            "features": list(launch.features),
+            "resets": machine.state.resets,
         },
-        "flash": [_flash(machine, unit) for unit in machine.flash],
+        "flash": [_flash(machine, unit) for unit in machine.platform.flash],
         "bios": _bios(machine),
         "kernel": _kernel(machine),
         "protection_changes": machine.recorder.protection_count,
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
-        "launch": machine.launch,
-        "measurement": machine.measurement,
+        "launch": launch.launch,
+        "measurement": launch.measurement,
         "requests": machine.vm.guest_requests() or None,
         "writes": _writes(machine),
         "phases": [{"name": name, "at": round(at, 3)} for name, at in machine.recorder.phases.items()],
         "unclaimed": [
             {"kind": str(kind), "where": where, "count": count}
-            for (kind, where), count in machine.bus.unclaimed.most_common()
+            for (kind, where), count in machine.platform.bus.unclaimed.most_common()
         ],
-        "exit_port": machine.devices.exit_port.value,
+        "exit_port": machine.platform.devices.exit_port.value,
     }
 
 
 def _writes(machine: Machine) -> dict[str, Any]:
     units = [{"unit": number} | log.to_json() for number, log in machine.recorder.flash.items()]
     return {
-        "commands": sum(unit.device.commands for unit in machine.flash),
+        "commands": sum(unit.device.commands for unit in machine.platform.flash),
         "programs": sum(unit["programs"] for unit in units),
         "erases": sum(unit["erases"] for unit in units),
         "probes": sum(unit["probes"] for unit in units) + machine.recorder.probes,
@@ -60,7 +62,7 @@ def _writes(machine: Machine) -> dict[str, Any]:
 
 
 def _protection(machine: Machine) -> dict[str, Any]:
-    choice = machine.protection
+    choice = machine.platform.protection
     return {
         "protection": str(choice.protection),
         "reason": choice.reason,
@@ -87,10 +89,11 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
     if machine.spec.bios is None:
         return None
     image = machine.firmware[0]
+    digest = sha256(image.data).hexdigest()
     return {
         "file": str(image.path),
-        "input_sha256": None,
-        "sha256": None,
+        "input_sha256": digest,
+        "sha256": digest,
         "gpa": image.gpa,
         "size": len(image.data),
     } | _protection(machine)

@@ -22,10 +22,9 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
-from casemate.host.hypervisor import Vcpu
 from casemate.machine.firmware import settle_firmware
 from casemate.machine.machine import Machine, Stage
-from casemate.machine.outcome import Ending, Outcome
+from casemate.machine.outcome import Ending, LaunchRecord, Outcome
 from casemate.machine.report import make_report
 from casemate.machine.violation import (
     describe,
@@ -44,9 +43,18 @@ _POLL_SECONDS = 0.2
 class Run:
     """One run of one machine, once."""
 
-    def __init__(self, machine: Machine, timeout: float | None, watchdog: float | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        timeout: float | None,
+        watchdog: float | None = None,
+        launch: LaunchRecord | None = None,
+        host_why: str = "",
+    ) -> None:
         self._machine = machine
         self._timeout = timeout
+        self._launch = launch or LaunchRecord()
+        self._host_why = host_why
         self._watchdog = Watchdog(machine, watchdog)
         self._finished = threading.Event()
         self._error: BaseException | None = None
@@ -58,12 +66,12 @@ class Run:
         put together never runs.
         """
         machine = self._machine
-        assert machine.stage is Stage.READY or machine.ending is not None
+        assert machine.stage is Stage.READY or machine.state.ending is not None
         machine.recorder.examine = partial(examine, machine)
         machine.recorder.on_violation = self._on_violation
         threads = [
-            threading.Thread(target=self._vcpu_thread, args=(number, vcpu), name=f"casemate-vcpu{number}")
-            for number, vcpu in enumerate(machine.vcpus)
+            threading.Thread(target=self._vcpu_thread, args=(number,), name=f"casemate-vcpu{number}")
+            for number in range(len(machine.vcpus))
         ]
         deadline = None if self._timeout is None else monotonic() + self._timeout
         with signals_end(machine):
@@ -72,11 +80,11 @@ class Run:
             while not self._finished.is_set():
                 left = _POLL_SECONDS if deadline is None else min(_POLL_SECONDS, deadline - monotonic())
                 if left <= 0:
-                    machine.end(Ending.TIMEOUT)
+                    machine.state.end(Ending.TIMEOUT)
                     left = _POLL_SECONDS
                 (wait or _wait)(self._finished, left)
                 if self._watchdog.bites(threads):
-                    machine.end(Ending.STUCK)
+                    machine.state.end(Ending.STUCK)
                 machine.vm.deliver_stores()
                 self._settle()
             for thread in threads:
@@ -90,18 +98,17 @@ class Run:
             settle_firmware(self._machine.firmware)
         except HostError as error:
             self._error = error
-            self._machine.end(Ending.HOST_LIMIT)
+            self._machine.state.end(Ending.HOST_LIMIT)
 
-    def _vcpu_thread(self, number: int, vcpu: Vcpu) -> None:
+    def _vcpu_thread(self, number: int) -> None:
         machine = self._machine
-        machine.thread_ids[number] = threading.get_native_id()
         try:
-            machine.standstill.stand()
-            while machine.ending is None:
-                self._handle(machine.run_vcpu(vcpu))
+            machine.vcpus.gate.park()
+            while machine.state.ending is None:
+                self._handle(machine.vcpus.run(number))
         except BaseException as error:
             self._error = error
-            machine.end(Ending.HOST_LIMIT)
+            machine.state.end(Ending.HOST_LIMIT)
         finally:
             self._finished.set()
 
@@ -109,51 +116,50 @@ class Run:
         machine = self._machine
         match vm_exit:
             case Interrupted():
-                machine.standstill.stand()
+                machine.vcpus.gate.park()
             case Hlt():
                 # Nothing can wake it; somebody outside has to end the run, or reset it.
                 if machine.console.is_waiting and not machine.console.attending and len(machine.vcpus) == 1:
-                    machine.end(
-                        Ending.GAVE_UP, "the guest halted with its interrupts off, and nothing can wake it"
-                    )
-                machine.standstill.stand(halted=True)
+                    cause = "the guest halted with its interrupts off, and nothing can wake it"
+                    machine.state.end(Ending.GAVE_UP, cause)
+                machine.vcpus.gate.park(halted=True)
             case Shutdown(rip):
-                machine.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
+                machine.state.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
             case MemoryFault():
-                with machine.lock:
+                with machine.vcpus.lock:
                     verdict = judge_fault(machine, vm_exit)
                 if not verdict.goes_on:
-                    machine.end(Ending.VIOLATION, verdict.text)
+                    machine.state.end(Ending.VIOLATION, verdict.text)
             case NestedFaultLoop():
-                machine.end(Ending.VIOLATION, judge_loop(machine))
+                machine.state.end(Ending.VIOLATION, judge_loop(machine))
             case SevTermination(detail):
-                machine.end(Ending.SEV_TERMINATION, detail)
+                machine.state.end(Ending.SEV_TERMINATION, detail)
             case InternalFault(detail, rip):
                 text = instruction_text(machine)
-                machine.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}{f' ({text})' if text else ''}")
+                machine.state.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}{f' ({text})' if text else ''}")
 
     def _on_violation(self, violation: Violation) -> None:
         # A store that a slot traps is the device's business unless the user said otherwise.
         machine = self._machine
         if violation.path in (AccessPath.FAULT, AccessPath.USERFAULT):
             return  # its verdict comes when the registers can be changed
-        if violation.path is AccessPath.EMULATOR and machine.take_allowance():
+        if violation.path is AccessPath.EMULATOR and machine.state.take_allowance():
             make_store(machine, violation)
         elif machine.spec.on_write in (OnWrite.KILL, OnWrite.ALLOW_ONCE):
-            machine.end(Ending.VIOLATION, describe(machine, violation))
+            machine.state.end(Ending.VIOLATION, describe(machine, violation))
 
     def _outcome(self, seconds: float) -> Outcome:
         machine = self._machine
-        ending = machine.ending or Ending.NO_PROGRESS
-        detail = machine.ending_detail or _DETAILS.get(ending, "")
+        ending = machine.state.ending or Ending.NO_PROGRESS
+        detail = machine.state.detail or _DETAILS.get(ending, "")
         if ending in (Ending.POWER_OFF, Ending.EXIT_PORT, Ending.RESET) and machine.console.is_waiting:
             detail = f"the guest ended ({ending.word}) before it printed what was waited for"
             ending = Ending.NO_PROGRESS
         if ending is Ending.STUCK:
             detail = self._watchdog.cause()
         text = bytes(machine.console.text).decode(errors="replace")
-        bios = None if machine.spec.bios is None else machine.firmware[0].data
-        return Outcome(ending, detail, seconds, text, make_report(machine), bios)
+        report = make_report(machine, self._launch, self._host_why)
+        return Outcome(ending, detail, seconds, text, report)
 
 
 _DETAILS = {
@@ -173,9 +179,14 @@ def run(
     timeout: float | None = None,
     wait: Callable[[threading.Event, float], None] | None = None,
     watchdog: float | None = None,
+    launch: LaunchRecord | None = None,
+    host_why: str = "",
 ) -> Outcome:
-    """Run an assembled machine; ``timeout`` in seconds, ``watchdog`` as for ``Watchdog``. See ``Run``."""
-    return Run(machine, timeout, watchdog).run(wait)
+    """Run an assembled machine; ``timeout`` in seconds, ``watchdog`` as for ``Watchdog``. See ``Run``.
+
+    ``launch`` is what its launch showed, ``host_why`` why this host was taken, both for the report.
+    """
+    return Run(machine, timeout, watchdog, launch, host_why).run(wait)
 
 
 def _wait(finished: threading.Event, seconds: float) -> None:
@@ -195,7 +206,7 @@ def signals_end(machine: Machine) -> Iterator[None]:
     endings = {signal.SIGINT: Ending.INTERRUPTED, signal.SIGTERM: Ending.TERMINATED}
 
     def end(number: int, _frame: FrameType | None) -> None:
-        machine.end(endings[signal.Signals(number)])
+        machine.state.end(endings[signal.Signals(number)])
 
     before = {number: signal.signal(number, end) for number in endings}
     try:

@@ -43,7 +43,7 @@ class MachineSpec:
     on_write: OnWrite | None = None
     sev: SevSetup | None = None
     """How the VM of a SEV or SEV-ES guest is set up."""
-    legacy_window: bool = True
+    isa_bios: bool = True
     """Show the firmware's last 128 KiB below 1 MiB, too; a second slot over the same memory."""
     kernel: Path | None = None
     """A Linux kernel to start, with ``initrd`` and the command line ``append``: by the firmware, or without any."""

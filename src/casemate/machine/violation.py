@@ -24,11 +24,11 @@ class Verdict:
 
 def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
     """Report a store to protected memory; drop or make it if that was asked for and can be done, else end the run."""
-    page = machine.take_held_page()
+    page = machine.platform.take_held_page()
     gpa = page if fault.gpa is None else fault.gpa
     report = Violation(
         ViolationKind.PROTECTED_MEMORY,
-        machine.unit_at(gpa),
+        machine.platform.unit_at(gpa),
         gpa,
         fault.size,
         fault.value,
@@ -36,7 +36,7 @@ def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
         path=AccessPath.FAULT if page is None else AccessPath.USERFAULT,
     )
     machine.recorder.report(report)
-    allowed = machine.take_allowance()
+    allowed = machine.state.take_allowance()
     if not allowed and machine.spec.on_write is not OnWrite.DROP:
         return Verdict(False, describe(machine, report))
     length = _plain_store_length(machine)
@@ -44,7 +44,7 @@ def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
         verb = "allowed" if allowed else "dropped"
         cause = f"it cannot be {verb}, for the instruction is unknown or does more than store"
         return Verdict(False, f"{describe(machine, report)}; {cause}")
-    machine.vcpu.set_rip(fault.rip + length)
+    machine.vcpus.current.set_rip(fault.rip + length)
     return Verdict(True, "")
 
 
@@ -53,7 +53,7 @@ def make_store(machine: Machine, violation: Violation) -> bool:
     unit, gpa, size, value = violation.unit, violation.gpa, violation.size, violation.value
     if unit is None or gpa is None or size is None or value is None:
         return False
-    flash = machine.flash[unit]
+    flash = machine.platform.flash[unit]
     offset = gpa - flash.source.gpa
     if offset + size > flash.memory.size:
         return False
@@ -63,13 +63,13 @@ def make_store(machine: Machine, violation: Violation) -> bool:
 
 def examine(machine: Machine, violation: Violation) -> Violation:
     """With the instruction and the vCPU; called on the vCPU's thread while the access is being handled."""
-    if machine.vcpu.store_is_late:
+    if machine.vcpus.current.store_is_late:
         return replace(violation, path=AccessPath.COALESCED)
     rip = violation.rip
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
-        rip = machine.vcpu.storing_instruction(violation.gpa, violation.size)
+        rip = machine.vcpus.current.storing_instruction(violation.gpa, violation.size)
     text = None if rip is None else instruction_text(machine, rip)
-    return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.index(machine.vcpu))
+    return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.current_number)
 
 
 def judge_loop(machine: Machine) -> str:
@@ -92,11 +92,11 @@ def instruction_text(machine: Machine, rip: int | None = None) -> str | None:
     """The instruction at ``rip``, or that the vCPU stands on; None where nobody can know."""
     from iced_x86 import Decoder, Formatter, FormatterSyntax
 
-    found = machine.vcpu.code_at_rip(rip)
+    found = machine.vcpus.current.code_at_rip(rip)
     if found is None:
         return None
     code, bits = found
-    instruction = Decoder(bits, code, ip=rip or machine.vcpu.rip() or 0).decode()
+    instruction = Decoder(bits, code, ip=rip or machine.vcpus.current.rip() or 0).decode()
     return Formatter(FormatterSyntax.INTEL).format(instruction) if instruction else None
 
 
@@ -105,7 +105,7 @@ def owner(machine: Machine, violation: Violation) -> str | None:
     if violation.unit is None or violation.gpa is None:
         return None
 
-    source = machine.flash[violation.unit].source
+    source = machine.platform.flash[violation.unit].source
     offset = violation.gpa - source.gpa
     return f"offset {offset:#x}, {owner_of(source.data, offset)}"
 
@@ -120,7 +120,7 @@ def _executor(violation: Violation) -> str:
 
 
 def _suspects(machine: Machine) -> str:
-    units = [f"unit {unit.number}" for unit in machine.flash if unit.memory.mode is FlashMode.ARRAY]
+    units = [f"unit {unit.number}" for unit in machine.platform.flash if unit.memory.mode is FlashMode.ARRAY]
     why = " (sealed)" if machine.vm.capabilities.sealed_state else ""
     return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"
 
@@ -128,7 +128,7 @@ def _suspects(machine: Machine) -> str:
 def _plain_store_length(machine: Machine) -> int | None:
     from iced_x86 import Decoder, Mnemonic, OpKind
 
-    found = machine.vcpu.code_at_rip()
+    found = machine.vcpus.current.code_at_rip()
     if found is None:
         return None
     code, bits = found

@@ -22,7 +22,7 @@ class Watchdog:
     """
 
     def __init__(self, machine: Machine, seconds: float | None) -> None:
-        livelock = machine.protection.protection is WriteProtection.READONLY_SLOT
+        livelock = machine.platform.protection.protection is WriteProtection.READONLY_SLOT
         self._can_livelock = livelock and machine.vm.capabilities.sealed_state
         self._seconds = SEALED_SECONDS if seconds is None and self._can_livelock else seconds
         self._machine = machine
@@ -40,7 +40,7 @@ class Watchdog:
             used = sum(map(time.clock_gettime, clocks))
         except OSError:  # one has just ended, and so has the run
             return False
-        accesses = self._machine.bus.accesses
+        accesses = self._machine.platform.bus.accesses
         if accesses != self._accesses:
             self._accesses, self._since = accesses, used
         return used - self._since > self._seconds
@@ -54,7 +54,7 @@ class Watchdog:
                 f"{silence}: likely a direct store of a sealed guest to a read-only slot, which faults for ever;"
                 " --protection vma ends it at the store"
             )
-        rip = self._machine.vcpu.rip()
+        rip = self._machine.vcpus.current.rip()
         if rip is None:
             return f"{silence}: the guest loops"
         return (

@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from casemate import __version__
 from casemate.errors import CasemateError
 from casemate.qmp.messages import BadJson, MessageStream
+from casemate.version import __version__
 
 _MEMBERS = {"execute", "arguments", "id"}
 _NEGOTIATE = "qmp_capabilities"

@@ -6,7 +6,7 @@ import base64
 import binascii
 from contextlib import closing
 from errno import EIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from casemate.abi.sev.commands import GuestState
 from casemate.confidential.attestation import place_secret
@@ -14,9 +14,7 @@ from casemate.confidential.preparation import AttestationRequest, LaunchSecret
 from casemate.errors import CasemateError, FirmwareStatusError, HostError, SpecError
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.sev_device import SevDevice
-
-if TYPE_CHECKING:
-    from casemate.qmp.monitor import Monitor
+from casemate.qmp.guest_control import GuestControl
 from casemate.qmp.protocol import QmpError
 
 _REDUCED_PHYS_BITS = 1
@@ -33,9 +31,9 @@ _NOT_SEV = {
 """QEMU's answer of a guest that is none of SEV."""
 
 
-def query_sev(monitor: Monitor) -> dict[str, Any]:
+def query_sev(guest: GuestControl) -> dict[str, Any]:
     """How far the launch is, and of what; what casemate does not know is 0."""
-    prepared, vm = monitor.prepared, monitor.machine.vm
+    prepared, vm = guest.prepared, guest.machine.vm
     if prepared is None:
         return _NOT_SEV
     if vm.snp_processor is not None:
@@ -55,12 +53,12 @@ def query_sev(monitor: Monitor) -> dict[str, Any]:
     }
 
 
-def query_measurement(monitor: Monitor) -> dict[str, Any]:
+def query_measurement(guest: GuestControl) -> dict[str, Any]:
     """HMAC and nonce of a SEV or SEV-ES guest, once it is measured."""
-    shown = monitor.machine.measurement or {}
-    if "mac" not in shown:
+    measured = guest.measurement
+    if measured is None:
         raise QmpError("SEV launch measurement is not available")
-    return {"data": base64.b64encode(bytes.fromhex(shown["mac"] + shown["nonce"])).decode()}
+    return {"data": base64.b64encode(measured.mac + measured.nonce).decode()}
 
 
 def query_capabilities(host_name: str) -> dict[str, Any]:
@@ -85,17 +83,17 @@ def query_capabilities(host_name: str) -> dict[str, Any]:
     }
 
 
-def inject(monitor: Monitor, header: str, secret: str, gpa: int | None) -> dict[str, Any]:
+def inject(guest: GuestControl, header: str, secret: str, gpa: int | None) -> dict[str, Any]:
     """Hand the owner's packet to the secure processor, while the launch waits."""
 
-    if monitor.prepared is None:
+    if guest.prepared is None:
         raise QmpError("SEV not enabled for guest")
-    if gpa is None and monitor.prepared.image.sev_secret is None:
+    if gpa is None and guest.prepared.image.sev_secret is None:
         raise QmpError("SEV: no secret area found in OVMF, gpa must be specified.")
-    with monitor.lock:
-        request = monitor.request
+    with guest.lock:
+        request = guest.request
         if request is None:
-            raise QmpError(f"SEV: Not in correct state. (LSECRET) {_state_number(monitor):x}")
+            raise QmpError(f"SEV: Not in correct state. (LSECRET) {_state_number(guest):x}")
         packet = _decoded(header, "sequence header"), _decoded(secret, "data")
         try:
             request.inject(LaunchSecret(*packet, _place(request, len(packet[1])) if gpa is None else gpa))
@@ -126,7 +124,7 @@ def _decoded(data: str, what: str) -> bytes:
         raise QmpError(f"SEV: Failed to decode {what}") from None
 
 
-def _state_number(monitor: Monitor) -> int:
-    vm = monitor.machine.vm
+def _state_number(guest: GuestControl) -> int:
+    vm = guest.machine.vm
     processor = vm.snp_processor or vm.secure_processor
     return tuple(GuestState).index(processor.state) if processor is not None else 0

@@ -63,18 +63,18 @@ class Running:
 
     def _start(self, machine: Machine) -> None:
         self.machine = machine
-        machine.standstill.is_paused = self.paused
+        machine.vcpus.gate.is_paused = self.paused
         self._ready.set()
 
     def count(self, gpa: int = COUNTER) -> int:
-        return int.from_bytes(self.machine.memory.read(Gpa(gpa), 4) or b"", "little")
+        return int.from_bytes(self.machine.platform.memory.read(Gpa(gpa), 4) or b"", "little")
 
     def counts_on(self, *where: int) -> None:
         """Returns when every counter has moved."""
         for gpa in where:
             before = self.count(gpa)
             while self.count(gpa) == before:
-                assert self.machine.ending is None
+                assert self.machine.state.ending is None
 
     def stands_still(self, *where: int) -> None:
         before = [self.count(gpa) for gpa in where]
@@ -111,7 +111,7 @@ def _started(folder: Path) -> Iterator[Start]:
 
     yield start
     for guest in running:
-        guest.machine.end(Ending.LEFT)
+        guest.machine.state.end(Ending.LEFT)
         guest.ended()
 
 
@@ -123,18 +123,18 @@ def test_paused_guest_changes_nothing_until_it_goes_on(start: Start, host: str) 
     guest = start(COUNT, host)
     for _ in range(20):
         guest.counts_on(COUNTER)
-        guest.machine.standstill.pause()
+        guest.machine.vcpus.gate.pause()
         guest.stands_still(COUNTER)
-        guest.machine.standstill.resume()
+        guest.machine.vcpus.gate.resume()
 
 
 def test_both_vcpus_stand_still(start: Start) -> None:
     guest = start(start_other() + COUNT, "kvm", 2)
     for _ in range(20):
         guest.counts_on(COUNTER, OTHER_COUNTER)
-        guest.machine.standstill.pause()
+        guest.machine.vcpus.gate.pause()
         guest.stands_still(COUNTER, OTHER_COUNTER)
-        guest.machine.standstill.resume()
+        guest.machine.vcpus.gate.resume()
 
 
 @on_each_host
@@ -149,12 +149,12 @@ def test_pauses_lose_and_repeat_nothing(start: Start, host: str) -> None:
     )  # fmt: skip
     guest = start(code, host, paused=True)
     pauses = 0
-    while guest.machine.ending is None:
+    while guest.machine.state.ending is None:
         wanted = guest.count() + BETWEEN_PAUSES[host]
-        guest.machine.standstill.resume()
-        while guest.count() < wanted and guest.machine.ending is None:
+        guest.machine.vcpus.gate.resume()
+        while guest.count() < wanted and guest.machine.state.ending is None:
             pass
-        guest.machine.standstill.pause()
+        guest.machine.vcpus.gate.pause()
         pauses += 1
     outcome = guest.ended()
     assert (outcome.ending, outcome.detail) == (Ending.EXIT_PORT, "the guest wrote to the exit port")
@@ -167,7 +167,7 @@ def test_guest_that_is_paused_from_the_start_does_not_begin(start: Start, host: 
     guest = start(COUNT, host, paused=True)
     guest.stands_still(COUNTER)
     assert guest.count() == 0
-    guest.machine.standstill.resume()
+    guest.machine.vcpus.gate.resume()
     guest.counts_on(COUNTER)
 
 
@@ -175,16 +175,16 @@ def test_guest_that_is_paused_from_the_start_does_not_begin(start: Start, host: 
 def test_reset_of_a_paused_guest_is_made_at_once(start: Start, host: str) -> None:
     made = threading.Event()
     guest = start(COUNT, host)
-    guest.machine.on_reset = made.set
+    guest.machine.state.on_reset = made.set
     guest.counts_on(COUNTER)
-    guest.machine.standstill.pause()
+    guest.machine.vcpus.gate.pause()
     before = guest.count()
-    guest.machine.request_reset()
+    guest.machine.state.request_reset()
     assert made.wait(20)
     guest.stands_still(COUNTER)
     assert guest.count() == before
-    assert guest.machine.resets == 1
-    guest.machine.standstill.resume()
+    assert guest.machine.state.resets == 1
+    guest.machine.vcpus.gate.resume()
     guest.counts_on(COUNTER)
 
 
@@ -198,10 +198,10 @@ def test_halted_guest_can_be_paused_and_only_a_reset_wakes_it(start: Start, host
     guest = start(again + halt + b"\xb0\x05\xe6\xf4\xeb\xfe", host)
     while guest.count() == 0:
         pass
-    guest.machine.standstill.pause()
-    guest.machine.standstill.resume()
-    assert guest.machine.ending is None
-    guest.machine.request_reset()
+    guest.machine.vcpus.gate.pause()
+    guest.machine.vcpus.gate.resume()
+    assert guest.machine.state.ending is None
+    guest.machine.state.request_reset()
     outcome = guest.ended()
     assert (outcome.ending, outcome.report["exit_port"]) == (Ending.EXIT_PORT, 5)
 
@@ -209,6 +209,6 @@ def test_halted_guest_can_be_paused_and_only_a_reset_wakes_it(start: Start, host
 @on_each_host
 def test_paused_guest_can_be_ended(start: Start, host: str) -> None:
     guest = start(COUNT, host)
-    guest.machine.standstill.pause()
-    guest.machine.end(Ending.TERMINATED)
+    guest.machine.vcpus.gate.pause()
+    guest.machine.state.end(Ending.TERMINATED)
     assert guest.ended().ending is Ending.TERMINATED
