@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.cli import boot
 from casemate.cli.options import Option, add_options, integer, read_options, seconds
 
 OPTIONS = (
@@ -145,19 +143,6 @@ def test_what_is_read_at_once_is_what_argparse_reads(words: list[str]) -> None:
         assert vars(values) == judged(words)
 
 
-@given(st.lists(BOOT_WORDS, max_size=8))
-def test_boot_reads_plain_lines_as_argparse_does(words: list[str]) -> None:
-    values = read_options(boot.OPTIONS, words)
-    if values is not None:
-        assert vars(values) == judged(words, boot.OPTIONS)
-
-
-def test_boot_declares_the_same_options_in_groups() -> None:
-    parser = Parser(add_help=False)
-    boot.add_arguments(parser)
-    assert vars(parser.parse_args([])) == judged([], boot.OPTIONS)
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -186,17 +171,3 @@ def test_plain_lines_need_no_argparse(line: str) -> None:
 )
 def test_other_lines_are_left_to_argparse(line: str) -> None:
     assert read_options(OPTIONS, line.split()) is None
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "--host kvm --memory 16M --bios leave.bin --serial none",
-        "--code CODE.fd --vars=VARS.fd --type ver --type 'exit 3' --timeout 60 --json -v",
-        "--guest sev-es --feature debug-swap --host model:linux-6.18 --report a.html --report b.json",
-    ],
-)
-def test_plain_boots_need_no_argparse(line: str) -> None:
-    values = read_options(boot.OPTIONS, shlex.split(line))
-    assert values is not None
-    assert vars(values) == judged(shlex.split(line), boot.OPTIONS)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import gc
+import argparse
+import errno
+import importlib
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol, cast
 
 from casemate.errors import CasemateError
-from casemate.records import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-    from typing import NoReturn, Protocol
 
-    class Command(Protocol):
-        """What each module of this package offers."""
+class Command(Protocol):
+    """What each module of this package offers."""
 
-        EPILOG: str
+    EPILOG: str
 
-        def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-            """Declare options."""
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare options."""
 
-        def run(self, args: argparse.Namespace) -> int:
-            """Do it; returns the exit code."""
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit code."""
 
 
 COMMANDS = {
@@ -42,14 +41,14 @@ COMMANDS = {
     "completion": "print shell completion",
     "manual": "write manual pages",
 }
-_ALLOCATIONS = 20_000
-"""After so many, garbage is looked for: less often than by default, since loading modules makes none."""
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_HOST_CANNOT, _INTERNAL, _INTERRUPTED, _NOBODY_READS = 5, 6, 130, 141
+"""Exit codes; the last one is what a shell shows for SIGPIPE."""
 
 
 def load_command(name: str) -> Command:
     """The module of one subcommand."""
-    module: Command = __import__(f"casemate.cli.{name}", fromlist=("run",))
-    return module
+    return cast(Command, importlib.import_module(f"casemate.cli.{name}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,38 +62,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"casemate: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return _NOBODY_READS
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+            return _output_failed(error)
         print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
-        return 6
+        return _INTERNAL
 
 
 def read_command(arguments: Sequence[str]) -> tuple[argparse.Namespace, Command]:
     """What a line asks for, and of which command. Raises SystemExit if it asks for help or cannot be read."""
     named = [word for word in arguments if word in COMMANDS][:1]
-    if arguments[:1] == named and (command := load_command(named[0])) and hasattr(command, "OPTIONS"):
+    if arguments[:1] == named and named and hasattr(command := load_command(named[0]), "OPTIONS"):
         from casemate.cli.options import read_options
 
         args = read_options(command.OPTIONS, arguments[1:])
         if args is not None:
             return args, command
 
-    from casemate.cli.parser import make_parser
+    from casemate.cli.parser import parse
 
-    args = make_parser(named).parse_args(arguments)
+    args = parse(arguments, named)
     return args, load_command(args.command)
 
 
 def start() -> NoReturn:
-    """The process ``casemate``; it leaves once all is written: tearing an interpreter down takes milliseconds."""
-    gc.set_threshold(_ALLOCATIONS)
-    code = main()
+    """The process ``casemate``: ``main`` with the standard streams as they should be, before and after."""
+    _open_closed_streams()
+    try:
+        code: int | str | None = main()
+    except SystemExit as asked:  # by argparse
+        code = asked.code
+    code = _flush(code)
+    sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """A stream that was closed by the caller reads nothing and writes nowhere, and no other file gets its number."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _flush(code: int | str | None) -> int | str | None:
+    """Write what is left to write; the exit code, another one if that fails."""
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):  # nobody reads any more, or closed by main
-        code = code or 1
-    os._exit(code)
+    except OSError as error:
+        # Python would try again on its way out, and print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code:
+            return code
+        return _NOBODY_READS if isinstance(error, BrokenPipeError) else _output_failed(error)
+    return code
+
+
+def _output_failed(error: OSError) -> int:
+    reason = os.strerror(error.errno or 0)
+    print(f"casemate: error: standard output cannot be written: {reason}; make room there", file=sys.stderr)
+    return _HOST_CANNOT

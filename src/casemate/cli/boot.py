@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.cli.boot_arguments import OPTIONS, add_arguments
+from casemate.cli import boot_arguments
+from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
 from casemate.cli.boot_spec import make_spec
-from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, StatusLine, summary
+from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
 from casemate.cli.host_choice import choose_host, validate_host
+from casemate.cli.qemu_options import apply_qemu_options
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
+from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.dry_run_tdx import dry_run_tdx
 from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
@@ -31,8 +34,6 @@ from casemate.qmp.monitor import Monitor
 if TYPE_CHECKING:
     from casemate.cli.host_choice import HostChoice
     from casemate.cli.power_cuts import CutRequest
-
-__all__ = ["EPILOG", "OPTIONS", "add_arguments", "run"]
 
 EPILOG = """\
 examples:
@@ -59,13 +60,15 @@ Without a terminal the guest's idle time is skipped, so that countdowns cost not
 """
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    boot_arguments.add_arguments(parser, EPILOG)
+
+
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
     if args.qemu:
-        from casemate.cli.boot_arguments import size
-        from casemate.cli.qemu_options import apply_qemu_options
-
-        apply_qemu_options(args, args.qemu, size)
+        apply_qemu_options(args, args.qemu, boot_arguments.size)
     validate_host(args.host)
     if args.report:
         from casemate.cli.boot_report import validate_reports
@@ -91,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
             return 0
         spec = prepared.spec
     outcome = _boot(args, spec, chosen, prepared, monitor)
+    if cut is not None and outcome.ending is not Ending.POWER_CUT:
+        commands = outcome.report["writes"]["commands"]
+        warning = f"the power never failed: the guest sent {commands} flash commands, and the cut was at {cut.number}"
+        outcome.report["warnings"].append(warning)
+        print(f"casemate: warning: {warning}", file=sys.stderr)
     _print(args, outcome)
     for path in args.report:
         from casemate.cli.boot_report import write_report
@@ -148,19 +156,17 @@ def _boot(
         serial = line.write if line else serial_output(args, stack)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
         phases = KERNEL_PHASES if spec.is_direct else FIRMWARE_PHASES
-        status = StatusLine(phases, enabled=sys.stderr.isatty())
-        stack.callback(status.clear)
+        status = StatusLine(phases)
+        stack.callback(status.close)
         wait = line.wait if line else None
         if interactive:
-            from casemate.cli.terminal import Keyboard, raw_terminal
-
             wait = Keyboard(lambda: started[0].console, lambda: started[0].state.end(Ending.LEFT)).wait
             stack.enter_context(raw_terminal())
         return boot(
             spec,
             until=args.until,
             timeout=args.timeout,
-            watchdog=args.watchdog,
+            watchdog=args.watchdog or (DEFAULT_WATCHDOG if args.until or args.type else None),
             typed=args.type,
             prompt=args.prompt,
             attachments=Attachments(
@@ -171,20 +177,26 @@ def _boot(
                 on_close=monitor.close if monitor else None,
                 wait=wait,
                 real_time=interactive or line is not None,
+                attending=monitor is not None,
+                ends_at_prompt=not interactive and line is None and monitor is None,
             ),
             hypervisor=chosen.make,
             host_why=chosen.why,
-            assemble=lambda machine: _assemble(machine, prepared, args.attestation, monitor),
+            assemble=lambda machine: _assemble(machine, prepared, args.attestation, monitor, status),
         )
 
 
 def _assemble(
-    machine: Machine, prepared: PreparedLaunch | None, attestation: Path | None, monitor: Monitor | None
+    machine: Machine,
+    prepared: PreparedLaunch | None,
+    attestation: Path | None,
+    monitor: Monitor | None,
+    status: StatusLine,
 ) -> LaunchRecord | None:
     if monitor is not None:
         monitor.attach(machine, prepared)
     for warning in [*machine.warnings, *(launch_warnings(prepared) if prepared else ())]:
-        print(f"casemate: warning: {warning}", file=sys.stderr)
+        status.say(f"casemate: warning: {warning}")
     if prepared is None:
         machine.assemble()
         return None
@@ -222,4 +234,5 @@ def _print(args: argparse.Namespace, outcome: Outcome) -> None:
         print(json.dumps(outcome.to_json(), indent=2))
     else:
         sys.stdout.flush()
-        print(summary(outcome, verbose=args.verbose), file=sys.stderr)
+        text = summary(outcome, verbose=args.verbose)
+        print(wrapped(text, width_of(sys.stderr), " " * 12), file=sys.stderr)

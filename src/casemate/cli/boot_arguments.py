@@ -7,20 +7,40 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate.cli.confidential_arguments import GUEST, KERNEL, SNP
-from casemate.cli.options import Option, add_options, file_path, integer, seconds
+from casemate.cli.confidential_arguments import (
+    add_confidential_arguments,
+    add_guest_argument,
+    add_kernel_arguments,
+    add_snp_arguments,
+)
+from casemate.cli.options import integer, seconds
+from casemate.cli.parser import MORE, BriefHelpFormatter, HelpAll
 
 if TYPE_CHECKING:
     from casemate.cli.power_cuts import CutRequest
 
+DEFAULT_WATCHDOG = 60.0
+"""Seconds of processor time that a guest of which something is expected may spend without a device."""
+_LEAST_PLAIN_MIB = 16
 _SUFFIXES = {"": 20, "k": 10, "m": 20, "g": 30}
 
 
+_FEW_EXAMPLES = """\
+examples:
+  casemate boot --until 'Shell> '                    installed OVMF to its shell
+  casemate boot --code CODE.fd --vars VARS.fd        your files; at a terminal, Ctrl-A X leaves
+  casemate boot --guest sev-es --feature debug-swap --until 'Shell> '
+  casemate boot --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --timeout 60
+"""
+
+
 def size(text: str) -> int:
-    """Bytes, from words as 256M or 2G. Raises argparse.ArgumentTypeError."""
+    """Bytes, from words as 256M or 2G; a plain number is in MiB, as for QEMU. Raises argparse.ArgumentTypeError."""
     digits, suffix = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
     if not digits.isdecimal() or suffix not in _SUFFIXES:
         raise ArgumentTypeError(f"{text!r} is no size; write 256M or 2G")
+    if not suffix and int(digits) < _LEAST_PLAIN_MIB:
+        raise ArgumentTypeError(f"{text!r} is ambiguous; write {text}M or {text}G")
     return int(digits) << _SUFFIXES[suffix]
 
 
@@ -28,7 +48,7 @@ def _fw_cfg_file(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
     if not name or not path:
         raise ArgumentTypeError(f"{text!r} is no NAME=FILE")
-    return name, file_path(path)
+    return name, Path(path)
 
 
 def _cut_request(text: str) -> CutRequest:
@@ -43,101 +63,132 @@ def _report_file(text: str) -> Path:
     return report_file(text)
 
 
-_FIRMWARE = (
-    Option("--code", "F", "flash unit 0, opened read-only", type=file_path),
-    Option("--vars", "F", "flash unit 1, the variable store; written to", type=file_path),
-    Option("--vars-template", "F", "what a new variable store is copied from", type=file_path),
-    Option(
+def add_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
+    """Declare the options in their groups; those of groups that begin with ``MORE`` are for ``--help-all``."""
+    parser.usage = "casemate boot [OPTION ...] [-- QEMU OPTION ...]"
+    parser.formatter_class, parser.epilog = BriefHelpFormatter, _FEW_EXAMPLES
+    parser.add_argument("--help-all", action=HelpAll, examples=examples, help="show all options and examples")
+    _add_firmware(parser)
+    _add_machine(parser)
+    add_guest_argument(parser)
+    add_kernel_arguments(parser)
+    _add_console(parser)
+    _add_output(parser)
+    add_confidential_arguments(parser)
+    add_snp_arguments(parser)
+    qmp = parser.add_argument_group(f"{MORE}: QMP")
+    qmp.add_argument(
+        "--qmp", metavar="unix:PATH", help="serve QEMU's machine protocol on a socket (docs/guide/qmp.md)"
+    )
+    qmp.add_argument(
+        "--paused",
+        action="store_true",
+        help="wait for cont before the guest runs, or its SEV launch is finished; as QEMU's -S",
+    )
+
+
+def _add_firmware(parser: argparse.ArgumentParser) -> None:
+    firmware = parser.add_argument_group("firmware (without any: the newest installed pair)")
+    firmware.add_argument("--code", metavar="F", type=Path, help="flash unit 0, opened read-only")
+    firmware.add_argument(
+        "--vars", metavar="F", type=Path, help="flash unit 1, the variable store; written to"
+    )
+    firmware.add_argument("--bios", metavar="F", help="one image below 4 GiB instead of flash")
+    more = parser.add_argument_group(f"{MORE}: firmware")
+    more.add_argument(
+        "--vars-template", metavar="F", type=Path, help="what a new variable store is copied from"
+    )
+    more.add_argument(
         "--vars-sync",
         choices=("always", "idle", "exit"),
         default="exit",
         help="when variables go to the disk: after each flash command, when the guest pauses, at the end (%(default)s)",
-    ),
-    Option("--bios", "F", "one image below 4 GiB instead of flash"),
-    Option("--name", "NAME", "guest whose kept variables to use (%(default)s)", default="default"),
-)
-_MACHINE = (
-    Option(
-        "--host",
-        "HOST",
-        "what runs the guest: auto, kvm, model, or model:ERA for the kernel of an era as linux-6.18"
-        " (%(default)s: KVM if it runs supervisor code at speed, else the model)",
-        default="auto",
-    ),
-    Option("--machine", choices=("q35", "pc", "bare"), default="q35", help="board (%(default)s)"),
-    Option("--memory", "SIZE", "RAM, as 256M or 2G (256M)", type=size, default=256 << 20),
-    Option("--cpus", "N", "vCPUs; more than one on KVM only (%(default)s)", type=integer, default=1),
-    Option(
+    )
+    more.add_argument(
+        "--name", metavar="NAME", default="default", help="guest whose kept variables to use (%(default)s)"
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--host", metavar="HOST", default="auto", help="auto, kvm, model, or model:ERA (%(default)s)"
+    )
+    machine.add_argument(
+        "--machine", choices=("q35", "pc", "bare"), help="board (q35, or pc for firmware that needs it)"
+    )
+    machine.add_argument(
+        "--memory", metavar="SIZE", type=size, default=256 << 20, help="RAM, as 256M or 2G (256M)"
+    )
+    machine.add_argument(
+        "--cpus", metavar="N", type=integer, default=1, help="vCPUs; more than one on KVM only"
+    )
+    more = parser.add_argument_group(f"{MORE}: machine")
+    more.add_argument(
         "--protection",
         choices=("auto", "slot", "vma", "view", "uffd"),
         default="auto",
         help="write protection of flash: read-only slot, mprotect of the host mapping, read-only view, or userfaultfd"
         " (%(default)s)",
-    ),
-    Option(
+    )
+    more.add_argument(
         "--on-write",
         choices=("kill", "drop", "allow-once"),
         help="what a store to protected firmware does: end the run, nothing, or be made, the first one"
         " (default: what the device does with it, or kill)",
-    ),
-    Option(
+    )
+    more.add_argument(
         "--fw-cfg",
-        "NAME=FILE",
-        "offer FILE to the guest through fw_cfg, as opt/org.example/name (repeatable)",
+        metavar="NAME=FILE",
         type=_fw_cfg_file,
-        repeatable=True,
-    ),
-)
-_CONSOLE = (
-    Option("--serial", "WHERE", "stdio (default), none, file:PATH, pty, or unix:PATH"),
-    Option("--debugcon", "F", "write debug output (port 0x402) to a file", type=file_path),
-    Option("--type", "TEXT", "type TEXT at a prompt (repeatable)", repeatable=True),
-    Option("--prompt", "PROMPT", "what a prompt looks like (%(default)r)", default="Shell> "),
-    Option("--until", "TEXT", "end when the guest prints TEXT"),
-    Option("--timeout", "S", "end after S seconds", type=seconds),
-    Option(
+        action="append",
+        default=[],
+        help="offer FILE to the guest through fw_cfg, as opt/org.example/name (repeatable)",
+    )
+
+
+def _add_console(parser: argparse.ArgumentParser) -> None:
+    console = parser.add_argument_group("console and end")
+    console.add_argument("--until", metavar="TEXT", help="end when the guest prints TEXT")
+    console.add_argument(
+        "--type", metavar="TEXT", action="append", default=[], help="type TEXT at a prompt (repeatable)"
+    )
+    console.add_argument("--timeout", metavar="S", type=seconds, help="end after S seconds")
+    console.add_argument(
+        "--serial", metavar="WHERE", help="stdio (default), none, file:PATH, pty, or unix:PATH"
+    )
+    more = parser.add_argument_group(f"{MORE}: console and end")
+    more.add_argument(
+        "--prompt", metavar="PROMPT", default="Shell> ", help="what a prompt looks like (%(default)r)"
+    )
+    more.add_argument("--debugcon", metavar="F", type=Path, help="write debug output (port 0x402) to a file")
+    more.add_argument(
         "--watchdog",
-        "S",
-        "end as no-progress after S seconds of processor time without any access to a device",
+        metavar="S",
         type=seconds,
-    ),
-    Option(
+        help="end as no-progress after S seconds of processor time without any access to a device"
+        f" ({DEFAULT_WATCHDOG:g} with --until or --type)",
+    )
+    more.add_argument(
         "--cut-power-at",
-        "N",
-        "fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
+        metavar="N",
         type=_cut_request,
-    ),
-)
-_QMP = (
-    Option("--qmp", "unix:PATH", "serve QEMU's machine protocol on a socket (docs/guide/qmp.md)"),
-    Option(
-        "--paused", help="wait for cont before the guest runs, or its SEV launch is finished; as QEMU's -S"
-    ),
-)
-_QEMU = Option("qemu", "-- QEMU OPTION", "the guest in QEMU's spelling")
-_OUTPUT = (
-    Option(
+        help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
+    )
+    more.add_argument("qemu", nargs="*", metavar="-- QEMU OPTION", help="the guest in QEMU's spelling")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--report",
-        "F",
-        "write what happened to F.html, one page to keep or attach, or to F.json (repeatable)",
+        metavar="F",
         type=_report_file,
-        repeatable=True,
-    ),
-    Option("--json", help="one JSON document on standard output"),
-    Option("--verbose", short="-v", help="rejected protections, unclaimed accesses, ..."),
-)
-OPTIONS = (*_FIRMWARE, *_MACHINE, *GUEST, *SNP, *KERNEL, *_CONSOLE, *_QMP, _QEMU, *_OUTPUT)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``OPTIONS`` in their groups."""
-    firmware = "firmware (without any: the newest installed pair)"
-    add_options(parser.add_argument_group(firmware), _FIRMWARE)
-    add_options(parser.add_argument_group("machine"), _MACHINE)
-    add_options(parser.add_argument_group("confidential guest"), GUEST)
-    add_options(parser.add_argument_group("snp guest"), SNP)
-    add_options(parser.add_argument_group("direct kernel boot"), KERNEL)
-    add_options(parser.add_argument_group("console"), _CONSOLE)
-    add_options(parser.add_argument_group("qmp"), _QMP)
-    add_options(parser, (_QEMU,))
-    add_options(parser.add_argument_group("output"), _OUTPUT)
+        action="append",
+        default=[],
+        help="write what happened to F.html or F.json (repeatable)",
+    )
+    output.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    output.add_argument(
+        "-v", "--verbose", action="store_true", help="rejected protections, unclaimed accesses, ..."
+    )

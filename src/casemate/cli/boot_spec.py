@@ -6,23 +6,29 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.advise.store_check import check_store, repair_store
 from casemate.confidential.preparation import unfit_for_sev_es
-from casemate.devices.flash.file import copy_template
+from casemate.devices.flash.file import copy_template, locked_image, write_whole
 from casemate.devices.flash.sync import Sync
-from casemate.errors import HostError, SpecError
+from casemate.errors import HostError, ImageError, SpecError
 from casemate.files import read_file
+from casemate.firmware.boot_options import shell_as_next_boot
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
 from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import OnWrite
 
+_SMALL_BUILDS = (0x1E0000, 0x200000)
+"""Sizes of what OVMF builds for 2 MiB of flash, its code alone and with variables. Distributions ended these builds
+before the #VC handler of their PCI code was mended."""
+
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
-
     code, variables = args.code, args.vars
     if args.code is None and args.bios is None and args.kernel is None:
         code, variables = _installed_firmware(args)
@@ -31,15 +37,16 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
             raise SpecError("--vars-template: there is no flash", "leave it out, or use --code")
         variables = variables or _kept_variables(args, code)
         _copy_once(args.vars_template, variables)
-    return MachineSpec(
+    kind = GuestKind(args.guest)
+    spec = MachineSpec(
         code=code,
         variables=variables,
         bios=args.bios,
-        machine=args.machine,
+        machine=args.machine or "q35",
         memory=args.memory,
         vcpus=args.cpus,
         sync=Sync(args.vars_sync),
-        kind=GuestKind(args.guest),
+        kind=kind,
         protection=args.protection,
         on_write=OnWrite(args.on_write) if args.on_write else None,
         kernel=args.kernel,
@@ -47,6 +54,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         append=args.append or "",
         fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
     )
+    return spec if args.machine or not _fails_on_q35(spec) else replace(spec, machine="pc")
 
 
 def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -58,9 +66,41 @@ def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
     template = args.vars_template or pair.vars_template
     variables = args.vars
     if template is not None:
-        variables = variables or _kept_variables(args, pair.code)
-        _copy_once(template, variables)
+        if variables is None:
+            variables = _kept_variables(args, pair.code)
+            _copy_once(template, variables)
+            _lead_to_shell(pair.code, variables)
+        else:
+            _copy_once(template, variables)
     return pair.code, variables
+
+
+def _fails_on_q35(spec: MachineSpec) -> bool:
+    """Whether this firmware is known to fail on the default board; then that is said."""
+    firmware = spec.code or spec.bios
+    if spec.kind is not GuestKind.SEV_ES or firmware is None:
+        return False
+    try:
+        image = FirmwareImage.load(firmware)
+    except ImageError:
+        return False  # who opens it says so
+    if image.size not in _SMALL_BUILDS or not image.code_volumes:
+        return False
+    cause = "as SEV-ES guests, OVMF's 2M builds find no PCI devices on q35"
+    print(f"casemate: on the board pc: {cause}", file=sys.stderr)
+    return True
+
+
+def _lead_to_shell(code: Path, variables: Path) -> None:
+    """Name the firmware's shell as the next boot in variables that are casemate's own, if nothing would be booted."""
+    with locked_image(variables):
+        data = FirmwareImage.load(variables).data
+        check = check_store(data, str(variables))
+        if not check.is_healthy:
+            return
+        changed = shell_as_next_boot(check.variables, FirmwareImage.load(code))
+        if changed is not None:
+            write_whole(variables, repair_store(data, check._replace(variables=tuple(changed))))
 
 
 def _unfit(guest: str) -> Callable[[Path], str | None]:

@@ -1,10 +1,8 @@
-"""What ``casemate boot`` tells a person: the live phase line and the summary (docs/guide/boot.md)."""
+"""What ``casemate boot`` tells a person about a run: the summary (docs/guide/boot.md)."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from typing import Any
 
 from casemate.abi.sev.ghcb import ExitCode
@@ -13,42 +11,6 @@ from casemate.machine.outcome import Outcome
 FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
 KERNEL_PHASES = ("load", "kernel", "init")
 _NAMES_SHOWN = 12
-_CLEAR_LINE = "\r\x1b[K"
-
-
-class StatusLine:
-    """One line on a terminal's standard error that shows the phase, of ``phases``, until the guest prints something."""
-
-    def __init__(self, phases: tuple[str, ...], *, enabled: bool) -> None:
-        self._phases = phases
-        self._enabled = enabled
-        self._shown = False
-        self.phase(phases[0])
-
-    def phase(self, name: str) -> None:
-        """The guest reached a phase."""
-        if self._enabled:
-            line = " ".join(f"[{phase}]" if phase == name else phase for phase in self._phases)
-            print(f"{_CLEAR_LINE}casemate: {line} ", end="", file=sys.stderr, flush=True)
-            self._shown = True
-
-    def clear(self) -> None:
-        """Give the line back."""
-        if self._shown:
-            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
-        self._shown = self._enabled = False
-
-    def before(self, output: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """``output``, with the line cleared before the first byte if both go to a terminal."""
-        if not self._enabled or not sys.stdout.isatty():
-            return output
-
-        def write(data: bytes) -> None:
-            if self._shown:
-                self.clear()
-            output(data)
-
-        return write
 
 
 def summary(outcome: Outcome, *, verbose: bool) -> str:

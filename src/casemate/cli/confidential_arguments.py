@@ -3,66 +3,115 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from casemate.cli.options import Option, file_path, integer, seconds
+from casemate.cli.options import integer, seconds
+from casemate.cli.parser import MORE
 from casemate.errors import SpecError
 
-GUEST = (
-    Option(
+
+def add_guest_argument(parser: argparse.ArgumentParser) -> None:
+    """The kind of guest."""
+    guest = parser.add_argument_group("guest")
+    guest.add_argument(
         "--guest",
         choices=("plain", "sev", "sev-es", "snp", "tdx"),
         default="plain",
         help="kind of guest (%(default)s)",
-    ),
-    Option("--policy", "N", "launch policy (0x1, sev-es: 0x5, snp: 0x30000)", type=integer),
-    Option("--feature", "A[,B]", "feature of a sev-es or snp guest: debug-swap", repeatable=True),
-    Option(
+    )
+    guest.add_argument(
+        "--feature",
+        metavar="A[,B]",
+        action="append",
+        default=[],
+        help="feature of a sev-es or snp guest: debug-swap",
+    )
+
+
+def add_confidential_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the launch of a confidential guest is asked for."""
+    guest = parser.add_argument_group(f"{MORE}: confidential guest")
+    guest.add_argument(
+        "--policy", metavar="N", type=integer, help="launch policy (0x1, sev-es: 0x5, snp: 0x30000)"
+    )
+    guest.add_argument(
         "--init",
         choices=("auto", "legacy", "init2"),
         default="auto",
         help="type of VM: the default one, SEV's own, or the former unless a feature needs the latter (%(default)s)",
-    ),
-    Option("--vcpu-type", "MODEL", "vCPU whose signature is measured (EPYC-v4)"),
-    Option("--expect-digest", "HEX", "refuse (exit 3) if the launch digest would be another"),
-    Option("--tik", "F", "key of the launch session, to verify the measurement", type=file_path),
-    Option("--session-file", "F", "the owner's launch session, 128 bytes (or base64)", type=file_path),
-    Option(
+    )
+    guest.add_argument("--vcpu-type", metavar="MODEL", help="vCPU whose signature is measured (EPYC-v4)")
+    guest.add_argument(
+        "--expect-digest", metavar="HEX", help="refuse (exit 3) if the launch digest would be another"
+    )
+    guest.add_argument(
+        "--tik", metavar="F", type=Path, help="key of the launch session, to verify the measurement"
+    )
+    guest.add_argument(
+        "--session-file", metavar="F", type=Path, help="the owner's launch session, 128 bytes (or base64)"
+    )
+    guest.add_argument(
         "--dh-cert-file",
-        "F",
-        "the certificate that goes with it, 2084 bytes (or base64)",
-        type=file_path,
-    ),
-    Option(
+        metavar="F",
+        type=Path,
+        help="the certificate that goes with it, 2084 bytes (or base64)",
+    )
+    guest.add_argument(
         "--attest-cmd",
-        "CMD",
-        "asked before the guest runs: gets the measurement, answers with a secret, or refuses by its exit code",
-    ),
-    Option("--attest-socket", "PATH", "the same, of whoever connects to this socket", type=file_path),
-    Option(
-        "--attest-timeout", "S", "how long to wait for an answer (%(default)g)", type=seconds, default=60.0
-    ),
-    Option("--launch-only", help="launch and measure, and do not run the guest"),
-    Option("--dry-run", help="print slots, ioctls, steps and digest, and open no host"),
-)
-SNP = (
-    Option("--id-block", "F", "start only the guest that this block expects", type=file_path),
-    Option("--id-auth", "F", "who signed it (casemate measure makes both)", type=file_path),
-    Option("--host-data", "HEX", "32 bytes of yours for its reports"),
-    Option("--gosvw", "HEX", "16 bytes of guest-visible workarounds (zeros)"),
-    Option("--report-data", "HEX", "64 bytes that its report shall carry (zeros)"),
-    Option("--attestation", "DIR", "write report and certificates there (modelled)", type=file_path),
-)
-KERNEL = (
-    Option(
+        metavar="CMD",
+        help="asked before the guest runs: gets the measurement, answers with a secret, or refuses by its exit code",
+    )
+    guest.add_argument(
+        "--attest-socket", metavar="PATH", type=Path, help="the same, of whoever connects to this socket"
+    )
+    guest.add_argument(
+        "--attest-timeout",
+        metavar="S",
+        type=seconds,
+        default=60.0,
+        help="how long to wait for an answer (%(default)g)",
+    )
+    guest.add_argument(
+        "--launch-only", action="store_true", help="launch and measure, and do not run the guest"
+    )
+    guest.add_argument(
+        "--kernel-hashes",
+        action="store_true",
+        help="measure kernel, initrd and command line; needs firmware with an area for them",
+    )
+    guest.add_argument(
+        "--dry-run", action="store_true", help="print slots, ioctls, steps and digest, and open no host"
+    )
+
+
+def add_snp_arguments(parser: argparse.ArgumentParser) -> None:
+    """What only an SNP guest has."""
+    snp = parser.add_argument_group(f"{MORE}: SNP guest")
+    snp.add_argument(
+        "--id-block", metavar="F", type=Path, help="start only the guest that this block expects"
+    )
+    snp.add_argument("--id-auth", metavar="F", type=Path, help="who signed it (casemate measure makes both)")
+    snp.add_argument("--host-data", metavar="HEX", help="32 bytes of yours for its reports")
+    snp.add_argument("--gosvw", metavar="HEX", help="16 bytes of guest-visible workarounds (zeros)")
+    snp.add_argument("--report-data", metavar="HEX", help="64 bytes that its report shall carry (zeros)")
+    snp.add_argument(
+        "--attestation", metavar="DIR", type=Path, help="write report and certificates there (modelled)"
+    )
+
+
+def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
+    """A Linux kernel for the guest."""
+    kernel = parser.add_argument_group("kernel")
+    kernel.add_argument(
         "--kernel",
-        "F",
-        "Linux kernel: for the firmware to start, or, with neither --code nor --bios, started without",
-        type=file_path,
-    ),
-    Option("--initrd", "F", type=file_path),
-    Option("--append", "CMDLINE", "kernel command line"),
-    Option("--kernel-hashes", help="measure the three; needs firmware with an area for them"),
-)
+        metavar="F",
+        type=Path,
+        help="Linux kernel: for the firmware to start, or, with neither --code nor --bios, started without",
+    )
+    kernel.add_argument("--initrd", metavar="F", type=Path, help="its initial RAM disk")
+    kernel.add_argument("--append", metavar="CMDLINE", help="its command line")
+
+
 SNP_ONLY = ("id_block", "id_auth", "host_data", "gosvw", "report_data", "attestation")
 """Attributes of what only SNP guests have."""
 _LAUNCH_ONLY = (

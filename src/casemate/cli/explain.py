@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from casemate.cli.measure import (
     signature_of,
     signing_of,
 )
+from casemate.cli.terminal import progress
 from casemate.errors import SpecError
 from casemate.files import LARGEST_KERNEL, read_file
 from casemate.firmware.completeness import validate_complete
@@ -162,7 +162,7 @@ def _spread(search: Search) -> Iterator[Apply]:
     global _search  # noqa: PLW0603 - what forked processes inherit instead of being sent
     _search = search
     with ExitStack() as stack:
-        # Forked once, and before the progress bar starts its thread.
+        # Forked once, when it is first needed.
         @cache
         def start_pool() -> Pool:
             fork = multiprocessing.get_context("fork")
@@ -171,8 +171,7 @@ def _spread(search: Search) -> Iterator[Apply]:
         def apply(run: Callable[[Unit], Found], units: list[Unit]) -> Iterable[Found]:
             if len(units) < _FORK_FROM:
                 return map(run, units)
-            found = start_pool().imap_unordered(_run, units)
-            return _track(found, len(units)) if sys.stderr.isatty() else found
+            return progress(start_pool().imap_unordered(_run, units), len(units), "launches tried")
 
         yield apply
 
@@ -184,13 +183,6 @@ def _leave_interrupts_to_parent() -> None:
 def _run(unit: Unit) -> Found:
     assert _search is not None
     return _search.run(unit)
-
-
-def _track(found: Iterable[Found], total: int) -> Iterable[Found]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(found, "trying launches", total, console=Console(stderr=True), transient=True)
 
 
 def _print(explanation: Explanation) -> None:

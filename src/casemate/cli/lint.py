@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from dataclasses import asdict
 
 from casemate.abi.kvm.capabilities import Capability
@@ -12,6 +13,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.advise.domain_xml import words_of_domain
 from casemate.advise.lint import lint
 from casemate.advise.rule import Finding, HostFacts, Severity
+from casemate.cli.terminal import coloured
 from casemate.errors import ImageError, SpecError, UnsupportedError
 from casemate.files import read_text
 from casemate.firmware.image import FirmwareImage
@@ -28,6 +30,7 @@ exit code: 0 without errors, 1 with errors; warnings and notes do not count
 """
 
 _ERRORS = 1
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +101,8 @@ def _load(path: str) -> FirmwareImage | None:
 
 def _print(findings: list[Finding], unread: list[str], host: str) -> None:
     for finding in findings:
-        print(f"{finding.severity}: {finding.id}: {finding.cause}")
+        severity = coloured(str(finding.severity), _COLOURS[finding.severity], sys.stdout)
+        print(f"{severity}: {finding.id}: {finding.cause}")
         print(f"    option: {finding.option}\n    remedy: {finding.remedy}\n    see: {finding.reference}")
     counts = {name: sum(one.severity == name for one in findings) for name in ("error", "warning", "note")}
     words = (f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())

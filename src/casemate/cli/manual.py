@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate.cli.parser import HelpAll, make_parser
 from casemate.errors import HostError
 from casemate.version import __version__
 
@@ -25,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pages; 0."""
-    from casemate.cli.parser import make_parser
     from casemate.cli.parser_tree import walk_commands
 
     pages = list(walk_commands(make_parser()))
@@ -63,8 +63,9 @@ def page_text(page: CommandPage, names: list[str]) -> str:
     lines.append(".SH OPTIONS")
     for action in page.options:
         lines += [".TP", f".B {_escape(_signature(action))}", _escape(_help(page, action))]
-    if page.parser.epilog:
-        lines += [".SH NOTES", ".nf", *_lines(page.parser.epilog), ".fi"]
+    all_examples = (action.examples for action in page.options if isinstance(action, HelpAll))
+    if examples := next(all_examples, page.parser.epilog):
+        lines += [".SH NOTES", ".nf", *_lines(examples), ".fi"]
     others = ", ".join(f"{_escape(other)}(1)" for other in names if other != name)
     return "\n".join([*lines, ".SH SEE ALSO", others]) + "\n"
 

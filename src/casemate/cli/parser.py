@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from casemate.cli import COMMANDS, load_command
 from casemate.version import __version__
 
+MORE = "more"
+"""How the titles of those groups begin whose options only ``--help-all`` shows."""
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help as wide as the terminal; argparse's own way to ask for that loads modules of compression."""
+    """All of the help, as wide as the terminal."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=terminal_width() - 2)
+
+
+class BriefHelpFormatter(HelpFormatter):
+    """Help without the groups that begin with ``MORE``."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._heading: str | None = None
+
+    def start_section(self, heading: str | None) -> None:
+        """argparse's: a group begins."""
+        self._heading = heading
+        super().start_section(heading)
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        """argparse's: the options of the group that began."""
+        if self._heading is None or not self._heading.startswith(MORE):
+            super().add_arguments(actions)
+
+
+class HelpAll(argparse.Action):
+    """``--help-all``: prints the help with every group, and with all examples."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, examples: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+        self.examples = examples
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """argparse's: the option was given."""
+        parser.formatter_class = HelpFormatter
+        parser.epilog = self.examples
+        parser.print_help()
+        parser.exit()
 
 
 def terminal_width() -> int:
@@ -47,4 +84,23 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
         )
         if command:
             command.add_arguments(sub)
+    return parser
+
+
+def parse(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespace:
+    """The values of a command line. Raises SystemExit with the usage of the command that was named, if it is wrong."""
+    parser = make_parser(names)
+    if not arguments:
+        parser.print_help()
+        parser.exit()
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _named_parser(parser, arguments).error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
+def _named_parser(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    for word in arguments:
+        groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        parser = next((group.choices[word] for group in groups if word in group.choices), parser)
     return parser

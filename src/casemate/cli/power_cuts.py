@@ -13,6 +13,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 from casemate.advise.store_check import check_store
+from casemate.cli.terminal import progress
 from casemate.errors import ImageError, InternalError, SpecError
 from casemate.firmware.image import FirmwareImage
 from casemate.machine.boot import Attachments, boot
@@ -122,7 +123,7 @@ def _judge_all(
     spec: MachineSpec, template: bytes, changes: list[FlashChange], numbers: list[int], until: str
 ) -> tuple[list[Judgement], int]:
     judgements: list[Judgement] = []
-    for done, number in enumerate(numbers, 1):
+    for number in progress(numbers, len(numbers), "cuts judged"):
         store = store_after_cut(template, changes, number)
         _variables(spec).write_bytes(store)
         try:
@@ -134,12 +135,6 @@ def _judge_all(
             next_boot = "refused"
         after = _verdict(_read(_variables(spec)))
         judgements.append(Judgement(number, _verdict(store), next_boot, after))
-        if sys.stderr.isatty():
-            print(
-                f"\rcasemate: cut {done} of {len(numbers)}",
-                end="\n" * (done == len(numbers)),
-                file=sys.stderr,
-            )
     return judgements, 0
 
 

@@ -173,5 +173,13 @@ def _report_measurement(launch: LaunchMeasured) -> dict[str, Any]:
         "api_minor": minor,
         "build_id": build,
         "verified": launch.is_verified,
-        "note": "verified with the TIK" if launch.is_verified else "unverified: no TIK",
+        "note": _verification(launch),
     }
+
+
+def _verification(launch: LaunchMeasured) -> str:
+    if launch.is_verified:
+        return "verified with the TIK"
+    if launch.prepared.options.attest is not None and isinstance(launch, LaunchFinished):
+        return "accepted by the guest owner, who was asked"
+    return "unverified: no TIK"

@@ -10,7 +10,14 @@ from jinja2 import Environment, StrictUndefined
 
 from casemate.evidence.timeline import make_timeline
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # control sequences: colours, movements, modes
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # commands to the terminal's system
+    r"|\x1b[ -/]*[0-~]"  # other escapes
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+"""What ECMA-48 has beside text, and what of it is cut off."""
+_BAD = ("violation", "triple-fault", "no-progress", "gave-up", "kernel-panic", "sev-termination")
 _CURSOR = re.compile(r"\x1b\[(\d+);(\d+)H")
 _LINES_SHOWN = 40
 _ROWS_SHOWN = 100
@@ -36,11 +43,7 @@ def render_html(document: dict[str, Any]) -> str:
 
 def _verdict(document: dict[str, Any]) -> str:
     """``good``, ``bad`` or ``unsure``."""
-    if document["writes"]["violations"] or document["outcome"] in (
-        "violation",
-        "triple-fault",
-        "no-progress",
-    ):
+    if document["writes"]["violations"] or document["outcome"] in _BAD:
         return "bad"
     return "good" if document["exit_code"] == 0 else "unsure"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import floor, log1p, log10
 from typing import Any, NamedTuple
 
-_FIRST_PHASE = "SEC"
+_FIRST_PHASE, _FIRST_WITHOUT_FIRMWARE = "SEC", "load"
 _TICKS = 6
 
 
@@ -55,7 +55,10 @@ def make_timeline(document: dict[str, Any]) -> Timeline:
     def percent(seconds: float) -> float:
         return round(100 * seconds / end, 3)
 
-    starts = [(_FIRST_PHASE, 0.0), *((phase["name"], phase["at"]) for phase in document["phases"])]
+    kernel = document["kernel"]
+    is_direct = kernel is not None and kernel["started_by"] == "casemate"
+    first = _FIRST_WITHOUT_FIRMWARE if is_direct else _FIRST_PHASE
+    starts = [(first, 0.0), *((phase["name"], phase["at"]) for phase in document["phases"])]
     stops = [at for _, at in starts[1:]] + [end]
     return Timeline(
         seconds=end,

@@ -36,6 +36,10 @@ class Attachments:
     """What the caller's thread does meanwhile: called again and again with the event of the end, and seconds."""
     real_time: bool = False
     """Idle time is waited for, not skipped: for somebody at the console."""
+    attending: bool = False
+    """Somebody may act on a guest that says that it cannot go on; otherwise that ends the run."""
+    ends_at_prompt: bool = False
+    """Nobody will ever type: with neither ``until`` nor ``typed``, the first prompt ends the run."""
 
 
 def boot(
@@ -72,6 +76,8 @@ def boot(
         output=attached.output,
         debug_output=attached.debug_output,
         on_activity=clock.grant_idle,
+        attending=attached.attending or attached.real_time,
+        ends_at_prompt=attached.ends_at_prompt,
     )
     host = hypervisor(clock) if hypervisor else _model(clock)
     with Machine(spec, host, clock, console, recorder) as machine:

@@ -51,6 +51,7 @@ class Machine:
         self.spec = spec
         self.console = console
         self.recorder = recorder
+        recorder.counts_probes = spec.bios is not None and spec.on_write is None
         self.host_name = hypervisor.name
         self.host_era = hypervisor.era
         self.stage = Stage.NEW
@@ -91,7 +92,13 @@ class Machine:
         )
         self.vcpus.gate.reset = self.reset
         state.on_change = self.vcpus.interrupt
-        self.console.connect(self._type, lambda: state.end(Ending.UNTIL), self._panicked)
+        self.console.connect(
+            self._type,
+            lambda: state.end(Ending.UNTIL),
+            self._panicked,
+            lambda reason: state.end(Ending.GAVE_UP, reason),
+            lambda: state.end(Ending.LEFT, "the guest waits at its prompt, and its input has ended"),
+        )
         self.stage = Stage.CREATED
 
     @property

@@ -24,6 +24,7 @@ class Ending(Enum):
     VIOLATION = ("violation", 1)
     TRIPLE_FAULT = ("triple-fault", 1)
     KERNEL_PANIC = ("kernel-panic", 1)
+    GAVE_UP = ("gave-up", 1)
     NO_PROGRESS = ("ended-early", 1)
     STUCK = ("no-progress", 1)
     SEV_TERMINATION = ("sev-termination", 1)

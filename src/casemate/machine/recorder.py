@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
-from casemate.events import Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
+from casemate.events import AccessPath, Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
 from casemate.evidence.flash_log import FlashLog
 
 _KEPT = 1000
+_PROBES = (0x50, 0x70)
+"""Flash commands that change nothing (clear status, read status), which firmware sends to learn whether it is in flash
+(edk2 OvmfPkg/QemuFlashFvbServicesRuntimeDxe, QemuFlashDetected)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class Recorder(EventSink):
     def __init__(self) -> None:
         self.violations: list[TimedViolation] = []
         self.violation_count = 0
+        self.counts_probes = False
+        """Whether such a command at read-only memory is counted as a probe, and not as a violation."""
+        self.probes = 0
         self.protection: list[TimedChange] = []
         self.protection_count = 0
         self.flash: dict[int, FlashLog] = {}
@@ -62,6 +68,9 @@ class Recorder(EventSink):
         elif isinstance(event, Milestone):
             self._phase(event.phase)
         elif isinstance(event, Violation):
+            if self.counts_probes and _is_probe(event):
+                self.probes += 1
+                return
             self.violation_count += 1
             if len(self.violations) < _KEPT:
                 event = self.examine(event) if self.examine else event
@@ -78,3 +87,8 @@ class Recorder(EventSink):
             self.phases[phase] = self.seconds()
             if self.on_phase:
                 self.on_phase(phase)
+
+
+def _is_probe(event: Violation) -> bool:
+    is_rom = event.unit is None and event.path is AccessPath.READONLY_SLOT
+    return is_rom and event.size == 1 and event.value in _PROBES

@@ -54,6 +54,7 @@ def _writes(machine: Machine) -> dict[str, Any]:
         "commands": sum(unit.device.commands for unit in machine.platform.flash),
         "programs": sum(unit["programs"] for unit in units),
         "erases": sum(unit["erases"] for unit in units),
+        "probes": sum(unit["probes"] for unit in units) + machine.recorder.probes,
         "violations": machine.recorder.violation_count,
         "events": [_violation(machine, timed) for timed in machine.recorder.violations],
         "units": units,

@@ -74,7 +74,6 @@ class Run:
             for number in range(len(machine.vcpus))
         ]
         deadline = None if self._timeout is None else monotonic() + self._timeout
-        started = monotonic()
         with signals_end(machine):
             for thread in threads:
                 thread.start()
@@ -92,7 +91,7 @@ class Run:
                 thread.join()
         if self._error is not None:
             raise self._error
-        return self._outcome(monotonic() - started)
+        return self._outcome(machine.recorder.seconds())
 
     def _settle(self) -> None:
         try:
@@ -120,6 +119,9 @@ class Run:
                 machine.vcpus.gate.park()
             case Hlt():
                 # Nothing can wake it; somebody outside has to end the run, or reset it.
+                if machine.console.is_waiting and not machine.console.attending and len(machine.vcpus) == 1:
+                    cause = "the guest halted with its interrupts off, and nothing can wake it"
+                    machine.state.end(Ending.GAVE_UP, cause)
                 machine.vcpus.gate.park(halted=True)
             case Shutdown(rip):
                 machine.state.end(Ending.TRIPLE_FAULT, f"the guest's CPU shut down{_at(rip)}")
