@@ -35,7 +35,7 @@ def write_report(path: Path, outcome: Outcome, command_line: list[str]) -> None:
     import os
     from datetime import UTC, datetime
 
-    from casemate.devices.flash.file import write_whole
+    from casemate.files import write_whole
 
     system = os.uname()
     run = {
