@@ -10,7 +10,6 @@ from casemate.firmware import guids
 from casemate.firmware.variables import Variable
 from casemate.firmware.varstore import HEADER_SIZE, STORE_OFFSET, StoreLayout, build_volume
 
-
 RECORDS = STORE_OFFSET + HEADER_SIZE
 
 
