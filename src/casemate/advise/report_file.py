@@ -14,6 +14,7 @@ RESPONSE_SIZE = 4000
 RESPONSE_HEADER_SIZE = 32
 """Bytes of MSG_REPORT_RSP before the report: status, report's size, reserved."""
 _TABLE_ENTRY = 24
+_PLAUSIBLE_VERSION = 0xFF
 
 CERTIFICATE_KINDS = {
     "c0b406a4-a803-4952-9743-3fb6014cd0ae": "ARK",
@@ -49,6 +50,9 @@ def read_report(data: bytes, name: str) -> ReportFile:
         raise ImageError(name, f"{len(data)} bytes, and a report has {AttestationReport.SIZE}", _REMEDY)
     body, form = _unwrap(raw, name)
     report = AttestationReport.from_bytes(body)
+    if report.version > _PLAUSIBLE_VERSION:
+        cause = f"these {len(data)} bytes begin with no version; a report has {AttestationReport.SIZE}"
+        raise ImageError(name, cause, _REMEDY)
     if report.version < OLDEST_VERSION:
         cause = f"report of version {report.version}, known are {OLDEST_VERSION} to {NEWEST_VERSION}"
         raise ImageError(name, cause, "the file is no report")
@@ -114,7 +118,7 @@ def _decode(data: bytes) -> tuple[bytes, str]:
     digits = re.sub(rb"0[xX]|[,:]|\\x", b"", text)
     if re.fullmatch(rb"[0-9a-fA-F]+", digits) and len(digits) % 2 == 0 and len(digits) >= 2 * size:
         return bytes.fromhex(digits.decode()), ", in hex"
-    if re.fullmatch(rb"[0-9A-Za-z+/_-]+={0,2}", text):
+    if data.lstrip().startswith(b"-----") or re.fullmatch(rb"[0-9A-Za-z+/_-]+={0,2}", text):
         standard = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         try:
             raw = base64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)

@@ -37,7 +37,7 @@ def report_fields(report: AttestationReport) -> list[tuple[str, str]]:
         ("ID key digest", bytes(report.id_key_digest).hex()),
         ("author key digest", bytes(report.author_key_digest).hex()),
         ("report ID", bytes(report.report_id).hex()),
-        ("report ID of the migration agent", bytes(report.report_id_ma).hex()),
+        ("report ID, migration", bytes(report.report_id_ma).hex()),
     ]
     if report.version >= CPUID_VERSION:
         fields.append(("processor", _processor(report)))
