@@ -79,7 +79,8 @@ def judge(store: bytes, code: Path, folder: Path) -> Judgement:
     typed = [f"dmpstore -guid {guid_text(vendor)} -sfo" for vendor in VENDORS_WATCHED]
     outcome = boot(MachineSpec(code=code, variables=path), typed=typed, timeout=_BOOT_SECONDS)
     seen = _seen(outcome.serial) if outcome.ending is Ending.UNTIL else None
-    shown = {v for v in check.variables if v.guid in VENDORS_WATCHED}
+    # The shell leaves out variables without a value, which firmware enumerates.
+    shown = {v for v in check.variables if v.guid in VENDORS_WATCHED and v.data}
     return Judgement(frozenset((v.guid, _plain(v.name), v.data) for v in shown), seen, check.is_healthy)
 
 
