@@ -28,7 +28,7 @@ from casemate.abi.sev.report import (
     Tcb,
 )
 from casemate.abi.sev.snp_policy import SnpPolicy, policy_words
-from casemate.advise.certificate_file import LEAF_NAMES, common_name, is_issued_by, signed_by
+from casemate.advise.certificate_file import LEAF_NAMES, common_name, is_issued_by, serial_number, signed_by
 
 AMD_ROOTS = {
     "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd": "AMD's root for EPYC 7003 (Milan)",
@@ -187,7 +187,7 @@ def _revocation_faults(chain: Chain, crl: x509.CertificateRevocationList, now: d
         yield f"a revocation list is out of date: the next {end}"
     names = ("ARK", "ASK" if leaf_name(chain) == "VCEK" else "ASVK", leaf_name(chain))
     for name, certificate in zip(names, chain, strict=True):
-        entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+        entry = crl.get_revoked_certificate_by_serial_number(serial_number(certificate))
         if certificate.issuer == crl.issuer and entry is not None:
             yield f"the {name} was revoked on {entry.revocation_date_utc:%Y-%m-%d}"
 

@@ -207,6 +207,8 @@ def _parse_certificate(der: bytes, name: str) -> x509.Certificate:
         raise ImageError(name, f"the certificate's key is on the curve {key.curve.name}", _REMEDY)
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
         raise ImageError(name, "the certificate's key is neither RSA nor on P-384", _REMEDY)
+    if serial_number(certificate) < 0:
+        raise ImageError(name, "the certificate's serial number is negative", _REMEDY)
     if certificate.version is not x509.Version.v3:
         raise ImageError(name, f"the certificate has version {certificate.version.name}, not v3", _REMEDY)
     return certificate
@@ -231,6 +233,12 @@ def common_name(name: x509.Name) -> str:
     values = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     value = values[0].value if len(values) == 1 else ""
     return value if isinstance(value, str) else ""
+
+
+def serial_number(certificate: x509.Certificate) -> int:
+    """The serial number, which is 0 in many of AMD's certificates."""
+    with warnings.catch_warnings(action="ignore"):
+        return certificate.serial_number
 
 
 def is_issued_by(subject: x509.Certificate, issuer: x509.Certificate) -> bool:
