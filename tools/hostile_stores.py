@@ -78,6 +78,8 @@ def judge(store: bytes, code: Path, folder: Path) -> Judgement:
     path.write_bytes(store)
     typed = [f"dmpstore -guid {guid_text(vendor)} -sfo" for vendor in VENDORS_WATCHED]
     outcome = boot(MachineSpec(code=code, variables=path), typed=typed, timeout=_BOOT_SECONDS)
+    if outcome.ending in (Ending.INTERRUPTED, Ending.TERMINATED):
+        raise KeyboardInterrupt
     seen = _seen(outcome.serial) if outcome.ending is Ending.UNTIL else None
     # The shell leaves out variables without a value, which firmware enumerates.
     shown = {v for v in check.variables if v.guid in VENDORS_WATCHED and v.data}

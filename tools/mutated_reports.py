@@ -135,7 +135,7 @@ def _run(sound: list[Input], seed: int, numbers: range) -> list[Fault]:
             how = _judge(given, target, mutated)
             Path(target).write_bytes(given.files[target])
             if how:
-                faults.append(Fault(number, f"{given.name}, {target}", how))
+                faults.append(Fault(number, f"{given.name}, {target}", f"{how}, of {mutated.hex()}"))
         os.chdir("/")
     return faults
 

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.boot
 
 BOOTS = 30
 """``python -m tools.hostile_stores`` does 200."""
-TIMEOUT = 600
+TIMEOUT = 1800
+"""Seconds; some stores have firmware rewrite them all, byte by byte."""
 
 
 @pytest.mark.timeout(TIMEOUT)

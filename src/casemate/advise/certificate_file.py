@@ -207,6 +207,7 @@ def _parse_certificate(der: bytes, name: str) -> x509.Certificate:
         raise ImageError(name, f"the certificate's key is on the curve {key.curve.name}", _REMEDY)
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
         raise ImageError(name, "the certificate's key is neither RSA nor on P-384", _REMEDY)
+    _validate_ending(der, certificate.signature, name)
     if serial_number(certificate) < 0:
         raise ImageError(name, "the certificate's serial number is negative", _REMEDY)
     if certificate.version is not x509.Version.v3:
@@ -218,6 +219,7 @@ def _parse_crl(der: bytes, name: str) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_der_x509_crl(der)
         crl.issuer.rfc4514_string()
+        _validate_ending(der, crl.signature, name)
         list(crl.extensions)
         for entry in crl:
             list(entry.extensions)
@@ -226,6 +228,12 @@ def _parse_crl(der: bytes, name: str) -> x509.CertificateRevocationList:
             name, f"this is no revocation list: {_words(error)}", "give AMD's CRL anew"
         ) from None
     return crl
+
+
+def _validate_ending(der: bytes, signature: bytes, name: str) -> None:
+    """Raise ImageError unless the signature's BIT STRING has no unused bits: the signature covers no such count."""
+    if not der.endswith(b"\0" + signature):
+        raise ImageError(name, "the signature ends within a byte", _REMEDY)
 
 
 def common_name(name: x509.Name) -> str:

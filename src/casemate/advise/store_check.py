@@ -19,7 +19,7 @@ from casemate.firmware.varstore import (
     FORMATTED,
     HEADER_SIZE,
     HEALTHY,
-    LARGEST_VARIABLE,
+    LARGEST_SIGNED_VARIABLE,
     SIZES,
     STORE_OFFSET,
     StoreLayout,
@@ -244,7 +244,8 @@ def _check_header(data: bytes, layout: StoreLayout, findings: list[Finding]) -> 
 
 
 def _check_room(layout: StoreLayout, live: int, free: int, findings: list[Finding]) -> None:
-    least, capacity = LARGEST_VARIABLE[layout.size], layout.end - STORE_OFFSET - HEADER_SIZE
+    """Whether firmware will clean up: it wants room for the largest variable at the end of each boot (ReclaimForOS)."""
+    least, capacity = LARGEST_SIGNED_VARIABLE[layout.size], layout.end - STORE_OFFSET - HEADER_SIZE
     if free >= least:
         return
     if capacity - live >= least:
