@@ -31,7 +31,7 @@ TEXTS = [
 ]
 
 LAYERS = (
-    {"abi", "address", "errors", "events", "files", "records", "version"},
+    {"abi", "address", "errors", "events", "files", "version"},
     {"firmware", "host", "linux"},
     {"memory", "measure", "guests"},
     {"devices", "owner"},
@@ -149,7 +149,8 @@ def cycles(graph: Mapping[str, set[str]]) -> list[set[str]]:
         remaining = {name: targets for name, targets in remaining.items() if name not in leaves}
     reaches: dict[str, set[str]] = {}
     for name in remaining:
-        todo, seen = [name], set()
+        seen: set[str] = set()
+        todo = [name]
         while todo:
             new = (remaining[todo.pop()] & remaining.keys()) - seen
             seen |= new

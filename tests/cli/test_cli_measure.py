@@ -121,4 +121,13 @@ def test_command_loads_no_host_and_nothing_heavy() -> None:
     loaded = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines()}
     assert not loaded & heavy
     packages = {name.split(".")[1] for name in loaded if name.startswith("casemate.")}
-    assert packages == {"abi", "address", "cli", "errors", "files", "firmware", "measure", "records", "version"}
+    assert packages == {
+        "abi",
+        "address",
+        "cli",
+        "errors",
+        "files",
+        "firmware",
+        "measure",
+        "version",
+    }

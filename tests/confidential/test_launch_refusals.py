@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import ENOMEM, ENOTTY
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,7 +23,6 @@ from casemate.host.secure_processor import SevSetup, TransportKeys, VcpuReset
 from casemate.memory.backing import Backing
 from casemate.owner.secret import seal_secret
 from casemate.owner.session import make_session
-from casemate.records import TYPE_CHECKING
 from casemate.testing.sev_ioctls import CHIP_ID, SevIoctls, open_device
 
 if TYPE_CHECKING:

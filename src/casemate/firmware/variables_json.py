@@ -1,4 +1,4 @@
-"""Variables as JSON, in the form that python-uefivars and virt-firmware share (virt-firmware efijson.py, version 2)."""
+"""Variables as JSON: the document of QEMU's uefi-vars device, which virt-firmware shares (QEMU qapi/uefi.json)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from casemate.firmware.variables import Variable
 
 VERSION = 2
 _STAMP_SIZE = 16
+_DIGEST_SIZES = (0, 32)
+_REMEDY = "give what casemate vars export, virt-fw-vars --output-json or QEMU's uefi-vars device wrote"
+
+
+def is_json(data: bytes) -> bool:
+    """Whether a file can only be such a document."""
+    return data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
 def variables_to_json(variables: Iterable[Variable]) -> str:
-    """One document: name, GUID, attributes, data and time stamp of each."""
+    """One document: name, GUID, attributes, data, and where there are any, time stamp and digest of each."""
     entries = [_to_entry(variable) for variable in variables]
     return json.dumps({"version": VERSION, "variables": entries}, indent=2)
 
@@ -23,10 +30,17 @@ def variables_to_json(variables: Iterable[Variable]) -> str:
 def variables_from_json(text: str, name: str) -> list[Variable]:
     """The variables of such a document. Raises ImageError, with the file's ``name``, if it is none."""
     try:
-        return [_from_entry(entry) for entry in json.loads(text)["variables"]]
+        document = json.loads(text.removeprefix("\ufeff"))
+        if document.get("version", VERSION) != VERSION:
+            raise ValueError(f"its version is {document['version']!r}, known is {VERSION}")
+        variables = [_from_entry(entry) for entry in document["variables"]]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        cause = f"this is no document of variables: {type(error).__name__}: {error}"
-        raise ImageError(name, cause, "give what casemate vars export wrote") from None
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ImageError(name, f"this is no document of variables: {reason}", _REMEDY) from None
+    twice = {variable.key for variable in variables}
+    if len(twice) < len(variables):
+        raise ImageError(name, "a variable is there twice", _REMEDY)
+    return variables
 
 
 def _to_entry(variable: Variable) -> dict[str, Any]:
@@ -36,15 +50,21 @@ def _to_entry(variable: Variable) -> dict[str, Any]:
         "attr": variable.attributes,
         "data": variable.data.hex(),
     }
-    return entry | ({"time": variable.stamp.hex()} if any(variable.stamp) else {})
+    for word, value in (("time", variable.stamp), ("digest", variable.digest)):
+        if any(value):
+            entry[word] = value.hex()
+    return entry
 
 
 def _from_entry(entry: dict[str, Any]) -> Variable:
     vendor = guid(entry["guid"])
     stamp = bytes.fromhex(entry.get("time") or "00" * _STAMP_SIZE)
-    name, attributes = str(entry["name"]), int(entry["attr"])
-    if len(vendor) != 16 or len(stamp) != _STAMP_SIZE or not name or "\0" in name:
-        raise ValueError(f"variable {name!r} has a broken name, GUID or time")
-    if not 0 <= attributes < 1 << 32:
-        raise ValueError(f"variable {name!r} has attributes {attributes}")
-    return Variable(name, vendor, attributes, bytes.fromhex(entry["data"]), stamp)
+    digest = bytes.fromhex(entry.get("digest") or "")
+    name, attributes = entry["name"], entry["attr"]
+    if not isinstance(name, str) or not name or "\0" in name or len(vendor) != 16:
+        raise ValueError(f"variable {name!r} has a broken name or GUID")
+    if len(stamp) != _STAMP_SIZE or len(digest) not in _DIGEST_SIZES:
+        raise ValueError(f"variable {name!r} has a broken time or digest")
+    if not isinstance(attributes, int) or isinstance(attributes, bool) or not 0 <= attributes < 1 << 32:
+        raise ValueError(f"variable {name!r} has attributes {attributes!r}")
+    return Variable(name, vendor, attributes, bytes.fromhex(entry["data"]), stamp, digest=digest)

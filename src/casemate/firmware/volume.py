@@ -7,11 +7,11 @@ files there are. A walk that meets damage keeps what it found and says where it 
 from __future__ import annotations
 
 import lzma
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.firmware import guids
 from casemate.firmware.lzma_section import open_decoder
 from casemate.firmware.volume_header import VolumeHeader, parse_volume_header
-from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -55,7 +55,7 @@ class Endorsement:
         return ec.generate_private_key(ec.SECP384R1())
 
     def _extensions(self) -> list[tuple[str, bytes]]:
-        levels = [(extension.oid, bytes((2, 1, getattr(self.tcb, extension.part)))) for extension in VCEK_TCB]
+        levels = [(extension.oid, _integer(getattr(self.tcb, extension.part))) for extension in VCEK_TCB]
         return [*levels, (VCEK_CHIP_ID.oid, self.chip_id)]
 
 
@@ -78,6 +78,11 @@ def _certificate(
         unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value)
         builder = builder.add_extension(unknown, critical=False)
     return builder.sign(signer, hashes.SHA384(), rsa_padding=_PSS)
+
+
+def _integer(number: int) -> bytes:
+    """A number from 0 to 255 in DER."""
+    return bytes((2, 1, number)) if number < 0x80 else bytes((2, 2, 0, number))
 
 
 def _name(common: str) -> x509.Name:
