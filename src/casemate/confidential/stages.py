@@ -28,7 +28,6 @@ from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, LaunchRecord
 from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.memory.backing import Backing
-from casemate.owner.session import make_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +142,8 @@ def _session(prepared: PreparedLaunch, processor: TracedProcessor) -> LaunchSess
     options = prepared.options
     if options.session is not None or options.keys is None:
         return options.session
+
+    from casemate.owner.session import make_session
 
     return make_session(processor.pdh, prepared.policy, options.keys).launch
 
