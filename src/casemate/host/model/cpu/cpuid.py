@@ -44,10 +44,6 @@ class SevCpuid:
     def __init__(self, *, sev_es: bool) -> None:
         self._encryption = Leaf(_SEV | (_SEV_ES if sev_es else 0), C_BIT | _REDUCED_BITS << 6, 0, 0)
 
-    def overrides(self, leaf: int) -> bool:
-        """Whether the engine's own answer is not the right one."""
-        return leaf in (MAX_EXTENDED, ENCRYPTION)
-
     def answer(self, leaf: int, index: int) -> Leaf:
         """The leaf as the guest shall see it."""
         if leaf == ENCRYPTION:
