@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from casemate.abi.kvm.vm_types import VmType
     from casemate.address import GuestRange
-    from casemate.host.hypervisor import InterruptController, IoBus
+    from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
     from casemate.host.kvm.sev import SevLauncher
     from casemate.host.kvm.snp import KvmSnp, SnpLauncher
     from casemate.host.kvm.system import KvmSystem
@@ -115,6 +115,9 @@ class KvmVm:
         """By a coalesced zone."""
         request = Ioctl.REGISTER_COALESCED_MMIO if enabled else Ioctl.UNREGISTER_COALESCED_MMIO
         call(self._fd, request, CoalescedMmioZone(addr=where.start, size=where.size), f"zone {where}")
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Nothing to do: programs leave the kernel one by one, or are coalesced."""
 
     def deliver_stores(self) -> None:
         """By a vCPU that leaves the kernel; any will do, for they have one ring."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from unicorn import unicorn_const, x86_const
 
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
+from casemate.address import GuestRange
 from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
-from casemate.host.hypervisor import IoBus
+from casemate.host.hypervisor import FlashProgram, IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
@@ -70,6 +71,7 @@ class Traps:
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mask = ~(1 << C_BIT) if encrypted else -1
         self._undone: _Undone | None = None
+        self._programmed: GuestRange | None = None
         self._trapped: set[tuple[int, int]] = set()
         self._raising: set[tuple[int, int]] = set()
         engine.hooks.call_back(
@@ -103,6 +105,25 @@ class Traps:
             self._raising.add((first, last))
             kinds = unicorn_const.UC_HOOK_MEM_READ_UNMAPPED | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
             self._engine.hook(kinds, "hook_unmapped", begin=first, end=last)
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Let the hooks note programs of a flash unit. A command whose data did not come yet goes to the bus."""
+        hooks = self._engine.hooks
+        if self._programmed != where:
+            self._programmed = where
+
+            def hand_over(count: int, has_pending: int) -> None:
+                try:
+                    if count:
+                        take(hooks.programs(count))
+                    if has_pending:
+                        offset, size, value = hooks.pending_command()
+                        self.bus.write_mmio(where.start + offset, size, value)
+                except BaseException as error:
+                    self._fail(error)
+
+            hooks.take_programs(where, hand_over)
+        hooks.note_programs()
 
     def finish(self) -> None:
         """Do what is to be done instead of the undone instruction, RIP on it."""

@@ -16,7 +16,7 @@ from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
 from casemate.host.guest_kind import GuestKind
-from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
@@ -135,6 +135,10 @@ class ModelVm:
 
     def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
         """Nothing to do: a store costs a call, and no exit."""
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Note further programs in the hooks, and tell of them in one go."""
+        self._traps.answer_programs(where, take)
 
     def deliver_stores(self) -> None:
         """Nothing to do: none waits."""

@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 from unicorn import unicorn_const
 
 from casemate import native
+from casemate.address import GuestRange
 from casemate.errors import UnsupportedError
+from casemate.host.clock import NANOSECONDS
+from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite, hook_add, library
@@ -51,15 +54,6 @@ PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 InstructionDecider = CFUNCTYPE(c_uint32)
 CpuidAnswer = CFUNCTYPE(None, c_uint32, c_uint32, ctypes.POINTER(c_uint32))
 _TakePrograms = CFUNCTYPE(None, c_uint32, c_uint32)
-
-
-class Program(NamedTuple):
-    """One program of a flash unit, and how many seconds ago it was."""
-
-    offset: int
-    size: int
-    value: int
-    ago: float
 
 
 class _Program(ctypes.Structure):
@@ -284,31 +278,27 @@ class EngineHooks:
             record.ram[number] = _Ram(start, size, host)
         record.ram_count = len(largest)
 
-    def answer_programs(
-        self, gpa: int, size: int, take: Callable[[list[Program], tuple[int, int, int] | None], None]
-    ) -> None:
-        """Note programs of this flash unit, which just made one, and answer "ready" until something else happens.
-
-        ``take`` then gets the programs, and offset, size and value of a command whose data did not come yet.
-        """
+    def take_programs(self, where: GuestRange, hand_over: Callable[[int, int], None]) -> None:
+        """``hand_over`` gets how many programs of the unit at ``where`` were noted, and whether a command waits."""
         flash = self.record.flash
-        if flash.gpa != gpa or not flash.take:
+        flash.gpa, flash.size, flash.take = where.start, where.size, _TakePrograms(hand_over)
 
-            def on_programs(count: int, pending: int) -> None:
-                take(
-                    self._programs(count),
-                    (flash.pending_offset, flash.pending_size, flash.pending_value) if pending else None,
-                )
+    def note_programs(self) -> None:
+        """The unit just made a program: note further ones, and answer "ready", until something else happens."""
+        self.record.flash.armed = 1
 
-            flash.gpa, flash.size, flash.take = gpa, size, _TakePrograms(on_programs)
-        flash.armed = 1
-
-    def _programs(self, count: int) -> list[Program]:
-        now, seconds = library.cpu_get_ticks_x86_64(), self._nanoseconds_per_tick() / 1e9
+    def programs(self, count: int) -> list[FlashProgram]:
+        """The programs that were noted."""
+        now, seconds = library.cpu_get_ticks_x86_64(), self._nanoseconds_per_tick() / NANOSECONDS
         return [
-            Program(row.offset, row.size, row.value, (now - row.ticks) * seconds)
+            FlashProgram(row.offset, row.size, row.value, (now - row.ticks) * seconds)
             for row in self.record.flash.log[:count]
         ]
+
+    def pending_command(self) -> tuple[int, int, int]:
+        """Offset, size and value of the command that waits."""
+        flash = self.record.flash
+        return flash.pending_offset, flash.pending_size, flash.pending_value
 
     def served(self) -> dict[str, int]:
         """VMGEXITs that needed no Python, by exit code."""
