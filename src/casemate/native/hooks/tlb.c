@@ -22,7 +22,7 @@ static u64 check_rights(struct cpu *c, u64 pa) {
     int is_private = pa >> C_BIT & 1;
     u8 refused = c->rights[pa >> 12 & (PAGES - 1)] & (is_private ? REFUSE_PRIVATE : REFUSE_SHARED);
     if (!refused || c->fill_is_probe) return pa;
-    c->refused_gpa = pa;
+    c->refused_gpa = pa & ~(1ull << C_BIT);
     raise(c, is_private ? VECTOR_VC : SHARED_ACCESS, EXIT_NOT_VALIDATED, AT(uintptr_t, c->cpu, CPU_RETURN_ADDRESS));
 }
 

@@ -55,8 +55,8 @@ void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **ar
 void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
 /* Instructions that must not be translated as the engine does: INVD and WBINVD of a SEV-ES guest, which it translates to
-   nothing, and LOCK BT of a register, for which it makes code that loads from wherever an address was left. They are
-   known by their bytes while it reads them. The block is then translated anew, one instruction long; where it begins
+   nothing, and LOCK BT, for which it makes code that loads from wherever an address was left. They are known by their
+   bytes while it reads them. The block is then translated anew, one instruction long; where it begins
    with such an instruction the guest gets the exception that is due. */
 
 static int is_legacy_prefix(u8 byte) {
@@ -80,10 +80,10 @@ static int are_prefixes(struct cpu *c, u64 opcode, int *has_lock) {
     return 1;
 }
 
-static int is_bit_test_of_register(u32 window) {
-    u32 opcode = window >> 8 & 0xff, operand = window & 0xff;
-    if ((window >> 16 & 0xff) != OPCODE_0F || operand < 0xc0) return 0;
-    return opcode == 0xa3 || (opcode == 0xba && (operand >> 3 & 7) == 4);
+/* BT, the last byte being its operand. */
+static int is_bit_test(u32 window) {
+    u32 opcode = window >> 8 & 0xff, operation = window >> 3 & 7;
+    return (window >> 16 & 0xff) == OPCODE_0F && (opcode == 0xa3 || (opcode == 0xba && operation == 4));
 }
 
 static void look_at(struct cpu *c, u64 at, u8 byte) {
@@ -94,7 +94,7 @@ static void look_at(struct cpu *c, u64 at, u8 byte) {
         if (!are_prefixes(c, at - 1, &has_lock)) return;
         c->bad_exit_code = byte == 8 ? EXIT_INVD : EXIT_WBINVD;
     } else {
-        if (!is_bit_test_of_register(c->window) || !are_prefixes(c, at - 2, &has_lock) || !has_lock) return;
+        if (!is_bit_test(c->window) || !are_prefixes(c, at - 2, &has_lock) || !has_lock) return;
         c->bad_exit_code = 0;
     }
     __builtin_longjmp(c->undo, 1);
@@ -165,8 +165,26 @@ EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     return error;
 }
 
+/* An engine makes its CPU when it is first used, and exits where there is no memory for that. */
+static __thread void **creating __attribute__((tls_model("global-dynamic")));
+
+/* Use the engine for the first time, by its function `read`; 0 if it gave up, and can be used for nothing then. */
+EXPORT __attribute__((noinline)) int hooks_create_cpu(int (*read)(void *uc, int number, void *value), void *uc, int number) {
+    void *back[5];
+    u64 value;
+    volatile int is_made = 0;
+    creating = back;
+    if (!__builtin_setjmp(back)) {
+        read(uc, number, &value);
+        is_made = 1;
+    }
+    creating = 0;
+    return is_made;
+}
+
 static void give_up(void) {
     struct cpu *c = executing;
+    if (creating) __builtin_longjmp(creating, 1);
     if (c && c->is_translating) __builtin_longjmp(c->undo, 1);
     if (c) {
         c->aborted++;

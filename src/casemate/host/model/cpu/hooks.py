@@ -12,15 +12,16 @@ import platform
 import threading
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_int, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
+from errno import ENOMEM
 from functools import cache
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
-from unicorn import unicorn_const
+from unicorn import unicorn_const, x86_const
 
 from casemate import native
 from casemate.address import GuestRange
-from casemate.errors import UnsupportedError
+from casemate.errors import HostError, UnsupportedError
 from casemate.host.clock import NANOSECONDS
 from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
@@ -178,6 +179,20 @@ def sources() -> str:
 def sizes() -> tuple[int, int]:
     """Bytes of a CPU's record and of its registers, as the library has them. Raises UnsupportedError."""
     return _hooks().hooks_cpu_size(), _hooks().hooks_msrs_size()
+
+
+def create_cpu(engine: int) -> None:
+    """Have an engine make its CPU, which it does when it is first used.
+
+    Raises HostError where there is not enough memory; the engine can then not even be closed.
+    """
+    if not _hooks().hooks_create_cpu(library.uc_reg_read, c_void_p(engine), x86_const.UC_X86_REG_RIP):
+        raise HostError(
+            "mmap",
+            ENOMEM,
+            "the modelled CPU needs 1 GiB of address space for its translations",
+            "raise the limit of address space (ulimit -v)",
+        )
 
 
 def hook_address(name: str) -> int:

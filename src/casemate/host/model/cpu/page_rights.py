@@ -10,7 +10,6 @@ import mmap
 from collections.abc import Callable
 
 from casemate.address import PAGE_SIZE
-from casemate.host.model.cpu.cpuid import C_BIT
 
 REFUSE_PRIVATE, REFUSE_SHARED = 1, 2
 
@@ -26,7 +25,7 @@ class PageRights:
     @property
     def refused(self) -> int:
         """The page that was refused last."""
-        return self._refused_gpa() % (1 << C_BIT) // PAGE_SIZE
+        return self._refused_gpa() // PAGE_SIZE
 
     def set(self, page: int, count: int, refused: int) -> None:
         """What ``count`` pages from ``page`` on refuse, once the TLB is empty."""
