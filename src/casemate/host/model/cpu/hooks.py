@@ -186,7 +186,7 @@ def create_cpu(engine: int) -> None:
 
     Raises HostError where there is not enough memory; the engine can then not even be closed.
     """
-    if not _hooks().hooks_create_cpu(library.uc_reg_read, c_void_p(engine), x86_const.UC_X86_REG_RIP):
+    if not _hooks().hooks_create_cpu(library.uc_reg_read, c_void_p(engine), x86_const.UC_X86_REG_EFLAGS):
         raise HostError(
             "mmap",
             ENOMEM,
