@@ -54,6 +54,11 @@ class FlashFile:
             raise
         return cls(path, fd, size, readonly, sync)
 
+    @property
+    def writes_through(self) -> bool:
+        """Whether each change goes to the disk at once."""
+        return self._sync is Sync.ALWAYS
+
     def read(self) -> bytes:
         """All of the image. Raises ImageError if it became shorter."""
         data = b""

@@ -187,9 +187,9 @@ class GhcbServer:
         index = page.read(ghcb.RCX) & 0xFFFFFFFF
         if write:
             value = (page.read(ghcb.RDX) & 0xFFFFFFFF) << 32 | page.read(ghcb.RAX) & 0xFFFFFFFF
-            self._msrs.host_write(index, value)
+            self._msrs.write(index, value)
             return {}
-        value = self._msrs.host_read(index)
+        value = self._msrs.read(index)
         return {ghcb.RAX: value & 0xFFFFFFFF, ghcb.RDX: value >> 32}
 
     def _ap_jump_table(self, get: int, address: int) -> dict[int, int]:

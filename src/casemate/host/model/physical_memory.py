@@ -198,9 +198,7 @@ class PhysicalMemory:
             if self._mmio_faults:
                 self._traps.raise_vc_at(start | alias, (end - 1) | alias)
             else:
-                self._engine.map_mmio(
-                    start | alias, end - start, self._traps.mmio_read, self._traps.mmio_write
-                )
+                self._engine.map_mmio(start | alias, end - start)
         self._holes[start] = end
 
     def _open_hole(self, wanted: GuestRange) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casemate.abi.sev.ghcb import MSR_GHCB, MSR_SEV_STATUS
 from casemate.abi.x86 import msr
-from casemate.host.model.cpu.msr import ENGINE_KNOWS, ModelSpecificRegisters
+from casemate.host.model.cpu.msr import CONSTANT, ENGINE, PLAIN, ModelSpecificRegisters
 
 _NOT_INTERCEPTED = frozenset(
     {
@@ -24,53 +24,32 @@ _MTRR_CAP = 0x508
 
 
 class SevMsrs(ModelSpecificRegisters):
-    """``status`` is SEV_STATUS. A SEV-ES guest reaches most others by request only: ``host_read``, ``host_write``."""
+    """``status`` is SEV_STATUS. A SEV-ES guest reaches most others by request to its host only.
+
+    What it asks for of registers that are the engine's is kept apart from these: as the host keeps it.
+    """
 
     def __init__(self, status: int, *, sev_es: bool) -> None:
         self._status = status
         self._sev_es = sev_es
-        self._asked: dict[int, int] = {}
-        self.ghcb = 0
-        """The GHCB MSR: address of the block, or a request of the MSR protocol and its response."""
         super().__init__()
+        if sev_es:
+            self._raise_all_but(_NOT_INTERCEPTED)
 
     def reset(self) -> None:
         """Back to the values after RESET#."""
         super().reset()
-        self._asked = {msr.MTRR_CAP: _MTRR_CAP}
-        self.ghcb = 0
+        self._define(MSR_SEV_STATUS, CONSTANT, self._status)
+        if self._sev_es:
+            self._forget_requests()
+            self._define(msr.MTRR_CAP, ENGINE, _MTRR_CAP)
+            self._define(MSR_GHCB, PLAIN, 0)
 
-    def intercepts(self, index: int) -> bool:
-        """Whether an access raises #VC."""
-        return self._sev_es and index not in _NOT_INTERCEPTED
+    @property
+    def ghcb(self) -> int:
+        """The GHCB MSR: address of the block, or a request of the MSR protocol and its response."""
+        return self.read(MSR_GHCB)
 
-    def read(self, index: int) -> int | None:
-        """What RDMSR gives, or None if the engine's own register has it."""
-        if index == MSR_SEV_STATUS:
-            return self._status
-        if index == MSR_GHCB and self._sev_es:
-            return self.ghcb
-        return super().read(index)
-
-    def write(self, index: int, value: int) -> bool:
-        """What WRMSR does; False if the engine's own register is to take it."""
-        if index == MSR_GHCB and self._sev_es:
-            self.ghcb = value
-            return True
-        return super().write(index, value)
-
-    def host_read(self, index: int) -> int:
-        """The register that the guest asked its host to read."""
-        value = super().read(index)
-        return self._asked.get(index, 0) if value is None else value
-
-    def host_write(self, index: int, value: int) -> bool:
-        """What the host, or the guest by request, writes; False if the engine's own register is to take it.
-
-        A register that no model knows drops it, as one of a host without that feature.
-        """
-        if super().write(index, value):
-            return True
-        if index in ENGINE_KNOWS:
-            self._asked[index] = value
-        return self.intercepts(index)
+    @ghcb.setter
+    def ghcb(self, value: int) -> None:
+        self.write(MSR_GHCB, value)

@@ -8,7 +8,6 @@ instruction; then ``finish`` does the rest while the engine stands between two i
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -16,12 +15,13 @@ from unicorn import unicorn_const, x86_const
 
 from casemate.abi.kernel_eras import StoreEnd
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
+from casemate.address import GuestRange
 from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
-from casemate.host.hypervisor import IoBus
+from casemate.host.hypervisor import FlashProgram, IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.native import FAULT_VECTOR, StoreDecider
+from casemate.host.model.cpu.hooks import REFUSED_STORE, Callbacks, StoreDecider
 from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite
 from casemate.host.model.fate import Fate
 from casemate.host.slots import MemorySlot
@@ -71,17 +71,20 @@ class Traps:
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mask = ~(1 << C_BIT) if encrypted else -1
         self._undone: _Undone | None = None
+        self._programmed: GuestRange | None = None
         self._trapped: set[tuple[int, int]] = set()
         self._raising: set[tuple[int, int]] = set()
-        self.mmio_read = MmioRead(self._read_mmio)
-        self.mmio_write = MmioWrite(self._write_mmio)
-        self._decider = StoreDecider(self._decide)
-        engine.hook(
-            unicorn_const.UC_HOOK_INSN, PortRead(self._read_port), instruction=x86_const.UC_X86_INS_IN
+        engine.hooks.call_back(
+            Callbacks(
+                PortRead(self._read_port),
+                PortWrite(self._write_port),
+                MmioRead(self._read_mmio),
+                MmioWrite(self._write_mmio),
+                StoreDecider(self._decide),
+            )
         )
-        engine.hook(
-            unicorn_const.UC_HOOK_INSN, PortWrite(self._write_port), instruction=x86_const.UC_X86_INS_OUT
-        )
+        engine.hook(unicorn_const.UC_HOOK_INSN, "hook_in", instruction=x86_const.UC_X86_INS_IN)
+        engine.hook(unicorn_const.UC_HOOK_INSN, "hook_out", instruction=x86_const.UC_X86_INS_OUT)
 
     def trap_stores(self, slot: MemorySlot) -> None:
         """Catch stores to a slot that does not take them.
@@ -92,19 +95,35 @@ class Traps:
         if (first, last) in self._trapped:
             return
         self._trapped.add((first, last))
-        kind, hooks = unicorn_const.UC_HOOK_MEM_WRITE_PROT, self._engine.hooks
+        kind = unicorn_const.UC_HOOK_MEM_WRITE_PROT
         for alias in self._aliases:
-            where = {"begin": first | alias, "end": last | alias}
-            self._engine.hook(kind, hooks.store_hook, user_data=hooks.ask(self._decider), **where)
+            self._engine.hook(kind, "hook_refused_store", begin=first | alias, end=last | alias)
 
     def raise_vc_at(self, first: int, last: int) -> None:
         """Accesses to unmapped memory raise the #VC of a nested page fault."""
-        hooks = self._engine.hooks
         if (first, last) not in self._raising:
             self._raising.add((first, last))
             kinds = unicorn_const.UC_HOOK_MEM_READ_UNMAPPED | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
-            record = ctypes.addressof(hooks.fault)
-            self._engine.hook(kinds, hooks.unmapped_hook, begin=first, end=last, user_data=record)
+            self._engine.hook(kinds, "hook_unmapped", begin=first, end=last)
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Let the hooks note programs of a flash unit. A command whose data did not come yet goes to the bus."""
+        hooks = self._engine.hooks
+        if self._programmed != where:
+            self._programmed = where
+
+            def hand_over(count: int, has_pending: int) -> None:
+                try:
+                    if count:
+                        take(hooks.programs(count))
+                    if has_pending:
+                        offset, size, value = hooks.pending_command()
+                        self.bus.write_mmio(where.start + offset, size, value)
+                except BaseException as error:
+                    self._fail(error)
+
+            hooks.take_programs(where, hand_over)
+        hooks.note_programs()
 
     def finish(self) -> None:
         """Do what is to be done instead of the undone instruction, RIP on it."""
@@ -128,12 +147,12 @@ class Traps:
 
     def _decide(self) -> int:
         """0 if the engine is to ignore the store, else the exception that undoes its instruction."""
-        record = self._engine.hooks.fault
-        fate = self._take_store(record.gpa & self._mask, record.size, record.value)
+        record = self._engine.hooks.record
+        fate = self._take_store(record.store_gpa & self._mask, record.store_size, record.store_value)
         if fate is Fate.UNDEFINED:
             self._undone = None  # the engine delivers this one by itself
             return _INVALID_OPCODE
-        return 0 if fate is Fate.MMIO else FAULT_VECTOR
+        return 0 if fate is Fate.MMIO else REFUSED_STORE
 
     def _take_store(self, gpa: int, size: int, value: int) -> Fate:
         value &= (1 << 8 * size) - 1

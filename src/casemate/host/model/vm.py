@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from errno import EEXIST
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
@@ -83,9 +84,9 @@ class ModelVm:
             self._traps.port_input = PortInput(self._engine, self._memory, self.memory_written)
         self._cpuid = SevCpuid(sev_es=sealed)
         if sealed and raises_vc:
-            self._engine.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
-        elif encrypted:
-            self._engine.answer_cpuid(self._cpuid)
+            self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
+        if encrypted:
+            self._engine.hooks.answer_cpuid(self._cpuid.answer)
         self._secrecy = Secrecy(kind.is_confidential, sealed, self._may_run)
         self._vcpu: ModelVcpu | None = None
         self._ghcb: GhcbServer | None = None
@@ -110,7 +111,7 @@ class ModelVm:
         from casemate.host.model.snp import ASID, ModelSnp
 
         self.snp_processor = ModelSnp(setup, self._memory.fill)
-        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.check_pages())
+        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.hooks.check_pages())
 
     def _may_run(self) -> bool:
         if self.snp_processor is not None:
@@ -134,6 +135,10 @@ class ModelVm:
 
     def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
         """Nothing to do: a store costs a call, and no exit."""
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Note further programs in the hooks, and tell of them in one go."""
+        self._traps.answer_programs(where, take)
 
     def deliver_stores(self) -> None:
         """Nothing to do: none waits."""
@@ -162,6 +167,8 @@ class ModelVm:
             instructions = PageInstructions(self._engine, self._page_states)
         if isinstance(self.msrs, SevMsrs) and self.capabilities.sealed_state:
             self._ghcb = GhcbServer(self._memory, self.msrs, self._cpuid, bus, snp)
+            if snp is None:
+                self._engine.hooks.serve_ghcb()
         self._vcpu = ModelVcpu(
             self._engine,
             self._memory,
@@ -182,7 +189,8 @@ class ModelVm:
         if self._ghcb is None or self._vcpu is None:
             return views
         raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}
-        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised} | views
+        requests = self._ghcb.requests + Counter(self._engine.hooks.served())
+        return {"vmgexits": dict(requests.most_common()), "vc": raised} | views
 
     def close(self) -> None:
         """Give the engine back."""
