@@ -183,9 +183,9 @@ OLD_CIRCLES = (
         "casemate.qmp.monitor": {"casemate.qmp.commands"},
     },
     {
-        "casemate.host.model.traps": {"casemate.host.model.store_judge"},
-        "casemate.host.model.store_judge": {"casemate.host.model.physical_memory"},
-        "casemate.host.model.physical_memory": {"casemate.host.model.traps"},
+        "casemate.host.model.intercepts": {"casemate.host.model.store_judge"},
+        "casemate.host.model.store_judge": {"casemate.host.model.memory"},
+        "casemate.host.model.memory": {"casemate.host.model.intercepts"},
     },
 )
 

@@ -24,8 +24,8 @@ from casemate.advise.attestation import (
 from casemate.advise.certificate_file import load_certificate
 from casemate.advise.report_file import parse_report
 from casemate.errors import ImageError
-from casemate.host.model.psp_snp import TCB, SnpPsp
-from casemate.host.model.rmp import Rmp
+from casemate.host.model.snp.psp import TCB, SnpPsp
+from casemate.host.model.snp.rmp import Rmp
 from casemate.host.snp_processor import SnpFinish
 
 ANYTHING = Expectations()

@@ -20,7 +20,7 @@ from confidential_launches import write_guest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from casemate.cli import main
-from casemate.host.model.platform import ModelPlatform
+from casemate.host.model.sev.platform import ModelPlatform
 from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.testing.images import ImageBuilder
 

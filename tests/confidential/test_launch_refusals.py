@@ -17,8 +17,8 @@ from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.kvm.sev import KvmSev
 from casemate.host.kvm.sev_device import SevDevice
-from casemate.host.model.platform import ModelPlatform
-from casemate.host.model.sev import ModelSev
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.sev import ModelSev
 from casemate.host.secure_processor import SevSetup, TransportKeys, VcpuReset
 from casemate.memory.backing import Backing
 from casemate.owner.secret import seal_secret

@@ -23,8 +23,8 @@ from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import FirmwareStatusError, HostError
 from casemate.host.clock import GuestClock
 from casemate.host.model.hypervisor import ModelHypervisor
-from casemate.host.model.rmp import READ, Fault, GuestPage, PageState
-from casemate.host.model.snp import ASID, ModelSnp
+from casemate.host.model.snp.rmp import READ, Fault, GuestPage, PageState
+from casemate.host.model.snp.snp import ASID, ModelSnp
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpFinish, SnpUpdate

@@ -74,7 +74,7 @@ def _model(era: str = "", platform: Path | None = None) -> Callable[[GuestClock]
 
     keys = None
     if platform is not None:
-        from casemate.host.model.platform import ModelPlatform
+        from casemate.host.model.sev.platform import ModelPlatform
 
         keys = ModelPlatform(platform)
     return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=keys)

@@ -82,7 +82,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _model_certificates() -> PlatformCertificates:
-    from casemate.host.model.platform import ModelPlatform
+    from casemate.host.model.sev.platform import ModelPlatform
 
     return ModelPlatform(model_platform_folder()).certificates
 

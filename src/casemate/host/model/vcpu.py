@@ -26,11 +26,11 @@ from casemate.host.model.cpu.hooks import (
     InstructionDecider,
     PseudoException,
 )
-from casemate.host.model.ghcb import GhcbServer
 from casemate.host.model.hypercalls import VMMCALL
-from casemate.host.model.page_instructions import PVALIDATE, RMPADJUST, PageInstructions
-from casemate.host.model.physical_memory import PhysicalMemory
-from casemate.host.model.traps import Traps
+from casemate.host.model.intercepts import Traps
+from casemate.host.model.memory import PhysicalMemory
+from casemate.host.model.sev.ghcb import GhcbServer
+from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 
 _TICK_SECONDS = 0.002
 _RFLAGS_IF = 1 << 9

@@ -21,23 +21,23 @@ from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
-from casemate.host.model.ghcb import GhcbServer
-from casemate.host.model.ghcb_snp import SnpRequests
-from casemate.host.model.page_instructions import PageInstructions
-from casemate.host.model.page_states import PageStates
-from casemate.host.model.physical_memory import PhysicalMemory
-from casemate.host.model.port_input import PortInput
-from casemate.host.model.sev_msrs import SevMsrs
-from casemate.host.model.store_judge import StoreJudge
-from casemate.host.model.traps import Traps
+from casemate.host.model.intercepts import Traps
+from casemate.host.model.kvm_emulator import PortInput, StoreJudge
+from casemate.host.model.memory import PhysicalMemory
+from casemate.host.model.sev.ghcb import GhcbServer
+from casemate.host.model.sev.msrs import SevMsrs
+from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.instructions import PageInstructions
+from casemate.host.model.snp.page_states import PageStates
+from casemate.host.model.snp.requests import SnpRequests
 from casemate.host.model.vcpu import ModelVcpu, Secrecy
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
 if TYPE_CHECKING:
-    from casemate.host.model.platform import ModelPlatform
-    from casemate.host.model.sev import ModelSev
-    from casemate.host.model.snp import ModelSnp
+    from casemate.host.model.sev.platform import ModelPlatform
+    from casemate.host.model.sev.sev import ModelSev
+    from casemate.host.model.snp.snp import ModelSnp
 
 
 def answer_capabilities(kind: GuestKind, vm_type: VmType, era: KernelEra) -> VmCapabilities:
@@ -67,21 +67,28 @@ class ModelVm:
         self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
         self._engine = Engine(self.msrs, amd=encrypted)
+        self._slots = SlotTable()
         self._traps = Traps(
-            self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
+            self._engine,
+            self._slots,
+            readonly_slot,
+            era.store_to_readonly_mapping,
+            sealed=sealed,
+            encrypted=encrypted,
         )
         takes_readonly = era.takes_readonly_slot(setup.vm_type)
         self._memory = PhysicalMemory(
             self._engine,
             self._traps,
+            self._slots,
             takes_readonly=takes_readonly,
             encrypted=encrypted,
             separate=kind is GuestKind.SNP,
             mmio_faults=sealed and raises_vc,
         )
         if not encrypted:
-            self._traps.judge = StoreJudge(self._engine, self._memory)
-            self._traps.port_input = PortInput(self._engine, self._memory, self.memory_written)
+            self._traps.judge = StoreJudge(self._engine, self._slots)
+            self._traps.port_input = PortInput(self._engine, self._slots, self.memory_written)
         self._cpuid = SevCpuid(sev_es=sealed)
         if sealed and raises_vc:
             self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
@@ -96,7 +103,7 @@ class ModelVm:
         if kind is GuestKind.SNP:
             self._make_snp(setup)
         elif kind.is_confidential:
-            from casemate.host.model.sev import ModelSev
+            from casemate.host.model.sev.sev import ModelSev
 
             self.secure_processor = ModelSev(
                 era,
@@ -108,7 +115,7 @@ class ModelVm:
             )
 
     def _make_snp(self, setup: SevSetup) -> None:
-        from casemate.host.model.snp import ASID, ModelSnp
+        from casemate.host.model.snp.snp import ASID, ModelSnp
 
         self.snp_processor = ModelSnp(setup, self._memory.fill)
         self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.hooks.check_pages())
@@ -163,10 +170,10 @@ class ModelVm:
         self._traps.bus = bus
         snp = instructions = None
         if self._page_states is not None and self.snp_processor is not None:
-            snp = SnpRequests(self._memory, self._page_states, self.snp_processor.psp)
+            snp = SnpRequests(self._slots, self._page_states, self.snp_processor.psp)
             instructions = PageInstructions(self._engine, self._page_states)
         if isinstance(self.msrs, SevMsrs) and self.capabilities.sealed_state:
-            self._ghcb = GhcbServer(self._memory, self.msrs, self._cpuid, bus, snp)
+            self._ghcb = GhcbServer(self._slots, self.msrs, self._cpuid, bus, snp)
             if snp is None:
                 self._engine.hooks.serve_ghcb()
         self._vcpu = ModelVcpu(

@@ -1,4 +1,4 @@
-/* VMGEXIT of a SEV-ES guest (AMD 56421): ports, MMIO, registers and CPUID. All else is Python's (host/model/ghcb.py),
+/* VMGEXIT of a SEV-ES guest (AMD 56421): ports, MMIO, registers and CPUID. All else is Python's (host/model/sev/ghcb.py),
    and so is every request that is not plain: nothing has happened then. */
 #include "cpu.h"
 

@@ -12,9 +12,9 @@ from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.address import PAGE_SIZE, Hva
 from casemate.errors import HostError
 from casemate.host.model import vma
-from casemate.host.model.platform import ModelPlatform
-from casemate.host.model.psp import ModelPsp
-from casemate.host.model.reset_state import save_area
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.psp import ModelPsp
+from casemate.host.model.sev.vmsa import save_area
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, SevSetup, VcpuReset
 
 _REGISTER = "KVM_MEMORY_ENCRYPT_REG_REGION (modelled)"

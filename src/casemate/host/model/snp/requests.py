@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from casemate.abi.sev import ghcb
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
-from casemate.host.model.page_states import LARGE, PageStates
-from casemate.host.model.physical_memory import PhysicalMemory
+from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.page_states import LARGE, PageStates
 
 if TYPE_CHECKING:
-    from casemate.host.model.psp_snp import SnpPsp
+    from casemate.host.model.snp.psp import SnpPsp
 
 _PAGE_NUMBER = (1 << 40) - 1
 
@@ -21,7 +21,7 @@ _PAGE_NUMBER = (1 << 40) - 1
 class SnpRequests:
     """The host's side of one guest."""
 
-    def __init__(self, memory: PhysicalMemory, states: PageStates, psp: SnpPsp) -> None:
+    def __init__(self, memory: SlotTable, states: PageStates, psp: SnpPsp) -> None:
         self._memory = memory
         self._states = states
         self._psp = psp

@@ -5,8 +5,8 @@ from __future__ import annotations
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.page_states import PageStates
-from casemate.host.model.rmp import Fault, Result, Validation
+from casemate.host.model.snp.page_states import PageStates
+from casemate.host.model.snp.rmp import Fault, Result, Validation
 
 PVALIDATE, RMPADJUST = b"\xf2\x0f\x01\xff", b"\xf3\x0f\x01\xfe"
 

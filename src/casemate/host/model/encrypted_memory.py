@@ -1,8 +1,7 @@
-"""What a guest reads where the host sees ciphertext (AMD APM volume 2, 15.34: encryption lies below the CPU).
+"""What an encrypted guest's memory is made of on the host (AMD APM volume 2, 15.34 and 15.36).
 
-The modelled CPU knows no encryption: it is shown plaintext pages of their own instead. The host goes on to see the
-ciphertext, and what it stores there is lost on the guest, as good as garbage. What the guest itself stores into its
-other memory is not encrypted in the model.
+The modelled CPU knows no encryption. Private pages of SEV and SEV-ES guests are shown to it as plaintext of their own,
+at addresses with the C-bit by a second mapping of the same memory; those of SNP guests lie in other memory.
 """
 
 from __future__ import annotations
@@ -14,6 +13,55 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from casemate.address import PAGE_SIZE, Hva
+from casemate.errors import HostError
+
+_MREMAP_MAYMOVE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class TwinMappings:
+    """Second host mappings of shared memory, made when they are first asked for (mremap(2), an old size of 0)."""
+
+    def __init__(self) -> None:
+        self._twins: dict[tuple[int, int], int] = {}
+
+    def of(self, hva: int, size: int) -> int:
+        """Another address of the ``size`` bytes at ``hva``. Raises HostError if the host refuses."""
+        twin = self._twins.get((hva, size))
+        if twin is None:
+            twin = _libc.mremap(hva, 0, size, _MREMAP_MAYMOVE)
+            if twin is None or twin == _MAP_FAILED:
+                raise HostError("mremap", ctypes.get_errno(), f"{size:#x} bytes of guest memory once more")
+            self._twins[hva, size] = twin
+        return twin
+
+    def close(self) -> None:
+        """Unmap all; harmless when repeated."""
+        for (_, size), twin in self._twins.items():
+            _libc.munmap(twin, size)
+        self._twins.clear()
+
+
+class SeparateMemory:
+    """Private memory of SNP guests, beside the shared memory at the same addresses (Linux api.rst, guest_memfd)."""
+
+    def __init__(self) -> None:
+        self._mappings: dict[tuple[int, int], mmap.mmap] = {}
+
+    def of(self, hva: int, size: int) -> int:
+        """Address of ``size`` bytes that nobody else uses, zero at first."""
+        mapping = self._mappings.get((hva, size))
+        if mapping is None:
+            mapping = self._mappings[hva, size] = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+    def close(self) -> None:
+        """Give all back; harmless when repeated."""
+        self._mappings.clear()
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -14,10 +14,10 @@ from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import FirmwareStatusError, HostError
-from casemate.host.model.cpuid_rules import correct_table, guest_table
-from casemate.host.model.psp_snp import SnpPsp
-from casemate.host.model.reset_state import save_area
-from casemate.host.model.rmp import Rmp
+from casemate.host.model.sev.vmsa import save_area
+from casemate.host.model.snp.cpuid_table import correct_table, guest_table
+from casemate.host.model.snp.psp import SnpPsp
+from casemate.host.model.snp.rmp import Rmp
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.snp_processor import Certificates, SnpFinish, SnpUpdate
 

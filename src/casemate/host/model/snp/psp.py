@@ -30,10 +30,10 @@ from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
-from casemate.host.model.cpuid_rules import correct_table
-from casemate.host.model.endorsement import Endorsement
-from casemate.host.model.guest_messages import GuestMessages
-from casemate.host.model.rmp import VMPLS, PageState, Rmp
+from casemate.host.model.sev.endorsement import Endorsement
+from casemate.host.model.snp.cpuid_table import correct_table
+from casemate.host.model.snp.messages import GuestMessages
+from casemate.host.model.snp.rmp import VMPLS, PageState, Rmp
 from casemate.host.snp_processor import SnpFinish
 
 API_MAJOR, API_MINOR, BUILD = 1, 55, 21

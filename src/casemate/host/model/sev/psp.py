@@ -19,7 +19,7 @@ from casemate.abi.sev.session import KEY_SIZE, SessionBlob, mac, policy_message,
 from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
-from casemate.host.model.platform import API, ModelPlatform
+from casemate.host.model.sev.platform import API, ModelPlatform
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys
 from casemate.host.sev_certificates import parse_certificate, shared_secret
 

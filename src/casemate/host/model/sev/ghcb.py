@@ -15,9 +15,9 @@ from casemate.abi.sev.ghcb import ExitCode, MsrRequest
 from casemate.host.hypervisor import IoBus
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu.cpuid import C_BIT, SevCpuid
-from casemate.host.model.ghcb_snp import SnpRequests
-from casemate.host.model.physical_memory import PhysicalMemory
-from casemate.host.model.sev_msrs import SevMsrs
+from casemate.host.model.sev.msrs import SevMsrs
+from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.requests import SnpRequests
 
 _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
     ExitCode.READ_DR7: {ghcb.DR7: 0x400},
@@ -58,7 +58,7 @@ class GhcbServer:
 
     def __init__(
         self,
-        memory: PhysicalMemory,
+        memory: SlotTable,
         msrs: SevMsrs,
         cpuid: SevCpuid,
         bus: IoBus,

@@ -9,32 +9,21 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from errno import EEXIST, EINVAL, ENOENT
-from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.host.model import vma
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.private_pages import PrivatePages
-from casemate.host.model.separate_memory import SeparateMemory
-from casemate.host.model.traps import Traps
-from casemate.host.model.twin_mappings import TwinMappings
+from casemate.host.model.encrypted_memory import PrivatePages, SeparateMemory, TwinMappings
+from casemate.host.model.intercepts import Traps
+from casemate.host.model.slots import Piece, SlotTable
 from casemate.host.slots import MemorySlot
 
 ADDRESS_SPACE = GuestRange(Gpa(0), 1 << C_BIT)
 """What a guest can address; the engine's CPU has one bit more, which encrypted guests use to say so."""
 
 _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
-
-
-class _Piece(NamedTuple):
-    """A part of a slot that lies in one piece in host memory."""
-
-    start: int
-    end: int
-    hva: int
-    slot: int
 
 
 class PhysicalMemory:
@@ -50,6 +39,7 @@ class PhysicalMemory:
         self,
         engine: Engine,
         traps: Traps,
+        table: SlotTable,
         *,
         takes_readonly: bool = True,
         encrypted: bool = False,
@@ -58,16 +48,12 @@ class PhysicalMemory:
     ) -> None:
         self._engine = engine
         self._traps = traps
-        traps.slot_at = self.slot_at
+        self._table = table
         self._takes_readonly = takes_readonly
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mmio_faults = mmio_faults
         self._encrypted = SeparateMemory() if separate else TwinMappings()
         self._private = PrivatePages()
-        self._slots: dict[int, MemorySlot] = {}
-        self._writable: dict[int, bool] = {}
-        self._pieces: list[_Piece] = []
-        self._last: _Piece | None = None
         self._holes: dict[int, int] = {}
         self._holes_mapped = False
 
@@ -80,14 +66,14 @@ class PhysicalMemory:
             return
         self._holes_mapped = True
         start: int = ADDRESS_SPACE.start
-        for slot in sorted(self._slots.values(), key=lambda slot: slot.range):
+        for slot in sorted(self._table.slots.values(), key=lambda slot: slot.range):
             self._map_hole(start, slot.range.start)
             start = slot.range.end
         self._map_hole(start, ADDRESS_SPACE.end)
 
     def add(self, slot: MemorySlot) -> None:
         """Back ``slot.range`` with host memory. Raises HostError as KVM does."""
-        if slot.number in self._slots:
+        if slot.number in self._table.slots:
             raise HostError(_CALL, EINVAL, f"slot {slot.number} is live; delete it first")
         if not slot.range.is_page_aligned() or slot.hva % PAGE_SIZE or slot.range.end > ADDRESS_SPACE.end:
             raise HostError(
@@ -95,36 +81,36 @@ class PhysicalMemory:
             )
         if slot.readonly and not self._takes_readonly:
             raise HostError(_CALL, EINVAL, f"slot {slot.number}: this VM has no read-only memory (flags 0x2)")
-        for other in self._slots.values():
+        for other in self._table.slots.values():
             if other.range.intersection(slot.range):
                 raise HostError(_CALL, EEXIST, f"slot {slot.number} at {slot.range} overlaps {other.range}")
         self._open_hole(slot.range)
         writable = not slot.readonly and vma.is_writable(slot.hva, slot.range.size)
-        self._slots[slot.number] = slot
-        self._writable[slot.number] = writable
+        self._table.slots[slot.number] = slot
+        self._table.writable[slot.number] = writable
         self._map(slot)
         if not writable:
             self._traps.trap_stores(slot)
 
     def delete(self, number: int) -> None:
         """Take a slot away; its range becomes MMIO. Raises HostError ENOENT if there is no such slot."""
-        slot = self._slots.pop(number, None)
+        slot = self._table.slots.pop(number, None)
         if slot is None:
             raise HostError(_CALL, ENOENT, f"there is no slot {number}")
-        del self._writable[number]
+        del self._table.writable[number]
         self._unmap(slot)
         self._map_hole(slot.range.start, slot.range.end)
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Look again whether the slots over ``[hva, hva + size)`` can be stored to."""
-        for number, slot in self._slots.items():
+        for number, slot in self._table.slots.items():
             if slot.readonly or slot.hva >= hva + size or hva >= slot.hva + slot.range.size:
                 continue
             writable = vma.is_writable(slot.hva, slot.range.size)
-            if writable != self._writable[number]:
+            if writable != self._table.writable[number]:
                 for alias in self._aliases:
                     self._engine.protect(slot.range.start | alias, slot.range.size, writable=writable)
-                self._writable[number] = writable
+                self._table.writable[number] = writable
                 if not writable:
                     self._traps.trap_stores(slot)
 
@@ -134,36 +120,21 @@ class PhysicalMemory:
         The pages around it become the guest's alone. Call it before the host's bytes change, and before the guest runs.
         """
         pages = self._private.add(hva, plaintext)
-        for slot in self._slots.values():
+        for slot in self._table.slots.values():
             if slot.hva < pages.stop and pages.start < slot.hva + slot.range.size:
                 self._unmap(slot)
                 self._map(slot)
 
     def fill(self, gpa: int, contents: bytes) -> None:
         """Store into memory that is the guest's alone, before it runs; within one slot."""
-        piece = next(piece for piece in self._pieces if piece.start <= gpa < piece.end)
+        piece = self._table.piece_at(gpa)
+        assert piece is not None, "the launch named memory of a slot"
         base = self._encrypted.of(piece.hva, piece.end - piece.start)
         ctypes.memmove(base + gpa - piece.start, contents, len(contents))
 
-    def hva(self, gpa: int, size: int, *, writable: bool) -> int | None:
-        """Host address of ``[gpa, gpa + size)`` if it lies in one piece and, if so asked, the guest may store there."""
-        gpa &= ~(1 << C_BIT)
-        piece = self._last
-        if piece is None or not piece.start <= gpa < piece.end:
-            piece = next((piece for piece in self._pieces if piece.start <= gpa < piece.end), None)
-            self._last = piece
-        if piece is None or gpa + size > piece.end or (writable and not self._writable[piece.slot]):
-            return None
-        return piece.hva + gpa - piece.start
-
-    def slot_at(self, gpa: int) -> MemorySlot | None:
-        """The slot behind an address; None is MMIO."""
-        gpa &= ~(1 << C_BIT)
-        return next((slot for slot in self._slots.values() if slot.range.contains(Gpa(gpa))), None)
-
     def count_views(self) -> dict[str, int]:
         """Pages that the guest sees as plaintext and the host as ciphertext, and pages that both see alike."""
-        pages = sum(slot.range.size for slot in self._slots.values()) // PAGE_SIZE
+        pages = sum(slot.range.size for slot in self._table.slots.values()) // PAGE_SIZE
         return {"private": self._private.count, "shared": pages - self._private.count}
 
     def close(self) -> None:
@@ -171,24 +142,23 @@ class PhysicalMemory:
         self._encrypted.close()
 
     def _map(self, slot: MemorySlot) -> None:
-        writable = self._writable[slot.number]
+        writable = self._table.writable[slot.number]
         for piece in self._cut(slot):
             size = piece.end - piece.start
             for alias in self._aliases:
                 hva = self._encrypted.of(piece.hva, size) if alias else piece.hva
                 self._engine.map(piece.start | alias, size, hva, writable=writable)
-            self._pieces.append(piece)
+            self._table.add_piece(piece)
 
     def _unmap(self, slot: MemorySlot) -> None:
         for alias in self._aliases:
             self._engine.unmap(slot.range.start | alias, slot.range.size)
-        self._pieces = [piece for piece in self._pieces if piece.slot != slot.number]
-        self._last = None
+        self._table.drop_pieces(slot.number)
 
-    def _cut(self, slot: MemorySlot) -> Iterator[_Piece]:
+    def _cut(self, slot: MemorySlot) -> Iterator[Piece]:
         gpa: int = slot.range.start
         for hva, size in self._private.cut(slot.hva, slot.range.size):
-            yield _Piece(gpa, gpa + size, hva, slot.number)
+            yield Piece(gpa, gpa + size, hva, slot.number)
             gpa += size
 
     def _map_hole(self, start: int, end: int) -> None:

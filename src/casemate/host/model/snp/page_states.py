@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from casemate.address import PAGE_SIZE, GuestRange
 from casemate.host.model.cpu.page_rights import REFUSE_PRIVATE, REFUSE_SHARED, PageRights
-from casemate.host.model.rmp import Fault, GuestPage, Result, Rmp, Validation
+from casemate.host.model.snp.rmp import Fault, GuestPage, Result, Rmp, Validation
 
 LARGE = 512
 """Pages of 4 KiB in one of 2 MiB."""

@@ -9,12 +9,12 @@ instruction; then ``finish`` does the rest while the engine stands between two i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from unicorn import unicorn_const, x86_const
 
-from casemate.abi.kernel_eras import StoreEnd
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
+from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.address import GuestRange
 from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import FlashProgram, IoBus
@@ -23,13 +23,9 @@ from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.hooks import REFUSED_STORE, Callbacks, StoreDecider
 from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite
-from casemate.host.model.fate import Fate
+from casemate.host.model.kvm_emulator import PortInput, StoreJudge
+from casemate.host.model.slots import SlotTable
 from casemate.host.slots import MemorySlot
-
-if TYPE_CHECKING:
-    from casemate.host.model.port_input import PortInput
-    from casemate.host.model.store_judge import StoreJudge
-
 
 _INVALID_OPCODE = 6
 
@@ -37,7 +33,7 @@ _INVALID_OPCODE = 6
 class _Undone(NamedTuple):
     """A store whose instruction did not happen."""
 
-    fate: Fate
+    fate: WriteOutcome
     gpa: int
     size: int
     value: int
@@ -53,8 +49,9 @@ class Traps:
     def __init__(
         self,
         engine: Engine,
-        readonly_slot: StoreEnd,
-        readonly_mapping: StoreEnd,
+        slots: SlotTable,
+        readonly_slot: WriteOutcome,
+        readonly_mapping: WriteOutcome,
         *,
         sealed: bool,
         encrypted: bool = False,
@@ -62,7 +59,7 @@ class Traps:
         self.bus = cast(IoBus, None)
         self.error: BaseException | None = None
         self.fault: MemoryFault | NestedFaultLoop | InternalFault | None = None
-        self.slot_at: Callable[[int], MemorySlot | None] = lambda _gpa: None
+        self._slots = slots
         self.judge: StoreJudge | None = None
         self.port_input: PortInput | None = None
         self._engine = engine
@@ -130,11 +127,11 @@ class Traps:
         assert self._undone is not None
         undone, self._undone = self._undone, None
         try:
-            if undone.fate is Fate.INPUT and self.port_input is not None:
+            if undone.fate is WriteOutcome.INPUT and self.port_input is not None:
                 self.port_input.execute(self.bus)
-            elif undone.fate is Fate.ERROR:
+            elif undone.fate is WriteOutcome.INTERNAL_ERROR:
                 self._give_up()
-            elif undone.fate is Fate.FAULT:
+            elif undone.fate is WriteOutcome.EFAULT:
                 self._record_fault(undone.gpa, undone.size, undone.value)
         except BaseException as error:
             self._fail(error)
@@ -149,40 +146,40 @@ class Traps:
         """0 if the engine is to ignore the store, else the exception that undoes its instruction."""
         record = self._engine.hooks.record
         fate = self._take_store(record.store_gpa & self._mask, record.store_size, record.store_value)
-        if fate is Fate.UNDEFINED:
+        if fate is WriteOutcome.UNDEFINED:
             self._undone = None  # the engine delivers this one by itself
             return _INVALID_OPCODE
-        return 0 if fate is Fate.MMIO else REFUSED_STORE
+        return 0 if fate is WriteOutcome.MMIO else REFUSED_STORE
 
-    def _take_store(self, gpa: int, size: int, value: int) -> Fate:
+    def _take_store(self, gpa: int, size: int, value: int) -> WriteOutcome:
         value &= (1 << 8 * size) - 1
         try:
             fate = self._fate(gpa)
-            if fate is Fate.MMIO:
+            if fate is WriteOutcome.MMIO:
                 self.bus.write_mmio(gpa, size, value)
             else:
                 self._undone = _Undone(fate, gpa, size, value)
         except BaseException as error:
             self._fail(error)
-            return Fate.MMIO
+            return WriteOutcome.MMIO
         return fate
 
-    def _fate(self, gpa: int) -> Fate:
+    def _fate(self, gpa: int) -> WriteOutcome:
         end = self._end_at(gpa)
-        if self.judge is None or end is StoreEnd.LIVELOCK:
-            return Fate.MMIO if end is StoreEnd.MMIO else Fate.FAULT
+        if self.judge is None or end is WriteOutcome.LIVELOCK:
+            return WriteOutcome.MMIO if end is WriteOutcome.MMIO else WriteOutcome.EFAULT
         return (
             self.judge.behind_readonly_slot()
-            if end is StoreEnd.MMIO
+            if end is WriteOutcome.MMIO
             else self.judge.behind_readonly_mapping()
         )
 
-    def _end_at(self, gpa: int) -> StoreEnd:
-        slot = self.slot_at(gpa)
+    def _end_at(self, gpa: int) -> WriteOutcome:
+        slot = self._slots.slot_at(gpa)
         return self._ends[slot is not None and slot.readonly]
 
     def _record_fault(self, gpa: int, size: int, value: int) -> None:
-        if self._end_at(gpa) is StoreEnd.LIVELOCK:
+        if self._end_at(gpa) is WriteOutcome.LIVELOCK:
             self.fault = NestedFaultLoop()
         elif self._sealed:
             self.fault = MemoryFault()
