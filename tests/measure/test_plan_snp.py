@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from firmware_images import find_images, require_image
+
+pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed (./dev test says why)")
+
 from sevsnpmeasure import guest, vcpu_types
 from sevsnpmeasure.sev_mode import SevMode
 
