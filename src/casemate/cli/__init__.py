@@ -54,9 +54,9 @@ def load_command(name: str) -> Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Every error is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args, command = read_command(arguments)
-    args.command_line = ["casemate", *arguments]
     try:
+        args, command = read_command(arguments)
+        args.command_line = ["casemate", *arguments]
         return command.run(args)
     except CasemateError as error:
         print(f"casemate: error: {error}", file=sys.stderr)

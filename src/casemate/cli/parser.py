@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from casemate.cli import COMMANDS, load_command
 from casemate.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 MORE = "more"
 """How the titles of those groups begin whose options only ``--help-all`` shows."""
@@ -54,6 +58,14 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser, but help that cannot be written is an error."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help. Raises OSError."""
+        (file or sys.stdout).write(self.format_help())
+
+
 def terminal_width() -> int:
     """Columns: what COLUMNS says, else what the terminal says, else 80."""
     try:
@@ -64,7 +76,7 @@ def terminal_width() -> int:
 
 def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser with the options of the subcommands in ``names``; the others are known by name only."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="casemate",
         description="A virtual machine monitor for guest firmware.",
         formatter_class=HelpFormatter,
