@@ -14,7 +14,7 @@ from casemate.errors import CasemateError
 
 BENCHES = [
     name
-    for name in ("imports", "measure", "boot", "confidential", "linux", "kvm", "evidence")
+    for name in ("imports", "checks", "measure", "boot", "confidential", "linux", "kvm", "evidence")
     if find_spec(f"benches.{name}")
 ]
 

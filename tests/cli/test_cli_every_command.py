@@ -1,4 +1,4 @@
-"""What every command does with a line that asks for nothing, for help or what there is not; bad streams (docs/guide)."""
+"""What every command does with a line that asks for nothing, help or what there is not, and with bad streams (docs)."""
 
 from __future__ import annotations
 
