@@ -10,6 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.importorskip("qemu.qmp", reason="qemu.qmp is not installed (./dev test says why)")
+
 from qemu.qmp import ConnectError, QMPClient
 
 from casemate.cli import main

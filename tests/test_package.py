@@ -6,9 +6,6 @@ import ast
 import ctypes
 import importlib
 import re
-import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +45,6 @@ HOST_MODULES = {"mmap", "fcntl", "socket", "subprocess", "time", "threading", "s
 BANNED_NAMES = {"util", "utils", "common", "helpers", "misc", "base", "core", "types", "manager", "handler"}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
-MAX_IMPORT_SECONDS = 0.060
 
 FOREIGN_WORDS = re.compile(
     r"\bissue #?\d+|\b(sub)?agents?\b|\b(this|previous|next) session\b|\bclaude\b|\bLLM\b", re.IGNORECASE
@@ -343,9 +339,3 @@ def test_the_readme_shows_the_example_that_the_tests_run() -> None:
 )
 def test_the_tree_speaks_of_the_project_alone(pattern: re.Pattern[str]) -> None:
     assert not breaches(pattern)
-
-
-def test_import_is_quick() -> None:
-    program = "from time import perf_counter as now; start = now(); import casemate; print(now() - start)"
-    seconds = [float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(5)]
-    assert statistics.median(seconds) < MAX_IMPORT_SECONDS

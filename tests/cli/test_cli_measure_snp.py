@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed (./dev test says why)")
+
 from sevsnpmeasure import guest
 from sevsnpmeasure.sev_mode import SevMode
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 from firmware_images import find_images
+
+pytest.importorskip("uefi_firmware", reason="uefi-firmware is not installed (./dev test says why)")
+
 from uefi_firmware.uefi import FirmwareFile as OracleFile
 from uefi_firmware.uefi import FirmwareVolume as OracleVolume
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from model_rig import ModelRig  # noqa: E402
+from model_rig import ModelRig
 
-from casemate.guests.entry import PAGE_TABLES  # noqa: E402
+from casemate.guests.entry import PAGE_TABLES
 
 # The first 2 MiB are the supervisor's, the second ones are open.
 IDT, GDT, TSS, HANDLER, COUNT, STACK = 0x10000, 0x12000, 0x13000, 0x14000, 0x15000, 0x17000

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+
+pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed (./dev test says why)")
+
 from sevsnpmeasure import id_block as oracle
 
 from casemate.abi.sev.id_block import IdAuth, IdBlock

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from firmware_images import find_images, require_image
+
+pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed (./dev test says why)")
+
 from sevsnpmeasure import guest, vcpu_types, vmsa
 from sevsnpmeasure.sev_mode import SevMode
 

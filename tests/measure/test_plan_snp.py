@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from itertools import product
 from pathlib import Path
 
 import pytest
 from firmware_images import find_images, require_image
+
+pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed (./dev test says why)")
+
 from sevsnpmeasure import guest, vcpu_types
 from sevsnpmeasure.sev_mode import SevMode
 
@@ -95,17 +97,6 @@ def test_debian_12_digests_are_the_known_ones() -> None:
     assert predict_digest(plan_snp(ovmf, 1, EPYC, features=0x21)).hex() == OVMF_DEBUG_SWAP
     assert next(running_digests(plan_snp(ovmf, 1, EPYC))).hex() == OVMF_FIRMWARE
     assert predict_digest(plan_snp(code, 1, EPYC)).hex() == CODE
-
-
-def test_512_vcpus_take_less_than_50_ms_once_the_firmware_is_known() -> None:
-    firmware = image()
-    known = next(running_digests(plan_snp(firmware, 1, EPYC)))
-    durations = []
-    for _ in range(5):
-        start = time.perf_counter()
-        predict_digest(plan_snp(firmware, 512, EPYC), known)
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 0.05
 
 
 def test_launch_is_firmware_then_sections_in_metadata_order_then_save_areas() -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("qemu.qmp", reason="qemu.qmp is not installed (./dev test says why)")
+
 from qemu.qmp import ExecuteError, QMPClient
 from qmp_guests import COUNT, HALT, Booted, until_event
 

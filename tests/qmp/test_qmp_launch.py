@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 from confidential_launches import write_guest
+
+pytest.importorskip("qemu.qmp", reason="qemu.qmp is not installed (./dev test says why)")
+
 from qemu.qmp import ExecuteError, QMPClient
 from qmp_guests import Booted, until_event
 

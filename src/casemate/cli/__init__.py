@@ -22,11 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit for a line that asks for help or cannot be read.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = parse(arguments)
-    command = load_command(args.command)
-    args.command_line = ["casemate", *arguments]
     try:
-        return command.run(args)
+        args = parse(arguments)
+        args.command_line = ["casemate", *arguments]
+        return load_command(args.command).run(args)
     except CasemateError as error:
         print(f"casemate: error: {error}", file=sys.stderr)
         return error.exit_code

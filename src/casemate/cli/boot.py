@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,10 +159,17 @@ def _boot(
         phases = KERNEL_PHASES if spec.is_direct else FIRMWARE_PHASES
         status = StatusLine(phases)
         stack.callback(status.close)
-        wait = line.wait if line else None
+        pass_input_on = line.wait if line else _wait
         if interactive:
-            wait = Keyboard(lambda: started[0].console, lambda: started[0].state.end(Ending.LEFT)).wait
+            pass_input_on = Keyboard(
+                lambda: started[0].console, lambda: started[0].state.end(Ending.LEFT)
+            ).wait
             stack.enter_context(raw_terminal())
+
+        def wait(finished: threading.Event, seconds: float) -> None:
+            status.tick()
+            pass_input_on(finished, seconds)
+
         return boot(
             spec,
             until=args.until,
@@ -184,6 +192,10 @@ def _boot(
             host_why=chosen.why,
             assemble=lambda machine: _assemble(machine, prepared, args.attestation, monitor, status),
         )
+
+
+def _wait(finished: threading.Event, seconds: float) -> None:
+    finished.wait(seconds)
 
 
 def _assemble(

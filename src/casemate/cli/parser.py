@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from casemate.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class Command(Protocol):
@@ -84,6 +88,14 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser, but help that cannot be written is an error."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help. Raises OSError."""
+        (file or sys.stdout).write(self.format_help())
+
+
 def terminal_width() -> int:
     """Columns: what COLUMNS says, else what the terminal says, else 80."""
     try:
@@ -99,7 +111,7 @@ def load_command(name: str) -> Command:
 
 def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser with the options of the subcommands in ``names``; the others are known by name only."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="casemate",
         description="A virtual machine monitor for guest firmware.",
         formatter_class=HelpFormatter,

@@ -146,19 +146,25 @@ class StatusLine:
         self._phases = phases
         self._enabled = sys.stderr.isatty()
         self._shares = self._enabled and sys.stdout.isatty()
-        self._shown = ""
+        self._shown = self._phase = ""
+        self._started = time.monotonic()
         self._at_line_start = True
         self._lock = threading.Lock()
         self.phase(phases[0])
 
     def phase(self, name: str) -> None:
         """The guest reached a phase."""
-        if not self._enabled:
-            return
-        line = " ".join(f"[{phase}]" if phase == name else phase for phase in self._phases)
+        self._phase = name
+        self.tick()
+
+    def tick(self) -> None:
+        """Show the phase and how many seconds have passed; called now and then."""
+        phases = " ".join(f"[{phase}]" if phase == self._phase else phase for phase in self._phases)
+        line = f"casemate: {phases}  {time.monotonic() - self._started:.0f} s "
         with self._lock:
-            self._shown = f"casemate: {line} "
-            self._write(_CLEAR_LINE + self._shown)
+            if self._enabled and line != self._shown:
+                self._shown = line
+                self._write(_CLEAR_LINE + line)
 
     def say(self, text: str) -> None:
         """Print a message above the line."""

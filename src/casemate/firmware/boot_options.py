@@ -18,8 +18,8 @@ from casemate.firmware.volume import read_volume
 
 SHELL_FILE = guid("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1")
 """Name of edk2's shell in a firmware volume."""
-_SHELL_IS_OPTIONAL = b"opt/org.tianocore/EFIShellSupport"
-"""Only firmware that registers its shell as an application has this switch."""
+_BOOT_MENU_FILE = guid("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
+"""Name of edk2's BootManagerMenuApp: builds that have it register their shell as one more application."""
 _BOOT_OPTION = re.compile(r"Boot[0-9A-F]{4}")
 _DXE_VOLUME = guid("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
 _VOLUME_NODE, _FILE_NODE, _END_NODE = b"\x04\x07\x14\x00", b"\x04\x06\x14\x00", b"\x7f\xff\x04\x00"
@@ -68,9 +68,5 @@ def _is_booted(option: bytes) -> bool:
 
 
 def _has_unbooted_shell(code: FirmwareImage) -> bool:
-    has_shell = is_optional = False
-    for volume in code.code_volumes:
-        for file in read_volume(code.data, volume).all_files():
-            has_shell = has_shell or file.guid == SHELL_FILE
-            is_optional = is_optional or _SHELL_IS_OPTIONAL in file.program
-    return has_shell and is_optional
+    files = {file.guid for volume in code.code_volumes for file in read_volume(code.data, volume).all_files()}
+    return {SHELL_FILE, _BOOT_MENU_FILE} <= files
