@@ -95,6 +95,23 @@ def test_in_place_keeps_the_permissions(store: Path) -> None:
     assert store.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(
+    "action", ["set {} word --text x", "delete {} word", "compact {}", "migrate {} --to 4M"]
+)
+def test_in_place_keeps_owner_mode_and_links(action: str, store: Path) -> None:
+    os.chmod(store, 0o600)
+    os.chown(store, 1234, 4321)
+    link = store.with_name("link")
+    link.symlink_to(store)
+    before = store.stat()
+    assert main(["vars", *action.format(link).split(), "--in-place"]) == 0
+    after = store.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (1234, 4321, before.st_mode)
+    assert link.is_symlink()
+    assert after.st_ino != before.st_ino
+
+
 def test_store_of_a_running_guest_is_not_changed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with store.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
