@@ -268,6 +268,11 @@ def test_document_of_qemus_device_is_edited_as_a_store_is(
     assert main(["vars", "migrate", str(path), "--to", "4M", "-o", str(tmp_path / "VARS.fd")]) == 0
     assert "digests of signers" in capsys.readouterr().err
     assert names(tmp_path / "VARS.fd", capsys) == ["PK", "Timeout", "own"]
+    other = tmp_path / "other.json"
+    other.write_text('{"version": 2, "variables": []}')
+    assert main(["vars", "import", str(other), str(path), "--in-place"]) == 0
+    assert main(["vars", "set", str(other), "own", "--hex", "02", "--in-place"]) == 0
+    assert json.loads(other.read_text())["variables"][1] == private | {"data": "02"}
     assert main(["vars", "delete", str(path), "own", "--in-place"]) == 0
     assert names(path, capsys) == ["PK", "Timeout"]
 
