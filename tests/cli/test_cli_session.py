@@ -293,6 +293,29 @@ def test_keys_are_readable_by_their_owner_alone(guest: Guest) -> None:
     assert [Path(guest.path(name)).stat().st_mode & 0o777 for name in ("tek.bin", "tik.bin")] == [0o600] * 2
 
 
+@pytest.mark.parametrize("before", ["readable", "linked", "dangling"])
+def test_keys_that_replace_others_are_readable_by_their_owner_alone(
+    guest: Guest, tmp_path: Path, before: str
+) -> None:
+    keys = [tmp_path / f"g_{word}.bin" for word in ("tek", "tik")]
+    elsewhere = tmp_path / "elsewhere"
+    for key in keys:
+        if before == "readable":
+            key.write_bytes(b"old")
+            key.chmod(0o644)
+        else:
+            key.symlink_to(elsewhere)
+    if before == "linked":
+        elsewhere.write_bytes(b"readable")
+    platform = str(guest.folder / "platform.cert")
+    line = ["--platform", platform, "--any-root", "--policy", "5", "--name", str(tmp_path / "g")]
+    assert main(["session", "make", *line]) == 0
+    for key in keys:
+        assert (key.is_symlink(), key.stat().st_mode & 0o777, key.stat().st_size) == (False, 0o600, 16)
+    assert elsewhere.exists() is (before == "linked")
+    assert before != "linked" or elsewhere.read_bytes() == b"readable"
+
+
 @pytest.fixture
 def validate(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """libvirt's own tool, as a program."""

@@ -95,6 +95,23 @@ def test_in_place_keeps_the_permissions(store: Path) -> None:
     assert store.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(
+    "action", ["set {} word --text x", "delete {} word", "compact {}", "migrate {} --to 4M"]
+)
+def test_in_place_keeps_owner_mode_and_links(action: str, store: Path) -> None:
+    os.chmod(store, 0o600)
+    os.chown(store, 1234, 4321)
+    link = store.with_name("link")
+    link.symlink_to(store)
+    before = store.stat()
+    assert main(["vars", *action.format(link).split(), "--in-place"]) == 0
+    after = store.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (1234, 4321, before.st_mode)
+    assert link.is_symlink()
+    assert after.st_ino != before.st_ino
+
+
 def test_store_of_a_running_guest_is_not_changed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with store.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -251,6 +268,11 @@ def test_document_of_qemus_device_is_edited_as_a_store_is(
     assert main(["vars", "migrate", str(path), "--to", "4M", "-o", str(tmp_path / "VARS.fd")]) == 0
     assert "digests of signers" in capsys.readouterr().err
     assert names(tmp_path / "VARS.fd", capsys) == ["PK", "Timeout", "own"]
+    other = tmp_path / "other.json"
+    other.write_text('{"version": 2, "variables": []}')
+    assert main(["vars", "import", str(other), str(path), "--in-place"]) == 0
+    assert main(["vars", "set", str(other), "own", "--hex", "02", "--in-place"]) == 0
+    assert json.loads(other.read_text())["variables"][1] == private | {"data": "02"}
     assert main(["vars", "delete", str(path), "own", "--in-place"]) == 0
     assert names(path, capsys) == ["PK", "Timeout"]
 

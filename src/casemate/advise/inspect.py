@@ -20,7 +20,7 @@ from casemate.firmware.placement import validate_bios, validate_flash
 from casemate.firmware.sev_metadata import SevSectionType
 from casemate.firmware.tdvf import TdvfMetadata
 from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
-from casemate.firmware.volume import FirmwareVolume, read_volume
+from casemate.firmware.volume import FirmwareVolume, read_volumes
 from casemate.firmware.wrapper import find_wrapper
 from casemate.measure.steps import SnpPages
 from casemate.measure.steps_snp import section_steps
@@ -91,7 +91,7 @@ def inspect_image(image: FirmwareImage) -> Inspection:
     problems: list[str] = []
     wrapper = find_wrapper(image.data)
     role = _role(image) if wrapper is None else Role.WRAPPED
-    volumes = tuple(read_volume(image.data, header) for header in image.code_volumes)
+    volumes = read_volumes(image.data, image.code_volumes)
     problems += (damage for volume in volumes for damage in volume.all_damage())
     store = _store(image, role, problems)
     lacks = _all_lacks(image, volumes, problems)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from casemate.advise.store_check import StoreCheck, check_store, rewrite_store
 from casemate.errors import ImageError, SpecError
 from casemate.firmware.variables import Attributes, Variable, header_size
-from casemate.firmware.variables_json import is_json, variables_from_json, variables_to_json
+from casemate.firmware.variables_json import Key, is_json, parse_document, variables_to_json
 from casemate.firmware.varstore import (
     LARGEST_SIGNED_VARIABLE,
     LARGEST_VARIABLE,
@@ -30,12 +30,17 @@ class VariableFile:
     data: bytes
     variables: tuple[Variable, ...]
     check: StoreCheck | None
+    digests: Mapping[Key, bytes] = field(default_factory=dict)
+    """Of the certificates that signed private variables, which JSON alone keeps."""
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> VariableFile:
         """Read the bytes of a file called ``name``. Raises ImageError if they are neither form."""
         if is_json(data):
-            return cls(name, data, tuple(variables_from_json(data.decode(errors="replace"), name)), None)
+            variables, digests = parse_document(data.decode(errors="replace"), name)
+            if len({variable.key for variable in variables}) < len(variables):
+                raise ImageError(name, "a variable is there twice", "leave one of them")
+            return cls(name, data, tuple(variables), None, digests)
         check = check_store(data, name)
         return cls(name, data, check.variables, check)
 
@@ -49,10 +54,13 @@ class VariableFile:
         """Whether firmware has no trouble with it."""
         return self.check is None or self.check.is_healthy
 
-    def encode(self, variables: Iterable[Variable]) -> bytes:
-        """The file with these variables in place of its own. Raises SpecError if they do not fit."""
+    def encode(self, variables: Iterable[Variable], digests: Mapping[Key, bytes] | None = None) -> bytes:
+        """The file with these variables in place of its own; ``digests`` add to its own.
+
+        Raises SpecError if they do not fit.
+        """
         if self.check is None:
-            return variables_to_json(variables).encode() + b"\n"
+            return variables_to_json(variables, {**self.digests, **(digests or {})}).encode() + b"\n"
         return rewrite_store(self.data, self.check, variables)
 
     def convert(self, form: str) -> bytes:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from casemate.files import read_file, write_whole
 from casemate.firmware.guids import GUID_SIZE, guid, guid_text
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.variables import ORDINARY, VENDORS, Attributes, Variable, vendor_name
-from casemate.firmware.variables_json import variables_from_json, variables_to_json
+from casemate.firmware.variables_json import parse_document, variables_to_json
 from casemate.firmware.varstore import LARGEST_SIGNED_VARIABLE, LARGEST_VARIABLE
 
 EPILOG = """\
@@ -174,12 +174,13 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    new = variables_from_json(read_file(args.document).decode(errors="replace"), str(args.document))
-    return _edit(args, lambda variables: _merge(variables, new))
+    new = parse_document(read_file(args.document).decode(errors="replace"), str(args.document))
+    return _edit(args, lambda variables: _merge(variables, new.variables), new.digests)
 
 
 def _export(args: argparse.Namespace) -> int:
-    print(variables_to_json(_load_seen(args.file).variables))
+    file = _load_seen(args.file)
+    print(variables_to_json(file.variables, file.digests))
     return 0
 
 
@@ -321,7 +322,7 @@ def _compact(args: argparse.Namespace) -> int:
 def _migrate(args: argparse.Namespace) -> int:
     with _locked(args):
         file = _load_healthy(args.file)
-        if args.to != JSON and any(variable.digest for variable in file.variables):
+        if args.to != JSON and file.digests:
             print(
                 "casemate: warning: a flash store has no place for the digests of signers; they are left out",
                 file=sys.stderr,
@@ -376,12 +377,14 @@ def _locked(args: argparse.Namespace) -> ExitStack:
     return stack
 
 
-def _edit(args: argparse.Namespace, change: _Change) -> int:
+def _edit(
+    args: argparse.Namespace, change: _Change, digests: Mapping[tuple[bytes, str], bytes] | None = None
+) -> int:
     with _locked(args):
         file = _load_healthy(args.file)
         variables = change(list(file.variables))
         _warn_of_oversize(file, variables)
-        write_whole(args.output or args.file, file.encode(variables))
+        write_whole(args.output or args.file, file.encode(variables, digests))
     return 0
 
 

@@ -88,11 +88,7 @@ ORDINARY = Attributes.NV | Attributes.BS | Attributes.RT
 
 
 class Variable(NamedTuple):
-    """A variable: who it is and what it holds.
-
-    ``stamp`` is an EFI_TIME; ``replay_count`` and ``key_index`` belong to an old scheme; ``digest`` is of the
-    certificate that signed it, which only the documents of QEMU's uefi-vars device keep with it.
-    """
+    """A variable: who it is and what it holds. ``stamp`` is an EFI_TIME; the last two belong to an old scheme."""
 
     name: str
     guid: bytes
@@ -101,7 +97,6 @@ class Variable(NamedTuple):
     stamp: bytes = bytes(16)
     replay_count: int = 0
     key_index: int = 0
-    digest: bytes = b""
 
     @property
     def label(self) -> str:

@@ -17,10 +17,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from casemate.abi.sev.certificates import KeyUsage, SevCertificate
+from casemate.abi.sev.certificates import (
+    KeyUsage,
+    SevCertificate,
+    make_amd_certificate,
+    make_certificate,
+    sign_certificate,
+)
 from casemate.errors import HostError
 from casemate.host.secure_processor import PlatformCertificates
-from casemate.host.sev_certificates import make_amd_certificate, make_certificate, sign_certificate
 
 API = 1, 55
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from casemate.abi.sev.certificates import parse_certificate, shared_secret
 from casemate.abi.sev.commands import BLOCK_SIZE, MAX_SECRET, GuestState, SevCommand
 from casemate.abi.sev.policy import SevPolicy
 from casemate.abi.sev.secret import MEASURE_CONTEXT, SecretHeader, secret_mac_message
@@ -21,7 +22,6 @@ from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.sev.platform import API, ModelPlatform
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys
-from casemate.host.sev_certificates import parse_certificate, shared_secret
 
 BUILD = 21
 """The build that the model claims; it has what that one has of launch commands."""
