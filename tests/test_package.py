@@ -36,6 +36,7 @@ LAYERS = (
     {"machine"},
     {"advise", "confidential", "prove"},
     {"qmp"},
+    {"api"},
     {"cli"},
 )
 """Packages of ``casemate``, lowest first."""

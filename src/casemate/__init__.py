@@ -12,9 +12,22 @@ from typing import TYPE_CHECKING, Any
 from casemate.version import __version__
 
 if TYPE_CHECKING:
+    from casemate.abi.guest_kind import GuestKind
+    from casemate.api import (
+        Prediction,
+        boot,
+        explain,
+        find_firmware,
+        inspect,
+        lint,
+        measure,
+        open_variables,
+        verify,
+    )
+    from casemate.confidential.preparation import LaunchOptions
     from casemate.errors import CasemateError
     from casemate.firmware.image import FirmwareImage
-    from casemate.machine.boot import Attachments, boot
+    from casemate.machine.boot import Attachments
     from casemate.machine.outcome import Ending, Outcome
     from casemate.machine.spec import MachineSpec
 
@@ -23,9 +36,19 @@ _HOMES = {
     "CasemateError": "casemate.errors",
     "Ending": "casemate.machine.outcome",
     "FirmwareImage": "casemate.firmware.image",
+    "GuestKind": "casemate.abi.guest_kind",
+    "LaunchOptions": "casemate.confidential.preparation",
     "MachineSpec": "casemate.machine.spec",
     "Outcome": "casemate.machine.outcome",
-    "boot": "casemate.machine.boot",
+    "Prediction": "casemate.api",
+    "boot": "casemate.api",
+    "explain": "casemate.api",
+    "find_firmware": "casemate.api",
+    "inspect": "casemate.api",
+    "lint": "casemate.api",
+    "measure": "casemate.api",
+    "open_variables": "casemate.api",
+    "verify": "casemate.api",
 }
 
 __all__ = [
@@ -33,10 +56,20 @@ __all__ = [
     "CasemateError",
     "Ending",
     "FirmwareImage",
+    "GuestKind",
+    "LaunchOptions",
     "MachineSpec",
     "Outcome",
+    "Prediction",
     "__version__",
     "boot",
+    "explain",
+    "find_firmware",
+    "inspect",
+    "lint",
+    "measure",
+    "open_variables",
+    "verify",
 ]
 
 
