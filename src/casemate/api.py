@@ -28,6 +28,16 @@ from casemate.confidential.preparation import (
     unfit_for_sev_es,
 )
 from casemate.confidential.stages import launch as launch_machine
+from casemate.digest.cpu_models import model_signature
+from casemate.digest.explain import Explanation, Owner, Search
+from casemate.digest.hypotheses import Claim, DirectBoot
+from casemate.digest.kernel_hashes import KernelHashes
+from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_sev import plan_sev, plan_sev_es
+from casemate.digest.plan_snp import plan_snp
+from casemate.digest.plan_tdx import plan_tdx
+from casemate.digest.sev_init import SevInit
+from casemate.digest.trace import running_digests
 from casemate.errors import ImageError, SpecError
 from casemate.files import read_file
 from casemate.firmware.descriptors import FirmwarePair, firmware_roots
@@ -40,16 +50,6 @@ from casemate.machine.host_choice import HostChoice, choose_host
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord, Outcome
 from casemate.machine.spec import MachineSpec
-from casemate.measure.cpu_models import model_signature
-from casemate.measure.explain import Explanation, Owner, Search
-from casemate.measure.hypotheses import Claim, DirectBoot
-from casemate.measure.kernel_hashes import KernelHashes
-from casemate.measure.plan import LaunchPlan
-from casemate.measure.plan_sev import plan_sev, plan_sev_es
-from casemate.measure.plan_snp import plan_snp
-from casemate.measure.plan_tdx import plan_tdx
-from casemate.measure.sev_init import SevInit
-from casemate.measure.trace import running_digests
 
 if TYPE_CHECKING:
     from casemate.advise.attestation import Check, Expectations

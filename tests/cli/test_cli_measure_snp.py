@@ -18,8 +18,8 @@ from sevsnpmeasure.sev_mode import SevMode
 
 from casemate.abi.sev.id_block import IdBlock
 from casemate.cli import main, measure
+from casemate.digest.plan import LaunchPlan
 from casemate.errors import CasemateError
-from casemate.measure.plan import LaunchPlan
 from casemate.testing.images import ImageBuilder
 
 SECTIONS = ((0x800000, 0x9000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3), (0x80F000, 0x1000, 0x10))

@@ -20,8 +20,8 @@ from confidential_launches import write_guest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from casemate.cli import main
+from casemate.digest.measurement import PlatformVersion, predict_measurement
 from casemate.host.model.sev.platform import ModelPlatform
-from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.testing.images import ImageBuilder
 
 NEEDS_LIBVIRT = "needs virt-qemu-sev-validate (libvirt-clients-qemu) and python3-lxml"

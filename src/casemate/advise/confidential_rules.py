@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from casemate.abi.kvm.vm_types import VmType
 from casemate.advise.guest_request import Kind
 from casemate.advise.rule import Found, Guest, RuleSet, Severity
+from casemate.digest.kernel_hashes import find_hashes_area
 from casemate.errors import CasemateError
 from casemate.firmware.hash_use import HashUse, hash_use
 from casemate.firmware.volume import read_volumes
-from casemate.measure.kernel_hashes import find_hashes_area
 
 CONFIDENTIAL_RULES = RuleSet()
 

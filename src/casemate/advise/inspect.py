@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.digest.steps import SnpPages
+from casemate.digest.steps_snp import section_steps
 from casemate.errors import CasemateError, ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuestArea
@@ -22,8 +24,6 @@ from casemate.firmware.tdvf import TdvfMetadata
 from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
 from casemate.firmware.volume import FirmwareVolume, read_volumes
 from casemate.firmware.wrapper import find_wrapper
-from casemate.measure.steps import SnpPages
-from casemate.measure.steps_snp import section_steps
 
 _T = TypeVar("_T")
 

@@ -6,9 +6,7 @@ import argparse
 from base64 import b64encode
 
 from casemate.cli.options import hex_bytes, integer, option_name
-from casemate.errors import SpecError
-from casemate.files import write_file
-from casemate.measure.id_block import (
+from casemate.digest.id_block import (
     DEFAULT_IDENTITY,
     Identity,
     SignedIdBlock,
@@ -16,6 +14,8 @@ from casemate.measure.id_block import (
     make_id_block,
     sign_id_block,
 )
+from casemate.errors import SpecError
+from casemate.files import write_file
 
 ID_BLOCK_OPTIONS = (
     "idkey",

@@ -15,26 +15,26 @@ from casemate.cli.id_block_options import (
     sign_identity,
 )
 from casemate.cli.options import hex_bytes, integer, option_name
-from casemate.errors import SpecError
-from casemate.files import write_file
-from casemate.firmware.image import FirmwareImage
-from casemate.measure.cpu_models import cpu_signature, model_signature
-from casemate.measure.id_block import SignedIdBlock
-from casemate.measure.kernel_hashes import KernelHashes
-from casemate.measure.measurement import (
+from casemate.digest.cpu_models import cpu_signature, model_signature
+from casemate.digest.id_block import SignedIdBlock
+from casemate.digest.kernel_hashes import KernelHashes
+from casemate.digest.measurement import (
     PlatformVersion,
     parse_nonce,
     predict_measurement,
     read_tik,
     validate_policy,
 )
-from casemate.measure.plan import LaunchPlan
-from casemate.measure.plan_sev import plan_sev, plan_sev_es
-from casemate.measure.plan_snp import plan_snp, plan_snp_firmware
-from casemate.measure.plan_tdx import AddOrder, plan_tdx
-from casemate.measure.sev_init import SevInit
-from casemate.measure.steps import UpdateVmsa
-from casemate.measure.trace import running_digests, trace_digest
+from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_sev import plan_sev, plan_sev_es
+from casemate.digest.plan_snp import plan_snp, plan_snp_firmware
+from casemate.digest.plan_tdx import AddOrder, plan_tdx
+from casemate.digest.sev_init import SevInit
+from casemate.digest.steps import UpdateVmsa
+from casemate.digest.trace import running_digests, trace_digest
+from casemate.errors import SpecError
+from casemate.files import write_file
+from casemate.firmware.image import FirmwareImage
 
 EPILOG = """\
 examples:

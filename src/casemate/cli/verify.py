@@ -17,10 +17,10 @@ from casemate.advise.certificate_file import LEAF_NAMES, Pool, common_name, load
 from casemate.advise.report_file import ReportFile, read_report, validate_version
 from casemate.advise.report_text import report_fields
 from casemate.cli.options import hex_bytes, integer
+from casemate.digest.digest_snp import predict_digest
+from casemate.digest.plan import LaunchPlan
 from casemate.errors import ImageError, SpecError
 from casemate.files import read_file, read_text
-from casemate.measure.digest_snp import predict_digest
-from casemate.measure.plan import LaunchPlan
 
 EPILOG = """\
 examples:

@@ -22,11 +22,11 @@ from casemate.confidential.preparation import (
 from casemate.confidential.snp import launch_snp
 from casemate.confidential.traced import TracedProcessor
 from casemate.confidential.warnings import launch_warnings
+from casemate.digest.measurement import PlatformVersion, predict_measurement
 from casemate.errors import InsecureError, InternalError
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, LaunchRecord
-from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.memory.backing import Backing
 
 
