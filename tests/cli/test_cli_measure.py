@@ -128,6 +128,6 @@ def test_command_loads_no_host_and_nothing_heavy() -> None:
         "errors",
         "files",
         "firmware",
-        "measure",
+        "digest",
         "version",
     }
