@@ -28,7 +28,7 @@ class RigBus:
     answers: dict[int, int] = field(default_factory=dict)
     on_write_port: dict[int, object] = field(default_factory=dict)
     on_read: Callable[[], None] | None = None
-    on_store: Callable[[], None] | None = None
+    on_write: Callable[[], None] | None = None
 
     def read_port(self, port: int, size: int) -> int:
         value = self.answers.get(port, 0)
@@ -49,8 +49,8 @@ class RigBus:
         return value
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        self.log.append(("store", gpa, size, value))
-        _call(self.on_store)
+        self.log.append(("write", gpa, size, value))
+        _call(self.on_write)
 
 
 def _call(action: Callable[[], None] | None) -> None:

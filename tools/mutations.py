@@ -92,7 +92,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the reset of a sealed guest", "src/casemate/machine/machine.py",
-        "if self.vm.capabilities.sealed_state:", "if False:",
+        "if self.vm.capabilities.has_protected_state:", "if False:",
         f"{_RULES}::test_reset_of_a_sealed_guest_ends_the_run_with_its_own_outcome",
     ),
 )  # fmt: skip

@@ -10,19 +10,21 @@ from typing import NamedTuple, Protocol
 class ViolationKind(StrEnum):
     """Why a guest access counts as a violation of firmware protection."""
 
-    READONLY_UNIT = "store to a read-only flash unit"
-    PROTECTED_MEMORY = "store to write-protected memory"
-    LIVELOCK = "livelock (endless nested page fault): store of a sealed guest to a read-only slot"
+    READONLY_UNIT = "write to a read-only flash unit"
+    PROTECTED_MEMORY = "write to write-protected memory"
+    LIVELOCK = (
+        "livelock (endless nested page fault): write of a guest with protected state to a read-only slot"
+    )
     NOT_A_COMMAND = "byte that is no flash command"
     DMA = "device DMA outside of RAM"
 
 
 class AccessPath(StrEnum):
-    """How a guest's store came to the monitor."""
+    """How a guest's write came to the monitor."""
 
-    READONLY_SLOT = "store to a read-only slot"
-    NO_SLOT = "store where no slot is"
-    COALESCED = "store that KVM coalesced, made earlier"
+    READONLY_SLOT = "write to a read-only slot"
+    NO_SLOT = "write where no slot is"
+    COALESCED = "write that KVM coalesced, made earlier"
     GHCB = "request by GHCB"
     FAULT = "KVM_RUN failed with EFAULT"
     USERFAULT = "userfaultfd"

@@ -16,7 +16,7 @@ from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.exits import InternalFault
+from casemate.host.exits import KvmInternalError
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import SevSetup, VcpuReset
@@ -71,7 +71,7 @@ def test_era_answers_as_the_kernel_did(
             continue
         with closing(model.create_vm(kind, setup)) as vm:
             assert vm.capabilities.readonly_memory is answer
-            assert vm.capabilities.sealed_state is (kind is ES)
+            assert vm.capabilities.has_protected_state is (kind is ES)
             assert vm.capabilities == model.expected_capabilities(kind, setup)
             assert takes_readonly_slot(vm) is answer
 
@@ -90,7 +90,7 @@ def takes_readonly_slot(vm: ModelVm) -> bool:
 
 def test_capability_and_slot_could_disagree() -> None:
     # Between 66155de93bcf and d30d9ee94cc0 the capability said 1 and the slot was refused.
-    between = replace(find_era("linux-6.11"), sealed_readonly_memory=True)
+    between = replace(find_era("linux-6.11"), protected_readonly_memory=True)
     with closing(host(between).create_vm(ES, ES_TYPE)) as vm:
         assert vm.capabilities.readonly_memory
         assert not takes_readonly_slot(vm)
@@ -146,8 +146,8 @@ def test_system_always_says_yes() -> None:
 
 
 def test_sealed_guest_livelocks_on_readonly_slots_in_every_era() -> None:
-    assert {find_era(era).sealed_store_to_readonly_slot for era in ERAS} == {WriteOutcome.LIVELOCK}
-    assert {find_era(era).store_to_readonly_mapping for era in ERAS} == {WriteOutcome.EFAULT}
+    assert {find_era(era).protected_write_to_readonly_slot for era in ERAS} == {WriteOutcome.LIVELOCK}
+    assert {find_era(era).write_to_readonly_mapping for era in ERAS} == {WriteOutcome.EFAULT}
 
 
 class NoBus:
@@ -167,7 +167,7 @@ class NoBus:
 def test_confidential_guest_does_not_run_before_its_launch() -> None:
     with closing(host("linux-6.18").create_vm(SEV, SEV_TYPE)) as vm:
         vm_exit = vm.create_vcpu(NoBus(), None).run()
-        assert isinstance(vm_exit, InternalFault)
+        assert isinstance(vm_exit, KvmInternalError)
         assert "launch" in vm_exit.detail
 
 

@@ -182,7 +182,7 @@ def test_store_to_protected_firmware_exits_with_1(capsys: pytest.CaptureFixture[
     path = write_guest(tmp_path, store(UNIT0 + 0x8000, 1) + tell(0))
     code, _, err = boot(capsys, *DEBUG_SWAP, "--code", path, "--vars", write_variables(tmp_path), "-v")
     assert code == 1
-    assert "address unknown (sealed); armed: unit 0, unit 1" in err
+    assert "address unknown (protected state); armed: unit 0, unit 1" in err
     assert "audit     unit 0 lifted: launch update" in err
 
 

@@ -261,10 +261,10 @@ def test_what_the_commands_say_is_what_was_asked_for(launched: Launched) -> None
 
 
 def test_legacy_setups_take_no_argument() -> None:
-    for sealed, name in ((False, "KVM_SEV_INIT"), (True, "KVM_SEV_ES_INIT")):
+    for protected, name in ((False, "KVM_SEV_INIT"), (True, "KVM_SEV_ES_INIT")):
         ioctls = SevIoctls(None, PLATFORM)  # type: ignore[arg-type]
         setup = SevSetup(VmType.DEFAULT)
-        KvmSev(-1, open_device(ioctls), setup, sev_es=sealed, place_vcpus=lambda vcpus: None, call=ioctls)
+        KvmSev(-1, open_device(ioctls), setup, sev_es=protected, place_vcpus=lambda vcpus: None, call=ioctls)
         assert [call.name for call in ioctls.calls] == [name]
         assert kvm_sev.SevCmd.from_bytes(ioctls.calls[0].request).data == 0
 

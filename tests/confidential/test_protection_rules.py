@@ -33,7 +33,7 @@ from casemate.events import ViolationKind
 from casemate.guests.actions import ask_for_reset, store, store_all, tell, tell_memory
 from casemate.guests.entry import IMAGE_SIZE
 from casemate.host.clock import GuestClock
-from casemate.host.exits import InternalFault
+from casemate.host.exits import KvmInternalError
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending
@@ -54,7 +54,7 @@ ATTACK_UNIT1 = store(UNIT1 + 0x100, 0x41) + tell_memory(UNIT1 + 0x100)
 
 @dataclass(frozen=True)
 class Row:
-    """What a guest with flash gets, by what the VM answers, and how its direct store ends there."""
+    """What a guest with flash gets, by what the VM answers, and how its direct write ends there."""
 
     era: str
     features: tuple[str, ...]
@@ -125,7 +125,7 @@ def test_sev_es_flash_by_kernel(tmp_path: Path, row: Row, attack: bytes) -> None
     assert outcome.ending is Ending.VIOLATION
     assert outcome.exit_code == 1
     assert row.end in outcome.detail
-    assert report["exit_port"] is None, "the guest went on behind its store"
+    assert report["exit_port"] is None, "the guest went on behind its write"
 
 
 def test_vma_protection_warns_once_of_what_kvm_lacks_and_of_the_way_out(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_guest_reads_its_kernel_hashes_and_the_host_sees_ciphertext(tmp_path: Pa
 def test_store_of_a_sealed_guest_names_the_armed_units_and_no_address(tmp_path: Path) -> None:
     spec = sev_es(write_guest(tmp_path, ATTACK_UNIT1), write_variables(tmp_path))
     outcome = Launch(spec, DEBUG_SWAP).run()
-    assert outcome.detail.endswith("address unknown (sealed); armed: unit 0, unit 1")
+    assert outcome.detail.endswith("address unknown (protected state); armed: unit 0, unit 1")
     (event,) = outcome.report["writes"]["events"]
     assert event["gpa"] is event["value"] is event["rip"] is event["unit"] is None
 
@@ -350,7 +350,7 @@ def test_failing_update_inside_the_window_leaves_no_running_guest(tmp_path: Path
             guest.run()
     protected, vm_exit = after
     assert protected == IMAGE_SIZE, "armed again although the update failed"
-    assert isinstance(vm_exit, InternalFault)
+    assert isinstance(vm_exit, KvmInternalError)
     assert "launch of this guest is not finished" in vm_exit.detail
     assert guest.moments[-1] == "LAUNCH_UPDATE_DATA"
     assert guest.machine.stage is Stage.FIRMWARE_PLACED

@@ -12,7 +12,7 @@ from guest_rig import PROTECTED
 
 from casemate.address import Hva
 from casemate.guests.stores import FILLER
-from casemate.host.exits import InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
+from casemate.host.exits import Interrupted, KvmInternalError, MemoryFault, Shutdown, VmExit
 from casemate.testing.behaviours import (
     BEHAVIOURS,
     PROLOGUE,
@@ -54,10 +54,10 @@ def protect(rig: ContractRig, protection: Protection) -> bytes | mmap.mmap | mem
 
 
 def outcome(rig: ContractRig, vm_exit: VmExit) -> Outcome:
-    stores = tuple((gpa - TARGET, size, value) for kind, gpa, size, value in rig.accesses if kind == "store")
+    stores = tuple((gpa - TARGET, size, value) for kind, gpa, size, value in rig.accesses if kind == "write")
     if isinstance(vm_exit, MemoryFault):
         return Outcome(End.FAULT, stores)
-    if isinstance(vm_exit, InternalFault):
+    if isinstance(vm_exit, KvmInternalError):
         return Outcome(End.ERROR, stores)
     if isinstance(vm_exit, Shutdown):  # these guests have no handlers
         return Outcome(End.UNDEFINED, stores)

@@ -1,4 +1,4 @@
-"""Stores that KVM executes by itself, beyond the table of behaviours: INS in its forms, loads from MMIO, x87."""
+"""Writes that KVM executes by itself, beyond the table of behaviours: INS in its forms, loads from MMIO, x87."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def told(rig: ContractRig) -> tuple[int, int]:
 
 
 def stores(rig: ContractRig) -> list[tuple[int, int, int]]:
-    return [(gpa - PROTECTED, size, value) for kind, gpa, size, value in rig.accesses if kind == "store"]
+    return [(gpa - PROTECTED, size, value) for kind, gpa, size, value in rig.accesses if kind == "write"]
 
 
 def kinds(rig: ContractRig) -> str:
-    """i for each element that was read, s for each store, in order."""
+    """i for each element that was read, s for each write, in order."""
     return "".join(kind[0] for kind, *_ in rig.accesses if kind != "out")
 
 

@@ -1,4 +1,4 @@
-"""Stores that may reach the bus late, on every host: in order, before what follows them, at the end of a run."""
+"""Writes that may reach the bus late, on every host: in order, before what follows them, at the end of a run."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ TELL = f"c605 {DONE.to_bytes(4, 'little').hex()} 01"  # mov byte [DONE], 1
 
 
 def stores(count: int) -> str:
-    """Store the low byte of ``count``, ``count`` - 1, ... to PROTECTED and up."""
+    """Write the low byte of ``count``, ``count`` - 1, ... to PROTECTED and up."""
     # mov edi, PROTECTED; mov ecx, count; 1: mov [edi], cl; inc edi; loop 1b
     return f"bf 00003000 b9 {count.to_bytes(4, 'little').hex()} 880f 47 e2fb"
 
 
 def expected(count: int) -> list[tuple[str, int, int, int]]:
-    return [("store", PROTECTED + i, 1, count - i & 0xFF) for i in range(count)]
+    return [("write", PROTECTED + i, 1, count - i & 0xFF) for i in range(count)]
 
 
 class LateRig(ContractRig):
-    """The spare page has no slot, and stores to it may be late; ``runs`` counts KVM_RUN."""
+    """The spare page has no slot, and writes to it may be late; ``runs`` counts KVM_RUN."""
 
     def __init__(self, host: HostName, code: str) -> None:
         super().__init__(host, code)
         self.vm.delete_slot(3)
-        self.vm.coalesce_stores(WHERE, enabled=True)
+        self.vm.coalesce_mmio(WHERE, enabled=True)
 
     @contextmanager
     def when_done(self, action: Callable[[], None]) -> Iterator[None]:
-        """Call ``action`` on a thread of its own as soon as the guest has told that it made its stores."""
+        """Call ``action`` on a thread of its own as soon as the guest has told that it made its writes."""
         over = threading.Event()
 
         def watch() -> None:
@@ -123,17 +123,17 @@ def test_stores_of_a_guest_without_exits_are_delivered_when_asked_for(host: Host
             if len(rig.accesses) == 7:
                 rig.vcpu.stop()
 
-        rig.bus.on_store = stop_at_the_last
-        with rig.when_done(rig.vm.deliver_stores):
+        rig.bus.on_write = stop_at_the_last
+        with rig.when_done(rig.vm.deliver_coalesced):
             assert rig.run() == Interrupted()
         assert rig.accesses == expected(7)
 
 
 def test_only_late_stores_say_so(host: HostName) -> None:
-    # a store to the range, then one to where no slot is
+    # a write to the range, then one to where no slot is
     with LateRig(host, f"{stores(1)} a3 000040fe {END}") as rig:
         seen: list[bool] = []
-        rig.bus.on_store = lambda: seen.append(rig.vcpu.store_is_late)
+        rig.bus.on_write = lambda: seen.append(rig.vcpu.write_was_coalesced)
         assert rig.run() == Interrupted()
         assert seen == [host == "kvm", False]
 
@@ -142,15 +142,15 @@ def test_slot_that_returns_takes_stores_at_once(host: HostName) -> None:
     with LateRig(host, f"{stores(3)} e680 {stores(4)} e681 {stores(2)} {END}") as rig:
 
         def show_memory() -> None:
-            rig.vm.coalesce_stores(WHERE, enabled=False)
+            rig.vm.coalesce_mmio(WHERE, enabled=False)
             rig.add(3, PROTECTED, PAGE, rig.protected_hva)
 
         def hide_memory() -> None:
             rig.vm.delete_slot(3)
-            rig.vm.coalesce_stores(WHERE, enabled=True)
+            rig.vm.coalesce_mmio(WHERE, enabled=True)
 
         rig.bus.on_write_port.update({0x80: show_memory, 0x81: hide_memory})
         assert rig.run() == Interrupted()
-        stored = [entry for entry in rig.accesses if entry[0] == "store"]
+        stored = [entry for entry in rig.accesses if entry[0] == "write"]
         assert stored == expected(3) + expected(2)
         assert rig.ram_at(PROTECTED, 5) == b"\x04\x03\x02\x01\x00"

@@ -12,7 +12,7 @@ from guest_rig import PROTECTED
 
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError
-from casemate.host.exits import InternalFault, Interrupted, MemoryFault
+from casemate.host.exits import Interrupted, KvmInternalError, MemoryFault
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
 
@@ -78,7 +78,7 @@ def test_read_only_alias_follows_the_writable_slot(host: HostName) -> None:
     with ContractRig(host, code) as rig:
         rig.add(9, ALIAS, PAGE, rig.protected_hva, readonly=True)
         assert rig.run() == Interrupted()
-        assert rig.accesses == [("out", 0x80, 1, 0x5A), ("store", ALIAS, 1, 0x66), ("out", 0x80, 1, 0x5A)]
+        assert rig.accesses == [("out", 0x80, 1, 0x5A), ("write", ALIAS, 1, 0x66), ("out", 0x80, 1, 0x5A)]
 
 
 def test_read_only_slot_can_be_executed(host: HostName) -> None:
@@ -90,7 +90,7 @@ def test_read_only_slot_can_be_executed(host: HostName) -> None:
 
 
 def test_hundreds_of_flips_keep_memory_and_mmio_apart(host: HostName) -> None:
-    # 300 times: port 0x80 removes the slot, a store goes to the bus, port 0x81 returns it read-only, a load reads it,
+    # 300 times: port 0x80 removes the slot, a write goes to the bus, port 0x81 returns it read-only, a load reads it,
     # port 0x82 returns it writable, a count lands.
     code = f"b9 2c010000 e680 {STORE} e681 a0 00003000 e682 ff05 04003000 49 75e5 {END}"
     with ContractRig(host, code) as rig:
@@ -98,7 +98,7 @@ def test_hundreds_of_flips_keep_memory_and_mmio_apart(host: HostName) -> None:
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, PAGE, rig.protected_hva, readonly=True)
         rig.bus.on_write_port[0x82] = rig.replace_slot
         assert rig.run() == Interrupted()
-        assert rig.bus.log.count(("store", PROTECTED, 1, 0x5A)) == 300
+        assert rig.bus.log.count(("write", PROTECTED, 1, 0x5A)) == 300
         assert rig.ram_at(PROTECTED, 8) == bytes(4) + (300).to_bytes(4, "little")
 
 
@@ -113,9 +113,9 @@ def test_slot_deleted_under_a_running_vcpu_turns_into_mmio(host: HostName) -> No
             if len(rig.bus.log) > 2:
                 rig.vcpu.stop()
 
-        rig.bus.on_store = stop_at_the_second
+        rig.bus.on_write = stop_at_the_second
         assert rig.run() == Interrupted()
-        assert rig.bus.log[-2:] == [("load", PROTECTED, 1, 0x10), ("store", PROTECTED, 1, 0x11)]
+        assert rig.bus.log[-2:] == [("load", PROTECTED, 1, 0x10), ("write", PROTECTED, 1, 0x11)]
 
 
 def test_unreadable_host_memory_is_a_fault(host: HostName) -> None:
@@ -130,7 +130,7 @@ def test_unreadable_host_memory_is_a_fault(host: HostName) -> None:
 
 @pytest.mark.parametrize("readonly_slot", [True, False], ids=["slot", "mapping"])
 def test_page_tables_in_protected_memory_change_nothing_in_it(host: HostName, readonly_slot: bool) -> None:
-    """Accessed and dirty bits are set already; even so hosts walk them as if they stored."""
+    """Accessed and dirty bits are set already; even so hosts walk them as if they written."""
     code = f"b8 00006000 0f22d8 90 {END}"  # mov eax, TABLES; mov cr3, eax; nop
     tables = Backing("tables", 4 * PAGE)
     view = tables.writable.view
@@ -151,7 +151,7 @@ def test_page_tables_in_protected_memory_change_nothing_in_it(host: HostName, re
         if family(host) in ("model", "kvm_pvm"):
             assert rig.ended
         elif readonly_slot:
-            assert isinstance(vm_exit, (Interrupted, InternalFault))
+            assert isinstance(vm_exit, (Interrupted, KvmInternalError))
         else:
             assert isinstance(vm_exit, MemoryFault)
         assert bytes(view) == before

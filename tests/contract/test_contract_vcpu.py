@@ -39,13 +39,13 @@ def test_ports_of_every_width_reach_the_bus(host: HostName) -> None:
 
 
 def test_mmio_of_every_width_reaches_the_bus(host: HostName) -> None:
-    # rbx = HOLE: load and store 1, 2, 4 and 8 bytes
+    # rbx = HOLE: load and write 1, 2, 4 and 8 bytes
     code = f"bb 000040fe 8a03 8803 668b4302 66894302 8b4304 894304 488b4308 48894308 {END}"
     answers = {HOLE: 0x11, HOLE + 2: 0x2222, HOLE + 4: 0x44444444, HOLE + 8: 0x8877665544332211}
     with ContractRig(host, code, 64) as rig:
         rig.bus.answers.update(answers)
         assert rig.run() == Interrupted()
-        for kind in ("load", "store"):
+        for kind in ("load", "write"):
             accesses = [entry[1:] for entry in rig.accesses if entry[0] == kind]
             assert accesses[:3] == [(HOLE, 1, 0x11), (HOLE + 2, 2, 0x2222), (HOLE + 4, 4, 0x44444444)]
             if host == "kvm":
@@ -118,17 +118,17 @@ def test_stop_in_an_access_lets_it_finish(host: HostName) -> None:
 @pytest.mark.parametrize(
     "access",
     ["e590", "e780", "a1 000040fe", "a3 000040fe", "66ba9000 bf 00002000 b9 10000000 f36c"],
-    ids=["in", "out", "load", "store", "string"],
+    ids=["in", "out", "load", "write", "string"],
 )
 def test_reset_in_an_access_starts_over(host: HostName, access: str) -> None:
     # [PROTECTED] counts starts; the stop comes in the midst of the access of the first, which then never ends
     skip = len(bytes.fromhex(access)) + 2
     code = f"ff05 00003000 833d 00003000 02 74{skip:02x} {access} ebfe {END}"
     with ContractRig(host, code) as rig:
-        rig.bus.on_read = rig.bus.on_store = rig.bus.on_write_port[0x80] = rig.vcpu.stop
+        rig.bus.on_read = rig.bus.on_write = rig.bus.on_write_port[0x80] = rig.vcpu.stop
         assert rig.run() == Interrupted()
         assert not rig.ended
-        rig.bus.on_read = rig.bus.on_store = None
+        rig.bus.on_read = rig.bus.on_write = None
         rig.vcpu.reset()
         assert rig.vcpu.rip() == 0xFFF0
         assert rig.run() == Interrupted()

@@ -1,4 +1,4 @@
-"""The bus: who answers, who does not, and stores that must not land."""
+"""The bus: who answers, who does not, and writes that must not land."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Registers:
 
 class Machine:
     def __init__(
-        self, protection: WriteProtection = WriteProtection.READONLY_SLOT, sealed: bool = False
+        self, protection: WriteProtection = WriteProtection.READONLY_SLOT, protected: bool = False
     ) -> None:
-        self.vm = RecordingVm(VmCapabilities(readonly_memory=True, sealed_state=sealed))
+        self.vm = RecordingVm(VmCapabilities(readonly_memory=True, has_protected_state=protected))
         self.sink = RecordingSink()
         self.map = MemoryMap(self.vm)
         self.ram, self.rom, flash = Backing("ram", 0x2000), Backing("rom", 0x1000), Backing("flash", 0x1000)
@@ -172,9 +172,9 @@ def test_bus_store_to_rom_is_dropped_and_reported() -> None:
     ],
 )
 def test_bus_store_to_flash_in_array_mode(
-    protection: WriteProtection, sealed: bool, is_command: bool
+    protection: WriteProtection, protected: bool, is_command: bool
 ) -> None:
-    machine = Machine(protection, sealed)
+    machine = Machine(protection, protected)
     machine.bus.write_mmio(FLASH + 1, 1, 0x70)
     violation = Violation(ViolationKind.PROTECTED_MEMORY, 1, FLASH + 1, 1, 0x70, path=AccessPath.EMULATOR)
     assert machine.device.seen == ([("write", 1, 1, 0x70)] if is_command else [])

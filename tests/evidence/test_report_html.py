@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 def run(folder: Path, *options: str) -> dict[str, Any]:
-    """A guest that probes, programs and erases its flash, then stores nonsense; its report in both forms."""
+    """A guest that probes, programs and erases its flash, then writes nonsense; its report in both forms."""
     stores = [(UNIT1, 0x70), (UNIT1, 0x10), (UNIT1, 0x5A), (UNIT1 + 0x2000, 0x20), (UNIT1 + 0x2000, 0xD0)]
     code = store_all([*stores, (UNIT1, 0xFF), (UNIT1 + 0x1234, 0x41)]) + tell(7)
     (folder / "code.fd").write_bytes(make_image(code, 32))

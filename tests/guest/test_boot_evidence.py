@@ -54,7 +54,7 @@ def test_store_of_the_shell_into_code_is_one_violation_that_says_who_and_where(t
     assert outcome.report["writes"]["violations"] == 1
     event = outcome.report["writes"]["events"][0]
     assert (event["gpa"], event["value"], event["unit"]) == (SEC_CORE, 0x41, 0)
-    assert event["path"] == "store to a read-only slot"
+    assert event["path"] == "write to a read-only slot"
     assert event["instruction"] == "rep movsb [rdi],[rsi]"
     assert event["rip"]
     assert event["owner"] == "offset 0x1ac100, firmware volume at 0x1ac000, file SecMain (SEC core)"

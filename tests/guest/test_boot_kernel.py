@@ -78,7 +78,7 @@ def test_kernel_finds_the_machine_by_acpi_and_powers_it_off(
 def test_kernel_runs_in_the_guest_whose_flash_kvm_cannot_protect(
     kernel_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Firmware from flash behind read-only mappings, and a whole operating system above it, without one store there."""
+    """Firmware from flash behind read-only mappings, and a whole operating system above it, without one write there."""
     words = [*flash("trixie", tmp_path), *DEBUG_SWAP, "--kernel", str(require_kernel("trixie"))]
     document = boot(capsys, *words, *kernel_words)
     assert_ran_to_its_end(document)

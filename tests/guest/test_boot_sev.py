@@ -118,7 +118,7 @@ def test_combined_image_by_bios_runs_confidentially(
 @pytest.mark.parametrize(
     ("options", "outcome", "says"),
     [
-        ((*DEBUG_SWAP, "--host", "model:linux-6.18"), "violation", "address unknown (sealed)"),
+        ((*DEBUG_SWAP, "--host", "model:linux-6.18"), "violation", "address unknown (protected state)"),
         (("--guest", "sev-es", "--host", "model:linux-6.18"), "violation", "livelock"),
     ],
     ids=["mapping", "slot"],
@@ -126,7 +126,7 @@ def test_combined_image_by_bios_runs_confidentially(
 def test_shell_that_stores_into_protected_flash_ends_the_guest(
     options: tuple[str, ...], outcome: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the patch promises for misbehaving guests; the store is one of OVMF's own shell."""
+    """What the patch promises for misbehaving guests; the write is one of OVMF's own shell."""
     _, _, words = pair("bookworm", tmp_path)
     stores = "mm ffe00000 41 -w 1 -n"
     document = boot(capsys, *words, *options, "--type", stores, "--until", "never printed")

@@ -79,16 +79,18 @@ def test_hostile_guest_ends_as_the_table_says(
     code, variables = tmp_path / "code.fd", tmp_path / "vars.fd"
     code.write_bytes(image(guest))
     variables.write_bytes(BLANK)
-    sealed = column.startswith("sev-es")
+    protected = column.startswith("sev-es")
     outcome = (
-        boot_sealed(column, code, variables) if sealed else boot_plain(guest, column, host, code, variables)
+        boot_sealed(column, code, variables)
+        if protected
+        else boot_plain(guest, column, host, code, variables)
     )
     assert outcome.ending.word == expected, outcome.detail
     assert code.read_bytes() == image(guest)
     changed = variables.read_bytes() != BLANK
     assert changed is (guest.programs and column == "slot")
     if outcome.ending is Ending.VIOLATION:
-        assert outcome.report["writes"]["violations"] >= 1  # a store over a border is two
+        assert outcome.report["writes"]["violations"] >= 1  # a write over a border is two
     if outcome.ending is Ending.EXIT_PORT and guest.name != "leave-status-mode-on":
         assert outcome.report["exit_port"] == EXIT_VALUE
 

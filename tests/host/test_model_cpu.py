@@ -1,4 +1,4 @@
-"""The modelled CPU: traps, exceptions, interrupts, self-modifying code and stops."""
+"""The modelled CPU: intercepts, exceptions, interrupts, self-modifying code and stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
 from casemate.guests.entry import CODE32, CODE64, PAGE_TABLES
 from casemate.guests.user_mode import in_user_mode
-from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown
+from casemate.host.exits import Hlt, Interrupted, KvmInternalError, Shutdown
 
 HALTED = Hlt(interrupts_enabled=False)
 IDT = 0x200000
@@ -105,7 +105,7 @@ def test_page_faults_arrive_one_after_the_other_with_their_address() -> None:
 
 
 def test_page_fault_has_its_error_code() -> None:
-    # The handler stores the error code, steps over the faulting store and returns.
+    # The handler writes the error code, steps over the faulting write and returns.
     handler = "58 890425 00200000 48830424 02 48cf"
     code = load_idt(64) + "48bb 0000000001000000" + "8803" + "f4"  # mov [rbx], al
     with ModelRig(code, 64) as rig:
@@ -133,7 +133,7 @@ def test_missing_gate_becomes_a_double_fault() -> None:
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_interrupts_wait_for_sti_and_are_delivered_in_order(bits: int) -> None:
-    # Each handler stores its vector at [0x2000 + n], n counted in ebx; the guest halts until both came.
+    # Each handler writes its vector at [0x2000 + n], n counted in ebx; the guest halts until both came.
     handlers = {0x30: "30", 0x41: "41"}
     ret = "48cf" if bits == 64 else "cf"
     code = load_idt(bits) + "31db e680 fb f4 83fb02 75fa fa f4"
@@ -172,12 +172,12 @@ def test_code_that_the_guest_rewrites_runs_as_rewritten() -> None:
 
 
 def test_code_rewritten_after_its_page_was_data_runs_as_rewritten() -> None:
-    """A store-heavy page turns into code, is executed, then stored to again: the engine must notice."""
+    """A store-heavy page turns into code, is executed, then written to again: the engine must notice."""
     code = (
         "bf 00202000 b9 00040000 b8 c3c3c3c3 f3ab"  # fill the page with RET
         "bf 00202000 c707 b001c390 ffd7 8ad8"  # mov al, 1; ret: call it
         "c707 b002c390 ffd7 00c3"  # the same with 2
-        "c747f0 00000000 c707 b004c390 ffd7 00c3"  # after a store elsewhere, with 4
+        "c747f0 00000000 c707 b004c390 ffd7 00c3"  # after a write elsewhere, with 4
         "881d 00200000 f4"
     )
     with ModelRig(code) as rig:
@@ -186,11 +186,11 @@ def test_code_rewritten_after_its_page_was_data_runs_as_rewritten() -> None:
 
 
 def test_code_rewritten_through_another_virtual_address_runs_as_rewritten() -> None:
-    """Two virtual pages of one physical page: stores through one (at 5 GiB), execution through the other."""
+    """Two virtual pages of one physical page: writes through one (at 5 GiB), execution through the other."""
     code = (
         "e680"
         "48bf 0020204001000000 48be 0020200000000000"  # rdi = 5 GiB + 0x202000, rsi = 0x202000
-        "c707 b001c390 c707 b001c390"  # the first store makes the page's TLB entry dirty
+        "c707 b001c390 c707 b001c390"  # the first write makes the page's TLB entry dirty
         "ffd6 88c3"
         "c707 b002c390 ffd6 00c3"
         "c707 b004c390 ffd6 00c3"
@@ -241,7 +241,7 @@ def test_pages_of_supervisor_code_are_closed_to_user_code() -> None:
             struct.pack_into("<Q", rig.ram.writable.view, PAGE_TABLES + 0x2000 + 8, 0x200083)
 
         rig.bus.on_write_port[0x80] = close_second_page
-        assert isinstance(rig.run(), Shutdown | InternalFault)
+        assert isinstance(rig.run(), Shutdown | KvmInternalError)
         assert rig.ram_at(0x2000, 1) == b"\x55"
         assert [port for _, port, _, _ in rig.bus.log] == [0x80]
 
@@ -312,7 +312,7 @@ def test_string_copy_into_a_readonly_slot_stores_every_element() -> None:
     with ModelRig("be 00200000 bf 00000f00 b9 06000000 f3a4 f4") as rig:
         rig.ram.writable.view[0x2000:0x2006] = b"flash!"
         assert rig.run() == HALTED
-        assert bytes(value for kind, _, _, value in rig.bus.log if kind == "store") == b"flash!"
+        assert bytes(value for kind, _, _, value in rig.bus.log if kind == "write") == b"flash!"
 
 
 def test_stop_ends_a_loop_that_does_nothing() -> None:

@@ -94,7 +94,7 @@ class Delivery(ModelRig):
         ("cd40", 0x40, None, 2),  # int 0x40, whose gate is open
         ("b868000000 8ed8", 13, 0x68, 5),  # mov ds, a selector behind the table
         ("48b8 0000000001000000 8a18", 14, 4, 10),  # load from an unmapped page
-        ("48b8 0000000001000000 8818", 14, 6, 10),  # store to an unmapped page
+        ("48b8 0000000001000000 8818", 14, 6, 10),  # write to an unmapped page
         ("48b8 0000000001000000 ffe0", 14, 4, None),  # jump to an unmapped page
         ("9c 810c24 00010000 9d 90 90", 1, None, 10),  # popfq with TF: one instruction later
     ],
@@ -107,7 +107,7 @@ class Delivery(ModelRig):
         "open-gate",
         "selector",
         "load",
-        "store",
+        "write",
         "jump",
         "single-step",
     ],

@@ -1,4 +1,4 @@
-"""Stores that KVM's instruction emulator knows or does not, on the model; tests/contract has what every host shows."""
+"""Writes that KVM's instruction emulator knows or does not, on the model; tests/contract has what every host shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from guest_rig import PROTECTED
 from model_rig import ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
-from casemate.host.exits import Hlt, InternalFault
+from casemate.host.exits import Hlt, KvmInternalError
 from casemate.host.model.kvm_emulator import split
 
 HALTED = Hlt(interrupts_enabled=False)
@@ -40,7 +40,7 @@ def test_x87_store_of_the_supervisor_ends_the_run_on_it(code: str) -> None:
     with ModelRig(f"{SETUP} {code} f4", 64) as rig:
         make_readonly(rig)
         vm_exit = rig.run()
-        assert vm_exit == InternalFault("KVM internal error EMULATION", rig.vcpu.rip())
+        assert vm_exit == KvmInternalError("KVM internal error EMULATION", rig.vcpu.rip())
         found = rig.vcpu.code_at_rip()
         assert found is not None
         assert found[0].startswith(bytes.fromhex(code))
@@ -51,7 +51,7 @@ def test_x87_store_of_the_supervisor_ends_the_run_on_it(code: str) -> None:
 def test_x87_store_in_many_parts_is_undone_with_the_first(code: str) -> None:
     with ModelRig(f"{SETUP} {code} f4", 64) as rig:
         make_readonly(rig)
-        assert rig.run() == InternalFault("KVM internal error EMULATION", rig.vcpu.rip())
+        assert rig.run() == KvmInternalError("KVM internal error EMULATION", rig.vcpu.rip())
         found = rig.vcpu.code_at_rip()
         assert found is not None
         assert found[0].startswith(bytes.fromhex(code))
@@ -66,7 +66,7 @@ def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map() -> None:
         assert not isinstance(rig.run(), Hlt)
         assert [(kind, at, size) for kind, at, size, _ in rig.bus.log] == [
             ("in", PORT, 2),
-            ("store", PROTECTED + 0xFFE, 2),
+            ("write", PROTECTED + 0xFFE, 2),
         ]
 
 
@@ -80,7 +80,7 @@ def test_instruction_is_found_in_a_code_segment_that_does_not_begin_at_0() -> No
         view[0x200000:0x200002] = b"\x6c\xf4"
         make_readonly(rig)
         assert rig.run() == HALTED
-        assert rig.bus.log == [("in", PORT, 1, 0), ("store", PROTECTED + 0x20, 1, 0)]
+        assert rig.bus.log == [("in", PORT, 1, 0), ("write", PROTECTED + 0x20, 1, 0)]
 
 
 def test_prefixes_and_rex_are_told_from_the_opcode() -> None:

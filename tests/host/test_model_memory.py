@@ -1,4 +1,4 @@
-"""Slots of the modelled VM: what stores, loads and changes of the host mapping do (Linux api.rst)."""
+"""Slots of the modelled VM: what writes, loads and changes of the host mapping do (Linux api.rst)."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def test_store_to_ram_lands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("store", "expected"),
+    ("write", "expected"),
     [
-        ("c605 00000f00 77", [("store", 0xF0000, 1, 0x77)]),
-        ("66c705 00000f00 3412", [("store", 0xF0000, 2, 0x1234)]),
-        ("c705 00000f00 78563412", [("store", 0xF0000, 4, 0x12345678)]),
+        ("c605 00000f00 77", [("write", 0xF0000, 1, 0x77)]),
+        ("66c705 00000f00 3412", [("write", 0xF0000, 2, 0x1234)]),
+        ("c705 00000f00 78563412", [("write", 0xF0000, 4, 0x12345678)]),
     ],
 )
 def test_store_to_a_readonly_slot_goes_to_the_bus(
-    store: str, expected: list[tuple[str, int, int, int]]
+    write: str, expected: list[tuple[str, int, int, int]]
 ) -> None:
-    with ModelRig(store + "a0 00000f00 a2 00002000 f4") as rig:
+    with ModelRig(write + "a0 00000f00 a2 00002000 f4") as rig:
         before = bytes(rig.rom.writable.view)
         assert rig.run() == HALTED
         assert rig.bus.log == expected
@@ -77,7 +77,7 @@ def test_faulted_store_lands_when_the_mapping_becomes_writable() -> None:
 
 
 def test_store_after_protecting_a_page_already_stored_to_faults() -> None:
-    code = f"{MOV_STORE} e680 c605 00003000 a5 f4"  # store; out 0x80, al; store again
+    code = f"{MOV_STORE} e680 c605 00003000 a5 f4"  # write; out 0x80, al; write again
     with ModelRig(code) as rig:
         rig.bus.on_write_port[0x80] = lambda: protect(rig, mmap.PROT_READ)
         assert isinstance(rig.run(), MemoryFault)
@@ -99,22 +99,22 @@ def test_deleted_slot_becomes_mmio_and_returns() -> None:
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, 0x1000, hva)
         assert rig.run() == HALTED
-        assert [entry for entry in rig.bus.log if entry[0] in ("load", "store")] == [
-            ("store", PROTECTED, 1, 0x5A),
+        assert [entry for entry in rig.bus.log if entry[0] in ("load", "write")] == [
+            ("write", PROTECTED, 1, 0x5A),
             ("load", PROTECTED, 1, 0x99),
         ]
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
 
 
 def test_hundreds_of_flips_keep_memory_and_mmio_apart() -> None:
-    # 300 times: port 0x80 removes the slot, a store goes to the bus, port 0x81 returns it, a store lands.
+    # 300 times: port 0x80 removes the slot, a write goes to the bus, port 0x81 returns it, a write lands.
     code = f"b9 2c010000 e680 {MOV_STORE} e681 ff05 04003000 49 75ea f4".replace(" ", "")
     with ModelRig(code) as rig:
         hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, 0x1000, hva)
         assert rig.run() == HALTED
-        assert rig.bus.log.count(("store", PROTECTED, 1, 0x5A)) == 300
+        assert rig.bus.log.count(("write", PROTECTED, 1, 0x5A)) == 300
         assert rig.ram_at(PROTECTED, 8) == bytes(4) + (300).to_bytes(4, "little")
 
 

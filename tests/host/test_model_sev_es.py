@@ -183,7 +183,7 @@ def test_mmio_store_by_ghcb_reaches_the_device_though_its_slot_is_live() -> None
         rig.ram.writable.view[GHCB : GHCB + 0x1000] = page(ExitCode.MMIO_WRITE, PROTECTED, 4, scratch=0x3000)
         rig.ram.writable.view[0x3000:0x3004] = b"\x78\x56\x34\x12"
         assert rig.run() == HALTED
-        assert rig.bus.log == [("store", PROTECTED, 4, 0x12345678)]
+        assert rig.bus.log == [("write", PROTECTED, 4, 0x12345678)]
         assert rig.ram_at(PROTECTED, 4) == bytes(4)
         assert rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 8) == bytes(8)
 
@@ -285,7 +285,7 @@ def test_store_to_a_readonly_mapping_of_a_sealed_guest_tells_nothing() -> None:
 
 
 def test_memory_is_the_same_with_and_without_the_c_bit() -> None:
-    """Virtual 8 MiB shows physical 2 MiB with the C-bit: code stored there runs there, and shows in the plain view."""
+    """Virtual 8 MiB shows physical 2 MiB with the C-bit: code written there runs there, and shows in the plain view."""
     code = (
         "e680"
         "48be 0020800000000000"  # rsi = 0x802000
@@ -323,10 +323,10 @@ def test_mmio_with_the_c_bit_reaches_the_same_device() -> None:
 
 
 def test_plain_guest_beside_a_sev_es_guest_raises_no_vc() -> None:
-    with SevRig("b0 41 e680 f4") as sealed:
+    with SevRig("b0 41 e680 f4") as protected:
         vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
         with Rig("b0 42 e680 0fa2 f4", 32, vm) as plain:
-            assert sealed.run() == HALTED
+            assert protected.run() == HALTED
             assert plain.run() == HALTED
             assert plain.bus.log == [("out", 0x80, 1, 0x42)]
             assert plain.vm.guest_requests() == {}

@@ -145,7 +145,7 @@ def test_instructions_return_what_the_processor_does(code: str, result: int) -> 
     assert told(code + TELL_RESULT) == result
 
 
-@pytest.mark.parametrize("access", [STORE, LOAD, "b800003000 ffe0"], ids=["store", "load", "fetch"])
+@pytest.mark.parametrize("access", [STORE, LOAD, "b800003000 ffe0"], ids=["write", "load", "fetch"])
 def test_page_that_the_guest_did_not_take_raises_vc(access: str) -> None:
     assert told(access + "31c0" + TELL) == RIGHT_CODE
     assert told(pvalidate(SPARE) + STORE + pvalidate(SPARE, validate=0) + access + TELL) == RIGHT_CODE

@@ -256,7 +256,7 @@ def test_triple_fault_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_instruction_that_the_host_cannot_execute_is_named(tmp_path: Path) -> None:
-    # fninit; fld1; fstp dword [rbx], into a read-only slot: no KVM emulates x87 stores
+    # fninit; fld1; fstp dword [rbx], into a read-only slot: no KVM emulates x87 writes
     outcome = run(tmp_path, f"{STORE[:10]} dbe3 d9e8 d91b {EXIT}", 64)
     assert (outcome.ending, outcome.exit_code) == (Ending.HOST_LIMIT, 5)
     assert "KVM internal error EMULATION" in outcome.detail

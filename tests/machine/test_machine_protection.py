@@ -1,4 +1,4 @@
-"""What happens to a guest that stores into its flash, by protection and policy (docs/design/protection.md)."""
+"""What happens to a guest that writes into its flash, by protection and policy (docs/design/protection.md)."""
 
 from __future__ import annotations
 

@@ -162,12 +162,12 @@ def test_flash_memory_allows_late_stores_only_while_there_is_no_slot() -> None:
     flash.memory.attach(flash.map, flash.region, VARS_GPA)
     flash.vm.calls.clear()
     flash.memory.leave_array_mode()
-    assert kinds(flash) == ["delete_slot", "coalesce_stores"]
-    assert flash.vm.calls[-1] == ("coalesce_stores", where, True)
+    assert kinds(flash) == ["delete_slot", "coalesce_mmio"]
+    assert flash.vm.calls[-1] == ("coalesce_mmio", where, True)
     flash.vm.calls.clear()
     flash.memory.enter_array_mode()
-    assert kinds(flash) == ["coalesce_stores", "add_slot"]
-    assert flash.vm.calls[0] == ("coalesce_stores", where, False)
+    assert kinds(flash) == ["coalesce_mmio", "add_slot"]
+    assert flash.vm.calls[0] == ("coalesce_mmio", where, False)
 
 
 @pytest.mark.parametrize("protection", [p for p in WriteProtection if p is not WriteProtection.READONLY_SLOT])
@@ -175,7 +175,7 @@ def test_flash_memory_allows_no_late_store_that_should_fault(protection: WritePr
     flash = Flash(protection, coalesced=True)
     flash.attach()
     flash.memory.leave_array_mode()
-    assert "coalesce_stores" not in kinds(flash)
+    assert "coalesce_mmio" not in kinds(flash)
 
 
 def test_flash_memory_reports_vma_protection() -> None:

@@ -13,8 +13,8 @@ from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.protection import WriteProtection
-from casemate.prove import arena, attacks, prove
-from casemate.prove.arena import Arena
+from casemate.prove import attacks, proof_vm, prove
+from casemate.prove.proof_vm import ProofVm
 from casemate.prove.prove import MECHANISMS, HostProof, MakeHost, prove_host, prove_model
 
 SLOT, VMA, VIEW, UFFD = MECHANISMS.values()
@@ -34,8 +34,8 @@ def make_kvm() -> KvmHypervisor:
 
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guest whose stores land in a loop has no other end."""
-    monkeypatch.setattr(arena, "DEADLINE_SECONDS", 0.5)
+    """A guest whose writes land in a loop has no other end."""
+    monkeypatch.setattr(proof_vm, "DEADLINE_SECONDS", 0.5)
 
 
 on_each_host = pytest.mark.parametrize("make", [make_model, make_kvm], ids=["model", "kvm"])
@@ -57,10 +57,10 @@ def test_protection_holds_and_every_row_is_filled(make: MakeHost) -> None:
 @pytest.mark.usefixtures("_short")
 @on_each_host
 def test_attacks_on_unprotected_memory_are_seen(make: MakeHost) -> None:
-    """What proves that the proof can fail: without protection every store lands."""
+    """What proves that the proof can fail: without protection every write lands."""
     program = attacks.sequence(attacks.ATTACKS)
-    with Arena(make(), WriteProtection.WRITABLE, program.image) as arena:
-        rows = arena.run_sequence(attacks.ATTACKS, program.starts)
+    with ProofVm(make(), WriteProtection.WRITABLE, program.image) as proof_vm:
+        rows = proof_vm.run_sequence(attacks.ATTACKS, program.starts)
     changed = {row.attack.name for row in rows if not row.unchanged}
     assert changed == {attack.name for attack in attacks.ATTACKS}
     assert not prove._race(make, WriteProtection.WRITABLE)[0].unchanged
@@ -93,7 +93,7 @@ def test_model_and_kvm_agree_in_every_row_that_both_can_show() -> None:
     differing = {
         name for _, name in shared if any(kvm[p, name][0] != model[p, name][0] for p in (SLOT, VMA, VIEW))
     }
-    # Who executes the store differs, as docs/design/kvm-behaviour.md has it.
+    # Who executes the write differs, as docs/design/kvm-behaviour.md has it.
     assert differing <= {
         "mov, supervisor mode",
         "emulated by the host (ins)",

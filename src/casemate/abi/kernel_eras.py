@@ -26,24 +26,24 @@ class KernelEra:
     vm_types: frozenset[VmType]
     system_readonly_memory: bool
     open_readonly_memory: bool
-    sealed_readonly_memory: bool
-    sealed_readonly_slot: bool
+    protected_readonly_memory: bool
+    protected_readonly_slot: bool
     init2_vmsa_features: int
     legacy_vmsa_features: int
     init2_saves_fpu: bool
-    open_store_to_readonly_slot: WriteOutcome
-    sealed_store_to_readonly_slot: WriteOutcome
-    store_to_readonly_mapping: WriteOutcome
+    open_write_to_readonly_slot: WriteOutcome
+    protected_write_to_readonly_slot: WriteOutcome
+    write_to_readonly_mapping: WriteOutcome
     launch_update_pins_for_writing: bool
     register_region_pins_for_writing: bool
 
     def answers_readonly_memory(self, vm_type: VmType) -> bool:
         """KVM_CHECK_EXTENSION(KVM_CAP_READONLY_MEM) on a VM of this type."""
-        return self.sealed_readonly_memory if vm_type in SEALED_TYPES else self.open_readonly_memory
+        return self.protected_readonly_memory if vm_type in PROTECTED_TYPES else self.open_readonly_memory
 
     def takes_readonly_slot(self, vm_type: VmType) -> bool:
         """Whether KVM_SET_USER_MEMORY_REGION takes KVM_MEM_READONLY on a VM of this type."""
-        return self.sealed_readonly_slot if vm_type in SEALED_TYPES else self.open_readonly_memory
+        return self.protected_readonly_slot if vm_type in PROTECTED_TYPES else self.open_readonly_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ ERAS = ("linux-6.1", "linux-6.6", "linux-6.8", "linux-6.10", "linux-6.11", "linu
 
 NEWEST = ERAS[-1]
 
-SEALED_TYPES = frozenset({VmType.SEV_ES, VmType.SNP, VmType.TDX})
+PROTECTED_TYPES = frozenset({VmType.SEV_ES, VmType.SNP, VmType.TDX})
 """Types whose VMs have protected state from their creation on."""
 
 _OLD_TYPES = frozenset({VmType.DEFAULT})
@@ -95,12 +95,12 @@ BEHAVIOURS = (
         "arch/x86/include/asm/kvm_host.h, kvm_arch_has_readonly_mem", _LAB,
     ),
     Behaviour(
-        "sealed_readonly_memory", "KVM_CAP_READONLY_MEM of types with protected state",
+        "protected_readonly_memory", "KVM_CAP_READONLY_MEM of types with protected state",
         (("linux-6.1", True), ("linux-6.11", False)),
         "d30d9ee94cc0 (Linux 6.11): Only advertise KVM_CAP_READONLY_MEM when supported by VM", _SOURCE_ONLY,
     ),
     Behaviour(
-        "sealed_readonly_slot", "a read-only slot in a VM of a type with protected state",
+        "protected_readonly_slot", "a read-only slot in a VM of a type with protected state",
         (("linux-6.1", True), ("linux-6.11", False)),
         "66155de93bcf (Linux 6.11): Disallow read-only memslots for SEV-ES and SEV-SNP (and TDX)",
         _SOURCE_ONLY,
@@ -122,18 +122,18 @@ BEHAVIOURS = (
         "eb4441864e03 (Linux 6.10): sync FPU and AVX state at LAUNCH_UPDATE_VMSA time", _SOURCE_ONLY,
     ),
     Behaviour(
-        "open_store_to_readonly_slot", "a direct store of a plain or SEV guest to a read-only slot",
+        "open_write_to_readonly_slot", "a direct write of a plain or SEV guest to a read-only slot",
         (("linux-6.1", WriteOutcome.MMIO),),
         "Documentation/virt/kvm/api.rst, KVM_MEM_READONLY", f"{_LAB}; SEV: source only",
     ),
     Behaviour(
-        "sealed_store_to_readonly_slot", "a direct store of a SEV-ES guest to a read-only slot",
+        "protected_write_to_readonly_slot", "a direct write of a SEV-ES guest to a read-only slot",
         (("linux-6.1", WriteOutcome.LIVELOCK),),
         "66155de93bcf: no MMIO SPTE, hence no #VC; the #NPF can be neither emulated nor reflected",
         _SOURCE_ONLY,
     ),
     Behaviour(
-        "store_to_readonly_mapping", "a direct store to a slot over a mapping without PROT_WRITE",
+        "write_to_readonly_mapping", "a direct write to a slot over a mapping without PROT_WRITE",
         (("linux-6.1", WriteOutcome.EFAULT),),
         "arch/x86/kvm/mmu/mmu.c, kvm_handle_error_pfn", f"{_LAB}; SEV and SEV-ES: source only",
     ),

@@ -134,7 +134,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--on-write",
         choices=("kill", "drop", "allow-once"),
-        help="what a store to protected firmware does: end the run, nothing, or be made, the first one"
+        help="what a write to protected firmware does: end the run, nothing, or be made, the first one"
         " (default: what the device does with it, or kill)",
     )
     more.add_argument(

@@ -11,7 +11,7 @@ from typing import Any
 
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.kvm.modules import loaded_vendor_module
-from casemate.prove.arena import Row
+from casemate.prove.proof_vm import Row
 from casemate.prove.prove import MECHANISMS, HostProof, MechanismProof, prove_kvm, prove_model
 
 EPILOG = """\
@@ -21,7 +21,7 @@ examples:
   casemate prove --host kvm --protection vma --json
       the host that matters, and the protection that you rely on, as one JSON document
 
-cells say how a store ended: MMIO (given to the device), fault (KVM_RUN failed with EFAULT), held (by userfaultfd),
+cells say how a write ended: MMIO (given to the device), fault (KVM_RUN failed with EFAULT), held (by userfaultfd),
 livelock, and so on; a cell in capitals says that memory CHANGED
 exit code: 0 if memory stayed unchanged in every row of --protection, 1 if it did not, 5 if that cannot be tried here
 """

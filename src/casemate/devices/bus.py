@@ -33,7 +33,7 @@ class Access(StrEnum):
 class Bus:
     """Implements ``casemate.host.hypervisor.IoBus``.
 
-    What nobody claims reads as all ones, drops stores, and is counted. MMIO accesses of an odd width, or across the
+    What nobody claims reads as all ones, drops writes, and is counted. MMIO accesses of an odd width, or across the
     end of a page or region, are split into bytes.
     """
 
@@ -104,7 +104,7 @@ class Bus:
         return int.from_bytes(region.backing.writable.view[offset : offset + size], "little")
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        """Store of ``size`` bytes; RAM takes it, ROM drops it, flash decodes it."""
+        """Write of ``size`` bytes; RAM takes it, ROM drops it, flash decodes it."""
         self.accesses += 1
         found = self._map.view.find(gpa)
         if found is None:
@@ -157,7 +157,7 @@ class SharedBus:
             return self._bus.read_mmio(gpa, size)
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        """Store."""
+        """Write."""
         with self._lock:
             self._bus.write_mmio(gpa, size, value)
 
@@ -168,4 +168,4 @@ def _is_whole(region: LeafRegion, offset: int, gpa: int, size: int) -> bool:
 
 
 def _is_protected(region: Mmio | RomDevice) -> bool:
-    return isinstance(region, RomDevice) and region.romd and not region.array_stores_are_commands
+    return isinstance(region, RomDevice) and region.romd and not region.array_writes_are_commands

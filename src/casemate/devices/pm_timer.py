@@ -9,7 +9,7 @@ COUNTER_MASK = (1 << 24) - 1
 
 STALL_GAP_NS = 20_000
 """Two reads closer than this are one loop that waits."""
-SEALED_STALL_GAP_NS = 1_000_000
+PROTECTED_STALL_GAP_NS = 1_000_000
 """The same where each read goes through the guest's #VC handler."""
 FIRST_STEP_NS, LAST_STEP_NS = 1_000, 4_000_000
 

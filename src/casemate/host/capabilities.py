@@ -11,7 +11,7 @@ class VmCapabilities:
 
     readonly_memory: bool
     """Read-only memory slots (KVM_CAP_READONLY_MEM on the VM)."""
-    sealed_state: bool = False
+    has_protected_state: bool = False
     """Registers and memory are closed to the host (SEV-ES, SNP, TDX)."""
     in_kernel_irqchip: bool = False
     """The host keeps LAPIC, IOAPIC, PIC and PIT itself."""

@@ -25,7 +25,7 @@ class Shutdown:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFault:
-    """A guest access that the host could not back, such as a store to a write-protected mapping.
+    """A guest access that the host could not back, such as a write to a write-protected mapping.
 
     ``gpa``, ``size``, ``value`` and ``rip`` are None where the host cannot know them. Memory is unchanged and
     ``rip`` stands on the instruction, so that the access may be retried.
@@ -39,7 +39,7 @@ class MemoryFault:
 
 @dataclass(frozen=True, slots=True)
 class NestedFaultLoop:
-    """The same nested page fault for ever: a sealed guest stored to a read-only slot.
+    """The same nested page fault for ever: a guest with protected state written to a read-only slot.
 
     A real host never tells: its ``KVM_RUN`` just does not return. The model does, at the first fault.
     """
@@ -53,7 +53,7 @@ class SevTermination:
 
 
 @dataclass(frozen=True, slots=True)
-class InternalFault:
+class KvmInternalError:
     """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
 
     detail: str
@@ -65,4 +65,4 @@ class Interrupted:
     """``Vcpu.stop`` was called."""
 
 
-VmExit = Hlt | Shutdown | MemoryFault | NestedFaultLoop | SevTermination | InternalFault | Interrupted
+VmExit = Hlt | Shutdown | MemoryFault | NestedFaultLoop | SevTermination | KvmInternalError | Interrupted

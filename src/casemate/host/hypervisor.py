@@ -37,7 +37,7 @@ class IoBus(Protocol):
         """Load of ``size`` bytes (1, 2, 4, 8) that no slot backs."""
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        """Store of ``size`` bytes that no slot backs, or that hit a read-only slot."""
+        """Write of ``size`` bytes that no slot backs, or that hit a read-only slot."""
 
 
 class InterruptController(Protocol):
@@ -56,8 +56,8 @@ class InterruptController(Protocol):
 class Vcpu(Protocol):
     """One virtual CPU. Everything but ``stop`` is called on the thread that runs it."""
 
-    store_is_late: bool
-    """Whether the store that the bus takes now was coalesced: made earlier, by any vCPU, nobody knows where."""
+    write_was_coalesced: bool
+    """Whether the write that the bus takes now was coalesced: made earlier, by any vCPU, nobody knows where."""
 
     def run(self) -> VmExit:
         """Execute the guest until something happens that the bus cannot handle."""
@@ -72,16 +72,16 @@ class Vcpu(Protocol):
         """Back to the x86 reset state: real mode at 0xFFFFFFF0."""
 
     def rip(self) -> int | None:
-        """Instruction pointer, or None where the guest's state is sealed."""
+        """Instruction pointer, or None where the guest's state is protected."""
 
     def set_rip(self, rip: int) -> None:
-        """Go on at another instruction; only where the guest's state is not sealed."""
+        """Go on at another instruction; only where the guest's state is not protected."""
 
     def set_msr(self, index: int, value: int) -> None:
         """Give a model-specific register its first value, before the guest runs (KVM_SET_MSRS)."""
 
-    def storing_instruction(self, gpa: int, size: int) -> int | None:
-        """While the bus takes a store: the address of the instruction that made it, or None where nobody can know."""
+    def writing_instruction(self, gpa: int, size: int) -> int | None:
+        """While the bus takes a write: the address of the instruction that made it, or None where nobody can know."""
 
     def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
         """The bytes of code (at most 15) at the instruction pointer, or another, and their width in bits (16, 32, 64).
@@ -117,8 +117,8 @@ class Vm(Protocol):
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """The mapping under ``[hva, hva + size)`` changed its protection (a kernel has an MMU notifier for it)."""
 
-    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
-        """Whether stores to ``where``, which has no slot, may reach the bus late.
+    def coalesce_mmio(self, where: GuestRange, *, enabled: bool) -> None:
+        """Whether writes to ``where``, which has no slot, may reach the bus late.
 
         They still do so in order, and before any other access that follows them and before ``run`` returns.
         """
@@ -130,18 +130,18 @@ class Vm(Protocol):
         first. A host that does not sends them to the bus, as ever.
         """
 
-    def deliver_stores(self) -> None:
-        """Let coalesced stores reach the bus soon, though the guest makes no other access; from any thread."""
+    def deliver_coalesced(self) -> None:
+        """Let coalesced writes reach the bus soon, though the guest makes no other access; from any thread."""
 
-    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
-        """Call ``on_store`` with the page, on any thread, before a store of the guest to ``[hva, hva + size)`` is made.
+    def watch_writes(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
+        """Call ``on_write`` with the page, on any thread, before a write of the guest to ``[hva, hva + size)`` is made.
 
-        Only behind slots over this mapping; the store is tried when it returns, and must then fail. Raises
+        Only behind slots over this mapping; the write is tried when it returns, and must then fail. Raises
         UnsupportedError, with a remedy, where the host cannot.
         """
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
-        """The VMM stored into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""
+        """The VMM written into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""
 
     def create_vcpu(
         self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1

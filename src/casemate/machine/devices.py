@@ -18,7 +18,7 @@ from casemate.devices.fw_cfg.keys import Key
 from casemate.devices.i8042 import I8042
 from casemate.devices.pci.bus import PciHost
 from casemate.devices.pm import PM_BLOCK_SIZE, PmBlock
-from casemate.devices.pm_timer import SEALED_STALL_GAP_NS, STALL_GAP_NS, PmTimer
+from casemate.devices.pm_timer import PROTECTED_STALL_GAP_NS, STALL_GAP_NS, PmTimer
 from casemate.devices.reset import Port92, ResetControl
 from casemate.devices.serial.uart16550 import Uart16550
 from casemate.events import EventSink
@@ -84,7 +84,7 @@ class MachineDevices:
         self.serial = Uart16550(console.put, irqchip.irq(SERIAL_IRQ))
         irqchip.watch(self.serial.poll)
         self.exit_port = exit_port.ExitPort(controls.stop)
-        gap = SEALED_STALL_GAP_NS if protected else STALL_GAP_NS
+        gap = PROTECTED_STALL_GAP_NS if protected else STALL_GAP_NS
         # The host's own timers cannot be moved forward with ours.
         timer = PmTimer(wiring.clock, skip_stalls=irqchip.controller is not None, stall_gap=gap)
         self._pm = PmBlock(timer, controls.power_off)

@@ -150,7 +150,7 @@ class Machine:
         self.state.reset_wanted = False
         if self.spec.kernel is not None and (reason := self.console.panic_reason):
             self._panicked(reason)
-        elif self.vm.capabilities.sealed_state:
+        elif self.vm.capabilities.has_protected_state:
             detail = "the guest asked for a reset, which its protected state does not survive; launch it anew"
             self.state.end(Ending.RESET, detail)
         elif self.linux is not None:

@@ -77,7 +77,7 @@ class Platform:
         self.interrupts = irqchip.controller
         wiring = Wiring(self.bus, self.map, self.memory, clock, recorder, irqchip)
         self.devices = MachineDevices(
-            self.board, spec, wiring, console, controls, protected=vm.capabilities.sealed_state
+            self.board, spec, wiring, console, controls, protected=vm.capabilities.has_protected_state
         )
 
     def register_memory(self) -> None:
@@ -141,7 +141,7 @@ class Platform:
             self.protection.protection,
             self._vm,
             self._recorder,
-            coalesced=self._spec.allows_late_commands(number),
+            coalesced=self._spec.allows_coalesced_commands(number),
         )
         device = CfiFlash(number, memory, source.file, self._recorder)
         self._recorder.watch_flash(number, memory.view)

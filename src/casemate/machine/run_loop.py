@@ -14,8 +14,8 @@ from casemate.errors import HostError
 from casemate.events import AccessPath, Violation
 from casemate.host.exits import (
     Hlt,
-    InternalFault,
     Interrupted,
+    KvmInternalError,
     MemoryFault,
     NestedFaultLoop,
     SevTermination,
@@ -32,7 +32,7 @@ from casemate.machine.violation import (
     instruction_text,
     judge_fault,
     judge_loop,
-    make_store,
+    make_write,
 )
 from casemate.machine.watchdog import Watchdog
 from casemate.memory.protection import OnWrite
@@ -85,7 +85,7 @@ class Run:
                 (wait or _wait)(self._finished, left)
                 if self._watchdog.bites(threads):
                     machine.state.end(Ending.STUCK)
-                machine.vm.deliver_stores()
+                machine.vm.deliver_coalesced()
                 self._settle()
             for thread in threads:
                 thread.join()
@@ -134,17 +134,17 @@ class Run:
                 machine.state.end(Ending.VIOLATION, judge_loop(machine))
             case SevTermination(detail):
                 machine.state.end(Ending.SEV_TERMINATION, detail)
-            case InternalFault(detail, rip):
+            case KvmInternalError(detail, rip):
                 text = instruction_text(machine)
                 machine.state.end(Ending.HOST_LIMIT, f"{detail}{_at(rip)}{f' ({text})' if text else ''}")
 
     def _on_violation(self, violation: Violation) -> None:
-        # A store that a slot traps is the device's business unless the user said otherwise.
+        # A write that a slot intercepts is the device's business unless the user said otherwise.
         machine = self._machine
         if violation.path in (AccessPath.FAULT, AccessPath.USERFAULT):
             return  # its verdict comes when the registers can be changed
         if violation.path is AccessPath.EMULATOR and machine.state.take_allowance():
-            make_store(machine, violation)
+            make_write(machine, violation)
         elif machine.spec.on_write in (OnWrite.KILL, OnWrite.ALLOW_ONCE):
             machine.state.end(Ending.VIOLATION, describe(machine, violation))
 

@@ -95,7 +95,7 @@ class MachineSpec:
         """Whether a kernel is started without firmware."""
         return self.code is None and self.bios is None and self.kernel is not None
 
-    def allows_late_commands(self, unit: int) -> bool:
+    def allows_coalesced_commands(self, unit: int) -> bool:
         """Whether a host may keep commands for flash ``unit`` back for a while (docs/design/kvm.md).
 
         Not of unit 0, which the guest executes, nor where each change is to be on the disk or a violation to end the

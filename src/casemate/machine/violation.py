@@ -23,7 +23,7 @@ class Verdict:
 
 
 def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
-    """Report a store to protected memory; drop or make it if that was asked for and can be done, else end the run."""
+    """Report a write to protected memory; drop or make it if that was asked for and can be done, else end the run."""
     page = machine.platform.take_held_page()
     gpa = page if fault.gpa is None else fault.gpa
     report = Violation(
@@ -39,16 +39,16 @@ def judge_fault(machine: Machine, fault: MemoryFault) -> Verdict:
     allowed = machine.state.take_allowance()
     if not allowed and machine.spec.on_write is not OnWrite.DROP:
         return Verdict(False, describe(machine, report))
-    length = _plain_store_length(machine)
-    if length is None or fault.rip is None or (allowed and not make_store(machine, report)):
+    length = _plain_write_length(machine)
+    if length is None or fault.rip is None or (allowed and not make_write(machine, report)):
         verb = "allowed" if allowed else "dropped"
-        cause = f"it cannot be {verb}, for the instruction is unknown or does more than store"
+        cause = f"it cannot be {verb}, for the instruction is unknown or does more than write"
         return Verdict(False, f"{describe(machine, report)}; {cause}")
     machine.vcpus.current.set_rip(fault.rip + length)
     return Verdict(True, "")
 
 
-def make_store(machine: Machine, violation: Violation) -> bool:
+def make_write(machine: Machine, violation: Violation) -> bool:
     """Do for the guest what it may not do itself; False if it is not known what."""
     unit, gpa, size, value = violation.unit, violation.gpa, violation.size, violation.value
     if unit is None or gpa is None or size is None or value is None:
@@ -57,30 +57,30 @@ def make_store(machine: Machine, violation: Violation) -> bool:
     offset = gpa - flash.source.gpa
     if offset + size > flash.memory.size:
         return False
-    flash.memory.allow_store(offset, value.to_bytes(size, "little"))
+    flash.memory.allow_write(offset, value.to_bytes(size, "little"))
     return True
 
 
 def examine(machine: Machine, violation: Violation) -> Violation:
     """With the instruction and the vCPU; called on the vCPU's thread while the access is being handled."""
-    if machine.vcpus.current.store_is_late:
+    if machine.vcpus.current.write_was_coalesced:
         return replace(violation, path=AccessPath.COALESCED)
     rip = violation.rip
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
-        rip = machine.vcpus.current.storing_instruction(violation.gpa, violation.size)
+        rip = machine.vcpus.current.writing_instruction(violation.gpa, violation.size)
     text = None if rip is None else instruction_text(machine, rip)
     return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.current_number)
 
 
 def judge_loop(machine: Machine) -> str:
-    """Report a sealed guest that faults for ever on a read-only slot; returns what to tell."""
+    """Report a guest with protected state that faults for ever on a read-only slot; returns what to tell."""
     report = Violation(ViolationKind.LIVELOCK, None, None, None, None, path=AccessPath.NESTED_FAULT)
     machine.recorder.report(report)
     return describe(machine, report)
 
 
 def describe(machine: Machine, violation: Violation) -> str:
-    """One line about a violation, with what is known; of a sealed guest, which units it can have been."""
+    """One line about a violation, with what is known; of a guest with protected state, which units it can have been."""
     violation = examine(machine, violation)
     where = f" at {violation.gpa:#x}" if violation.gpa is not None else _suspects(machine)
     unit = "" if violation.unit is None else f" in flash unit {violation.unit} ({owner(machine, violation)})"
@@ -101,7 +101,7 @@ def instruction_text(machine: Machine, rip: int | None = None) -> str | None:
 
 
 def owner(machine: Machine, violation: Violation) -> str | None:
-    """What of a unit's file lies where the guest stored."""
+    """What of a unit's file lies where the guest written."""
     if violation.unit is None or violation.gpa is None:
         return None
 
@@ -121,11 +121,11 @@ def _executor(violation: Violation) -> str:
 
 def _suspects(machine: Machine) -> str:
     units = [f"unit {unit.number}" for unit in machine.platform.flash if unit.memory.mode is FlashMode.ARRAY]
-    why = " (sealed)" if machine.vm.capabilities.sealed_state else ""
+    why = " (protected state)" if machine.vm.capabilities.has_protected_state else ""
     return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"
 
 
-def _plain_store_length(machine: Machine) -> int | None:
+def _plain_write_length(machine: Machine) -> int | None:
     from iced_x86 import Decoder, Mnemonic, OpKind
 
     found = machine.vcpus.current.code_at_rip()

@@ -10,21 +10,21 @@ from casemate.machine.machine import Machine
 from casemate.machine.violation import instruction_text
 from casemate.memory.protection import WriteProtection
 
-SEALED_SECONDS = 30.0
-"""How long a sealed guest behind read-only slots may be silent, unless something else was asked for."""
+PROTECTED_STATE_SECONDS = 30.0
+"""How long a guest with protected state behind read-only slots may be silent, unless something else was asked for."""
 
 
 class Watchdog:
     """Watches the threads of the vCPUs: ``seconds`` of CPU time without an access to any device are no progress.
 
-    A guest that halts uses no CPU time and is left alone. ``seconds`` None watches sealed guests only, of which
-    nothing else would tell.
+    A guest that halts uses no CPU time and is left alone. ``seconds`` None watches guests with protected state only,
+    of which nothing else would tell.
     """
 
     def __init__(self, machine: Machine, seconds: float | None) -> None:
         livelock = machine.platform.protection.protection is WriteProtection.READONLY_SLOT
-        self._can_livelock = livelock and machine.vm.capabilities.sealed_state
-        self._seconds = SEALED_SECONDS if seconds is None and self._can_livelock else seconds
+        self._can_livelock = livelock and machine.vm.capabilities.has_protected_state
+        self._seconds = PROTECTED_STATE_SECONDS if seconds is None and self._can_livelock else seconds
         self._machine = machine
         self._accesses = -1
         self._since = 0.0
@@ -54,8 +54,9 @@ class Watchdog:
         silence = f"{self._seconds:g} s of processor time without an access to any device"
         if self._can_livelock:
             return (
-                f"{silence}: likely a direct store of a sealed guest to a read-only slot, which faults for ever;"
-                " --protection vma ends it at the store"
+                f"{silence}: likely a direct write of a guest with protected state to a read-only slot,"
+                " which faults for ever;"
+                " --protection vma ends it at the write"
             )
         rip = self._machine.vcpus.current.rip()
         if rip is None:

@@ -36,7 +36,7 @@ class FlashMemory:
     """Owner of the memory of flash ``unit``, and the only caller of mprotect.
 
     Nobody else changes ``romd`` or the mapping, so the guest never runs with the slot present and the
-    protection off, and the VMM never stores into a protected mapping. ``coalesced`` allows that stores come late
+    protection off, and the VMM never writes into a protected mapping. ``coalesced`` allows that writes come late
     in command mode.
     """
 
@@ -75,8 +75,8 @@ class FlashMemory:
 
     @property
     def store_path(self) -> AccessPath:
-        """How a store that reaches the device now came to it."""
-        if self._vm.capabilities.sealed_state:
+        """How a write that reaches the device now came to it."""
+        if self._vm.capabilities.has_protected_state:
             return AccessPath.GHCB
         if self.mode is FlashMode.COMMAND:
             return AccessPath.NO_SLOT
@@ -92,24 +92,24 @@ class FlashMemory:
         region.slot_mapping = self._slot_mapping()
         region.slot_readonly = self.protection is WriteProtection.READONLY_SLOT
         region.unit = self.unit
-        # A sealed guest asks for its commands (GHCB); others would have to get past the read-only mapping.
+        # A guest with protected state asks for its commands (GHCB); others would have to get past the mapping.
         trapped = self.protection is WriteProtection.READONLY_SLOT
-        region.array_stores_are_commands = self._vm.capabilities.sealed_state or trapped
-        # Late stores may follow the command that ends command mode. Where they should then fault they must not be late.
-        self._coalesced &= region.array_stores_are_commands
+        region.array_writes_are_commands = self._vm.capabilities.has_protected_state or trapped
+        # Late writes may follow the command that ends command mode. Where they should then fault they must not be late.
+        self._coalesced &= region.array_writes_are_commands
         memory_map.add(region, gpa)
         self._map, self._region, self.gpa = memory_map, region, gpa
         self.enter_array_mode()
 
     def take_held_page(self) -> Gpa | None:
-        """The page of the store that userfaultfd held and refused, once; the next store is held again."""
+        """The page of the write that userfaultfd held and refused, once; the next write is held again."""
         page, self._held = self._held, None
         if page is not None and self._watched is not None:
-            self._mprotect(self._watched, mmap.PROT_READ | mmap.PROT_WRITE, "waiting for the next store")
+            self._mprotect(self._watched, mmap.PROT_READ | mmap.PROT_WRITE, "waiting for the next write")
         return page
 
-    def allow_store(self, offset: int, data: bytes) -> None:
-        """Make one store of the guest's, though the unit is protected. The file behind it stays as it is."""
+    def allow_write(self, offset: int, data: bytes) -> None:
+        """Make one write of the guest's, though the unit is protected. The file behind it stays as it is."""
         self._backing.map_again(readonly=False).view[offset : offset + len(data)] = data
         if self.gpa is not None:
             self._vm.memory_written(Gpa(self.gpa + offset), len(data))
@@ -117,7 +117,7 @@ class FlashMemory:
     def leave_array_mode(self) -> None:
         """Make every access go to the device: the slot goes, then the mapping becomes writable.
 
-        Only from then on may stores be coalesced: what the device would not hear at once must not leave the guest
+        Only from then on may writes be coalesced: what the device would not hear at once must not leave the guest
         reading the array.
         """
         if self.mode is FlashMode.COMMAND:
@@ -155,10 +155,10 @@ class FlashMemory:
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Program ``data`` at ``offset``. Legal in command mode only, when the guest has no slot for it."""
-        self._expect(FlashMode.COMMAND, "a store")
+        self._expect(FlashMode.COMMAND, "a write")
         if not 0 <= offset <= offset + len(data) <= self.size:
             raise InternalError(
-                f"flash unit {self.unit}: store of {len(data)} bytes at {offset:#x} is outside"
+                f"flash unit {self.unit}: write of {len(data)} bytes at {offset:#x} is outside"
             )
         self._backing.writable.view[offset : offset + len(data)] = data
 
@@ -176,14 +176,14 @@ class FlashMemory:
             return self._backing.map_again(readonly=True)
         if self.protection is WriteProtection.USERFAULT:
             self._watched = self._backing.map_again(readonly=False)
-            self._vm.watch_stores(self._watched.hva, self._watched.size, self._hold)
+            self._vm.watch_writes(self._watched.hva, self._watched.size, self._hold)
             return self._watched
         return None
 
     def _hold(self, page: Hva) -> None:
         assert self._watched is not None
         assert self.gpa is not None
-        self._mprotect(self._watched, mmap.PROT_READ, "a store was held")
+        self._mprotect(self._watched, mmap.PROT_READ, "a write was held")
         self._held = Gpa(self.gpa + page - self._watched.hva)
 
     def _expect(self, mode: FlashMode, what: str) -> None:
@@ -198,7 +198,7 @@ class FlashMemory:
 
     def _coalesce(self, enabled: bool) -> None:
         if self._coalesced and self.gpa is not None:
-            self._vm.coalesce_stores(GuestRange(self.gpa, self.size), enabled=enabled)
+            self._vm.coalesce_mmio(GuestRange(self.gpa, self.size), enabled=enabled)
 
     def _protect(self, readonly: bool, change: ProtectionChange) -> None:
         if self.protection is not WriteProtection.READONLY_VMA:

@@ -13,29 +13,29 @@ from casemate.host.capabilities import VmCapabilities
 
 
 class WriteProtection(StrEnum):
-    """What keeps the guest from storing into its firmware."""
+    """What keeps the guest from writing into its firmware."""
 
     READONLY_SLOT = "readonly-slot"
-    """The memory slot is read-only: a store becomes an MMIO exit."""
+    """The memory slot is read-only: a write becomes an MMIO exit."""
     READONLY_VMA = "readonly-vma"
-    """A normal slot over a mapping that mprotect made read-only: a store ends KVM_RUN with EFAULT."""
+    """A normal slot over a mapping that mprotect made read-only: a write ends KVM_RUN with EFAULT."""
     READONLY_VIEW = "readonly-view"
     """A normal slot over a second, read-only mapping of the memory: as above, and nothing is ever lifted."""
     USERFAULT = "userfault"
-    """As the view, but the second mapping is write-protected by userfaultfd, which names the page of a store."""
+    """As the view, but the second mapping is write-protected by userfaultfd, which names the page of a write."""
     WRITABLE = "writable"
     """Nothing: the firmware is ordinary RAM."""
 
 
 class OnWrite(StrEnum):
-    """What happens to a guest that stores into protected memory."""
+    """What happens to a guest that writes into protected memory."""
 
     KILL = "kill"
     """The run ends."""
     DROP = "drop"
-    """The store is skipped and counted."""
+    """The write is skipped and counted."""
     ALLOW_ONCE = "allow-once"
-    """The first store is made, and counted; the next one ends the run."""
+    """The first write is made, and counted; the next one ends the run."""
 
 
 Requested = Literal["auto", "slot", "vma", "view", "uffd"]
@@ -71,8 +71,8 @@ _ANY_KIND = frozenset(GuestKind)
 
 _USE_BIOS = "boot it with --bios, which loads the firmware as RAM"
 _NO_SLOTS = "this VM has no read-only memory slots"
-_PROBE = "stock OVMF probes its flash by storing into it, which would end the run"
-_SEALED = "the registers of a SEV-ES guest are sealed, so that no store of it can be decoded, made or skipped"
+_PROBE = "stock OVMF probes its flash by writing into it, which would end the run"
+_SEALED = "the registers of a SEV-ES guest are sealed, so that no write of it can be decoded, made or skipped"
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
@@ -157,11 +157,11 @@ _TABLE = (
     ),
     _Row(
         _OPEN, True, None, "auto|slot", SpecError,
-        "--on-write allow-once: a store to a read-only slot is a flash command, nothing holds it back",
+        "--on-write allow-once: a write to a read-only slot is a flash command, nothing holds it back",
         "use --protection vma, view or uffd",
         on_write=_is_allow_once,
     ),
-    _Row(_OPEN, True, True, "auto|slot", _SLOT, "read-only memory slots turn a store into a flash command"),
+    _Row(_OPEN, True, True, "auto|slot", _SLOT, "read-only memory slots turn a write into a flash command"),
     _Row(
         _OPEN, True, False, "auto|slot", UnsupportedError,
         f"flash needs read-only memory slots, and {_NO_SLOTS}",
@@ -169,12 +169,12 @@ _TABLE = (
     ),
     _Row(
         _ES, True, True, "auto|slot", _SLOT,
-        "this VM has read-only memory slots; a direct store of a SEV-ES guest then faults for ever (livelock)",
+        "this VM has read-only memory slots; a direct write of a SEV-ES guest then faults for ever (livelock)",
     ),
     _Row(
         _ES, True, False, "auto", _VMA, f"{_NO_SLOTS}, so the host mapping is made read-only instead",
         warning="KVM has no read-only memory for this SEV-ES guest: its flash is protected by read-only host"
-        " mappings (mprotect), and a store into it ends the run; --bios is the way out",
+        " mappings (mprotect), and a write into it ends the run; --bios is the way out",
     ),
     _Row(_ES, True, False, "slot", UnsupportedError, _NO_SLOTS, f"use --protection vma, or {_USE_BIOS}"),
     _Row(_ANY_KIND, True, None, "vma", _VMA, "asked for by --protection vma"),
@@ -217,10 +217,10 @@ _WHY_NOT = (
     _WhyNot(_UFFD, _PLAIN, True, None, f"{_PROBE}; needs privilege"),
     _WhyNot(_UFFD, _CONFIDENTIAL, True, None, f"needs privilege; {_UNSEEN}"),
     _WhyNot(_VIEW, frozenset({GuestKind.SEV}), True, None, f"{_PROBE}; {_UNSEEN}"),
-    _WhyNot(_VMA, _ES, True, True, "read-only slots work; --protection vma ends a guest that stores instead"),
+    _WhyNot(_VMA, _ES, True, True, "read-only slots work; --protection vma ends a guest that writes instead"),
     _WhyNot(_VMA, _ES, True, False, "another protection was asked for"),
     _WhyNot(_VIEW, _ES, True, None, _UNSEEN),
-    _WhyNot(_RAM, _ANY_KIND, True, None, "would leave the firmware open to every store of the guest"),
+    _WhyNot(_RAM, _ANY_KIND, True, None, "would leave the firmware open to every write of the guest"),
     _WhyNot(_RAM, _PLAIN, False, None, "a plain guest needs no writable firmware"),
 )
 

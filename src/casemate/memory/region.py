@@ -14,7 +14,7 @@ class MmioHandler(Protocol):
         """Load of ``size`` bytes (1, 2, 4, 8); None if nothing is there."""
 
     def write_mmio(self, offset: int, size: int, value: int) -> bool:
-        """Store of ``size`` bytes; False if nothing is there."""
+        """Write of ``size`` bytes; False if nothing is there."""
 
 
 class _Backed:
@@ -35,11 +35,11 @@ class Ram(_Backed):
 
 
 class Rom(_Backed):
-    """Memory the guest may read and execute; stores to it are dropped and counted."""
+    """Memory the guest may read and execute; writes to it are dropped and counted."""
 
 
 class RomDevice(_Backed):
-    """Flash: memory while ``romd`` (array mode), a device otherwise; stores always go to the device.
+    """Flash: memory while ``romd`` (array mode), a device otherwise; writes always go to the device.
 
     ``FlashMemory`` owns ``romd`` and all fields below it.
     """
@@ -54,8 +54,8 @@ class RomDevice(_Backed):
         """Whether the slot itself is read-only."""
         self.unit: int | None = None
         """Number of the flash unit, for reports."""
-        self.array_stores_are_commands = True
-        """Whether a store that reaches the bus in array mode is a command, or else a violation."""
+        self.array_writes_are_commands = True
+        """Whether a write that reaches the bus in array mode is a command, or else a violation."""
 
 
 class Mmio:

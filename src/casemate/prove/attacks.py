@@ -15,7 +15,7 @@ from casemate.guests.user_mode import in_user_mode
 FLASH = 0xFD000000
 """A page that is flash from the start."""
 LATE_FLASH = FLASH + 0x1000
-"""A page that is RAM first, and flash when the guest has stored to it."""
+"""A page that is RAM first, and flash when the guest has written to it."""
 TABLE_FLASH = FLASH + 0x2000
 """A page of flash that holds a page directory."""
 DIRECTORY = struct.pack("<Q", 0x87)
@@ -92,14 +92,14 @@ def sequence(made: Sequence[Attack]) -> Program:
     return Program(image, tuple(starts))
 
 
-def sealed() -> Program:
+def protected() -> Program:
     """A 32-bit guest that makes ``SEALED``; with its handler of #VC it can do so as SEV-ES guest."""
     image = make_image(_mark(0) + SEALED.code + _mark(END) + b"\xeb\xfe", 32)
     return Program(image, ())
 
 
 def race() -> bytes:
-    """A guest that stores in an endless loop."""
+    """A guest that writes in an endless loop."""
     return make_image(in_user_mode(point_at(RACE.page) + RACE.code), 64)
 
 
@@ -115,7 +115,7 @@ def two_processors() -> bytes:
 
 
 def second_processor() -> bytes:
-    """What it does at ``SECOND_START``: from real mode into flat 32-bit mode, then it stores in an endless loop."""
+    """What it does at ``SECOND_START``: from real mode into flat 32-bit mode, then it writes in an endless loop."""
     real_mode = (
         b"\xfa\x2e\x66\x0f\x01\x16" + struct.pack("<H", 0x100)  # cli; lgdt cs:[0x100]
         + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0"  # mov eax, cr0; or al, 1; mov cr0, eax
@@ -129,7 +129,7 @@ def second_processor() -> bytes:
 
 
 def store_word(gpa: int, value: int) -> bytes:
-    """32-bit code that stores four bytes."""
+    """32-bit code that writes four bytes."""
     return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
 
 

@@ -14,7 +14,7 @@ from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.secure_processor import SevSetup
 from casemate.memory.protection import WriteProtection
 from casemate.prove import attacks
-from casemate.prove.arena import Arena, Row
+from casemate.prove.proof_vm import ProofVm, Row
 
 MECHANISMS = {
     "slot": WriteProtection.READONLY_SLOT,
@@ -96,25 +96,25 @@ def _prove(make: MakeHost, protection: WriteProtection) -> MechanismProof:
 
 def _run_sequence(make: MakeHost, protection: WriteProtection, left: Sequence[attacks.Attack]) -> list[Row]:
     program = attacks.sequence(left)
-    with Arena(make(), protection, program.image) as arena:
-        found = arena.run_sequence(left, program.starts)
+    with ProofVm(make(), protection, program.image) as proof_vm:
+        found = proof_vm.run_sequence(left, program.starts)
     return found or [Row(left[0], "its guest never got there", False)]
 
 
 def _race(make: MakeHost, protection: WriteProtection) -> tuple[Row, Row]:
     host = make()
     if host.name == "model":  # its VMs have one processor
-        with Arena(host, protection, attacks.race()) as arena:
-            return arena.run_race(), arena.run_dma()
-    with Arena(host, protection, attacks.two_processors(), processors=2) as arena:
-        return arena.run_race_of_two(), arena.run_dma()
+        with ProofVm(host, protection, attacks.race()) as proof_vm:
+            return proof_vm.run_race(), proof_vm.run_dma()
+    with ProofVm(host, protection, attacks.two_processors(), processors=2) as proof_vm:
+        return proof_vm.run_race_of_two(), proof_vm.run_dma()
 
 
 def _prove_sealed(make: MakeHost, setup: SevSetup, protection: WriteProtection) -> MechanismProof:
-    program = attacks.sealed()
+    program = attacks.protected()
     try:
-        with Arena(make(), protection, program.image, setup) as arena:
-            return MechanismProof(protection, tuple(arena.run_sequence([attacks.SEALED], program.starts)))
+        with ProofVm(make(), protection, program.image, setup) as proof_vm:
+            return MechanismProof(protection, tuple(proof_vm.run_sequence([attacks.SEALED], program.starts)))
     except CasemateError as error:
         return MechanismProof(protection, (), str(error))
 
@@ -140,7 +140,7 @@ def _plain_behaviour(name: str) -> object:
     from casemate.abi.kernel_eras import find_era
 
     era = find_era(name)
-    return era.open_readonly_memory, era.open_store_to_readonly_slot, era.store_to_readonly_mapping
+    return era.open_readonly_memory, era.open_write_to_readonly_slot, era.write_to_readonly_mapping
 
 
 def _sealed_behaviour(name: str) -> object:
@@ -149,4 +149,4 @@ def _sealed_behaviour(name: str) -> object:
     era = find_era(name)
     has_type = VmType.SEV_ES in era.vm_types
     takes_slots = era.takes_readonly_slot(VmType.SEV_ES if has_type else VmType.DEFAULT)
-    return takes_slots, has_type, era.sealed_store_to_readonly_slot, era.store_to_readonly_mapping
+    return takes_slots, has_type, era.protected_write_to_readonly_slot, era.write_to_readonly_mapping

@@ -43,7 +43,7 @@ Store = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An end, and the MMIO stores on the way."""
+    """An end, and the MMIO writes on the way."""
 
     end: End
     stores: tuple[Store, ...] = ()
@@ -122,13 +122,13 @@ BEHAVIOURS = tuple(_rows())
 def render() -> str:
     """The table in Markdown."""
     lines = [
-        "# What a store to protected memory does",
+        "# What a write to protected memory does",
         "",
         "Made by `python -m casemate.testing.behaviours`; the contract suite (`pytest tests/contract`) holds each row",
         "against the hosts that it finds. *kvm_amd* is that of Debian's kernels 6.1, 6.12 and 7.3 with emulated SVM",
         "and nested paging; *kvm_pvm* runs user code on the processor and interprets the rest; *model* is casemate's.",
         "",
-        "| instruction | mode | protection | what happens | MMIO stores (bytes) | seen on | differs |",
+        "| instruction | mode | protection | what happens | MMIO writes (bytes) | seen on | differs |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in BEHAVIOURS:

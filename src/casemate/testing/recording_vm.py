@@ -59,20 +59,20 @@ class RecordingVm:
         """Only recorded."""
         self.calls.append(("mapping_changed", hva, size))
 
-    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
+    def coalesce_mmio(self, where: GuestRange, *, enabled: bool) -> None:
         """Only recorded."""
-        self.calls.append(("coalesce_stores", where, enabled))
+        self.calls.append(("coalesce_mmio", where, enabled))
 
     def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
         """Nothing to do: nobody runs."""
 
-    def deliver_stores(self) -> None:
+    def deliver_coalesced(self) -> None:
         """Only recorded."""
-        self.calls.append(("deliver_stores",))
+        self.calls.append(("deliver_coalesced",))
 
-    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+    def watch_writes(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
         """Only recorded."""
-        self.calls.append(("watch_stores", hva, size, on_store))
+        self.calls.append(("watch_writes", hva, size, on_write))
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Only recorded."""

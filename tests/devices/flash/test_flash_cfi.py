@@ -270,7 +270,7 @@ def _is_erase(event: object) -> bool:
 
 
 class CfiMachine(RuleBasedStateMachine):
-    """Any stores at all, on a writable and on a read-only unit."""
+    """Any writes at all, on a writable and on a read-only unit."""
 
     @initialize(protection=st.sampled_from(list(WriteProtection)))
     def build(self, protection: WriteProtection) -> None:

@@ -33,11 +33,11 @@ OnChange = Callable[[int, bytes, bytes], bytes]
 
 
 class CfiFlash:
-    """Flash ``unit``: decodes the stores that reach it, and keeps ``memory`` and ``file`` the same.
+    """Flash ``unit``: decodes the writes that reach it, and keeps ``memory`` and ``file`` the same.
 
     Without a file, contents live as long as the guest. A read-only unit answers commands and changes nothing; cycles
     that would have changed it are violations. ``commands`` counts the first cycles that were a command,
-    ``violations`` the stores that were reported.
+    ``violations`` the writes that were reported.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class CfiFlash:
         return self._answer(offset, size)
 
     def write_mmio(self, offset: int, size: int, value: int) -> bool:
-        """Store of 1, 2, 4 or 8 bytes: one write cycle, or two for 8 bytes."""
+        """Write of 1, 2, 4 or 8 bytes: one write cycle, or two for 8 bytes."""
         if not 0 <= offset <= self._memory.size - size:
             return False
         if self.readonly and (size == 8 or not self._is_harmless(offset, size, value)):
@@ -169,7 +169,7 @@ class CfiFlash:
         return is_ready and (self._file is None or not self._file.writes_through)
 
     def _take_programs(self, programs: list[FlashProgram]) -> None:
-        """Make programs that the host answered. Neighbours in a page are stored in one go."""
+        """Make programs that the host answered. Neighbours in a page are written in one go."""
         report, unit, action = self._sink.report, self.unit, FlashAction.PROGRAM
         start, data = programs[0].offset, bytearray()
         for offset, size, value, ago in programs:

@@ -1,4 +1,4 @@
-"""Stores that KVM keeps for later instead of leaving to its user (Linux api.rst, KVM_REGISTER_COALESCED_MMIO)."""
+"""Writes that KVM keeps for later instead of leaving to its user (Linux api.rst, KVM_REGISTER_COALESCED_MMIO)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ENTRIES = (PAGE_SIZE - CoalescedMmioRing.SIZE) // CoalescedMmio.SIZE
 """KVM_COALESCED_MMIO_MAX; one of them always stays empty."""
 
 
-class CoalescedStores:
-    """A VM's one ring of such stores, seen from ``offset`` on in the ``area`` that a vCPU shares with KVM.
+class CoalescedRing:
+    """A VM's one ring of such writes, seen from ``offset`` on in the ``area`` that a vCPU shares with KVM.
 
     ``lock`` is the same for all vCPUs of the VM.
     """
 
     def __init__(self, area: mmap, offset: int, lock: threading.Lock) -> None:
         self.first = offset // _WORD
-        """Where ``area`` has the index of the oldest store, in 32-bit words."""
+        """Where ``area`` has the index of the oldest write, in 32-bit words."""
         self.last = self.first + 1
         """Where it has the index behind the newest; the ring is empty if both are the same."""
         self._area = area

@@ -1,4 +1,4 @@
-"""Write protection by userfaultfd: who stores is held until somebody decided (Linux admin-guide/mm/userfaultfd.rst)."""
+"""Write protection by userfaultfd: who writes is held until somebody decided (Linux admin-guide/mm/userfaultfd.rst)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _REMEDY = (
 )
 
 
-class StoreWatch:
-    """Holds every store to ``[hva, hva + size)`` and calls ``on_store`` with its page, on a thread of its own.
+class WriteWatch:
+    """Holds every write to ``[hva, hva + size)`` and calls ``on_write`` with its page, on a thread of its own.
 
-    The store is tried again when ``on_store`` returns, so it must make sure that the store fails. Raises
+    The write is tried again when ``on_write`` returns, so it must make sure that the write fails. Raises
     UnsupportedError, with a remedy, where this process may not do this or the kernel cannot.
     """
 
-    def __init__(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
-        self._on_store = on_store
+    def __init__(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
+        self._on_write = on_write
         self._fd = open_userfaultfd()
         try:
             _call(
@@ -64,10 +64,10 @@ class StoreWatch:
         while not any(fd == self._end for fd, _ in poll.poll()):
             try:
                 message = abi.UffdMsg.from_bytes(os.read(self._fd, abi.UffdMsg.SIZE))
-            except BlockingIOError:  # who stored was interrupted
+            except BlockingIOError:  # who written was interrupted
                 continue
             if message.event == abi.EVENT_PAGEFAULT:
-                self._on_store(Hva(message.address))
+                self._on_write(Hva(message.address))
                 _call(self._fd, abi.Ioctl.UFFDIO_WAKE, self._range)
 
 

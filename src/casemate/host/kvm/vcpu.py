@@ -30,10 +30,10 @@ from casemate.abi.kvm.structs import (
     Translation,
 )
 from casemate.address import PAGE_SIZE
-from casemate.host.exits import Hlt, InternalFault, Interrupted, MemoryFault, Shutdown, VmExit
+from casemate.host.exits import Hlt, Interrupted, KvmInternalError, MemoryFault, Shutdown, VmExit
 from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
-from casemate.host.kvm.coalesced import CoalescedStores
+from casemate.host.kvm.coalesced import CoalescedRing
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.host.slots import MemorySlot
 
@@ -64,7 +64,7 @@ class KvmVcpu:
 
     Whenever it was woken it calls ``polls``.
 
-    ``ring`` is where its shared area has the VM's ring of coalesced stores, and the lock of that.
+    ``ring`` is where its shared area has the VM's ring of coalesced writes, and the lock of that.
     What the registers of a ``sealed`` one show to the kernel is not the guest's state, so nobody asks.
     """
 
@@ -79,14 +79,14 @@ class KvmVcpu:
         ring: tuple[int, threading.Lock],
         polls: Sequence[Callable[[], None]] = (),
         *,
-        sealed: bool = False,
+        protected: bool = False,
     ) -> None:
         self._fd = fd
-        self._sealed = sealed
+        self._protected = protected
         self._page = mmap.mmap(fd, mmap_size)
         self._words = memoryview(self._page).cast("I")
-        self._ring = CoalescedStores(self._page, *ring)
-        self.store_is_late = False
+        self._ring = CoalescedRing(self._page, *ring)
+        self.write_was_coalesced = False
         self._bus = bus
         self._slots = slots
         self._reset_chips = reset_chips
@@ -133,7 +133,7 @@ class KvmVcpu:
 
     @property
     def has_late_stores(self) -> bool:
-        """Whether coalesced stores of any vCPU of the VM wait; from any thread."""
+        """Whether coalesced writes of any vCPU of the VM wait; from any thread."""
         return self._ring.is_filled(self._words)
 
     def stop(self) -> None:
@@ -158,7 +158,7 @@ class KvmVcpu:
 
     def rip(self) -> int | None:
         """The instruction pointer, or None where it is sealed."""
-        return None if self._sealed else int(self._regs().rip)
+        return None if self._protected else int(self._regs().rip)
 
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""
@@ -177,10 +177,10 @@ class KvmVcpu:
         """Set one model-specific register."""
         write_msr(self._fd, index, value)
 
-    def storing_instruction(self, gpa: int, size: int) -> int | None:
+    def writing_instruction(self, gpa: int, size: int) -> int | None:
         """KVM's emulator is behind the instruction already, or still on one that repeats."""
 
-        if self._sealed or self.store_is_late:
+        if self._protected or self.write_was_coalesced:
             return None
         regs, sregs = self._regs(), self._sregs()
         before = self._read_virtual(sregs.cs.base + regs.rip - _LONGEST_INSTRUCTION, _LONGEST_INSTRUCTION)
@@ -188,13 +188,13 @@ class KvmVcpu:
         if found is None or len(before) < _LONGEST_INSTRUCTION:
             return None
         code, bits = found
-        from casemate.host.store_target import find_store
+        from casemate.host.write_target import find_write
 
-        return find_store(before, code, bits, regs, sregs, lambda gva: self._translate(gva) == gpa, size)
+        return find_write(before, code, bits, regs, sregs, lambda gva: self._translate(gva) == gpa, size)
 
     def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
         """The bytes of code and their width in bits."""
-        if self._sealed:
+        if self._protected:
             return None
         sregs = self._sregs()
         bits = 64 if sregs.cs.l and sregs.efer & _EFER_LMA else 32 if sregs.cs.db else 16
@@ -227,11 +227,11 @@ class KvmVcpu:
                 bus.write_port(port, size, int.from_bytes(page[at : at + size], "little"))
 
     def _deliver_coalesced(self) -> None:
-        self.store_is_late = True
+        self.write_was_coalesced = True
         try:
             self._ring.deliver(self._words, self._bus.write_mmio)
         finally:
-            self.store_is_late = False
+            self.write_was_coalesced = False
 
     def _mmio_access(self) -> None:
         gpa, data, size, is_write = _MMIO.unpack_from(self._page, RUN_UNION)
@@ -245,7 +245,7 @@ class KvmVcpu:
         if failure in (errno.EINTR, errno.EAGAIN):
             return self._woken()
         if failure != errno.EFAULT:
-            return InternalFault(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
+            return KvmInternalError(f"KVM_RUN failed: {os.strerror(failure)}", self.rip())
 
         if reason == ExitReason.MEMORY_FAULT:
             fault = RunMemoryFault.from_bytes(self._page, RUN_UNION)
@@ -254,13 +254,13 @@ class KvmVcpu:
         return self._find_fault()
 
     def _find_fault(self) -> MemoryFault:
-        if self._sealed:
+        if self._protected:
             return MemoryFault()
 
         regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
-        from casemate.host.store_target import store_targets
+        from casemate.host.write_target import write_targets
 
-        for target in store_targets(*found, regs, sregs) if found else ():
+        for target in write_targets(*found, regs, sregs) if found else ():
             gpa = self._translate(target.gva)
             if gpa is not None:
                 return MemoryFault(gpa, target.size, target.value, regs.rip)
@@ -280,22 +280,22 @@ class KvmVcpu:
         page, rip = self._page, self.rip()
         match reason:
             case ExitReason.HLT:
-                return Hlt(interrupts_enabled=self._sealed or bool(self._regs().rflags & _RFLAGS_IF))
+                return Hlt(interrupts_enabled=self._protected or bool(self._regs().rflags & _RFLAGS_IF))
             case ExitReason.SHUTDOWN:
                 return Shutdown(rip)
             case ExitReason.SYSTEM_EVENT:
                 event = RunSystemEvent.from_bytes(page, RUN_UNION)
-                return InternalFault(f"system event {_name(SystemEvent, event.type)}", rip)
+                return KvmInternalError(f"system event {_name(SystemEvent, event.type)}", rip)
             case ExitReason.INTERNAL_ERROR:
                 error = RunInternal.from_bytes(page, RUN_UNION)
-                return InternalFault(
+                return KvmInternalError(
                     f"KVM internal error {_name(InternalErrorSuberror, error.suberror)}", rip
                 )
             case ExitReason.FAIL_ENTRY:
                 entry = RunFailEntry.from_bytes(page, RUN_UNION)
                 cause = entry.hardware_entry_failure_reason
-                return InternalFault(f"the processor refused the guest's state, reason {cause:#x}", rip)
-        return InternalFault(f"exit that was not asked for: {_name(ExitReason, reason)}", rip)
+                return KvmInternalError(f"the processor refused the guest's state, reason {cause:#x}", rip)
+        return KvmInternalError(f"exit that was not asked for: {_name(ExitReason, reason)}", rip)
 
     def _read_virtual(self, gva: int, size: int) -> bytes:
         found = b""

@@ -33,7 +33,7 @@ from casemate.host.kvm.routing import pc_routing
 from casemate.host.kvm.sev import SevLauncher
 from casemate.host.kvm.snp import KvmSnp, SnpLauncher
 from casemate.host.kvm.system import KvmSystem
-from casemate.host.kvm.userfault import StoreWatch
+from casemate.host.kvm.userfault import WriteWatch
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
 from casemate.host.secure_processor import SecureProcessor, VcpuReset
@@ -60,7 +60,7 @@ class KvmVm:
         self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
         self._vcpus: list[KvmVcpu] = []
-        self._watches: list[StoreWatch] = []
+        self._watches: list[WriteWatch] = []
         self._polls: list[Callable[[], None]] = []
         self.secure_processor: SecureProcessor | None = None
         self.snp_processor: KvmSnp | None = None
@@ -77,7 +77,7 @@ class KvmVm:
             self._chips = self._read_chips()
             self.capabilities = VmCapabilities(
                 readonly_memory=bool(call(self._fd, Ioctl.CHECK_EXTENSION, Capability.READONLY_MEM)),
-                sealed_state=sev is not None and sev.seals_state,
+                has_protected_state=sev is not None and sev.seals_state,
                 in_kernel_irqchip=True,
                 max_vcpus=system.extension(Capability.MAX_VCPUS)
                 or system.extension(Capability.NR_VCPUS)
@@ -106,7 +106,7 @@ class KvmVm:
     def mapping_changed(self, hva: Hva, size: int) -> None:
         """Nothing to do: the kernel's MMU notifier saw it."""
 
-    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
+    def coalesce_mmio(self, where: GuestRange, *, enabled: bool) -> None:
         """By a coalesced zone."""
         request = Ioctl.REGISTER_COALESCED_MMIO if enabled else Ioctl.UNREGISTER_COALESCED_MMIO
         call(self._fd, request, CoalescedMmioZone(addr=where.start, size=where.size), f"zone {where}")
@@ -114,15 +114,15 @@ class KvmVm:
     def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
         """Nothing to do: programs leave the kernel one by one, or are coalesced."""
 
-    def deliver_stores(self) -> None:
+    def deliver_coalesced(self) -> None:
         """By a vCPU that leaves the kernel; any will do, for they have one ring."""
         if self._vcpus and self._vcpus[0].has_late_stores:
             self._vcpus[0].wake()
 
-    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+    def watch_writes(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
         """By userfaultfd."""
 
-        self._watches.append(StoreWatch(hva, size, on_store))
+        self._watches.append(WriteWatch(hva, size, on_write))
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Nothing to do: the processor keeps its caches coherent."""
@@ -148,7 +148,7 @@ class KvmVm:
                 self._reset_chips,
                 self._ring,
                 self._polls,
-                sealed=self.capabilities.sealed_state,
+                protected=self.capabilities.has_protected_state,
             )
         except BaseException:
             os.close(fd)

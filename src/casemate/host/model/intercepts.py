@@ -1,8 +1,8 @@
-"""Accesses that leave the modelled CPU: ports and MMIO go to the bus, stores to protected memory become faults.
+"""Accesses that leave the modelled CPU: ports and MMIO go to the bus, writes to protected memory become faults.
 
 Source: Linux Documentation/virt/kvm/api.rst (KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_MEM_READONLY) for what goes where.
 
-A store that its slot does not take is either made on the bus at once, and ignored by the engine, or undone with its
+A write that its slot does not take is either made on the bus at once, and ignored by the engine, or undone with its
 instruction; then ``finish`` does the rest while the engine stands between two instructions.
 """
 
@@ -16,14 +16,14 @@ from unicorn import unicorn_const, x86_const
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
 from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.address import GuestRange
-from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
+from casemate.host.exits import KvmInternalError, MemoryFault, NestedFaultLoop
 from casemate.host.hypervisor import FlashProgram, IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.hooks import REFUSED_STORE, Callbacks, StoreDecider
+from casemate.host.model.cpu.hooks import REFUSED_WRITE, Callbacks, WriteDecider
 from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite
-from casemate.host.model.kvm_emulator import PortInput, StoreJudge
+from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.slots import SlotTable
 from casemate.host.slots import MemorySlot
 
@@ -31,18 +31,18 @@ _INVALID_OPCODE = 6
 
 
 class _Undone(NamedTuple):
-    """A store whose instruction did not happen."""
+    """A write whose instruction did not happen."""
 
-    fate: WriteOutcome
+    outcome: WriteOutcome
     gpa: int
     size: int
     value: int
 
 
-class Traps:
+class AccessIntercepts:
     """The engine's memory and port callbacks. An exception in one of them ends the run and is kept in ``error``.
 
-    ``readonly_slot`` and ``readonly_mapping`` say how a store ends that the slot or its mapping does not take. Of a
+    ``readonly_slot`` and ``readonly_mapping`` say how a write ends that the slot or its mapping does not take. Of a
     ``sealed`` guest the host learns no more than that there was one. With ``judge`` it depends on the instruction, too.
     """
 
@@ -53,18 +53,18 @@ class Traps:
         readonly_slot: WriteOutcome,
         readonly_mapping: WriteOutcome,
         *,
-        sealed: bool,
+        protected: bool,
         encrypted: bool = False,
     ) -> None:
         self.bus = cast(IoBus, None)
         self.error: BaseException | None = None
-        self.fault: MemoryFault | NestedFaultLoop | InternalFault | None = None
+        self.fault: MemoryFault | NestedFaultLoop | KvmInternalError | None = None
         self._slots = slots
-        self.judge: StoreJudge | None = None
+        self.judge: WriteJudge | None = None
         self.port_input: PortInput | None = None
         self._engine = engine
         self._ends = {True: readonly_slot, False: readonly_mapping}
-        self._sealed = sealed
+        self._protected = protected
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mask = ~(1 << C_BIT) if encrypted else -1
         self._undone: _Undone | None = None
@@ -77,16 +77,16 @@ class Traps:
                 PortWrite(self._write_port),
                 MmioRead(self._read_mmio),
                 MmioWrite(self._write_mmio),
-                StoreDecider(self._decide),
+                WriteDecider(self._decide),
             )
         )
         engine.hook(unicorn_const.UC_HOOK_INSN, "hook_in", instruction=x86_const.UC_X86_INS_IN)
         engine.hook(unicorn_const.UC_HOOK_INSN, "hook_out", instruction=x86_const.UC_X86_INS_OUT)
 
-    def trap_stores(self, slot: MemorySlot) -> None:
-        """Catch stores to a slot that does not take them.
+    def intercept_writes(self, slot: MemorySlot) -> None:
+        """Catch writes to a slot that does not take them.
 
-        A range once trapped stays so: the hook costs nothing where stores are refused, and stays out of others.
+        A range once trapped stays so: the hook costs nothing where writes are refused, and stays out of others.
         """
         first, last = int(slot.range.start), int(slot.range.end) - 1
         if (first, last) in self._trapped:
@@ -127,11 +127,11 @@ class Traps:
         assert self._undone is not None
         undone, self._undone = self._undone, None
         try:
-            if undone.fate is WriteOutcome.INPUT and self.port_input is not None:
+            if undone.outcome is WriteOutcome.INPUT and self.port_input is not None:
                 self.port_input.execute(self.bus)
-            elif undone.fate is WriteOutcome.INTERNAL_ERROR:
+            elif undone.outcome is WriteOutcome.INTERNAL_ERROR:
                 self._give_up()
-            elif undone.fate is WriteOutcome.EFAULT:
+            elif undone.outcome is WriteOutcome.EFAULT:
                 self._record_fault(undone.gpa, undone.size, undone.value)
         except BaseException as error:
             self._fail(error)
@@ -143,29 +143,29 @@ class Traps:
             raise error
 
     def _decide(self) -> int:
-        """0 if the engine is to ignore the store, else the exception that undoes its instruction."""
+        """0 if the engine is to ignore the write, else the exception that undoes its instruction."""
         record = self._engine.hooks.record
-        fate = self._take_store(record.store_gpa & self._mask, record.store_size, record.store_value)
-        if fate is WriteOutcome.UNDEFINED:
+        outcome = self._take_write(record.store_gpa & self._mask, record.store_size, record.store_value)
+        if outcome is WriteOutcome.UNDEFINED:
             self._undone = None  # the engine delivers this one by itself
             return _INVALID_OPCODE
-        return 0 if fate is WriteOutcome.MMIO else REFUSED_STORE
+        return 0 if outcome is WriteOutcome.MMIO else REFUSED_WRITE
 
-    def _take_store(self, gpa: int, size: int, value: int) -> WriteOutcome:
+    def _take_write(self, gpa: int, size: int, value: int) -> WriteOutcome:
         value &= (1 << 8 * size) - 1
         try:
-            fate = self._fate(gpa)
-            if fate is WriteOutcome.MMIO:
+            outcome = self._outcome(gpa)
+            if outcome is WriteOutcome.MMIO:
                 self.bus.write_mmio(gpa, size, value)
             else:
-                self._undone = _Undone(fate, gpa, size, value)
+                self._undone = _Undone(outcome, gpa, size, value)
         except BaseException as error:
             self._fail(error)
             return WriteOutcome.MMIO
-        return fate
+        return outcome
 
-    def _fate(self, gpa: int) -> WriteOutcome:
-        end = self._end_at(gpa)
+    def _outcome(self, gpa: int) -> WriteOutcome:
+        end = self._outcome_at(gpa)
         if self.judge is None or end is WriteOutcome.LIVELOCK:
             return WriteOutcome.MMIO if end is WriteOutcome.MMIO else WriteOutcome.EFAULT
         return (
@@ -174,14 +174,14 @@ class Traps:
             else self.judge.behind_readonly_mapping()
         )
 
-    def _end_at(self, gpa: int) -> WriteOutcome:
+    def _outcome_at(self, gpa: int) -> WriteOutcome:
         slot = self._slots.slot_at(gpa)
         return self._ends[slot is not None and slot.readonly]
 
     def _record_fault(self, gpa: int, size: int, value: int) -> None:
-        if self._end_at(gpa) is WriteOutcome.LIVELOCK:
+        if self._outcome_at(gpa) is WriteOutcome.LIVELOCK:
             self.fault = NestedFaultLoop()
-        elif self._sealed:
+        elif self._protected:
             self.fault = MemoryFault()
         else:
             self.fault = MemoryFault(gpa, size, value, self._engine.read(registers.RIP))
@@ -189,7 +189,7 @@ class Traps:
 
     def _give_up(self) -> None:
         text = f"KVM internal error {InternalErrorSuberror.EMULATION.name}"
-        self.fault = InternalFault(text, self._engine.read(registers.RIP))
+        self.fault = KvmInternalError(text, self._engine.read(registers.RIP))
         self._engine.stop()
 
     def _read_port(self, _uc: int, port: int, size: int, _user: int | None) -> int:

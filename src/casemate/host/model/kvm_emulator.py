@@ -32,7 +32,7 @@ INPUT_OPCODES = frozenset(b"\x6c\x6d")
 """INS."""
 _X87 = range(0xD8, 0xE0)
 _FNSTCW, _FNSTSW = (0xD9, 7), (0xDD, 7)
-"""Opcode and operation of the two x87 stores that KVM's emulator knows."""
+"""Opcode and operation of the two x87 writes that KVM's emulator knows."""
 _NAMES = [name for name, *_ in Regs._fields_]
 _NUMBERS = tuple(getattr(x86_const, f"UC_X86_REG_{name.upper()}") for name in _NAMES)
 
@@ -50,7 +50,7 @@ class Opcode(NamedTuple):
 
 
 def split(code: bytes) -> Opcode:
-    """Take apart an instruction that stores to memory. INC and DEC of a register, which look like REX, do not."""
+    """Take apart an instruction that writes to memory. INC and DEC of a register, which look like REX, do not."""
     at = next((at for at, byte in enumerate(code) if byte not in _LEGACY_PREFIXES), len(code))
     prefixes = frozenset(code[:at])
     rex = code[at] if at < len(code) and code[at] in _REX else 0
@@ -59,7 +59,7 @@ def split(code: bytes) -> Opcode:
     return Opcode(prefixes, rex, opcode, following >> 3 & 7, at + 1)
 
 
-class StoreJudge:
+class WriteJudge:
     """Says for the instruction that the engine is at what KVM would do; plain guests only.
 
     Of an encrypted guest KVM knows the instruction by the processor's decode assists alone, which are not modelled.
@@ -70,7 +70,7 @@ class StoreJudge:
         self._memory = memory
 
     def behind_readonly_slot(self) -> WriteOutcome:
-        """The fate of a store to a read-only slot."""
+        """The outcome of a write to a read-only slot."""
         found = self._opcode()
         if found.opcode in INPUT_OPCODES:
             return WriteOutcome.INPUT
@@ -79,7 +79,7 @@ class StoreJudge:
         return WriteOutcome.MMIO
 
     def behind_readonly_mapping(self) -> WriteOutcome:
-        """The fate of a store to a slot whose mapping is read-only."""
+        """The outcome of a write to a slot whose mapping is read-only."""
         if self._opcode().opcode in INPUT_OPCODES:
             return WriteOutcome.INPUT
         mmio = any(self._is_mmio(gva) for gva in self._loads())
@@ -89,7 +89,7 @@ class StoreJudge:
         return split(self._engine.code_here())
 
     def _loads(self) -> Iterator[int]:
-        from casemate.host.store_target import load_addresses
+        from casemate.host.write_target import load_addresses
 
         engine, sregs = self._engine, Sregs()
         for name in ("cs", "ds", "es", "fs", "gs", "ss"):
@@ -144,7 +144,7 @@ class _Ins:
         return max(1, min(in_page, _READ_AHEAD // self.size, self.count))
 
     def after(self, done: int) -> dict[int, int]:
-        """The registers once ``done`` elements are stored."""
+        """The registers once ``done`` elements are written."""
         values = {registers.RDI: self._moved(self.rdi, done * self.step)}
         if self.repeats:
             values[registers.RCX] = self._moved(self.rcx, -done)
@@ -160,7 +160,7 @@ class _Ins:
 
 
 class PortInput:
-    """Executes the INS that the engine stands on, as far as KVM does at once; ``written`` hears of stores to memory."""
+    """Executes the INS that the engine stands on, as far as KVM does at once; ``written`` hears of writes to memory."""
 
     def __init__(self, engine: Engine, memory: SlotTable, written: Callable[[Gpa, int], None]) -> None:
         self._engine = engine
@@ -215,9 +215,9 @@ class PortInput:
             bus.write_mmio(gpa, len(piece), int.from_bytes(piece, "little"))
 
     def _to_memory(self, gva: int, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Store within a page; yields what no memory takes, by guest-physical address."""
+        """Write within a page; yields what no memory takes, by guest-physical address."""
         gpa = self._engine.translate(gva, WRITE)
-        assert gpa is not None, "the engine came to the store"
+        assert gpa is not None, "the engine came to the write"
         hva = self._memory.hva(gpa, len(data), writable=True)
         if hva is None:
             for at in range(0, len(data), _MMIO_BYTES):

@@ -1,6 +1,6 @@
 """Guest-physical memory of a modelled VM: slots over real host mappings, MMIO everywhere else.
 
-Source: Linux virt/kvm/kvm_main.c (__kvm_set_memory_region) for the rules of slots. Whether a slot can be stored to
+Source: Linux virt/kvm/kvm_main.c (__kvm_set_memory_region) for the rules of slots. Whether a slot can be written to
 follows from its flag and from the protection that its host mapping really has, as in KVM.
 """
 
@@ -16,7 +16,7 @@ from casemate.host.model import vma
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.encrypted_memory import PrivatePages, SeparateMemory, TwinMappings
-from casemate.host.model.intercepts import Traps
+from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.slots import Piece, SlotTable
 from casemate.host.slots import MemorySlot
 
@@ -27,7 +27,7 @@ _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
 
 
 class PhysicalMemory:
-    """The slots of one VM, mapped into its engine. Stores that a slot does not take go to ``traps``.
+    """The slots of one VM, mapped into its engine. Writes that a slot does not take go to ``intercepts``.
 
     ``takes_readonly`` is whether slots may be read-only. Where ``private`` has pages, the guest sees those. An
     ``encrypted`` guest finds everything a second time at addresses with the C-bit: by another host mapping of the same
@@ -38,7 +38,7 @@ class PhysicalMemory:
     def __init__(
         self,
         engine: Engine,
-        traps: Traps,
+        intercepts: AccessIntercepts,
         table: SlotTable,
         *,
         takes_readonly: bool = True,
@@ -47,7 +47,7 @@ class PhysicalMemory:
         mmio_faults: bool = False,
     ) -> None:
         self._engine = engine
-        self._traps = traps
+        self._intercepts = intercepts
         self._table = table
         self._takes_readonly = takes_readonly
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
@@ -90,7 +90,7 @@ class PhysicalMemory:
         self._table.writable[slot.number] = writable
         self._map(slot)
         if not writable:
-            self._traps.trap_stores(slot)
+            self._intercepts.intercept_writes(slot)
 
     def delete(self, number: int) -> None:
         """Take a slot away; its range becomes MMIO. Raises HostError ENOENT if there is no such slot."""
@@ -102,7 +102,7 @@ class PhysicalMemory:
         self._map_hole(slot.range.start, slot.range.end)
 
     def mapping_changed(self, hva: Hva, size: int) -> None:
-        """Look again whether the slots over ``[hva, hva + size)`` can be stored to."""
+        """Look again whether the slots over ``[hva, hva + size)`` can be written to."""
         for number, slot in self._table.slots.items():
             if slot.readonly or slot.hva >= hva + size or hva >= slot.hva + slot.range.size:
                 continue
@@ -112,7 +112,7 @@ class PhysicalMemory:
                     self._engine.protect(slot.range.start | alias, slot.range.size, writable=writable)
                 self._table.writable[number] = writable
                 if not writable:
-                    self._traps.trap_stores(slot)
+                    self._intercepts.intercept_writes(slot)
 
     def make_private(self, hva: Hva, plaintext: bytes) -> None:
         """The guest goes on to read ``plaintext`` where the host sees what is at ``hva`` from now on.
@@ -126,7 +126,7 @@ class PhysicalMemory:
                 self._map(slot)
 
     def fill(self, gpa: int, contents: bytes) -> None:
-        """Store into memory that is the guest's alone, before it runs; within one slot."""
+        """Write into memory that is the guest's alone, before it runs; within one slot."""
         piece = self._table.piece_at(gpa)
         assert piece is not None, "the launch named memory of a slot"
         base = self._encrypted.of(piece.hva, piece.end - piece.start)
@@ -166,7 +166,7 @@ class PhysicalMemory:
             return
         for alias in self._aliases:
             if self._mmio_faults:
-                self._traps.raise_vc_at(start | alias, (end - 1) | alias)
+                self._intercepts.raise_vc_at(start | alias, (end - 1) | alias)
             else:
                 self._engine.map_mmio(start | alias, end - start)
         self._holes[start] = end

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.address import Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination, Shutdown, VmExit
+from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
@@ -27,7 +27,7 @@ from casemate.host.model.cpu.hooks import (
     PseudoException,
 )
 from casemate.host.model.hypercalls import VMMCALL
-from casemate.host.model.intercepts import Traps
+from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
@@ -37,7 +37,7 @@ _RFLAGS_IF = 1 << 9
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
-class Secrecy(NamedTuple):
+class HostVisibility(NamedTuple):
     """What of a guest its host cannot see, and whether it may run yet."""
 
     memory: bool
@@ -52,20 +52,20 @@ class ModelVcpu:
         self,
         engine: Engine,
         memory: PhysicalMemory,
-        traps: Traps,
+        intercepts: AccessIntercepts,
         interrupts: InterruptController | None,
         clock: GuestClock,
-        secrecy: Secrecy,
+        visibility: HostVisibility,
         ghcb: GhcbServer | None = None,
         page_instructions: PageInstructions | None = None,
     ) -> None:
-        self.store_is_late = False
+        self.write_was_coalesced = False
         self._engine = engine
         self._memory = memory
-        self._traps = traps
+        self._intercepts = intercepts
         self._interrupts = interrupts
         self._clock = clock
-        self._secrecy = secrecy
+        self._visibility = visibility
         self._ghcb = ghcb
         self._page_instructions = page_instructions
         self._exit: VmExit | None = None
@@ -84,8 +84,8 @@ class ModelVcpu:
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
-        if not self._secrecy.may_run():
-            return InternalFault("KVM_RUN refused (modelled): the launch of this guest is not finished")
+        if not self._visibility.may_run():
+            return KvmInternalError("KVM_RUN refused (modelled): the launch of this guest is not finished")
         self._memory.map_holes()
         while True:
             if self._stop_wanted:
@@ -95,7 +95,7 @@ class ModelVcpu:
                 self._engine.hooks.request_interrupt()
             if self._exit is None:
                 error = self._execute()
-                self._traps.take_error()
+                self._intercepts.take_error()
                 self._after_execution(error)
             if self._exit is not None:
                 vm_exit, self._exit = self._exit, None
@@ -122,8 +122,8 @@ class ModelVcpu:
         self._engine.reset()
 
     def rip(self) -> int | None:
-        """The instruction pointer, or None behind a seal."""
-        return None if self._secrecy.registers else self._engine.read(registers.RIP)
+        """The instruction pointer, or None where they are protected."""
+        return None if self._visibility.registers else self._engine.read(registers.RIP)
 
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""
@@ -133,13 +133,13 @@ class ModelVcpu:
         """Set one model-specific register."""
         self._engine.set_msr(index, value)
 
-    def storing_instruction(self, gpa: int, size: int) -> int | None:
+    def writing_instruction(self, gpa: int, size: int) -> int | None:
         """The engine calls out with the pointer still on the instruction."""
         return self.rip()
 
     def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
         """The bytes of code and their width in bits; None where they are encrypted."""
-        if self._secrecy.memory:
+        if self._visibility.memory:
             return None
         offset = 0 if rip is None else rip - self._engine.read(registers.RIP)
         code = self._engine.code_at(self._engine.instruction_address() + offset)
@@ -167,16 +167,18 @@ class ModelVcpu:
         if self._flush_wanted:
             self._flush_wanted = False
             self._engine.flush_translations()
-        if self._traps.fault is not None:
-            self._exit, self._traps.fault = self._traps.fault, None
+        if self._intercepts.fault is not None:
+            self._exit, self._intercepts.fault = self._intercepts.fault, None
         elif self._exit is not None:
             return
         elif self._engine.hooks.shut_down:
             self._exit = Shutdown(self.rip())
         elif error == ABORTED:
-            self._exit = InternalFault("the CPU model gave up on the guest's code", self.rip())
+            self._exit = KvmInternalError("the CPU model gave up on the guest's code", self.rip())
         elif error:
-            self._exit = InternalFault(f"the CPU model stopped: {self._engine.error_text(error)}", self.rip())
+            self._exit = KvmInternalError(
+                f"the CPU model stopped: {self._engine.error_text(error)}", self.rip()
+            )
         elif self._engine.hooks.halted:
             self._exit = self._halt()
 
@@ -204,7 +206,7 @@ class ModelVcpu:
         if vector == SHARED_ACCESS:
             self._on_shared_access()
         else:
-            self._traps.finish()
+            self._intercepts.finish()
 
     def _on_shared_access(self) -> None:
         try:
@@ -224,7 +226,7 @@ class ModelVcpu:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
         code, text = self._engine.code_here(len(_VMGEXIT)), None
         if code.startswith(VMMCALL):
-            if self._secrecy.registers:
+            if self._visibility.registers:
                 return ExitCode.VMMCALL
             code = VMMCALL
             self._hypercall()
@@ -252,7 +254,7 @@ class ModelVcpu:
         self._engine.stop()
 
     def _fail(self, error: BaseException) -> None:
-        self._traps.error = error
+        self._intercepts.error = error
         self._engine.stop()
 
     def _timer_expired(self) -> bool:

@@ -21,8 +21,8 @@ from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
-from casemate.host.model.intercepts import Traps
-from casemate.host.model.kvm_emulator import PortInput, StoreJudge
+from casemate.host.model.intercepts import AccessIntercepts
+from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.sev.msrs import SevMsrs
@@ -30,7 +30,7 @@ from casemate.host.model.slots import SlotTable
 from casemate.host.model.snp.instructions import PageInstructions
 from casemate.host.model.snp.page_states import PageStates
 from casemate.host.model.snp.requests import SnpRequests
-from casemate.host.model.vcpu import ModelVcpu, Secrecy
+from casemate.host.model.vcpu import HostVisibility, ModelVcpu
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 def answer_capabilities(kind: GuestKind, vm_type: VmType, era: KernelEra) -> VmCapabilities:
     """What a VM for ``kind`` answers in ``era``."""
-    sealed = kind not in (GuestKind.PLAIN, GuestKind.SEV)
-    return VmCapabilities(era.answers_readonly_memory(vm_type), sealed_state=sealed)
+    protected = kind not in (GuestKind.PLAIN, GuestKind.SEV)
+    return VmCapabilities(era.answers_readonly_memory(vm_type), has_protected_state=protected)
 
 
 class ModelVm:
@@ -61,40 +61,40 @@ class ModelVm:
         platform: ModelPlatform | None = None,
     ) -> None:
         self.capabilities = answer_capabilities(kind, setup.vm_type, era)
-        sealed = self.capabilities.sealed_state
+        protected = self.capabilities.has_protected_state
         encrypted = kind.is_confidential
         self.msrs = _registers(kind, setup)
         self._clock = clock
-        readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
+        readonly_slot = era.protected_write_to_readonly_slot if protected else era.open_write_to_readonly_slot
         self._engine = Engine(self.msrs, amd=encrypted)
         self._slots = SlotTable()
-        self._traps = Traps(
+        self._intercepts = AccessIntercepts(
             self._engine,
             self._slots,
             readonly_slot,
-            era.store_to_readonly_mapping,
-            sealed=sealed,
+            era.write_to_readonly_mapping,
+            protected=protected,
             encrypted=encrypted,
         )
         takes_readonly = era.takes_readonly_slot(setup.vm_type)
         self._memory = PhysicalMemory(
             self._engine,
-            self._traps,
+            self._intercepts,
             self._slots,
             takes_readonly=takes_readonly,
             encrypted=encrypted,
             separate=kind is GuestKind.SNP,
-            mmio_faults=sealed and raises_vc,
+            mmio_faults=protected and raises_vc,
         )
         if not encrypted:
-            self._traps.judge = StoreJudge(self._engine, self._slots)
-            self._traps.port_input = PortInput(self._engine, self._slots, self.memory_written)
-        self._cpuid = SevCpuid(sev_es=sealed)
-        if sealed and raises_vc:
+            self._intercepts.judge = WriteJudge(self._engine, self._slots)
+            self._intercepts.port_input = PortInput(self._engine, self._slots, self.memory_written)
+        self._cpuid = SevCpuid(sev_es=protected)
+        if protected and raises_vc:
             self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
         if encrypted:
             self._engine.hooks.answer_cpuid(self._cpuid.answer)
-        self._secrecy = Secrecy(kind.is_confidential, sealed, self._may_run)
+        self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run)
         self._vcpu: ModelVcpu | None = None
         self._ghcb: GhcbServer | None = None
         self.secure_processor: ModelSev | None = None
@@ -109,7 +109,7 @@ class ModelVm:
                 era,
                 setup,
                 self._memory.make_private,
-                sev_es=sealed,
+                sev_es=protected,
                 lock_limit=lock_limit,
                 platform=platform,
             )
@@ -140,20 +140,20 @@ class ModelVm:
         """Take note of a new protection of a host mapping."""
         self._memory.mapping_changed(hva, size)
 
-    def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
-        """Nothing to do: a store costs a call, and no exit."""
+    def coalesce_mmio(self, where: GuestRange, *, enabled: bool) -> None:
+        """Nothing to do: a write costs a call, and no exit."""
 
     def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
         """Note further programs in the hooks, and tell of them in one go."""
-        self._traps.answer_programs(where, take)
+        self._intercepts.answer_programs(where, take)
 
-    def deliver_stores(self) -> None:
+    def deliver_coalesced(self) -> None:
         """Nothing to do: none waits."""
 
-    def watch_stores(self, hva: Hva, size: int, on_store: Callable[[Hva], None]) -> None:
+    def watch_writes(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
         """Raises UnsupportedError: who waits for a verdict would be this process itself."""
         raise UnsupportedError(
-            "the modelled host cannot hold a store for userfaultfd", "use --host kvm, or --protection vma"
+            "the modelled host cannot hold a write for userfaultfd", "use --host kvm, or --protection vma"
         )
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
@@ -167,22 +167,22 @@ class ModelVm:
         """The VM's only vCPU. Raises HostError EEXIST for a second one."""
         if self._vcpu:
             raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")
-        self._traps.bus = bus
+        self._intercepts.bus = bus
         snp = instructions = None
         if self._page_states is not None and self.snp_processor is not None:
             snp = SnpRequests(self._slots, self._page_states, self.snp_processor.psp)
             instructions = PageInstructions(self._engine, self._page_states)
-        if isinstance(self.msrs, SevMsrs) and self.capabilities.sealed_state:
+        if isinstance(self.msrs, SevMsrs) and self.capabilities.has_protected_state:
             self._ghcb = GhcbServer(self._slots, self.msrs, self._cpuid, bus, snp)
             if snp is None:
                 self._engine.hooks.serve_ghcb()
         self._vcpu = ModelVcpu(
             self._engine,
             self._memory,
-            self._traps,
+            self._intercepts,
             interrupts,
             self._clock,
-            self._secrecy,
+            self._visibility,
             self._ghcb,
             instructions,
         )

@@ -193,7 +193,7 @@ class Engine:
         return None if error else buffer.raw
 
     def write_virtual(self, gva: int, data: bytes) -> bool:
-        """Store as the guest would; False where it could not."""
+        """Write as the guest would; False where it could not."""
         error = unicorn_api.vmem_write(self.handle, gva, WRITE, data, len(data))
         self._forget_lookup_fault()
         return not error
@@ -219,7 +219,7 @@ class Engine:
             self.protect(gpa, size, writable=False)
 
     def protect(self, gpa: int, size: int, *, writable: bool) -> None:
-        """Change whether stores to mapped memory are allowed."""
+        """Change whether writes to mapped memory are allowed."""
         access = READ | EXECUTE | (WRITE if writable else 0)
         with self._kept_cr2():
             self._check("uc_mem_protect", unicorn_api.mem_protect(self.handle, gpa, size, access))

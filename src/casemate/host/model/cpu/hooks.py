@@ -28,8 +28,8 @@ from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite, hook_add, library
 
-REFUSED_STORE, SHARED_ACCESS = 0x2600, 0x2601
-"""Pseudo exception numbers: a store that was undone, and an access of an SNP guest that needs a page shared."""
+REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
+"""Pseudo exception numbers: a write that was undone, and an access of an SNP guest that needs a page shared."""
 NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
@@ -49,8 +49,8 @@ ABORTED = unicorn_const.UC_ERR_RESOURCE
 library.cpu_get_ticks_x86_64.restype = c_uint64
 
 InterruptAcknowledger = CFUNCTYPE(c_int)
-StoreDecider = CFUNCTYPE(c_uint32)
-"""Decides about the store in the record: 0 to ignore it, or the exception that undoes its instruction."""
+WriteDecider = CFUNCTYPE(c_uint32)
+"""Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
 PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 InstructionDecider = CFUNCTYPE(c_uint32)
 CpuidAnswer = CFUNCTYPE(None, c_uint32, c_uint32, ctypes.POINTER(c_uint32))
@@ -107,7 +107,7 @@ class CpuRecord(ctypes.Structure):
         ("aborted", c_uint64),
         ("undone", c_uint64),
         ("on_acknowledge", InterruptAcknowledger),
-        ("on_store", StoreDecider),
+        ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
         ("on_instruction", InstructionDecider),
         ("read_port", PortRead),
@@ -133,7 +133,7 @@ class Callbacks(NamedTuple):
     write_port: Any
     read_mmio: Any
     write_mmio: Any
-    on_store: Any
+    on_write: Any
 
 
 @cache

@@ -259,7 +259,7 @@ class _Page:
         return int(struct.unpack_from("<Q", self._bytes, offset)[0])
 
     def answer(self, values: dict[int, int] | None) -> None:
-        """Store ``values`` and mark them valid, nothing else; None is an error of the guest."""
+        """Write ``values`` and mark them valid, nothing else; None is an error of the guest."""
         info = (0, 0) if values is not None else _INVALID_INPUT
         struct.pack_into("<QQ", self._bytes, ghcb.SW_EXIT_INFO_1, *info)
         valid = 0

@@ -50,7 +50,7 @@ class PageStates:
         return self._rights.refused * PAGE_SIZE
 
     def is_shared(self, gpa: int) -> bool:
-        """Whether the host may store there."""
+        """Whether the host may write there."""
         return gpa // PAGE_SIZE in self._shared
 
     def pvalidate(self, gpa: int, *, large: bool, validate: bool) -> Validation | Fault:

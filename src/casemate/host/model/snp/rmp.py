@@ -40,7 +40,7 @@ class Result(IntEnum):
 class Fault(StrEnum):
     """How an access ends that the table does not allow."""
 
-    HOST_PAGE_FAULT = "#PF with the RMP bit: the host stored into a page of a guest"
+    HOST_PAGE_FAULT = "#PF with the RMP bit: the host written into a page of a guest"
     NESTED = "nested page fault with the RMP bit: the page is not this guest's at this address"
     NOT_VALIDATED = "#VC 0x404 (page not validated): the guest did not take this page"
     VMPL = "nested page fault with the VMPL bit: the privilege level may not do this"
@@ -172,7 +172,7 @@ class Rmp:
         return Fault.VMPL if permission & ~entry.permissions[at.vmpl] else None
 
     def host_store(self, page: int) -> Fault | None:
-        """Whether the host may store into a page; it may read any, and sees ciphertext."""
+        """Whether the host may write into a page; it may read any, and sees ciphertext."""
         return Fault.HOST_PAGE_FAULT if self[page].assigned else None
 
     def _owns(self, entry: RmpEntry, at: GuestPage) -> bool:

@@ -31,7 +31,7 @@ _FIRST_VMSA_PAGE = 1 << 52
 class ModelSnp:
     """Implements ``casemate.host.snp_processor.SnpProcessor`` for one VM.
 
-    ``store`` gets the address and contents of each page that is launched, as the guest reads it; the host never sees
+    ``write`` gets the address and contents of each page that is launched, as the guest reads it; the host never sees
     it. ``pages_per_call`` is after how many pages the kernel is interrupted, None for never.
     """
 

@@ -1,6 +1,6 @@
-"""Where the instruction at RIP stores to and loads from, by its registers (Intel SDM volume 1, 3.7.5).
+"""Where the instruction at RIP writes to and loads from, by its registers (Intel SDM volume 1, 3.7.5).
 
-KVM says no address with EFAULT; and what it does about a store depends on what the same instruction loads.
+KVM says no address with EFAULT; and what it does about a write depends on what the same instruction loads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HIGH_BYTES = {
 }
 
 
-class StoreTarget(NamedTuple):
+class WriteTarget(NamedTuple):
     """A linear address, bytes from there on, and of a plain MOV the value that they get."""
 
     gva: int
@@ -50,15 +50,15 @@ class StoreTarget(NamedTuple):
     value: int | None
 
 
-def store_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
-    """What the first instruction of ``code`` stores to; nothing if it stores to no memory, or cannot be decoded."""
+def write_targets(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[WriteTarget]:
+    """What the first instruction of ``code`` writes to; nothing if it writes to no memory, or cannot be decoded."""
     instruction = Decoder(bits, code, ip=regs.rip).decode()
     if instruction:
         yield from _targets(instruction, bits, regs, sregs)
 
 
 def load_addresses(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator[int]:
-    """Linear addresses that the first instruction of ``code`` loads from and does not store to."""
+    """Linear addresses that the first instruction of ``code`` loads from and does not write to."""
     instruction = Decoder(bits, code, ip=regs.rip).decode()
     if instruction:
         for memory in InstructionInfoFactory().info(instruction).used_memory():
@@ -66,12 +66,12 @@ def load_addresses(code: bytes, bits: int, regs: Regs, sregs: Sregs) -> Iterator
                 yield _linear(memory, bits, regs, sregs)
 
 
-def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> Iterator[StoreTarget]:
+def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> Iterator[WriteTarget]:
     for memory in InstructionInfoFactory().info(instruction).used_memory():
         if memory.access in _STORES:
             # Of repeated string instructions only the unit is known.
             size = MemorySizeExt.size(memory.memory_size) or MemorySizeExt.size(instruction.memory_size)
-            yield StoreTarget(_linear(memory, bits, regs, sregs), size, _moved_value(instruction, size, regs))
+            yield WriteTarget(_linear(memory, bits, regs, sregs), size, _moved_value(instruction, size, regs))
 
 
 def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
@@ -85,7 +85,7 @@ def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
     return _value(register, regs) if RegisterExt.is_gpr(register) else None
 
 
-def find_store(
+def find_write(
     before: bytes,
     code: bytes,
     bits: int,
@@ -94,10 +94,10 @@ def find_store(
     is_target: Callable[[int], bool],
     size: int,
 ) -> int | None:
-    """Where the instruction begins that stored ``size`` bytes to a linear address that ``is_target`` knows.
+    """Where the instruction begins that written ``size`` bytes to a linear address that ``is_target`` knows.
 
     ``code`` is at RIP, ``before`` ends there. Code cannot be decoded backwards, so each candidate must explain the
-    store: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix
+    write: it ends at RIP, or repeats and stands there; the shortest counts, for what precedes can look like a prefix
     (so that a LOCK prefix is not told).
     """
     found: int | None = None
@@ -111,7 +111,7 @@ def find_store(
             # String and stack instructions have moved their pointers on.
             moves = instruction.is_string_instruction or instruction.is_stack_instruction
             moved = (-target.size, target.size) if moves else (0,)
-            # KVM reports wide stores in parts of 8 bytes.
+            # KVM reports wide writes in parts of 8 bytes.
             if (target.size == size or target.size > 8) and any(
                 is_target(target.gva + step) for step in moved
             ):

@@ -57,13 +57,13 @@ class _NoDevice:
 class _Page:
     """One page of flash: the memory, as casemate's own class protects it, and what it must hold."""
 
-    def __init__(self, arena: Arena, number: int, gpa: int, contents: bytes) -> None:
+    def __init__(self, proof_vm: ProofVm, number: int, gpa: int, contents: bytes) -> None:
         self.gpa, self.contents = gpa, contents.ljust(PAGE_SIZE, b"\0")
-        self.backing = arena.backing(f"casemate-prove{number}", PAGE_SIZE)
+        self.backing = proof_vm.backing(f"casemate-prove{number}", PAGE_SIZE)
         self.backing.writable.view[:] = self.contents
-        self.memory = FlashMemory(number, self.backing, arena.protection, arena.vm, _Deaf())
+        self.memory = FlashMemory(number, self.backing, proof_vm.protection, proof_vm.vm, _Deaf())
         self._region = RomDevice(f"prove{number}", self.backing, _NoDevice())
-        self._map = arena.map
+        self._map = proof_vm.map
 
     def arm(self) -> None:
         """Make it flash."""
@@ -76,7 +76,7 @@ class _Page:
         return changed
 
 
-class Arena:
+class ProofVm:
     """Runs one image. It is its own bus: whatever comes is counted and given to nobody."""
 
     def __init__(
@@ -84,12 +84,12 @@ class Arena:
         hypervisor: Hypervisor,
         protection: WriteProtection,
         image: bytes,
-        sealed: SevSetup | None = None,
+        protected: SevSetup | None = None,
         processors: int = 1,
     ) -> None:
         self.protection = protection
         self._backings: list[Backing] = []
-        self.vm = hypervisor.create_vm(GuestKind.PLAIN if sealed is None else GuestKind.SEV_ES, sealed)
+        self.vm = hypervisor.create_vm(GuestKind.PLAIN if protected is None else GuestKind.SEV_ES, protected)
         try:
             self.map = MemoryMap(self.vm)
             self._ram = Ram("ram", self.backing("casemate-ram", RAM_SIZE))
@@ -147,7 +147,7 @@ class Arena:
         return self.rows
 
     def run_race(self) -> Row:
-        """Stores without end, while every exit of the same processor takes the slot away or gives it back."""
+        """Writes without end, while every exit of the same processor takes the slot away or gives it back."""
         self._flips_left = FLIPS
         with self._deadline():
             self._store_for_ever(self.vcpu)
@@ -181,7 +181,7 @@ class Arena:
             self._flip_in_exit()
 
     def run_dma(self) -> Row:
-        """A device that stores where the guest told it to."""
+        """A device that writes where the guest told it to."""
         moved = GuestMemory(self.map, self.vm, _Deaf()).write(attacks.FLASH, b"\x77" * 8)
         return Row(attacks.DMA, "moved" if moved else "refused", not self.page.take_change())
 
@@ -207,7 +207,7 @@ class Arena:
         return 0
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        """A store that was not made."""
+        """A write that was not made."""
         self.seen["MMIO"] += 1
         self._note_store()
 
@@ -265,7 +265,7 @@ class Arena:
 
     def _arm_late(self) -> None:
         self.map.remove(self._late_ram)
-        self.late.take_change()  # that store was allowed
+        self.late.take_change()  # that write was allowed
         self.late.arm()
 
     def _flip_in_exit(self) -> None:

@@ -1,11 +1,11 @@
-"""The instruction behind a store, found by decoding what could end at RIP (no host needed)."""
+"""The instruction behind a write, found by decoding what could end at RIP (no host needed)."""
 
 from __future__ import annotations
 
 import pytest
 
 from casemate.abi.kvm.structs import Regs, Sregs
-from casemate.host.store_target import find_store, store_targets
+from casemate.host.write_target import find_write, write_targets
 
 RIP = 0x100000
 TARGET = 0xFFE00010
@@ -26,9 +26,9 @@ def registers(**values: int) -> Regs:
 
 
 def found(code: str, size: int, regs: Regs, after: str = "90") -> int | None:
-    """How many bytes before RIP the store begins."""
+    """How many bytes before RIP the write begins."""
     before = (PAD + bytes.fromhex(code))[-15:]
-    start = find_store(before, bytes.fromhex(after), 64, regs, Sregs(), lambda gva: gva == TARGET, size)
+    start = find_write(before, bytes.fromhex(after), 64, regs, Sregs(), lambda gva: gva == TARGET, size)
     return None if start is None else RIP - start
 
 
@@ -66,9 +66,9 @@ def test_push_is_found_although_it_moved_its_pointer() -> None:
         ("882b", 1, 0x77),  # mov [rbx], ch
         ("66c7033412", 2, 0x1234),
         ("48c703ffffffff", 8, 0xFFFFFFFFFFFFFFFF),  # mov qword [rbx], -1
-        ("800b01", 1, None),  # or: what it stores depends on what is there
+        ("800b01", 1, None),  # or: what it writes depends on what is there
     ],
 )
 def test_value_of_a_plain_mov(code: str, size: int, value: int | None) -> None:
-    targets = list(store_targets(bytes.fromhex(code), 64, registers(), Sregs()))
+    targets = list(write_targets(bytes.fromhex(code), 64, registers(), Sregs()))
     assert [(target.gva, target.size, target.value) for target in targets] == [(TARGET, size, value)]
