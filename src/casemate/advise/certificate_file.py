@@ -6,7 +6,6 @@ check further on has to expect it.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +27,8 @@ SUFFIXES = (".pem", ".der", ".crt", ".cer", ".cert", ".crl", ".bin")
 
 _BARE_NAMES = ("cert_chain", "vcek", "vlek", "crl", "auxblob")
 _REMEDY = "give a certificate in PEM or DER form, as AMD's key service hands it out"
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+_LARGEST_FILE, _MOST_PARTS = 1 << 20, 64
+_PEM_BEGIN = b"-----BEGIN "
 _ODDITIES = (
     ValueError,
     TypeError,
@@ -74,7 +74,7 @@ def load_pool(path: str | Path) -> Pool:
     """Everything in a file, or in the files of a folder. Raises ImageError if a file has nothing, or something odd."""
     path = Path(path)
     if not path.is_dir():
-        return parse_pool(read_file(path), str(path))
+        return parse_pool(read_file(path, _LARGEST_FILE), str(path))
     pool = Pool()
     try:
         files = sorted(path.iterdir())
@@ -82,7 +82,7 @@ def load_pool(path: str | Path) -> Pool:
         raise ImageError(path, f"cannot be read: {error.strerror}", "check its permissions") from None
     for file in files:
         is_named = file.suffix.lower() in SUFFIXES or file.name in _BARE_NAMES
-        if is_named and file.is_file() and _holds_certificates(data := read_file(file)):
+        if is_named and file.is_file() and _holds_certificates(data := read_file(file, _LARGEST_FILE)):
             pool.add(parse_pool(data, str(file)))
     if not pool.certificates and not pool.crls:
         raise ImageError(path, "no certificate is in this folder", _REMEDY)
@@ -105,7 +105,7 @@ def pick(path: str, kind: str) -> x509.Certificate | None:
 
 def load_certificate(path: str | Path) -> x509.Certificate:
     """The one certificate of a file. Raises ImageError if it has none, several, or an odd one."""
-    certificates = parse_pool(read_file(path), str(path)).certificates
+    certificates = parse_pool(read_file(path, _LARGEST_FILE), str(path)).certificates
     if len(certificates) != 1:
         raise ImageError(path, f"this is no certificate, but {len(certificates)} of them", _REMEDY)
     return certificates[0]
@@ -120,13 +120,15 @@ def parse_pool(data: bytes, name: str) -> Pool:
                 pool.crls.append(_parse_crl(der, name))
             else:
                 pool.certificates.append(_parse_certificate(der, name))
+        if len(pool.certificates) + len(pool.crls) > _MOST_PARTS:
+            raise ImageError(name, f"over {_MOST_PARTS} certificates are too many", _REMEDY)
     if not pool.certificates and not pool.crls:
         raise ImageError(name, "this is no certificate", _REMEDY)
     return pool
 
 
 def _holds_certificates(data: bytes) -> bool:
-    return data.startswith(b"\x30") or b"-----BEGIN " in data or is_certificate_table(data)
+    return data.startswith(b"\x30") or _PEM_BEGIN in data or is_certificate_table(data)
 
 
 def _parts(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
@@ -134,16 +136,18 @@ def _parts(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     if is_certificate_table(data):
         yield from parse_certificate_table(data, name)
         return
-    if b"-----BEGIN " not in data:
+    if _PEM_BEGIN not in data:
         yield from _der_parts(data, name)
         return
-    for match in _PEM.finditer(data):
-        label = match[1].decode()
-        kind = {"X509 CRL": "CRL", "CERTIFICATE": "certificate"}.get(label)
+    for part in data.split(_PEM_BEGIN)[1 : _MOST_PARTS + 2]:
+        label, _, rest = part.partition(b"-----")
+        body, end, _ = rest.partition(b"-----END " + label + b"-----")
+        kind = {b"X509 CRL": "CRL", b"CERTIFICATE": "certificate"}.get(label)
         if kind is None:
-            raise ImageError(name, f"holds a {label.lower()}", _REMEDY)
+            words = ascii(label.decode(errors="replace").lower())[:40]
+            raise ImageError(name, f"holds {words}, which is no certificate", _REMEDY)
         try:
-            yield kind, _pem_body(match[0], kind)
+            yield kind, _pem_body(_PEM_BEGIN + label + b"-----" + body + end, kind)
         except _ODDITIES as error:
             raise ImageError(name, f"this is no {kind} in PEM form: {_words(error)}", _REMEDY) from None
 
