@@ -153,6 +153,21 @@ def test_folder_as_tools_make_it_is_read(case: Case, tmp_path: Path) -> None:
     assert (pool.roots, pool.intermediates, pool.leaves, pool.crls) == ([ark], [ask], [leaf], [CRL])
 
 
+def test_mirror_of_the_key_service_is_read(tmp_path: Path) -> None:
+    ark, ask, leaf = CHAIN
+    folder = tmp_path / "vcek" / "v1" / "Milan"
+    folder.mkdir(parents=True)
+    (folder / "cert_chain").write_bytes(pem(ask, ark))
+    (folder / "010203?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219").write_bytes(der(leaf))
+    (folder / "crl").write_bytes(CRL.public_bytes(Encoding.DER))
+    (folder / "notes").write_bytes(b"\x30\x03\x02\x01\x00")
+    pool = load_pool(tmp_path)
+    assert (pool.roots, pool.intermediates, pool.leaves, pool.crls) == ([ark], [ask], [leaf], [CRL])
+    (folder / "broken.der").write_bytes(der(leaf)[:-1])
+    with pytest.raises(ImageError, match=r"broken\.der"):
+        load_pool(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from cryptography import x509
@@ -22,12 +23,12 @@ from casemate.files import read_file
 
 LEAF_NAMES = {"SEV-VCEK": "VCEK", "SEV-VLEK": "VLEK"}
 """Common names of the keys that sign reports, and what a report calls them."""
-SUFFIXES = (".pem", ".der", ".crt", ".cer", ".cert", ".crl", ".bin")
-"""What files of a folder are called that are looked into, or ``cert_chain``, ``vcek``, ``vlek``, ``crl`` alone."""
+SUFFIXES = (".pem", ".der", ".crt", ".cer", ".crl")
+"""What files of a folder are called that must hold certificates; others are looked into, too."""
 
 _BARE_NAMES = ("cert_chain", "vcek", "vlek", "crl", "auxblob")
 _REMEDY = "give a certificate in PEM or DER form, as AMD's key service hands it out"
-_LARGEST_FILE, _MOST_PARTS = 1 << 20, 64
+_LARGEST_FILE, _MOST_PARTS, _MOST_FILES = 1 << 20, 64, 1000
 _PEM_BEGIN = b"-----BEGIN "
 _ODDITIES = (
     ValueError,
@@ -71,19 +72,29 @@ class Pool:
 
 
 def load_pool(path: str | Path) -> Pool:
-    """Everything in a file, or in the files of a folder. Raises ImageError if a file has nothing, or something odd."""
+    """Everything in a file, or in the files of a folder and those in it, such as a mirror of AMD's key service.
+
+    Raises ImageError if a file has nothing, or something odd.
+    """
     path = Path(path)
     if not path.is_dir():
         return parse_pool(read_file(path, _LARGEST_FILE), str(path))
     pool = Pool()
     try:
-        files = sorted(path.iterdir())
+        files = sorted(islice(path.rglob("*"), _MOST_FILES))
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror}", "check its permissions") from None
     for file in files:
+        if not file.is_file() or file.stat().st_size > _LARGEST_FILE:
+            continue
+        data = read_file(file, _LARGEST_FILE)
         is_named = file.suffix.lower() in SUFFIXES or file.name in _BARE_NAMES
-        if is_named and file.is_file() and _holds_certificates(data := read_file(file, _LARGEST_FILE)):
-            pool.add(parse_pool(data, str(file)))
+        if _holds_certificates(data):
+            try:
+                pool.add(parse_pool(data, str(file)))
+            except ImageError:
+                if is_named:  # what has another name may be anything
+                    raise
     if not pool.certificates and not pool.crls:
         raise ImageError(path, "no certificate is in this folder", _REMEDY)
     return pool

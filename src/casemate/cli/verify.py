@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from casemate.abi.sev.report import CHIP_ID_SIZE, SHORT_CHIP_ID_SIZE, AttestationReport, Tcb
-from casemate.advise.attestation import Chain, Check, Expectations, check_report, is_modelled, root_name
+from casemate.advise.attestation import (
+    Chain,
+    Check,
+    Expectations,
+    check_report,
+    is_modelled,
+    is_report_signed_by,
+    root_name,
+)
 from casemate.advise.certificate_file import LEAF_NAMES, Pool, common_name, load_pool, parse_pool, pick
 from casemate.advise.report_file import LARGEST_REPORT_FILE, ReportFile, read_report, validate_version
 from casemate.advise.report_text import report_fields
@@ -145,6 +153,7 @@ def _chain(args: argparse.Namespace, report: AttestationReport, pool: Pool) -> C
     """Root, intermediate and leaf: each the one that was named, or else the one that issued the next."""
     leaf = (pick(args.vcek, "VCEK") if args.vcek else None) or _first(
         [
+            *(c for c in pool.leaves if is_report_signed_by(report, c)),
             *(c for c in pool.leaves if LEAF_NAMES.get(common_name(c.subject)) == report.signing_key.name),
             *pool.leaves,
         ],
