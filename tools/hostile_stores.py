@@ -1,6 +1,6 @@
 """Hostile variable stores, and whether OVMF on the model sees every variable that ``casemate vars`` shows of them.
 
-    python -m tools.hostile_stores --count 200
+    python -m tools.hostile_stores --code OVMF_CODE.fd --vars OVMF_VARS.fd --count 200
 
 Each is a real store with records planted behind its own: some hold records in their values or names, some have torn
 headers, states and sizes. A boot per store asks OVMF's shell what it sees. Numbers on standard output; the exit code
@@ -10,6 +10,7 @@ is 1 if ``vars`` shows a variable, or a value, that OVMF does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import re
 import sys
@@ -204,8 +205,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    wrong = silent = missed = 0
-    with tempfile.TemporaryDirectory() as name:
+    done = wrong = silent = missed = 0
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):
         folder = Path(name)
         path = folder / "VARS.fd"
         path.write_bytes(args.vars.read_bytes())
@@ -216,12 +217,13 @@ def main() -> int:
             if judgement.invented and judgement.seen is not None:
                 wrong += 1
                 print(f"store {store.number}, {store.how}: invented {sorted(judgement.invented)}")
+            done += 1
             silent += judgement.seen is None
             missed += len((judgement.seen or frozenset()) - judgement.shown)
             if sys.stderr.isatty():
-                print(f"\r{store.number + 1} of {args.count}", end="", file=sys.stderr)
+                print(f"\r{done} of {args.count}", end="", file=sys.stderr)
     print(
-        f"{args.count} stores: in {wrong} a variable that OVMF does not see; {silent} without a shell; "
+        f"{done} stores: in {wrong} a variable that OVMF does not see; {silent} without a shell; "
         f"{missed} variables that only OVMF sees"
     )
     return 1 if wrong else 0

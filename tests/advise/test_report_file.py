@@ -153,6 +153,21 @@ def test_folder_as_tools_make_it_is_read(case: Case, tmp_path: Path) -> None:
     assert (pool.roots, pool.intermediates, pool.leaves, pool.crls) == ([ark], [ask], [leaf], [CRL])
 
 
+def test_mirror_of_the_key_service_is_read(tmp_path: Path) -> None:
+    ark, ask, leaf = CHAIN
+    folder = tmp_path / "vcek" / "v1" / "Milan"
+    folder.mkdir(parents=True)
+    (folder / "cert_chain").write_bytes(pem(ask, ark))
+    (folder / "010203?blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219").write_bytes(der(leaf))
+    (folder / "crl").write_bytes(CRL.public_bytes(Encoding.DER))
+    (folder / "notes").write_bytes(b"\x30\x03\x02\x01\x00")
+    pool = load_pool(tmp_path)
+    assert (pool.roots, pool.intermediates, pool.leaves, pool.crls) == ([ark], [ask], [leaf], [CRL])
+    (folder / "broken.der").write_bytes(der(leaf)[:-1])
+    with pytest.raises(ImageError, match=r"broken\.der"):
+        load_pool(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -160,7 +175,7 @@ def test_folder_as_tools_make_it_is_read(case: Case, tmp_path: Path) -> None:
         (b"\x30\x03", "no certificate"),
         (der(CHAIN.ark)[:-1], "no certificate"),
         (der(CHAIN.ark) + b"\0", "no certificate"),
-        (pem(CHAIN.ark).replace(b"CERTIFICATE", b"PRIVATE KEY"), "holds a private key"),
+        (pem(CHAIN.ark).replace(b"CERTIFICATE", b"PRIVATE KEY"), "holds 'private key'"),
         (pem(CHAIN.ark).replace(b"MII", b"NII"), "no certificate"),
         (AttestationReport().to_bytes(), "no certificate"),
     ],
@@ -175,3 +190,28 @@ def test_bundle_without_what_is_asked_for_says_so(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="none of its 2 certificates is an ARK"):
         pick(str(tmp_path / "two.pem"), "ARK")
     assert pick(str(tmp_path / "two.pem"), "ASK") is None
+
+
+LOOP = bytes.fromhex(GUIDS["VCEK"].replace("-", "")) + bytes(4) + (1000).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"-----BEGIN CERTIFICATE-----" * 30_000,
+        b"-----BEGIN X-----" * 60_000,
+        pem(CHAIN.ark) * 700,
+        b"\x30\x00" * 500_000,
+        b"\x30\x83\x0f\xff\xf0" + bytes(0xFFFF0),
+        LOOP * 40_000,
+    ],
+    ids=["open ends", "other ends", "many", "empty", "long", "table"],
+)
+def test_file_that_would_take_for_ever_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        parse_pool(data, "x")
+
+
+def test_table_that_holds_itself_many_times_is_refused() -> None:
+    with pytest.raises(ImageError, match="over 32 entries"):
+        read_report(REPORT + LOOP * 40_000, "report")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import process_time
 
 from fuzz_store_check import damaged_stores
 
@@ -12,19 +12,20 @@ from casemate.errors import ImageError
 STORES = 5000
 """Each is made, checked, repaired and checked again: some ten seconds, for rare damages need many stores."""
 SECONDS_EACH = 1.0
+"""Of the processor, so that a busy machine makes no difference."""
 
 
 def test_damaged_stores_get_an_answer_and_a_repair_that_keeps_what_lies_before_the_damage() -> None:
     refused = salvaged = salvageable = 0
     for number, damaged in enumerate(damaged_stores(seed=4, count=STORES)):
-        start = perf_counter()
+        start = process_time()
         try:
             check = check_store(damaged.data, "VARS.fd")
         except ImageError:
             refused += 1
             continue
         finally:
-            assert perf_counter() - start < SECONDS_EACH, (number, damaged.how)
+            assert process_time() - start < SECONDS_EACH, (number, damaged.how)
         missing = set(damaged.before) - set(check.whole)
         assert not missing, (number, damaged.how, sorted(missing)[:3], check.findings)
         assert not {variable.key for variable in check.variables} - {v.key for v in check.whole}

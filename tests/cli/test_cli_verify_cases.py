@@ -206,6 +206,16 @@ def test_folder_whose_root_is_nobodys_is_not_enough(verify: Run, tmp_path: Path)
     assert verify(str(tmp_path / "report"), "--certs", str(tmp_path), "--ark", ark)[0] == 0
 
 
+def test_right_key_is_found_among_those_of_other_versions(verify: Run, tmp_path: Path) -> None:
+    case = Case()
+    (tmp_path / "report").write_bytes(case.report)
+    (tmp_path / "0other.der").write_bytes(vectors.path("kds_vcek.der").read_bytes())
+    (tmp_path / "1right.der").write_bytes(der(case.chain.vcek))
+    (tmp_path / "chain.pem").write_bytes(pem(case.chain.ask, case.chain.ark))
+    ark = str(tmp_path / "chain.pem")
+    assert verify(str(tmp_path / "report"), "--ark", ark, "--certs", str(tmp_path))[0] == 0
+
+
 def test_revoked_intermediate_is_refused(verify: Run, tmp_path: Path) -> None:
     case = Case()
     (tmp_path / "all.pem").write_bytes(pem(*case.chain))

@@ -139,6 +139,19 @@ def hardware_id(leaf: x509.Certificate) -> bytes | None:
     return value
 
 
+def is_report_signed_by(report: AttestationReport, leaf: x509.Certificate) -> bool:
+    """Whether the key of ``leaf`` made the report's signature."""
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        return False
+    try:
+        signature = utils.encode_dss_signature(*report.signature.numbers)
+        key.verify(signature, report.to_bytes()[:SIGNED_SIZE], ec.ECDSA(SHA384()))
+    except (InvalidSignature, ValueError):
+        return False
+    return not any(bytes(report.signature.reserved))
+
+
 def _check_root(chain: Chain, trusts_root: bool) -> Check:
     name = root_name(chain)
     if trusts_root or not name.startswith("unknown"):
@@ -196,7 +209,7 @@ def _check_signer(report: AttestationReport, chain: Chain) -> Iterator[Check]:
     yield _check_signing_key(report, chain)
     leaf = chain.vcek
     algorithm = report.signature_algo == ECDSA_P384_SHA384
-    signed = algorithm and _is_signed_by(report, leaf)
+    signed = algorithm and is_report_signed_by(report, leaf)
     text = f"by the {leaf_name(chain)}" if signed else f"does not verify with the {leaf_name(chain)}'s key"
     yield Check("signature", signed, text if algorithm else f"unknown algorithm {report.signature_algo}")
     yield _check_chip(report, chain)
@@ -247,18 +260,6 @@ def _check_chip(report: AttestationReport, chain: Chain) -> Check:
         return Check("chip", None, "masked (MASK_CHIP_ID): the host leaves the ID out of reports")
     same = stated.ljust(CHIP_ID_SIZE, b"\0") == bytes(report.chip_id)
     return Check("chip", same, "the certificate's" if same else "not the certificate's: another chip signed")
-
-
-def _is_signed_by(report: AttestationReport, leaf: x509.Certificate) -> bool:
-    key = leaf.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        return False
-    try:
-        signature = utils.encode_dss_signature(*report.signature.numbers)
-        key.verify(signature, report.to_bytes()[:SIGNED_SIZE], ec.ECDSA(SHA384()))
-    except (InvalidSignature, ValueError):
-        return False
-    return not any(bytes(report.signature.reserved))
 
 
 def _check_guest(report: AttestationReport, chain: Chain, expected: Expectations) -> Iterator[Check]:

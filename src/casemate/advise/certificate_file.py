@@ -6,10 +6,10 @@ check further on has to expect it.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from cryptography import x509
@@ -23,12 +23,13 @@ from casemate.files import read_file
 
 LEAF_NAMES = {"SEV-VCEK": "VCEK", "SEV-VLEK": "VLEK"}
 """Common names of the keys that sign reports, and what a report calls them."""
-SUFFIXES = (".pem", ".der", ".crt", ".cer", ".cert", ".crl", ".bin")
-"""What files of a folder are called that are looked into, or ``cert_chain``, ``vcek``, ``vlek``, ``crl`` alone."""
+SUFFIXES = (".pem", ".der", ".crt", ".cer", ".crl")
+"""What files of a folder are called that must hold certificates; others are looked into, too."""
 
 _BARE_NAMES = ("cert_chain", "vcek", "vlek", "crl", "auxblob")
 _REMEDY = "give a certificate in PEM or DER form, as AMD's key service hands it out"
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+_LARGEST_FILE, _MOST_PARTS, _MOST_FILES = 1 << 20, 64, 1000
+_PEM_BEGIN = b"-----BEGIN "
 _ODDITIES = (
     ValueError,
     TypeError,
@@ -71,19 +72,29 @@ class Pool:
 
 
 def load_pool(path: str | Path) -> Pool:
-    """Everything in a file, or in the files of a folder. Raises ImageError if a file has nothing, or something odd."""
+    """Everything in a file, or in the files of a folder and those in it, such as a mirror of AMD's key service.
+
+    Raises ImageError if a file has nothing, or something odd.
+    """
     path = Path(path)
     if not path.is_dir():
-        return parse_pool(read_file(path), str(path))
+        return parse_pool(read_file(path, _LARGEST_FILE), str(path))
     pool = Pool()
     try:
-        files = sorted(path.iterdir())
+        files = sorted(islice(path.rglob("*"), _MOST_FILES))
     except OSError as error:
         raise ImageError(path, f"cannot be read: {error.strerror}", "check its permissions") from None
     for file in files:
+        if not file.is_file() or file.stat().st_size > _LARGEST_FILE:
+            continue
+        data = read_file(file, _LARGEST_FILE)
         is_named = file.suffix.lower() in SUFFIXES or file.name in _BARE_NAMES
-        if is_named and file.is_file() and _holds_certificates(data := read_file(file)):
-            pool.add(parse_pool(data, str(file)))
+        if _holds_certificates(data):
+            try:
+                pool.add(parse_pool(data, str(file)))
+            except ImageError:
+                if is_named:  # what has another name may be anything
+                    raise
     if not pool.certificates and not pool.crls:
         raise ImageError(path, "no certificate is in this folder", _REMEDY)
     return pool
@@ -105,7 +116,7 @@ def pick(path: str, kind: str) -> x509.Certificate | None:
 
 def load_certificate(path: str | Path) -> x509.Certificate:
     """The one certificate of a file. Raises ImageError if it has none, several, or an odd one."""
-    certificates = parse_pool(read_file(path), str(path)).certificates
+    certificates = parse_pool(read_file(path, _LARGEST_FILE), str(path)).certificates
     if len(certificates) != 1:
         raise ImageError(path, f"this is no certificate, but {len(certificates)} of them", _REMEDY)
     return certificates[0]
@@ -120,13 +131,15 @@ def parse_pool(data: bytes, name: str) -> Pool:
                 pool.crls.append(_parse_crl(der, name))
             else:
                 pool.certificates.append(_parse_certificate(der, name))
+        if len(pool.certificates) + len(pool.crls) > _MOST_PARTS:
+            raise ImageError(name, f"over {_MOST_PARTS} certificates are too many", _REMEDY)
     if not pool.certificates and not pool.crls:
         raise ImageError(name, "this is no certificate", _REMEDY)
     return pool
 
 
 def _holds_certificates(data: bytes) -> bool:
-    return data.startswith(b"\x30") or b"-----BEGIN " in data or is_certificate_table(data)
+    return data.startswith(b"\x30") or _PEM_BEGIN in data or is_certificate_table(data)
 
 
 def _parts(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
@@ -134,16 +147,18 @@ def _parts(data: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     if is_certificate_table(data):
         yield from parse_certificate_table(data, name)
         return
-    if b"-----BEGIN " not in data:
+    if _PEM_BEGIN not in data:
         yield from _der_parts(data, name)
         return
-    for match in _PEM.finditer(data):
-        label = match[1].decode()
-        kind = {"X509 CRL": "CRL", "CERTIFICATE": "certificate"}.get(label)
+    for part in data.split(_PEM_BEGIN)[1 : _MOST_PARTS + 2]:
+        label, _, rest = part.partition(b"-----")
+        body, end, _ = rest.partition(b"-----END " + label + b"-----")
+        kind = {b"X509 CRL": "CRL", b"CERTIFICATE": "certificate"}.get(label)
         if kind is None:
-            raise ImageError(name, f"holds a {label.lower()}", _REMEDY)
+            words = ascii(label.decode(errors="replace").lower())[:40]
+            raise ImageError(name, f"holds {words}, which is no certificate", _REMEDY)
         try:
-            yield kind, _pem_body(match[0], kind)
+            yield kind, _pem_body(_PEM_BEGIN + label + b"-----" + body + end, kind)
         except _ODDITIES as error:
             raise ImageError(name, f"this is no {kind} in PEM form: {_words(error)}", _REMEDY) from None
 

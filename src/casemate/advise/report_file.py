@@ -13,7 +13,10 @@ RESPONSE_SIZE = 4000
 """Bytes of the buffer that Linux' SNP_GET_REPORT ioctl fills (include/uapi/linux/sev-guest.h)."""
 RESPONSE_HEADER_SIZE = 32
 """Bytes of MSG_REPORT_RSP before the report: status, report's size, reserved."""
+LARGEST_REPORT_FILE = 1 << 20
+"""Bytes, in whatever form and with whatever certificates."""
 _TABLE_ENTRY = 24
+_MOST_ENTRIES = 32
 _PLAUSIBLE_VERSION = 0xFF
 
 CERTIFICATE_KINDS = {
@@ -89,6 +92,8 @@ def parse_certificate_table(table: bytes, name: str) -> tuple[tuple[str, bytes],
     at, used = 0, bytearray(len(table))
     while any(entry := table[at : at + _TABLE_ENTRY]):
         offset, length = (int.from_bytes(entry[start : start + 4], "little") for start in (16, 20))
+        if len(found) == _MOST_ENTRIES:
+            raise ImageError(name, f"a certificate table of over {_MOST_ENTRIES} entries", _REMEDY)
         if len(entry) < _TABLE_ENTRY or offset + length > len(table) or not length:
             raise ImageError(
                 name, f"entry {len(found)} of the certificate table lies outside of it", _REMEDY, at

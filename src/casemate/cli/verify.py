@@ -12,9 +12,17 @@ from cryptography import x509
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.report import CHIP_ID_SIZE, SHORT_CHIP_ID_SIZE, AttestationReport, Tcb
-from casemate.advise.attestation import Chain, Check, Expectations, check_report, is_modelled, root_name
+from casemate.advise.attestation import (
+    Chain,
+    Check,
+    Expectations,
+    check_report,
+    is_modelled,
+    is_report_signed_by,
+    root_name,
+)
 from casemate.advise.certificate_file import LEAF_NAMES, Pool, common_name, load_pool, parse_pool, pick
-from casemate.advise.report_file import ReportFile, read_report, validate_version
+from casemate.advise.report_file import LARGEST_REPORT_FILE, ReportFile, read_report, validate_version
 from casemate.advise.report_text import report_fields
 from casemate.cli.options import hex_bytes, integer
 from casemate.digest.digest_snp import predict_digest
@@ -109,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check, print every check; 0, or 3 if one failed."""
     expected = _expectations(args)
-    file = read_report(read_file(args.report), args.report)
+    file = read_report(read_file(args.report, LARGEST_REPORT_FILE), args.report)
     pool = _pool(args, file)
     has_certificates = bool(args.ark or args.ask or args.vcek or args.certs or file.certificates)
     if args.show:
@@ -145,6 +153,7 @@ def _chain(args: argparse.Namespace, report: AttestationReport, pool: Pool) -> C
     """Root, intermediate and leaf: each the one that was named, or else the one that issued the next."""
     leaf = (pick(args.vcek, "VCEK") if args.vcek else None) or _first(
         [
+            *(c for c in pool.leaves if is_report_signed_by(report, c)),
             *(c for c in pool.leaves if LEAF_NAMES.get(common_name(c.subject)) == report.signing_key.name),
             *pool.leaves,
         ],
