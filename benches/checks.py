@@ -8,12 +8,12 @@ from collections.abc import Callable
 from time import perf_counter
 
 from benches.table import Table
+from casemate.digest.cpu_models import model_signature
+from casemate.digest.digest_snp import predict_digest, running_digests
+from casemate.digest.plan_snp import plan_snp
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.placement import validate_flash
-from casemate.measure.cpu_models import model_signature
-from casemate.measure.digest_snp import predict_digest, running_digests
-from casemate.measure.plan_snp import plan_snp
 
 
 def tables(runs: int) -> list[Table]:

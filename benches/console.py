@@ -26,6 +26,8 @@ class Watched:
     seen: tuple[float, ...]
     """For each text that was waited for."""
     peak_memory: float
+    pss: float
+    """MiB at the end, pages that are mapped twice counted once."""
 
 
 def watch(command: Sequence[str], texts: Sequence[bytes], timeout: float) -> Watched:
@@ -47,13 +49,19 @@ def watch(command: Sequence[str], texts: Sequence[bytes], timeout: float) -> Wat
             raise RunError(
                 f"{command[0]}: {error}; {errors.read()[-500:].decode(errors='replace')}"
             ) from None
+        pss = _proportional(process.pid)
         process.terminate()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             pipe.close()
-    return Watched(first_byte - start, tuple(at - start for at in seen), usage.ru_maxrss / 1024)
+    return Watched(first_byte - start, tuple(at - start for at in seen), usage.ru_maxrss / 1024, pss)
+
+
+def _proportional(pid: int) -> float:
+    with open(f"/proc/{pid}/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) / 1024 for line in rollup if line.startswith("Pss:"))
 
 
 def _read(process: subprocess.Popen[bytes], texts: Sequence[bytes], end: float) -> tuple[float, list[float]]:

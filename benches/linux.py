@@ -18,7 +18,15 @@ MEMORY, APPEND = "256M", "console=ttyS0 panic=-1"
 TIMEOUT_SECONDS = 120
 LINE = b"hello from user mode"
 _GUESTS = ("plain", "sev", "sev-es")
-_COLUMNS = ("kernel", "program", "Linux version, s", "user mode, s", "user mode / QEMU", "memory, MiB")
+_COLUMNS = (
+    "kernel",
+    "program",
+    "Linux version, s",
+    "user mode, s",
+    "user mode / QEMU",
+    "peak RSS, MiB",
+    "PSS, MiB",
+)
 
 
 def commands(kernel: Path, initrd: Path) -> dict[str, list[str]]:
@@ -71,13 +79,13 @@ def _rows(kernel: Path, initrd: Path, runs: int) -> list[tuple[Cell, ...]]:
         for name, command in programs.items():
             print(f"bench: {kernel.name}, {name}", file=sys.stderr)
             watched = watch(command, (b"Linux version", LINE), TIMEOUT_SECONDS)
-            seen[name].append((*watched.seen, watched.peak_memory))
+            seen[name].append((*watched.seen, watched.peak_memory, watched.pss))
     medians = {
         name: [statistics.median(column) for column in zip(*times, strict=True)]
         for name, times in seen.items()
     }
     reference = medians.get("QEMU TCG")
     return [
-        (kernel.name, name, version, user, user / reference[1] if reference else None, memory)
-        for name, (version, user, memory) in medians.items()
+        (kernel.name, name, version, user, user / reference[1] if reference else None, memory, pss)
+        for name, (version, user, memory, pss) in medians.items()
     ]

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benches.table import Table
+from casemate.digest import digest_snp
+from casemate.digest.cpu_models import model_signature
+from casemate.digest.digest_sev import predict_digest
+from casemate.digest.plan_sev import plan_sev, plan_sev_es
+from casemate.digest.plan_snp import plan_snp
 from casemate.errors import InternalError
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
-from casemate.measure import digest_snp
-from casemate.measure.cpu_models import model_signature
-from casemate.measure.digest_sev import predict_digest
-from casemate.measure.plan_sev import plan_sev, plan_sev_es
-from casemate.measure.plan_snp import plan_snp
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 BYTECODE = tempfile.TemporaryDirectory(prefix="casemate-bench-")

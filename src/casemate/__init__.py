@@ -1,21 +1,83 @@
-"""casemate: a virtual machine monitor for guest firmware (docs/design/architecture.md)."""
+"""casemate: a virtual machine monitor for guest firmware (docs/design/architecture.md).
+
+The names of ``__all__`` are the public interface; each is loaded when it is first used, so that a command, or a program
+that wants one thing, pays for its imports alone.
+"""
 
 from __future__ import annotations
 
-from casemate.errors import CasemateError
-from casemate.firmware.image import FirmwareImage
-from casemate.machine.boot import Attachments, boot
-from casemate.machine.outcome import Ending, Outcome
-from casemate.machine.spec import MachineSpec
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from casemate.version import __version__
+
+if TYPE_CHECKING:
+    from casemate.abi.guest_kind import GuestKind
+    from casemate.api import (
+        Prediction,
+        boot,
+        explain,
+        find_firmware,
+        inspect,
+        lint,
+        measure,
+        open_variables,
+        verify,
+    )
+    from casemate.confidential.preparation import LaunchOptions
+    from casemate.errors import CasemateError
+    from casemate.firmware.image import FirmwareImage
+    from casemate.machine.boot import Attachments
+    from casemate.machine.outcome import Ending, Outcome
+    from casemate.machine.spec import MachineSpec
+
+_HOMES = {
+    "Attachments": "casemate.machine.boot",
+    "CasemateError": "casemate.errors",
+    "Ending": "casemate.machine.outcome",
+    "FirmwareImage": "casemate.firmware.image",
+    "GuestKind": "casemate.abi.guest_kind",
+    "LaunchOptions": "casemate.confidential.preparation",
+    "MachineSpec": "casemate.machine.spec",
+    "Outcome": "casemate.machine.outcome",
+    "Prediction": "casemate.api",
+    "boot": "casemate.api",
+    "explain": "casemate.api",
+    "find_firmware": "casemate.api",
+    "inspect": "casemate.api",
+    "lint": "casemate.api",
+    "measure": "casemate.api",
+    "open_variables": "casemate.api",
+    "verify": "casemate.api",
+}
 
 __all__ = [
     "Attachments",
     "CasemateError",
     "Ending",
     "FirmwareImage",
+    "GuestKind",
+    "LaunchOptions",
     "MachineSpec",
     "Outcome",
+    "Prediction",
     "__version__",
     "boot",
+    "explain",
+    "find_firmware",
+    "inspect",
+    "lint",
+    "measure",
+    "open_variables",
+    "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

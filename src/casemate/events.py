@@ -88,6 +88,8 @@ class FlashCommand(NamedTuple):
     action: FlashAction
     offset: int
     size: int
+    ago: float = 0.0
+    """How many seconds ago that was."""
 
 
 Event = Violation | ProtectionChange | Milestone | FlashCommand

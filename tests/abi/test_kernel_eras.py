@@ -10,8 +10,9 @@ from dataclasses import fields, replace
 import pytest
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.abi.kernel_eras import BEHAVIOURS, ERAS, KernelEra, StoreEnd, find_era
+from casemate.abi.kernel_eras import BEHAVIOURS, ERAS, KernelEra, find_era
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
@@ -145,8 +146,8 @@ def test_system_always_says_yes() -> None:
 
 
 def test_sealed_guest_livelocks_on_readonly_slots_in_every_era() -> None:
-    assert {find_era(era).sealed_store_to_readonly_slot for era in ERAS} == {StoreEnd.LIVELOCK}
-    assert {find_era(era).store_to_readonly_mapping for era in ERAS} == {StoreEnd.EFAULT}
+    assert {find_era(era).sealed_store_to_readonly_slot for era in ERAS} == {WriteOutcome.LIVELOCK}
+    assert {find_era(era).store_to_readonly_mapping for era in ERAS} == {WriteOutcome.EFAULT}
 
 
 class NoBus:

@@ -10,6 +10,8 @@ from casemate.firmware import guids
 from casemate.firmware.variables import Variable
 from casemate.firmware.varstore import HEADER_SIZE, STORE_OFFSET, StoreLayout, build_volume
 
+RECORDS = STORE_OFFSET + HEADER_SIZE
+
 
 class Damaged(NamedTuple):
     """A store, how it was damaged, and the variables that the damage did not touch."""
@@ -17,6 +19,8 @@ class Damaged(NamedTuple):
     data: bytes
     how: str
     whole: frozenset[Variable]
+    before: tuple[Variable, ...]
+    """Those in front of the first damage to any record."""
 
 
 def sound_store(rng: random.Random) -> tuple[bytes, list[tuple[int, int, Variable]]]:
@@ -34,7 +38,7 @@ def sound_store(rng: random.Random) -> tuple[bytes, list[tuple[int, int, Variabl
         for _ in range(rng.randrange(1, 60))
     ]
     data = build_volume(StoreLayout(size), variables, authenticated=authenticated)
-    places, offset = [], STORE_OFFSET + HEADER_SIZE
+    places, offset = [], RECORDS
     for variable in variables:
         length = len(variable.encode(authenticated=authenticated))
         places.append((offset, offset + length, variable))
@@ -54,7 +58,8 @@ def damaged_stores(seed: int, count: int) -> Iterator[Damaged]:
             damage(rng, broken, used if rng.random() < 0.8 else len(broken))
         padded = bytes(broken.ljust(len(data), b"\xff"))
         whole = frozenset(variable for start, end, variable in places if padded[start:end] == data[start:end])
-        yield Damaged(bytes(broken), how, whole)
+        before = tuple(variable for _, end, variable in places if padded[RECORDS:end] == data[RECORDS:end])
+        yield Damaged(bytes(broken), how, whole, before)
 
 
 def _flip(rng: random.Random, data: bytearray, limit: int) -> None:

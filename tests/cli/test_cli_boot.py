@@ -375,3 +375,11 @@ def test_terminal_is_restored_after_a_signal(number: int, tmp_path: Path) -> Non
         process.send_signal(number)
         assert process.wait(timeout=10) in (130, 143)
         assert termios.tcgetattr(follower) == before
+
+
+@pytest.mark.parametrize("guest", ["plain", "sev"])
+def test_engine_has_nothing_to_say_of_its_own(guest: str, tmp_path: Path) -> None:
+    path = image(tmp_path, "b007 e6f4", 32)
+    line = [*CASEMATE, "boot", "--host", "model", "--guest", guest, "--bios", str(path), "--json"]
+    done = subprocess.run([*line, "--timeout", "20"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casemate.cli import load_command
+from casemate.cli.parser import load_command
 from casemate.errors import CasemateError
 from casemate.testing.images import ImageBuilder
 
 if TYPE_CHECKING:
-    from casemate.cli import Command
+    from casemate.cli.parser import Command
 
 
 def run(command: Command, line: str) -> int:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.cli import COMMANDS
-from casemate.cli.parser import make_parser
+from casemate.cli.parser import COMMANDS, make_parser
 from casemate.cli.parser_tree import walk_commands
 
 ROOT = Path(__file__).parents[2]

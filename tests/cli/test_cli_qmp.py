@@ -105,15 +105,3 @@ def test_qemus_spelling_means_the_same(tmp_path: Path) -> None:
     with waiting(["boot", "--host", "model", "--serial", "none", "--", *qemu], path) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
-
-
-def test_nothing_of_it_is_loaded_without_the_option(tmp_path: Path) -> None:
-    image = make_image(bytes.fromhex("b000 e6f4 ebfe"))
-    (tmp_path / "leave.bin").write_bytes(image)
-    words = f"boot --host model --machine bare --memory 4M --serial none --bios {tmp_path}/leave.bin"
-    code = (
-        f"import sys; from casemate.cli import main; code = main({words.split()!r});"
-        " print([name for name in sys.modules if 'qmp' in name]); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -20,8 +20,8 @@ from confidential_launches import write_guest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from casemate.cli import main
-from casemate.host.model.platform import ModelPlatform
-from casemate.measure.measurement import PlatformVersion, predict_measurement
+from casemate.digest.measurement import PlatformVersion, predict_measurement
+from casemate.host.model.sev.platform import ModelPlatform
 from casemate.testing.images import ImageBuilder
 
 NEEDS_LIBVIRT = "needs virt-qemu-sev-validate (libvirt-clients-qemu) and python3-lxml"
@@ -291,6 +291,29 @@ def test_session_for_another_platform_is_refused(guest: Guest, capsys: pytest.Ca
 
 def test_keys_are_readable_by_their_owner_alone(guest: Guest) -> None:
     assert [Path(guest.path(name)).stat().st_mode & 0o777 for name in ("tek.bin", "tik.bin")] == [0o600] * 2
+
+
+@pytest.mark.parametrize("before", ["readable", "linked", "dangling"])
+def test_keys_that_replace_others_are_readable_by_their_owner_alone(
+    guest: Guest, tmp_path: Path, before: str
+) -> None:
+    keys = [tmp_path / f"g_{word}.bin" for word in ("tek", "tik")]
+    elsewhere = tmp_path / "elsewhere"
+    for key in keys:
+        if before == "readable":
+            key.write_bytes(b"old")
+            key.chmod(0o644)
+        else:
+            key.symlink_to(elsewhere)
+    if before == "linked":
+        elsewhere.write_bytes(b"readable")
+    platform = str(guest.folder / "platform.cert")
+    line = ["--platform", platform, "--any-root", "--policy", "5", "--name", str(tmp_path / "g")]
+    assert main(["session", "make", *line]) == 0
+    for key in keys:
+        assert (key.is_symlink(), key.stat().st_mode & 0o777, key.stat().st_size) == (False, 0o600, 16)
+    assert elsewhere.exists() is (before == "linked")
+    assert before != "linked" or elsewhere.read_bytes() == b"readable"
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from casemate.cli import COMMANDS, main
-from casemate.cli.parser import make_parser
+from casemate.cli import main
+from casemate.cli.parser import COMMANDS, make_parser
 from casemate.cli.parser_tree import walk_commands
 
 BASH, GROFF = shutil.which("bash"), shutil.which("groff")

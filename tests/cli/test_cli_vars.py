@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from casemate.cli import main
+from casemate.firmware.variables import VENDORS, Variable
+from casemate.firmware.varstore import StoreLayout
 from casemate.testing.images import variable_store
 
 GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -93,6 +95,23 @@ def test_in_place_keeps_the_permissions(store: Path) -> None:
     assert store.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(
+    "action", ["set {} word --text x", "delete {} word", "compact {}", "migrate {} --to 4M"]
+)
+def test_in_place_keeps_owner_mode_and_links(action: str, store: Path) -> None:
+    os.chmod(store, 0o600)
+    os.chown(store, 1234, 4321)
+    link = store.with_name("link")
+    link.symlink_to(store)
+    before = store.stat()
+    assert main(["vars", *action.format(link).split(), "--in-place"]) == 0
+    after = store.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (1234, 4321, before.st_mode)
+    assert link.is_symlink()
+    assert after.st_ino != before.st_ino
+
+
 def test_store_of_a_running_guest_is_not_changed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with store.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -127,3 +146,202 @@ def test_nothing_is_written_unless_it_is_said_where(action: str, store: Path) ->
     with pytest.raises(SystemExit) as caught:
         main(["vars", *action.format(store).split()])
     assert caught.value.code == 2
+
+
+FORGED = Path(__file__).parents[1] / "data" / "cases" / "vars" / "forged-db-record.bin"
+EVIL = "11223344-5566-7788-99aa-bbccddeeff00"
+
+
+def names(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    assert main(["vars", "list", str(path), "--json"]) == 0
+    return [row["name"] for row in json.loads(capsys.readouterr().out)["variables"]]
+
+
+def test_forged_record_in_a_value_stays_a_value(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["set", str(store), "evil", "--guid", EVIL, "--attributes", "3", "--data", str(FORGED)]
+    assert main(["vars", *words, "--in-place"]) == 0
+    before = store.read_bytes()
+    assert main(["vars", "fsck", str(store)]) == 0
+    assert main(["vars", "repair", str(store), "--in-place"]) == 0
+    assert "nothing to repair" in capsys.readouterr().err
+    assert store.read_bytes() == before
+    assert names(store, capsys) == ["Timeout", "evil", "word"]
+    assert main(["vars", "set", str(store), "evil", "--text", "x", "--in-place"]) == 0
+
+
+def test_repair_says_what_it_left_and_keeps_the_store_as_it_was(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, guid in (("db", "security-database"), ("late", "shell")):
+        assert main(["vars", "set", str(store), name, "--text", "x", "--guid", guid, "--in-place"]) == 0
+    broken = bytearray(store.read_bytes())
+    second = broken.index(b"\xaa\x55", 0x68)
+    broken[second] = 0
+    store.write_bytes(broken)
+    capsys.readouterr()
+    assert main(["vars", "fsck", str(store)]) == 4
+    assert "left: at" in capsys.readouterr().out
+    salvaged = store.with_name("salvaged.fd")
+    assert main(["vars", "repair", str(store), "--salvage", "-o", str(salvaged)]) == 0
+    assert main(["vars", "repair", str(store), "--in-place"]) == 0
+    said = capsys.readouterr().err
+    assert "salvaged late of shell" in said
+    assert said.count("left db of security-database") == 2
+    assert names(store, capsys) == ["Timeout"]
+    assert names(salvaged, capsys) == ["Timeout", "late"]
+    assert store.with_name("VARS.fd.damaged").read_bytes() == broken
+
+
+def test_list_shows_what_firmware_sees_of_a_damaged_store(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = bytearray(store.read_bytes())
+    broken[0x32] ^= 1
+    store.write_bytes(broken)
+    assert names(store, capsys) == []
+    assert main(["vars", "list", str(store)]) == 0
+    assert "this is what firmware sees of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [0x20000, 0x84000])
+def test_store_full_of_deleted_generations_is_noted_and_compacted(
+    size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "VARS.fd"
+    path.write_bytes(aged_store(size))
+    assert main(["vars", "fsck", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["healthy"] is True
+    assert document["live"] + document["reclaimable"] + document["free"] == document["capacity"]
+    assert document["reclaimable"] > 0.9 * document["capacity"]
+    assert "next boot, which takes many seconds" in document["findings"][0]["effect"]
+    assert document["largest_variable"] == {0x20000: 0x2000, 0x84000: 0x8400}[size]
+    before = names(path, capsys)
+    assert main(["vars", "compact", str(path), "--in-place"]) == 0
+    assert names(path, capsys) == before
+    assert main(["vars", "fsck", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["reclaimable"], document["findings"]) == (0, [])
+
+
+def aged_store(size: int) -> bytes:
+    """A store that is full of deleted generations of boot entries."""
+    data = bytearray(variable_store(size))
+    end = StoreLayout(size).end
+    at, generation = 0x64, 0
+    while True:
+        name, vendor = f"Boot{generation % 14:04X}", VENDORS["global"]
+        record = bytearray(Variable(name, vendor, 7, bytes(90)).encode(authenticated=True))
+        if at + len(record) > end:
+            return bytes(data)
+        record[2] = 0x3C if at + 20 * len(record) < end else 0x3F if at + 14 * len(record) > end else 0x3D
+        data[at : at + len(record)] = record
+        at, generation = at + len(record), generation + 1
+
+
+@pytest.mark.parametrize("form", ["2M", "4M", "json"])
+@pytest.mark.parametrize("to", ["2M", "4M", "json"])
+def test_variables_survive_every_conversion(
+    form: str, to: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["vars", "migrate", str(store), "--to", form, "-o", str(first)]) == 0
+    assert main(["vars", "migrate", str(first), "--to", to, "-o", str(second)]) == 0
+    assert main(["vars", "diff", str(store), str(second)]) == 0
+    assert main(["vars", "fsck", str(second)]) == 0
+    assert second.stat().st_size == {"2M": 0x20000, "4M": 0x84000}.get(to, second.stat().st_size)
+
+
+def test_document_of_qemus_device_is_edited_as_a_store_is(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vars.json"
+    signed = {"name": "PK", "guid": GLOBAL, "attr": 39, "data": "00ff", "time": "e8070101" + "00" * 12}
+    private = {"name": "own", "guid": EVIL, "attr": 39, "data": "01", "digest": "5a" * 32}
+    path.write_text(json.dumps({"version": 2, "variables": [signed, private]}))
+    assert main(["vars", "set", str(path), "Timeout", "--hex", "05", "--guid", "global", "--in-place"]) == 0
+    assert main(["vars", "fsck", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert document["variables"][:2] == [signed, private]
+    assert names(path, capsys) == ["PK", "Timeout", "own"]
+    assert main(["vars", "migrate", str(path), "--to", "4M", "-o", str(tmp_path / "VARS.fd")]) == 0
+    assert "digests of signers" in capsys.readouterr().err
+    assert names(tmp_path / "VARS.fd", capsys) == ["PK", "Timeout", "own"]
+    other = tmp_path / "other.json"
+    other.write_text('{"version": 2, "variables": []}')
+    assert main(["vars", "import", str(other), str(path), "--in-place"]) == 0
+    assert main(["vars", "set", str(other), "own", "--hex", "02", "--in-place"]) == 0
+    assert json.loads(other.read_text())["variables"][1] == private | {"data": "02"}
+    assert main(["vars", "delete", str(path), "own", "--in-place"]) == 0
+    assert names(path, capsys) == ["PK", "Timeout"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no document of variables"),
+        ("{}", "'variables' is missing"),
+        ('{"version": 3, "variables": []}', "its version is 3"),
+        ('{"version": 2, "variables": 5}', "no document of variables"),
+        (
+            '{"version": 2, "variables": [{"name": "", "guid": "' + GLOBAL + '", "attr": 7, "data": ""}]}',
+            "name",
+        ),
+        ('{"version": 2, "variables": [{"name": "x", "guid": "12", "attr": 7, "data": ""}]}', "GUID"),
+        (
+            '{"version": 2, "variables": [{"name": "x", "guid": "' + GLOBAL + '", "attr": "7", "data": ""}]}',
+            "attributes",
+        ),
+        (
+            '{"version": 2, "variables": [{"name": "x", "guid": "' + GLOBAL + '", "attr": 7, "data": "0"}]}',
+            "hex",
+        ),
+        ("{" * 100000, "no document of variables"),
+    ],
+)
+def test_broken_document_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "vars.json"
+    path.write_text(text)
+    assert main(["vars", "list", str(path)]) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_store_of_a_larger_build_is_not_pressed_into_a_smaller_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = tmp_path / "big.fd"
+    big.write_bytes(variable_store(0x84000))
+    (tmp_path / "value").write_bytes(bytes(0x3000))
+    words = ["set", str(big), "v", "--guid", "shell", "--data", str(tmp_path / "value"), "--in-place"]
+    assert main(["vars", *words]) == 0
+    assert main(["vars", "migrate", str(big), "--to", "2M", "-o", str(tmp_path / "small.fd")]) == 4
+    assert "2M builds take 8192" in capsys.readouterr().err
+    assert not (tmp_path / "small.fd").exists()
+
+
+def test_value_that_firmware_would_refuse_is_written_with_a_warning(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "value").write_bytes(bytes(0x2000))
+    words = ["set", str(store), "v", "--guid", "shell", "--data", str(tmp_path / "value"), "--in-place"]
+    assert main(["vars", *words]) == 0
+    assert "2M builds take 8192" in capsys.readouterr().err
+
+
+def test_combined_image_is_not_converted_to_another_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "OVMF.fd"
+    path.write_bytes(variable_store(0x20000) + b"code" * 0x1000)
+    assert main(["vars", "migrate", str(path), "--to", "4M", "-o", str(tmp_path / "x")]) == 4
+    assert "firmware code of a 2M build" in capsys.readouterr().err
+
+
+def test_other_disk_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "VARS.qcow2"
+    path.write_bytes(b"QFI\xfb" + bytes(0x30000))
+    assert main(["vars", "list", str(path)]) == 4
+    assert "qemu-img convert -O raw" in capsys.readouterr().err

@@ -10,14 +10,14 @@ from firmware_images import find_images
 from casemate.abi.guest_kind import GuestKind
 from casemate.confidential.preparation import LaunchOptions
 from casemate.confidential.setup import InitRequest
+from casemate.digest.steps import UpdateData
+from casemate.digest.trace import trace_digest
 from casemate.errors import ImageError
 from casemate.firmware.completeness import validate_complete
 from casemate.firmware.image import FirmwareImage
 from casemate.host.secure_processor import TransportKeys
 from casemate.machine import firmware
 from casemate.machine.spec import MachineSpec
-from casemate.measure.steps import UpdateData
-from casemate.measure.trace import trace_digest
 
 KEYS = TransportKeys(bytes(16), bytes(range(16)))
 

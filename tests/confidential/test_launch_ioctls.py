@@ -26,8 +26,8 @@ from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Vm
 from casemate.host.kvm.sev import KvmSev
 from casemate.host.model.hypervisor import ModelHypervisor
-from casemate.host.model.platform import ModelPlatform
-from casemate.host.model.sev import ModelSev
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.sev import ModelSev
 from casemate.host.secure_processor import SevSetup, TransportKeys, VcpuReset
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine

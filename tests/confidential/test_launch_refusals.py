@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import ENOMEM, ENOTTY
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,13 +17,12 @@ from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.kvm.sev import KvmSev
 from casemate.host.kvm.sev_device import SevDevice
-from casemate.host.model.platform import ModelPlatform
-from casemate.host.model.sev import ModelSev
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.sev import ModelSev
 from casemate.host.secure_processor import SevSetup, TransportKeys, VcpuReset
 from casemate.memory.backing import Backing
 from casemate.owner.secret import seal_secret
 from casemate.owner.session import make_session
-from casemate.records import TYPE_CHECKING
 from casemate.testing.sev_ioctls import CHIP_ID, SevIoctls, open_device
 
 if TYPE_CHECKING:

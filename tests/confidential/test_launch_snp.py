@@ -20,6 +20,9 @@ from casemate.confidential.dry_run_tdx import dry_run_tdx
 from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
 from casemate.confidential.snp import cpuid_corrections
 from casemate.confidential.stages import launch
+from casemate.digest.digest_snp import predict_digest
+from casemate.digest.id_block import make_id_block, sign_id_block
+from casemate.digest.plan_snp import plan_snp
 from casemate.errors import FirmwareStatusError, ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
 from casemate.host.model.hypervisor import ModelHypervisor
@@ -29,9 +32,6 @@ from casemate.machine.machine import Machine, Stage
 from casemate.machine.outcome import Ending, LaunchRecord
 from casemate.machine.recorder import Recorder
 from casemate.machine.spec import MachineSpec
-from casemate.measure.digest_snp import predict_digest
-from casemate.measure.id_block import make_id_block, sign_id_block
-from casemate.measure.plan_snp import plan_snp
 from casemate.testing.images import ImageBuilder
 
 SECTIONS = ((0x800000, 0x9000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3), (0x80F000, 0x1000, 0x10))

@@ -8,11 +8,11 @@ from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.features import SevFeatures
 from casemate.confidential.features import feature_names, parse_features
 from casemate.confidential.setup import InitRequest, choose_setup
+from casemate.digest.sev_init import SevInit
 from casemate.errors import CasemateError, SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup
-from casemate.measure.sev_init import SevInit
 
 SWAP = int(SevFeatures.DEBUG_SWAP)
 SEV, ES = GuestKind.SEV, GuestKind.SEV_ES

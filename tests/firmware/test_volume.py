@@ -18,7 +18,8 @@ from uefi_firmware.uefi import FirmwareVolume as OracleVolume
 
 from casemate.firmware import guids, volume
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.volume import FirmwareVolume, read_volume
+from casemate.firmware.volume import FirmwareVolume, read_volume, read_volumes
+from casemate.firmware.volume_header import find_volumes, parse_volume_header
 from casemate.testing.images import volume_header
 
 NAME = guids.guid("00112233-4455-6677-8899-aabbccddeeff")
@@ -136,3 +137,26 @@ def test_files_are_those_that_uefi_firmware_finds(path: Path) -> None:
         found = read_volume(image.data, header)
         assert [entry.guid for entry in found.all_files()] == list(oracle_files(oracle))
         assert not list(found.all_damage())
+
+
+@pytest.mark.parametrize("mebibytes", [1, 2, 3])
+def test_volumes_of_one_image_share_what_they_may_unpack(
+    mebibytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "LARGEST_UNPACKED", 2 << 20)
+    one = in_volume(file(packed(section(0x19, bytes(mebibytes << 20)))))
+    data = one * 10
+    headers = find_volumes(data)
+    assert len(headers) == 10
+    found = read_volumes(data, headers)
+    refused = [number for number, each in enumerate(found) if list(each.all_damage())]
+    assert refused == list(range(0 if mebibytes > 1 else 1, 10))
+
+
+@pytest.mark.parametrize("length", [73, 75, 0x101])
+def test_odd_length_of_a_header_is_no_volume_that_is_trusted(length: int) -> None:
+    data = bytearray(in_volume(file(b""), size=0x1000))
+    data[48:50] = length.to_bytes(2, "little")
+    header = parse_volume_header(bytes(data), 0)
+    assert header is None or header.header_length == length
+    assert parse_volume_header(b"x" * 41 + bytes(data), 41) == (header and header._replace(offset=41))

@@ -50,11 +50,11 @@ def plain_text(outcome: Outcome) -> str:
     return re.sub(r"\x1b\[[0-9;=]*[a-zA-Z]", "", outcome.serial)
 
 
-def needs_cleaning(store: bytes) -> bytes:
-    """The store with all its free room taken by deleted records, so that firmware must rewrite it."""
+def needs_cleaning(store: bytes, free: int = 100) -> bytes:
+    """The store with its room but ``free`` bytes taken by deleted records, so that firmware must rewrite it."""
     data, check = bytearray(store), check_store(store, "VARS.fd")
     at = check.layout.end - check.free
-    while (room := check.layout.end - at - 100) > 200:
+    while (room := check.layout.end - at - free) > 200:
         record = bytearray(
             Variable("Old", VENDORS["shell"], 7, bytes(min(3000, room - 100))).encode(authenticated=True)
         )
@@ -84,7 +84,7 @@ def test_every_cut_of_a_first_boot_is_judged_and_repaired(tmp_path: Path) -> Non
         torn = store_after_cut(before, changes, number)
         check = check_store(torn, "VARS.fd")
         repaired = check_store(repair_store(torn, check), "VARS.fd")
-        assert (repaired.variables, repaired.findings) == (check.variables, ()), number
+        assert (repaired.variables, repaired.findings) == (check.whole, ()), number
         known |= set(check.variables)
     assert len(known) > 20
 
@@ -98,7 +98,7 @@ def test_cuts_of_a_rewrite_lose_no_variable(rewrite: tuple[bytes, list[FlashChan
     for number in (*erases, *range(erases[0], len(changes), 4999)):
         torn = store_after_cut(before, changes, number)
         check = check_store(torn, "VARS.fd")
-        assert {(variable.guid, variable.name) for variable in check.variables} >= names, number
+        assert {variable.key for variable in check.whole} >= names, number
         findings |= {finding.what.partition(":")[0] for finding in check.findings}
     assert any("a fault-tolerant write to 0x0 was cut off" in what for what in findings), findings
 
@@ -156,6 +156,20 @@ def test_repaired_store_boots_with_its_variables(size: str, tmp_path: Path) -> N
     assert main(["vars", "fsck", str(spec.variables)]) == 0
     outcome = boot(spec, typed=["set greeting"], timeout=100)
     assert "greeting = kept" in plain_text(outcome)
+
+
+@pytest.mark.parametrize(("free", "is_rewritten"), [(0x2700, True), (0x6000, False)])
+def test_store_is_rewritten_at_the_next_boot_when_the_check_says_so(
+    free: int, is_rewritten: bool, tmp_path: Path
+) -> None:
+    spec = spec_of("2M", tmp_path)
+    record(spec)
+    aged = needs_cleaning(stored(spec), free)
+    check = check_store(aged, "VARS.fd")
+    assert any("at the next boot" in finding.effect for finding in check.findings) is is_rewritten
+    boot(spec_of("2M", tmp_path, aged), until=PROMPT, timeout=100)
+    after = check_store(stored(spec), "VARS.fd")
+    assert (after.reclaimable < check.reclaimable // 2) is is_rewritten
 
 
 @pytest.mark.parametrize("size", ["2M", "4M"])

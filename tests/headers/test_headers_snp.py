@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from errno import EAGAIN, EINVAL, EIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from firmware_images import firmware_roots
@@ -39,7 +40,6 @@ from casemate.machine.console import Console
 from casemate.machine.machine import Machine
 from casemate.machine.recorder import Recorder as EventRecorder
 from casemate.machine.spec import MachineSpec
-from casemate.records import TYPE_CHECKING
 from casemate.testing.images import ImageBuilder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from casemate.abi.sev.report import AttestationReport
 from casemate.abi.sev.status import SevStatus
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
-from casemate.host.model.guest_messages import GuestMessages
+from casemate.host.model.snp.messages import GuestMessages
 
 KEYS = [bytes([vmpl + 1]) * 32 for vmpl in range(4)]
 DATA = b"nonce".ljust(64, b"\0")

@@ -8,13 +8,9 @@ import threading
 import pytest
 from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import CODE32, CODE64, PAGE_TABLES
 from casemate.guests.user_mode import in_user_mode
 from casemate.host.exits import Hlt, InternalFault, Interrupted, Shutdown
-from casemate.host.model.cpu import native, native_delivery
-from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.msr import ModelSpecificRegisters
 
 HALTED = Hlt(interrupts_enabled=False)
 IDT = 0x200000
@@ -358,19 +354,6 @@ def test_reset_starts_over_with_memory_kept() -> None:
         rig.vcpu.reset()
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 1) == b"\x02"
-
-
-def test_changed_engine_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(native._PROLOGUES, "tlb_flush_x86_64", "cc")
-    monkeypatch.setattr(native, "_installed", [])
-    with pytest.raises(UnsupportedError, match="is not the one of version"):
-        Engine(ModelSpecificRegisters())
-
-
-def test_changed_delivery_of_the_engine_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_delivery, "_ERROR_CODE_TESTS", ((0, 0x10),))
-    with pytest.raises(UnsupportedError, match="delivery of exceptions is not the one of version"):
-        Engine(ModelSpecificRegisters())
 
 
 def test_two_machines_in_one_process_do_not_mix_registers() -> None:

@@ -10,7 +10,7 @@ from model_rig import ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
 from casemate.host.exits import Hlt, InternalFault
-from casemate.host.model.store_judge import split
+from casemate.host.model.kvm_emulator import split
 
 HALTED = Hlt(interrupts_enabled=False)
 PORT = 0x80

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.address import PAGE_SIZE, Hva
-from casemate.host.model.private_pages import PrivatePages
+from casemate.host.model.encrypted_memory import PrivatePages
 
 PAGES = 8
 SIZE = PAGES * PAGE_SIZE

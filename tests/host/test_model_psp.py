@@ -13,8 +13,8 @@ from casemate.abi.sev.commands import MAX_SECRET, GuestState
 from casemate.abi.sev.secret import SecretHeader, secret_mac_message
 from casemate.abi.sev.status import SevStatus, meaning
 from casemate.errors import FirmwareStatusError
-from casemate.host.model.platform import ModelPlatform
-from casemate.host.model.psp import ModelPsp
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.psp import ModelPsp
 from casemate.host.secure_processor import LaunchSession, TransportKeys
 from casemate.owner.session import make_session
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from casemate.host.model.rmp import (
+from casemate.host.model.snp.rmp import (
     ALL_PERMISSIONS,
     READ,
     WRITE,

@@ -23,20 +23,20 @@ from casemate.abi.sev.snp import SnpPageType
 from casemate.abi.sev.snp_pages import CpuidPage, SecretsPage
 from casemate.abi.sev.status import SevStatus
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
+from casemate.digest.digest_snp import predict_digest
+from casemate.digest.id_block import Identity, SignedIdBlock, make_id_block, sign_id_block
+from casemate.digest.plan import LaunchPlan
+from casemate.digest.sev_init import SevInit
+from casemate.digest.steps import SnpPages, UpdateVmsa
+from casemate.digest.vmsa_pages import vmsa_pages
 from casemate.errors import FirmwareStatusError, HostError
 from casemate.host.clock import GuestClock
 from casemate.host.model.hypervisor import ModelHypervisor
-from casemate.host.model.rmp import READ, Fault, GuestPage, PageState
-from casemate.host.model.snp import ASID, ModelSnp
+from casemate.host.model.snp.rmp import READ, Fault, GuestPage, PageState
+from casemate.host.model.snp.snp import ASID, ModelSnp
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpFinish, SnpUpdate
-from casemate.measure.digest_snp import predict_digest
-from casemate.measure.id_block import Identity, SignedIdBlock, make_id_block, sign_id_block
-from casemate.measure.plan import LaunchPlan
-from casemate.measure.sev_init import SevInit
-from casemate.measure.steps import SnpPages, UpdateVmsa
-from casemate.measure.vmsa_pages import vmsa_pages
 from casemate.memory.backing import Backing
 
 POLICY, FEATURES, EPYC = 0x30000, 0x21, 0x800F12

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.errors import ImageError, SpecError
-from casemate.host.model.platform import ModelPlatform, make_chain
+from casemate.host.model.sev.platform import ModelPlatform, make_chain
 from casemate.owner import platform
 from casemate.owner.platform import load_chain, parse_chain
 from casemate.owner.session import make_session

@@ -20,7 +20,7 @@ from qmp_guests import Booted, until_event
 
 from casemate.cli import main
 from casemate.errors import FirmwareStatusError
-from casemate.host.model.psp import ModelPsp
+from casemate.host.model.sev.psp import ModelPsp
 from casemate.machine.vcpus import VcpuGate
 from casemate.testing.images import ImageBuilder
 

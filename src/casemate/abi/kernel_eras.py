@@ -7,24 +7,15 @@ guests only; ``source only`` means that nobody here did, for want of hardware.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.abi.sev.features import SevFeatures
 from casemate.errors import SpecError
 
 _SOURCE_ONLY = "source only"
 _LAB = "kvm_amd 6.1, 6.12, 7.3"
-
-
-class StoreEnd(StrEnum):
-    """What becomes of a guest's direct store that its slot does not take."""
-
-    MMIO = "MMIO exit"
-    EFAULT = "KVM_RUN fails with EFAULT"
-    LIVELOCK = "endless nested page fault"
-    """KVM can neither emulate the store nor reflect it, so it resumes the guest on the same instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +31,9 @@ class KernelEra:
     init2_vmsa_features: int
     legacy_vmsa_features: int
     init2_saves_fpu: bool
-    open_store_to_readonly_slot: StoreEnd
-    sealed_store_to_readonly_slot: StoreEnd
-    store_to_readonly_mapping: StoreEnd
+    open_store_to_readonly_slot: WriteOutcome
+    sealed_store_to_readonly_slot: WriteOutcome
+    store_to_readonly_mapping: WriteOutcome
     launch_update_pins_for_writing: bool
     register_region_pins_for_writing: bool
 
@@ -132,18 +123,18 @@ BEHAVIOURS = (
     ),
     Behaviour(
         "open_store_to_readonly_slot", "a direct store of a plain or SEV guest to a read-only slot",
-        (("linux-6.1", StoreEnd.MMIO),),
+        (("linux-6.1", WriteOutcome.MMIO),),
         "Documentation/virt/kvm/api.rst, KVM_MEM_READONLY", f"{_LAB}; SEV: source only",
     ),
     Behaviour(
         "sealed_store_to_readonly_slot", "a direct store of a SEV-ES guest to a read-only slot",
-        (("linux-6.1", StoreEnd.LIVELOCK),),
+        (("linux-6.1", WriteOutcome.LIVELOCK),),
         "66155de93bcf: no MMIO SPTE, hence no #VC; the #NPF can be neither emulated nor reflected",
         _SOURCE_ONLY,
     ),
     Behaviour(
         "store_to_readonly_mapping", "a direct store to a slot over a mapping without PROT_WRITE",
-        (("linux-6.1", StoreEnd.EFAULT),),
+        (("linux-6.1", WriteOutcome.EFAULT),),
         "arch/x86/kvm/mmu/mmu.c, kvm_handle_error_pfn", f"{_LAB}; SEV and SEV-ES: source only",
     ),
     Behaviour(

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from casemate.abi.sev.id_block import ECDSA_P384_SHA384
 from casemate.abi.sev.report import (
-    NEWEST_VERSION,
-    OLDEST_VERSION,
+    CHIP_ID_SIZE,
+    NEW_FAMILY,
+    OLD_FAMILY,
+    SHORT_CHIP_ID_SIZE,
     SIGNED_SIZE,
     VCEK_CHIP_ID,
     VCEK_FMC,
     VCEK_TCB,
+    VLEK_CSP_ID,
     AttestationReport,
     Tcb,
 )
 from casemate.abi.sev.snp_policy import SnpPolicy, policy_words
-from casemate.errors import ImageError
-from casemate.files import read_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cryptography import x509
+from casemate.advise.certificate_file import LEAF_NAMES, common_name, is_issued_by, serial_number, signed_by
 
 AMD_ROOTS = {
-    "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd": "AMD's root for EPYC 7003 (Milan)"
+    "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd": "AMD's root for EPYC 7003 (Milan)",
+    "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1": "AMD's root for EPYC 9004 (Genoa)",
+    "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a": "AMD's root for EPYC 9005 (Turin)",
 }
-"""SHA-256 of root certificates (DER) that are known here; any other is as good as where you have it from."""
+"""SHA-256 of AMD's root certificates (DER), as its key service hands them out; any other is as good as where you have
+it from."""
+
+_VLEK_INTERMEDIATE = "SEV-VLEK-"
+_VCEK_INTERMEDIATES = ("SEV-Milan", "SEV-Genoa", "SEV-Turin")
 
 
 class Check(NamedTuple):
@@ -67,47 +75,32 @@ class Expectations(NamedTuple):
     allow_migration: bool = False
 
 
-def parse_report(data: bytes, name: str) -> AttestationReport:
-    """The report in ``data``. Raises ImageError if it is none that is understood here."""
-    if len(data) != AttestationReport.SIZE:
-        cause = f"{len(data)} bytes, a report has {AttestationReport.SIZE}"
-        raise ImageError(name, cause, "give the report alone, as the guest's driver returned it")
-    report = AttestationReport.from_bytes(data)
-    if not OLDEST_VERSION <= report.version <= NEWEST_VERSION:
-        cause = f"report of version {report.version}, known are {OLDEST_VERSION} to {NEWEST_VERSION}"
-        raise ImageError(name, cause, "the file is no report, or of newer firmware")
-    return report
-
-
-def load_certificate(path: str | Path) -> x509.Certificate:
-    """A certificate in PEM or DER form. Raises ImageError if the file is none."""
-    from cryptography import x509
-
-    data = read_file(path)
-    try:
-        load = x509.load_pem_x509_certificate if data.startswith(b"-----") else x509.load_der_x509_certificate
-        with warnings.catch_warnings(action="ignore"):  # AMD's own have the serial number 0
-            return load(data)
-    except ValueError:
-        raise ImageError(path, "this is no certificate", "give one in PEM or DER form") from None
-
-
 def check_report(
-    report: AttestationReport, chain: Chain, expected: Expectations, now: datetime
+    report: AttestationReport,
+    chain: Chain,
+    expected: Expectations,
+    now: datetime,
+    crls: Sequence[x509.CertificateRevocationList] = (),
+    *,
+    trusts_root: bool = True,
 ) -> list[Check]:
-    """All checks, whether those before passed or not; ``now`` is the time that certificates must be valid at."""
+    """All checks, whether those before passed or not.
+
+    ``now`` is the time that certificates must be valid at; ``trusts_root`` says that the verifier chose the root, which
+    otherwise has to be one of ``AMD_ROOTS``.
+    """
     return [
+        _check_root(chain, trusts_root),
         *_check_chain(chain, now),
-        *_check_signer(report, chain.vcek),
-        *_check_guest(report, expected),
+        _check_revocation(chain, crls, now),
+        *_check_signer(report, chain),
+        *_check_guest(report, chain, expected),
         *_check_values(report, expected),
     ]
 
 
 def root_name(chain: Chain) -> str:
     """Who vouches for the report: a known root, or the fingerprint of an unknown one."""
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     fingerprint = hashlib.sha256(chain.ark.public_bytes(Encoding.DER)).hexdigest()
     return AMD_ROOTS.get(fingerprint, f"unknown, SHA-256 {fingerprint}")
 
@@ -117,60 +110,147 @@ def is_modelled(chain: Chain) -> bool:
     return "casemate model" in chain.ark.subject.rfc4514_string()
 
 
+def leaf_name(chain: Chain) -> str:
+    """VCEK or VLEK, by the name of the certificate; VCEK, too, if that is neither."""
+    return LEAF_NAMES.get(common_name(chain.vcek.subject), "VCEK")
+
+
+def family_of(report: AttestationReport, leaf: x509.Certificate | None = None) -> int:
+    """The CPU family whose layout the report's versions have.
+
+    Reports of version 2 do not say: the signer's certificate does by what it states, or else the ID of the chip.
+    """
+    if report.family:
+        return report.family
+    if leaf is not None:
+        stated = hardware_id(leaf)
+        is_new = _extension(leaf, VCEK_FMC.oid) is not None or len(stated or b"") == SHORT_CHIP_ID_SIZE
+    else:
+        is_new = not report.has_masked_chip_id and not any(report.chip_id[SHORT_CHIP_ID_SIZE:])
+    return NEW_FAMILY if is_new else OLD_FAMILY
+
+
+def hardware_id(leaf: x509.Certificate) -> bytes | None:
+    """The chip that a VCEK's certificate is for, kept raw or as an OCTET STRING; None if it names none."""
+    value = _extension(leaf, VCEK_CHIP_ID.oid)
+    for size in (CHIP_ID_SIZE, SHORT_CHIP_ID_SIZE):
+        if value is not None and len(value) == size + 2 and value[:2] == bytes((4, size)):
+            return value[2:]
+    return value
+
+
+def _check_root(chain: Chain, trusts_root: bool) -> Check:
+    name = root_name(chain)
+    if trusts_root or not name.startswith("unknown"):
+        return Check("root", True, name)
+    return Check("root", False, f"{name}, is not AMD's; give it with --ark if you trust it")
+
+
 def _check_chain(chain: Chain, now: datetime) -> Iterator[Check]:
-    names = ("ARK", "ASK", "VCEK")
+    names = ("ARK", "ASK" if leaf_name(chain) == "VCEK" else "ASVK", leaf_name(chain))
     for index, subject in enumerate(chain):
         issuer = chain[max(index - 1, 0)]
         signer = "itself" if index == 0 else f"the {names[index - 1]}"
-        passed = _is_issued_by(subject, issuer)
+        signs_certificates = isinstance(subject.public_key(), rsa.RSAPublicKey)
+        passed = is_issued_by(subject, issuer)
         text = f"signed by {signer}" if passed else f"not signed by {signer}"
+        if signs_certificates != (index < 2):
+            passed, text = False, "its key is of the wrong kind"
         yield Check(f"certificate {names[index]}", passed, text)
     ends = [(c.not_valid_before_utc, c.not_valid_after_utc) for c in chain]
-    valid = all(start <= now <= end for start, end in ends)
+    wrong = [
+        f"the {name} expired on {end:%Y-%m-%d}" if now > end else f"the {name} is valid from {start:%Y-%m-%d}"
+        for name, (start, end) in zip(names, ends, strict=True)
+        if not start <= now <= end
+    ]
     first, last = max(start for start, _ in ends), min(end for _, end in ends)
-    yield Check("certificates valid now", valid, f"from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
+    detail = ", ".join(wrong) or f"from {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+    yield Check("certificates valid now", not wrong, detail)
 
 
-def _is_issued_by(subject: x509.Certificate, issuer: x509.Certificate) -> bool:
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-
-    try:
-        subject.verify_directly_issued_by(issuer)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
-        return False
-    return True
+def _check_revocation(chain: Chain, crls: Sequence[x509.CertificateRevocationList], now: datetime) -> Check:
+    if not crls:
+        return Check("revocation", None, "no revocation list was given")
+    faults = [fault for crl in crls for fault in _revocation_faults(chain, crl, now)]
+    issuers = ", ".join(sorted({signed_by(crl, chain[:2]) or "" for crl in crls} - {""}))
+    return Check("revocation", not faults, ", ".join(faults) or f"not revoked by the lists of {issuers}")
 
 
-def _check_signer(report: AttestationReport, vcek: x509.Certificate) -> Iterator[Check]:
+def _revocation_faults(chain: Chain, crl: x509.CertificateRevocationList, now: datetime) -> Iterator[str]:
+    if signed_by(crl, chain[:2]) is None:
+        yield "a revocation list is not signed by this chain"
+        return
+    if crl.last_update_utc > now:
+        yield f"a revocation list is from {crl.last_update_utc:%Y-%m-%d}, which is to come"
+    if crl.next_update_utc is None or crl.next_update_utc < now:
+        end = "says no day" if crl.next_update_utc is None else f"was due {crl.next_update_utc:%Y-%m-%d}"
+        yield f"a revocation list is out of date: the next {end}"
+    names = ("ARK", "ASK" if leaf_name(chain) == "VCEK" else "ASVK", leaf_name(chain))
+    for name, certificate in zip(names, chain, strict=True):
+        entry = crl.get_revoked_certificate_by_serial_number(serial_number(certificate))
+        if certificate.issuer == crl.issuer and entry is not None:
+            yield f"the {name} was revoked on {entry.revocation_date_utc:%Y-%m-%d}"
+
+
+def _check_signer(report: AttestationReport, chain: Chain) -> Iterator[Check]:
+    yield _check_signing_key(report, chain)
+    leaf = chain.vcek
     algorithm = report.signature_algo == ECDSA_P384_SHA384
-    signed = algorithm and _is_signed_by(report, vcek)
-    text = f"by the {report.signing_key.name}" if signed else "does not verify with the VCEK's key"
+    signed = algorithm and _is_signed_by(report, leaf)
+    text = f"by the {leaf_name(chain)}" if signed else f"does not verify with the {leaf_name(chain)}'s key"
     yield Check("signature", signed, text if algorithm else f"unknown algorithm {report.signature_algo}")
-    stated = _extension(vcek, VCEK_CHIP_ID.oid)
-    if stated is None:
-        yield Check("chip", None, "the certificate names no chip")
-    else:
-        # Processors from family 1Ah on have IDs of 8 bytes; the rest of the field is zero.
-        same = stated.ljust(len(report.chip_id), b"\0") == bytes(report.chip_id)
-        yield Check(
-            "chip", same, "the certificate's" if same else "not the certificate's: another chip signed"
-        )
-    parts = {e.part: _number(vcek, e.oid) for e in (*VCEK_TCB, VCEK_FMC)}
-    if None in [parts[e.part] for e in VCEK_TCB]:
-        yield Check("reported TCB", None, "the certificate states none")
+    yield _check_chip(report, chain)
+    family = family_of(report, leaf)
+    wanted = (*VCEK_TCB, VCEK_FMC) if family >= NEW_FAMILY else VCEK_TCB
+    parts = {extension.part: _number(leaf, extension.oid) for extension in wanted}
+    if missing := [part for part, number in parts.items() if number is None]:
+        yield Check("reported TCB", False, f"the certificate states no version of {', '.join(missing)}")
         return
     tcb = Tcb(**{part: number or 0 for part, number in parts.items()})
-    reported = Tcb.parse(report.reported_tcb, report.family)
+    reported = Tcb.parse(report.reported_tcb, family)
     detail = str(reported) if tcb == reported else f"{reported}, and the certificate is for {tcb}"
     yield Check("reported TCB", tcb == reported, detail)
 
 
-def _is_signed_by(report: AttestationReport, vcek: x509.Certificate) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
-    from cryptography.hazmat.primitives.hashes import SHA384
+def _check_signing_key(report: AttestationReport, chain: Chain) -> Check:
+    """Whether report, leaf and intermediate say the same of what signed."""
+    said, leaf = report.signing_key.name, common_name(chain.vcek.subject)
+    intermediate = common_name(chain.ask.subject)
+    name = LEAF_NAMES.get(leaf)
+    if said not in LEAF_NAMES.values():
+        return Check("signing key", False, f"the report says that {said} signed it")
+    if name is None:
+        return Check("signing key", False, f"the certificate is called {leaf!r}, not SEV-VCEK or SEV-VLEK")
+    if name != said:
+        return Check("signing key", False, f"the report says {said}, and the certificate is a {name}")
+    is_vlek = intermediate.startswith(_VLEK_INTERMEDIATE)
+    if (name == "VCEK" and is_vlek) or (name == "VLEK" and intermediate in _VCEK_INTERMEDIATES):
+        return Check("signing key", False, f"{intermediate!r} signs no {name}s")
+    return Check("signing key", True, f"{said}, as the certificate")
 
-    key = vcek.public_key()
+
+def _check_chip(report: AttestationReport, chain: Chain) -> Check:
+    stated = hardware_id(chain.vcek)
+    if leaf_name(chain) == "VLEK":
+        if stated is not None:
+            return Check("chip", False, "the certificate of a VLEK names a chip, which none does")
+        cloud = _text(_extension(chain.vcek, VLEK_CSP_ID.oid))
+        return Check("chip", None, f"a VLEK is of no chip, but of a cloud: {cloud}")
+    if stated is None:
+        return Check("chip", False, "the certificate names no chip")
+    sizes = (
+        (SHORT_CHIP_ID_SIZE, CHIP_ID_SIZE) if family_of(report, chain.vcek) >= NEW_FAMILY else (CHIP_ID_SIZE,)
+    )
+    if len(stated) not in sizes:
+        return Check("chip", False, f"the certificate's chip ID has {len(stated)} bytes, not {sizes[0]}")
+    if report.has_masked_chip_id:
+        return Check("chip", None, "masked (MASK_CHIP_ID): the host leaves the ID out of reports")
+    same = stated.ljust(CHIP_ID_SIZE, b"\0") == bytes(report.chip_id)
+    return Check("chip", same, "the certificate's" if same else "not the certificate's: another chip signed")
+
+
+def _is_signed_by(report: AttestationReport, leaf: x509.Certificate) -> bool:
+    key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         return False
     try:
@@ -181,7 +261,7 @@ def _is_signed_by(report: AttestationReport, vcek: x509.Certificate) -> bool:
     return not any(bytes(report.signature.reserved))
 
 
-def _check_guest(report: AttestationReport, expected: Expectations) -> Iterator[Check]:
+def _check_guest(report: AttestationReport, chain: Chain, expected: Expectations) -> Iterator[Check]:
     words = policy_words(report.policy)
     if expected.policy is None:
         yield Check("policy", None, f"{report.policy:#x} allows {words}; no policy was given")
@@ -200,7 +280,8 @@ def _check_guest(report: AttestationReport, expected: Expectations) -> Iterator[
     svn, least = report.guest_svn, expected.least_svn
     passed_svn, floor_text = (None, "") if least is None else (svn >= least, f", at least {least}")
     yield Check("guest SVN", passed_svn, f"{svn}{floor_text}")
-    tcb, floor = Tcb.parse(report.reported_tcb, report.family), expected.least_tcb
+    tcb = Tcb.parse(report.reported_tcb, family_of(report, chain.vcek))
+    floor = expected.least_tcb
     detail = str(tcb) if floor is None else f"{tcb}; at least {floor}"
     yield Check("least TCB", None if floor is None else tcb.meets(floor), detail)
 
@@ -218,13 +299,13 @@ def _check_values(report: AttestationReport, expected: Expectations) -> Iterator
         if wanted is None:
             yield Check(name, None, value.hex())
         else:
-            same = value == wanted
-            yield Check(name, same, value.hex() if same else f"{value.hex()}, expected is {wanted.hex()}")
+            same = value == wanted.ljust(len(value) if name == "chip ID" else 0, b"\0")
+            is_masked = name == "chip ID" and report.has_masked_chip_id
+            said = "masked (MASK_CHIP_ID)" if is_masked else value.hex()
+            yield Check(name, same and not is_masked, said if same else f"{said}, expected is {wanted.hex()}")
 
 
 def _extension(certificate: x509.Certificate, oid: str) -> bytes | None:
-    from cryptography import x509
-
     try:
         value = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(oid)).value
     except (x509.ExtensionNotFound, ValueError):
@@ -233,6 +314,21 @@ def _extension(certificate: x509.Certificate, oid: str) -> bytes | None:
 
 
 def _number(certificate: x509.Certificate, oid: str) -> int | None:
+    """A version: an INTEGER of up to 255, be it written with or without the leading zero that it needs."""
     value = _extension(certificate, oid)
-    is_integer = value is not None and len(value) > 2 and value[0] == 2 and value[1] == len(value) - 2
-    return int.from_bytes(value[2:], "big") if value is not None and is_integer else None
+    if value is None or len(value) not in (3, 4) or value[:2] != bytes((2, len(value) - 2)):
+        return None
+    number = int.from_bytes(value[2:], "big")
+    return number if number <= 0xFF else None
+
+
+def _text(value: bytes | None) -> str:
+    """An IA5String, or what else is there, for people."""
+    if value is None:
+        return "not said"
+    text = (
+        value[2:]
+        if len(value) > 2 and value[0] in (0x0C, 0x13, 0x16) and value[1] == len(value) - 2
+        else value
+    )
+    return repr(text.decode("ascii", "replace"))

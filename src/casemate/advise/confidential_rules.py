@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from casemate.abi.kvm.vm_types import VmType
 from casemate.advise.guest_request import Kind
 from casemate.advise.rule import Found, Guest, RuleSet, Severity
+from casemate.digest.kernel_hashes import find_hashes_area
 from casemate.errors import CasemateError
 from casemate.firmware.hash_use import HashUse, hash_use
-from casemate.firmware.volume import read_volume
-from casemate.measure.kernel_hashes import find_hashes_area
+from casemate.firmware.volume import read_volumes
 
 CONFIDENTIAL_RULES = RuleSet()
 
@@ -229,7 +229,7 @@ def _hashes_alone(guest: Guest) -> Iterator[Found]:
 def _hashes_unused(guest: Guest) -> Iterator[Found]:
     launch, image = guest.request.launch, guest.firmware
     if launch and image and launch.has("kernel-hashes") and guest.request.has("-kernel"):
-        volumes = (read_volume(image.data, header) for header in image.code_volumes)
+        volumes = read_volumes(image.data, image.code_volumes)
         if hash_use(volumes) is HashUse.IGNORED:
             cause = f"{image.name}: the hashes are measured, but no driver of this build compares them with the kernel"
             yield str(launch), cause, "use a build that does, such as edk2's AmdSev"

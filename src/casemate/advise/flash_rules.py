@@ -12,11 +12,13 @@ from casemate.errors import CasemateError
 from casemate.firmware.completeness import BIOS_GRANULE, is_variable_store
 from casemate.firmware.placement import MAX_FLASH, validate_pair
 from casemate.firmware.smm import requires_smm
+from casemate.firmware.variables_json import variables_from_json
 
 FLASH_RULES = RuleSet()
 
 _SYSFW = "QEMU hw/i386/pc_sysfw.c"
 _README = "edk2 OvmfPkg/README"
+_UEFI_VARS = "QEMU hw/uefi/var-service-json.c"
 _QCOW2 = b"QFI\xfb"
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
@@ -148,11 +150,36 @@ def _vars_unused(guest: Guest) -> Iterator[Found]:
 @FLASH_RULES.add("code-without-vars", _WARNING, _README)
 def _code_alone(guest: Guest) -> Iterator[Found]:
     flash, image = guest.request.unit(0), guest.image(0)
-    if flash is None or guest.request.unit(1) is not None:
+    if flash is None or guest.request.unit(1) is not None or guest.request.variable_devices:
         return
     if image.variable_volume is None if image else "code" in _name(flash.file):
         cause = "CODE without VARS: variables, boot entries and Secure Boot keys are lost at every reset"
         yield str(flash.option), cause, "add a copy of the VARS template of the same build as unit 1"
+
+
+@FLASH_RULES.add("uefi-vars-forgets", _WARNING, _UEFI_VARS)
+def _variables_without_file(guest: Guest) -> Iterator[Found]:
+    for device in guest.request.variable_devices:
+        if "jsonfile" not in device.fields:
+            cause = "no jsonfile: variables, boot entries and Secure Boot keys are lost when QEMU ends"
+            yield (
+                str(device),
+                cause,
+                "add jsonfile=F; casemate vars migrate --to json makes one of a flash store",
+            )
+
+
+@FLASH_RULES.add("uefi-vars-file", _ERROR, _UEFI_VARS)
+def _variable_file(guest: Guest) -> Iterator[Found]:
+    for device in guest.request.variable_devices:
+        name = device.fields.get("jsonfile", "")
+        image = guest.images.get(name)
+        if image is None:
+            continue
+        try:
+            variables_from_json(image.data.decode(errors="replace"), name)
+        except CasemateError as error:
+            yield str(device), error.cause, "make one: casemate vars migrate VARS.fd --to json -o vars.json"
 
 
 @FLASH_RULES.add("combined-readonly", _WARNING, _README)

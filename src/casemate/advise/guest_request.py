@@ -96,6 +96,16 @@ class GuestRequest:
         return [option for option in self.objects.values() if option.fields.get("qom-type") in types]
 
     @property
+    def variable_devices(self) -> list[Option]:
+        """Devices that keep UEFI variables in place of flash, in a JSON file (QEMU hw/uefi)."""
+        devices = (option for option in self.options if option.name == "-device")
+        return [
+            device
+            for device in devices
+            if device.fields.get("driver", device.fields.get("type", "")).startswith("uefi-vars")
+        ]
+
+    @property
     def launch(self) -> Option | None:
         """The object that the machine takes for confidential-guest-support."""
         name = self.machine.get("confidential-guest-support") or self.machine.get("memory-encryption")

@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.digest.steps import SnpPages
+from casemate.digest.steps_snp import section_steps
 from casemate.errors import CasemateError, ImageError
 from casemate.firmware import guids
 from casemate.firmware.guided_table import GuestArea
@@ -20,10 +22,8 @@ from casemate.firmware.placement import validate_bios, validate_flash
 from casemate.firmware.sev_metadata import SevSectionType
 from casemate.firmware.tdvf import TdvfMetadata
 from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
-from casemate.firmware.volume import FirmwareVolume, read_volume
+from casemate.firmware.volume import FirmwareVolume, read_volumes
 from casemate.firmware.wrapper import find_wrapper
-from casemate.measure.steps import SnpPages
-from casemate.measure.steps_snp import section_steps
 
 _T = TypeVar("_T")
 
@@ -91,7 +91,7 @@ def inspect_image(image: FirmwareImage) -> Inspection:
     problems: list[str] = []
     wrapper = find_wrapper(image.data)
     role = _role(image) if wrapper is None else Role.WRAPPED
-    volumes = tuple(read_volume(image.data, header) for header in image.code_volumes)
+    volumes = read_volumes(image.data, image.code_volumes)
     problems += (damage for volume in volumes for damage in volume.all_damage())
     store = _store(image, role, problems)
     lacks = _all_lacks(image, volumes, problems)

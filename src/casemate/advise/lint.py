@@ -18,6 +18,7 @@ def lint(
     request = GuestRequest.of_words(words)
     bios = request.last("-bios")
     files = [*(flash.file for flash in request.flash), *([bios.value] if bios else [])]
+    files += [device.fields["jsonfile"] for device in request.variable_devices if "jsonfile" in device.fields]
     images = {file: load(file) for file in files}
     guest = Guest(request, host, {file: image for file, image in images.items() if image is not None})
     findings = [

@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn
 
+from casemate.cli.parser import load_command, parse
 from casemate.errors import CasemateError
 
-
-class Command(Protocol):
-    """What each module of this package offers."""
-
-    EPILOG: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare options."""
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit code."""
-
-
-COMMANDS = {
-    "boot": "boot firmware from protected flash or as --bios, and say what happened",
-    "measure": "predict the launch digest of a confidential guest",
-    "verify": "say whether an SNP guest's attestation report can be believed",
-    "diff": "say in which step two launches part, and why",
-    "explain": "say why a launch digest is not the expected one",
-    "inspect": "say what firmware images are good for",
-    "session": "check a SEV platform, and make a launch session for it",
-    "secret": "seal a secret for a guest that measured as expected",
-    "lint": "say what is wrong with a QEMU command line or a libvirt domain",
-    "vars": "show, change, check and repair variable stores",
-    "prove": "prove write protection here, by guests that attack it",
-    "caps": "say what this machine's KVM offers each kind of guest",
-    "completion": "print shell completion",
-    "manual": "write manual pages",
-}
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HOST_CANNOT, _INTERNAL, _INTERRUPTED, _NOBODY_READS = 5, 6, 130, 141
 """Exit codes; the last one is what a shell shows for SIGPIPE."""
 
 
-def load_command(name: str) -> Command:
-    """The module of one subcommand."""
-    return cast(Command, importlib.import_module(f"casemate.cli.{name}"))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Every error is one line on standard error."""
+    """Run one command; returns the exit code. Every error is one line on standard error.
+
+    Raises SystemExit for a line that asks for help or cannot be read.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args, command = read_command(arguments)
+        args = parse(arguments)
         args.command_line = ["casemate", *arguments]
-        return command.run(args)
+        return load_command(args.command).run(args)
     except CasemateError as error:
         print(f"casemate: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -70,22 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _output_failed(error)
         print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return _INTERNAL
-
-
-def read_command(arguments: Sequence[str]) -> tuple[argparse.Namespace, Command]:
-    """What a line asks for, and of which command. Raises SystemExit if it asks for help or cannot be read."""
-    named = [word for word in arguments if word in COMMANDS][:1]
-    if arguments[:1] == named and named and hasattr(command := load_command(named[0]), "OPTIONS"):
-        from casemate.cli.options import read_options
-
-        args = read_options(command.OPTIONS, arguments[1:])
-        if args is not None:
-            return args, command
-
-    from casemate.cli.parser import parse
-
-    args = parse(arguments, named)
-    return args, load_command(args.command)
 
 
 def start() -> NoReturn:

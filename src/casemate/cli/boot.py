@@ -11,30 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.api import boot
 from casemate.cli import boot_arguments
 from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
-from casemate.cli.host_choice import choose_host, validate_host
 from casemate.cli.qemu_options import apply_qemu_options
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.dry_run_tdx import dry_run_tdx
 from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
-from casemate.confidential.stages import launch
 from casemate.confidential.warnings import launch_warnings
 from casemate.host.clock import GuestClock
-from casemate.machine.boot import Attachments, boot
+from casemate.machine.boot import Attachments
+from casemate.machine.host_choice import choose_host, validate_host
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, LaunchRecord, Outcome
 from casemate.machine.spec import MachineSpec
 from casemate.qmp.monitor import Monitor
 
 if TYPE_CHECKING:
-    from casemate.cli.host_choice import HostChoice
     from casemate.cli.power_cuts import CutRequest
+    from casemate.machine.host_choice import HostChoice
 
 EPILOG = """\
 examples:
@@ -173,8 +173,26 @@ def _boot(
             status.tick()
             pass_input_on(finished, seconds)
 
+        def created(machine: Machine) -> None:
+            if monitor is not None:
+                monitor.attach(machine, prepared)
+            for warning in [*machine.warnings, *(launch_warnings(prepared) if prepared else ())]:
+                status.say(f"casemate: warning: {warning}")
+
+        def launched(record: LaunchRecord) -> None:
+            if monitor is not None:
+                monitor.launched(record)
+            if args.attestation is not None and record.attestation is not None:
+                from casemate.cli.confidential_options import write_attestation
+
+                write_attestation(
+                    args.attestation, record.attestation.report, record.attestation.certificates
+                )
+
         return boot(
             spec,
+            prepared,
+            host=chosen,
             until=args.until,
             timeout=args.timeout,
             watchdog=args.watchdog or (DEFAULT_WATCHDOG if args.until or args.type else None),
@@ -191,38 +209,13 @@ def _boot(
                 attending=monitor is not None,
                 ends_at_prompt=not interactive and line is None and monitor is None,
             ),
-            hypervisor=chosen.make,
-            host_why=chosen.why,
-            assemble=lambda machine: _assemble(machine, prepared, args.attestation, monitor, status),
+            on_created=created,
+            on_launched=launched,
         )
 
 
 def _wait(finished: threading.Event, seconds: float) -> None:
     finished.wait(seconds)
-
-
-def _assemble(
-    machine: Machine,
-    prepared: PreparedLaunch | None,
-    attestation: Path | None,
-    monitor: Monitor | None,
-    status: StatusLine,
-) -> LaunchRecord | None:
-    if monitor is not None:
-        monitor.attach(machine, prepared)
-    for warning in [*machine.warnings, *(launch_warnings(prepared) if prepared else ())]:
-        status.say(f"casemate: warning: {warning}")
-    if prepared is None:
-        machine.assemble()
-        return None
-    record = launch(machine, prepared)
-    if monitor is not None:
-        monitor.launched(record)
-    if attestation is not None and record.attestation is not None:
-        from casemate.cli.confidential_options import write_attestation
-
-        write_attestation(attestation, record.attestation.report, record.attestation.certificates)
-    return record
 
 
 def _start(machine: Machine, started: list[Machine], cut: CutRequest | None, monitor: Monitor | None) -> None:

@@ -9,8 +9,8 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from casemate.devices.flash.file import write_whole
 from casemate.errors import SpecError
+from casemate.files import write_whole
 from casemate.machine.outcome import Outcome
 
 SUFFIXES = (".html", ".json")

@@ -12,10 +12,10 @@ from pathlib import Path
 from casemate.abi.guest_kind import GuestKind
 from casemate.advise.store_check import check_store, repair_store
 from casemate.confidential.preparation import unfit_for_sev_es
-from casemate.devices.flash.file import copy_template, locked_image, write_whole
+from casemate.devices.flash.file import copy_template, locked_image
 from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError, SpecError
-from casemate.files import read_file
+from casemate.files import read_file, write_whole
 from casemate.firmware.boot_options import shell_as_next_boot
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
@@ -100,7 +100,7 @@ def _lead_to_shell(code: Path, variables: Path) -> None:
             return
         changed = shell_as_next_boot(check.variables, FirmwareImage.load(code))
         if changed is not None:
-            write_whole(variables, repair_store(data, check._replace(variables=tuple(changed))))
+            write_whole(variables, repair_store(data, replace(check, variables=tuple(changed))))
 
 
 def _unfit(guest: str) -> Callable[[Path], str | None]:

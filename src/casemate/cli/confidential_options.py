@@ -23,12 +23,12 @@ from casemate.confidential.preparation import (
     LaunchSecret,
     validate_kind,
 )
+from casemate.digest.cpu_models import model_signature
+from casemate.digest.measurement import KEY_SIZE, read_tik
 from casemate.errors import HostError, SpecError
 from casemate.files import read_blob, write_file
 from casemate.host.secure_processor import CERTIFICATE_SIZE, LaunchSession, TransportKeys
 from casemate.host.snp_processor import GOSVW_SIZE, HOST_DATA_SIZE, Certificates, SnpFinish
-from casemate.measure.cpu_models import model_signature
-from casemate.measure.measurement import KEY_SIZE, read_tik
 
 _SESSION_REMEDY = "give what casemate session make wrote"
 _ID_REMEDY = "make it with casemate measure"

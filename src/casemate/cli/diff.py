@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from casemate.digest.diff import find_difference, parse_launch
 from casemate.files import read_text
-from casemate.measure.diff import find_difference, parse_launch
 
 EPILOG = """\
 examples:

@@ -22,12 +22,8 @@ from casemate.cli.measure import (
     signing_of,
 )
 from casemate.cli.terminal import progress
-from casemate.errors import SpecError
-from casemate.files import LARGEST_KERNEL, read_file
-from casemate.firmware.completeness import validate_complete
-from casemate.firmware.image import FirmwareImage
-from casemate.measure import steps_sev, steps_snp
-from casemate.measure.explain import (
+from casemate.digest import steps_sev, steps_snp
+from casemate.digest.explain import (
     DIGEST_SIZES,
     MOST_VCPUS,
     Apply,
@@ -38,12 +34,16 @@ from casemate.measure.explain import (
     Search,
     Unit,
 )
-from casemate.measure.explain_tdx import explain_mrtd
-from casemate.measure.hypotheses import Claim, DirectBoot
-from casemate.measure.kernel_hashes import find_hashes_area
-from casemate.measure.measurement import KEY_SIZE
-from casemate.measure.plan_tdx import AddOrder
-from casemate.measure.sev_init import SevInit
+from casemate.digest.explain_tdx import explain_mrtd
+from casemate.digest.hypotheses import Claim, DirectBoot
+from casemate.digest.kernel_hashes import find_hashes_area
+from casemate.digest.measurement import KEY_SIZE
+from casemate.digest.plan_tdx import AddOrder
+from casemate.digest.sev_init import SevInit
+from casemate.errors import SpecError
+from casemate.files import LARGEST_KERNEL, read_file
+from casemate.firmware.completeness import validate_complete
+from casemate.firmware.image import FirmwareImage
 
 EPILOG = """\
 examples:

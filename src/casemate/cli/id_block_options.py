@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from base64 import b64encode
 
-from casemate.cli.options import Option, hex_bytes, integer
-from casemate.errors import SpecError
-from casemate.files import write_file
-from casemate.measure.id_block import (
+from casemate.cli.options import hex_bytes, integer, option_name
+from casemate.digest.id_block import (
     DEFAULT_IDENTITY,
     Identity,
     SignedIdBlock,
@@ -16,19 +14,36 @@ from casemate.measure.id_block import (
     make_id_block,
     sign_id_block,
 )
+from casemate.errors import SpecError
+from casemate.files import write_file
 
 ID_BLOCK_OPTIONS = (
-    Option("--idkey", "FILE", "private key (PEM, P-384) that signs an ID block for the digest"),
-    Option("--authorkey", "FILE", "private key that signs the ID key"),
-    Option("--family-id", "HEX", "16 bytes of yours for the ID block"),
-    Option("--image-id", "HEX", "16 bytes of yours for the ID block"),
-    Option("--guest-svn", "N", "version of the guest for the ID block", type=integer),
-    Option("--id-block-out", "FILE", "write the ID block (96 bytes)"),
-    Option("--id-auth-out", "FILE", "write its authentication (4096 bytes)"),
+    "idkey",
+    "authorkey",
+    "family_id",
+    "image_id",
+    "guest_svn",
+    "id_block_out",
+    "id_auth_out",
 )
-"""Keys are named as those of snp-create-id-block."""
+"""Where argparse keeps them; keys are named as those of snp-create-id-block."""
 
 _ID_SIZE = 16
+
+
+def add_id_block_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Declare ``ID_BLOCK_OPTIONS``."""
+    parser.add_argument(
+        "--idkey", metavar="FILE", help="private key (PEM, P-384) that signs an ID block for the digest"
+    )
+    parser.add_argument("--authorkey", metavar="FILE", help="private key that signs the ID key")
+    parser.add_argument("--family-id", metavar="HEX", help="16 bytes of yours for the ID block")
+    parser.add_argument("--image-id", metavar="HEX", help="16 bytes of yours for the ID block")
+    parser.add_argument(
+        "--guest-svn", metavar="N", type=integer, help="version of the guest for the ID block"
+    )
+    parser.add_argument("--id-block-out", metavar="FILE", help="write the ID block (96 bytes)")
+    parser.add_argument("--id-auth-out", metavar="FILE", help="write its authentication (4096 bytes)")
 
 
 def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | None:
@@ -52,9 +67,9 @@ def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | No
 
 
 def _refuse_without_key(args: argparse.Namespace) -> None:
-    for option in ID_BLOCK_OPTIONS:
-        if getattr(args, option.attribute) is not None:
-            raise SpecError(f"{option.name} without --idkey", "give the key that signs the ID block")
+    for name in ID_BLOCK_OPTIONS:
+        if getattr(args, name) is not None:
+            raise SpecError(f"{option_name(name)} without --idkey", "give the key that signs the ID block")
     if args.mode == "snp" and args.policy is not None:
         raise SpecError("--policy does not enter the digest", "leave it out, or give --idkey for an ID block")
 

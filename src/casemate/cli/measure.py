@@ -7,28 +7,34 @@ import json
 from base64 import b64encode
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.cli.id_block_options import ID_BLOCK_OPTIONS, identity_to_dict, print_identity, sign_identity
-from casemate.cli.options import Option, add_options, hex_bytes, integer
-from casemate.errors import SpecError
-from casemate.files import write_file
-from casemate.firmware.image import FirmwareImage
-from casemate.measure.cpu_models import cpu_signature, model_signature
-from casemate.measure.id_block import SignedIdBlock
-from casemate.measure.kernel_hashes import KernelHashes
-from casemate.measure.measurement import (
+from casemate.cli.id_block_options import (
+    ID_BLOCK_OPTIONS,
+    add_id_block_arguments,
+    identity_to_dict,
+    print_identity,
+    sign_identity,
+)
+from casemate.cli.options import hex_bytes, integer, option_name
+from casemate.digest.cpu_models import cpu_signature, model_signature
+from casemate.digest.id_block import SignedIdBlock
+from casemate.digest.kernel_hashes import KernelHashes
+from casemate.digest.measurement import (
     PlatformVersion,
     parse_nonce,
     predict_measurement,
     read_tik,
     validate_policy,
 )
-from casemate.measure.plan import LaunchPlan
-from casemate.measure.plan_sev import plan_sev, plan_sev_es
-from casemate.measure.plan_snp import plan_snp, plan_snp_firmware
-from casemate.measure.plan_tdx import AddOrder, plan_tdx
-from casemate.measure.sev_init import SevInit
-from casemate.measure.steps import UpdateVmsa
-from casemate.measure.trace import running_digests, trace_digest
+from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_sev import plan_sev, plan_sev_es
+from casemate.digest.plan_snp import plan_snp, plan_snp_firmware
+from casemate.digest.plan_tdx import AddOrder, plan_tdx
+from casemate.digest.sev_init import SevInit
+from casemate.digest.steps import UpdateVmsa
+from casemate.digest.trace import running_digests, trace_digest
+from casemate.errors import SpecError
+from casemate.files import write_file
+from casemate.firmware.image import FirmwareImage
 
 EPILOG = """\
 examples:
@@ -46,91 +52,92 @@ examples:
 _COLUMNS = "{:<16} {:>12} {:>9}  {:<64}  {}"
 
 
-_MODE = Option(
-    "--mode",
-    choices=("sev", "seves", "snp", "snp:ovmf-hash", "tdx"),
-    required=True,
-    help="kind of guest; snp:ovmf-hash is the digest of the firmware alone, for --snp-ovmf-hash",
-)
-_EXPLAINED_MODE = Option(
-    "--mode", choices=("sev", "seves", "snp", "tdx"), required=True, help="kind of guest"
-)
-_OVMF = Option("--ovmf", "FILE", "firmware: flash unit 0, or -bios", required=True)
-_BOOT = (
-    Option("--kernel", "FILE"),
-    Option("--initrd", "FILE"),
-    Option("--append", "CMDLINE", "kernel command line"),
-)
-_CPU = (
-    Option("--vcpus", "N", "how many", type=integer),
-    Option("--vcpu-type", "MODEL", "QEMU's name, such as EPYC-v4"),
-    Option("--vcpu-sig", "N", "CPUID signature instead of a name", type=integer),
-    *(
-        Option(f"--vcpu-{name}", "N", "all three instead of a name", type=integer)
-        for name in ("family", "model", "stepping")
-    ),
-    Option("--guest-features", "N", "VMSA features (default: 0, snp: 1)", type=integer),
-    Option(
-        "--init",
-        choices=("legacy", "init2"),
-        default="init2",
-        help="how the host sets the guest up; QEMU without features uses legacy (default: init2)",
-    ),
-)
-_SAVE_AREAS = Option("--dump-vmsa", help="write the save areas to vmsa<N>.bin")
-_OWNER = (
-    Option("--tik", "FILE", "transport integrity key, 16 bytes"),
-    Option("--nonce", "HEX", "the measurement's nonce, 16 bytes"),
-    *(Option(f"--{name}", "N", type=integer) for name in ("policy", "api-major", "api-minor", "build-id")),
-)
-_SNP = (
-    Option("--snp-ovmf-hash", "HEX", "what snp:ovmf-hash printed; the firmware is then not hashed again"),
-    *ID_BLOCK_OPTIONS,
-)
-_TDX = (
-    Option(
-        "--page-order",
-        choices=("interleaved", "two-pass"),
-        default="interleaved",
-        help="pages are added and measured one by one (Linux 6.16), or section by section (default: interleaved)",
-    ),
-)
-_OUTPUT = (
-    Option("--plan-out", "FILE", "write the launch as JSON, contents and all, for casemate diff"),
-    Option("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)"),
-    Option("--trace", help="show every step, its hash and the running digest"),
-    Option("--json", help="one JSON document, with the trace"),
-)
-OPTIONS = (_MODE, _OVMF, *_BOOT, *_CPU, _SAVE_AREAS, *_OWNER, *_SNP, *_TDX, *_OUTPUT)
-"""All of them, named as those of sev-snp-measure where it has them."""
+MODES = ("sev", "seves", "snp", "tdx")
+_OWNER_OPTIONS = ("tik", "nonce", "policy", "api_major", "api_minor", "build_id")
+_SNP_OPTIONS = ("snp_ovmf_hash", *ID_BLOCK_OPTIONS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``OPTIONS`` in their groups."""
-    _SAVE_AREAS.add_to(_add_launch(parser, _MODE))
+    """Options, named as those of sev-snp-measure where it has them."""
+    _add_mode(
+        parser,
+        (*MODES[:3], "snp:ovmf-hash", "tdx"),
+        "kind of guest; snp:ovmf-hash is the digest of the firmware alone, for --snp-ovmf-hash",
+    )
+    cpu = _add_launch(parser)
+    cpu.add_argument("--dump-vmsa", action="store_true", help="write the save areas to vmsa<N>.bin")
     add_owner_arguments(parser, "launch measurement instead of digest (all needed; --policy is snp's, too)")
-    add_options(parser.add_argument_group("SNP"), _SNP)
-    add_options(parser.add_argument_group("TDX"), _TDX)
-    add_options(parser.add_argument_group("output"), _OUTPUT)
+    snp = parser.add_argument_group("SNP")
+    snp.add_argument(
+        "--snp-ovmf-hash",
+        metavar="HEX",
+        help="what snp:ovmf-hash printed; the firmware is then not hashed again",
+    )
+    add_id_block_arguments(snp)
+    _add_tdx(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--plan-out",
+        metavar="FILE",
+        help="write the launch as JSON, contents and all, for casemate diff",
+    )
+    output.add_argument("--output-format", choices=("hex", "base64"), default="hex", help="(default: hex)")
+    output.add_argument(
+        "--trace", action="store_true", help="show every step, its hash and the running digest"
+    )
+    output.add_argument("--json", action="store_true", help="one JSON document, with the trace")
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """What a launch is measured from, for whoever explains one."""
-    _add_launch(parser, _EXPLAINED_MODE)
-    add_options(parser.add_argument_group("TDX"), _TDX)
-
-
-def _add_launch(parser: argparse.ArgumentParser, mode: Option) -> argparse._ArgumentGroup:
-    add_options(parser, (mode, _OVMF))
-    add_options(parser.add_argument_group("direct kernel boot (kernel-hashes=on)"), _BOOT)
-    cpu = parser.add_argument_group("vCPUs (seves, snp)")
-    add_options(cpu, _CPU)
-    return cpu
+    _add_mode(parser, MODES, "kind of guest")
+    _add_launch(parser)
+    _add_tdx(parser)
 
 
 def add_owner_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     """What a measurement is signed with."""
-    add_options(parser.add_argument_group(title), _OWNER)
+    owner = parser.add_argument_group(title)
+    owner.add_argument("--tik", metavar="FILE", help="transport integrity key, 16 bytes")
+    owner.add_argument("--nonce", metavar="HEX", help="the measurement's nonce, 16 bytes")
+    for name in ("policy", "api-major", "api-minor", "build-id"):
+        owner.add_argument(f"--{name}", metavar="N", type=integer)
+
+
+def _add_mode(parser: argparse.ArgumentParser, modes: tuple[str, ...], words: str) -> None:
+    parser.add_argument("--mode", choices=modes, required=True, help=words)
+    parser.add_argument("--ovmf", metavar="FILE", required=True, help="firmware: flash unit 0, or -bios")
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    boot = parser.add_argument_group("direct kernel boot (kernel-hashes=on)")
+    boot.add_argument("--kernel", metavar="FILE")
+    boot.add_argument("--initrd", metavar="FILE")
+    boot.add_argument("--append", metavar="CMDLINE", help="kernel command line")
+    cpu = parser.add_argument_group("vCPUs (seves, snp)")
+    cpu.add_argument("--vcpus", metavar="N", type=integer, help="how many")
+    cpu.add_argument("--vcpu-type", metavar="MODEL", help="QEMU's name, such as EPYC-v4")
+    cpu.add_argument("--vcpu-sig", metavar="N", type=integer, help="CPUID signature instead of a name")
+    for name in ("family", "model", "stepping"):
+        cpu.add_argument(f"--vcpu-{name}", metavar="N", type=integer, help="all three instead of a name")
+    cpu.add_argument("--guest-features", metavar="N", type=integer, help="VMSA features (default: 0, snp: 1)")
+    cpu.add_argument(
+        "--init",
+        choices=("legacy", "init2"),
+        default="init2",
+        help="how the host sets the guest up; QEMU without features uses legacy (default: init2)",
+    )
+    return cpu
+
+
+def _add_tdx(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("TDX").add_argument(
+        "--page-order",
+        choices=("interleaved", "two-pass"),
+        default="interleaved",
+        help="pages are added and measured one by one (Linux 6.16), or section by section"
+        " (default: interleaved)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,9 +170,9 @@ def _validate_mode(args: argparse.Namespace) -> None:
     if has_save_areas and args.vcpus is None:
         raise SpecError("--vcpus is missing", "say how many vCPUs the guest has: each is measured")
     if args.mode != "snp" and (
-        used := next((o for o in _SNP if getattr(args, o.attribute) is not None), None)
+        used := next((name for name in _SNP_OPTIONS if getattr(args, name) is not None), None)
     ):
-        raise SpecError(f"{used.name} belongs to SNP guests", "use --mode snp")
+        raise SpecError(f"{option_name(used)} belongs to SNP guests", "use --mode snp")
     if args.mode in ("snp:ovmf-hash", "tdx") and args.kernel is not None:
         what = "firmware alone" if args.mode != "tdx" else "MRTD: a kernel is measured at run time, in RTMR"
         raise SpecError(f"--kernel does not enter the {what}", "leave it out")
@@ -241,14 +248,15 @@ def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> b
 def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes, int, PlatformVersion] | None:
     """TIK, nonce, policy and version that sign, or None. Raises SpecError if some are missing or impossible."""
 
-    names = ("tik", "nonce", "policy", "api_major", "api_minor", "build_id")
+    names = _OWNER_OPTIONS
     if not kind.is_signed_at_launch:
         used = next((n for n in names if n != "policy" and getattr(args, n) is not None), None)
         if used:
-            option = f"--{used.replace('_', '-')}"
-            raise SpecError(f"{option}: SNP and TDX guests have no launch measurement", "leave it out")
+            raise SpecError(
+                f"{option_name(used)}: SNP and TDX guests have no launch measurement", "leave it out"
+            )
         return None
-    missing = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is None]
+    missing = [option_name(name) for name in names if getattr(args, name) is None]
     if len(missing) == len(names):
         return None
     if missing:

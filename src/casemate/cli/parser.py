@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
-from casemate.cli import COMMANDS, load_command
 from casemate.version import __version__
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+
+class Command(Protocol):
+    """What each module of this package offers."""
+
+    EPILOG: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare options."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit code."""
+
+
+COMMANDS = {
+    "boot": "boot firmware from protected flash or as --bios, and say what happened",
+    "measure": "predict the launch digest of a confidential guest",
+    "verify": "say whether an SNP guest's attestation report can be believed",
+    "diff": "say in which step two launches part, and why",
+    "explain": "say why a launch digest is not the expected one",
+    "inspect": "say what firmware images are good for",
+    "session": "check a SEV platform, and make a launch session for it",
+    "secret": "seal a secret for a guest that measured as expected",
+    "lint": "say what is wrong with a QEMU command line or a libvirt domain",
+    "vars": "show, change, check and repair variable stores",
+    "prove": "prove write protection here, by guests that attack it",
+    "caps": "say what this machine's KVM offers each kind of guest",
+    "completion": "print shell completion",
+    "manual": "write manual pages",
+}
 
 MORE = "more"
 """How the titles of those groups begin whose options only ``--help-all`` shows."""
@@ -74,6 +104,11 @@ def terminal_width() -> int:
         return 80
 
 
+def load_command(name: str) -> Command:
+    """The module of one subcommand."""
+    return cast(Command, importlib.import_module(f"casemate.cli.{name}"))
+
+
 def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser with the options of the subcommands in ``names``; the others are known by name only."""
     parser = CommandParser(
@@ -99,9 +134,9 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     return parser
 
 
-def parse(arguments: Sequence[str], names: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The values of a command line. Raises SystemExit with the usage of the command that was named, if it is wrong."""
-    parser = make_parser(names)
+    parser = make_parser([word for word in arguments if word in COMMANDS][:1])
     if not arguments:
         parser.print_help()
         parser.exit()

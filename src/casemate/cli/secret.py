@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from casemate.cli.options import hex_bytes, integer
+from casemate.digest.measurement import PlatformVersion, predict_measurement, read_tik
+from casemate.digest.plan import reason_of
 from casemate.errors import InsecureError, SpecError
 from casemate.files import read_file, write_file
 from casemate.firmware.guids import guid
 from casemate.host.secure_processor import LaunchMeasurement, TransportKeys
-from casemate.measure.measurement import PlatformVersion, predict_measurement, read_tik
-from casemate.measure.plan import reason_of
 from casemate.owner.secret import LUKS_KEY, seal_secret, secret_table
 
 EPILOG = """\

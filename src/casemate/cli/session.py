@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from casemate.cli.options import integer
 from casemate.cli.state_folder import state_folder
 from casemate.errors import InsecureError
-from casemate.files import write_file
+from casemate.files import write_file, write_secret
 
 if TYPE_CHECKING:
     from casemate.host.secure_processor import PlatformCertificates, TransportKeys
@@ -32,8 +32,6 @@ examples:
 A session is good for one guest. The files are those of sevctl, and QEMU's dh-cert-file and session-file take them.
 exit code: check: 1, and make: 3, if the platform's keys do not lead back to AMD
 """
-
-_KEY_MODE = 0o600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +82,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _model_certificates() -> PlatformCertificates:
-    from casemate.host.model.platform import ModelPlatform
+    from casemate.host.model.sev.platform import ModelPlatform
 
     return ModelPlatform(model_platform_folder()).certificates
 
@@ -135,4 +133,4 @@ def _make(args: argparse.Namespace, chain: PlatformChain) -> int:
 
 def _write_keys(name: str, keys: TransportKeys) -> None:
     for word, key in (("tek", keys.tek), ("tik", keys.tik)):
-        write_file(Path(f"{name}_{word}.bin"), key, _KEY_MODE)
+        write_secret(f"{name}_{word}.bin", key)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from casemate.advise.store_check import StoreCheck, Stray, repair_store
+from casemate.advise.variable_file import BUILDS, JSON, VariableFile, oversize
+from casemate.devices.flash.file import locked_image
 from casemate.errors import ImageError, SpecError
-from casemate.files import read_file
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from casemate.advise.store_check import StoreCheck
-    from casemate.firmware.variables import Variable
-
-    _Change = Callable[[list[Variable]], list[Variable]]
+from casemate.files import read_file, write_whole
+from casemate.firmware.guids import GUID_SIZE, guid, guid_text
+from casemate.firmware.image import FirmwareImage
+from casemate.firmware.variables import ORDINARY, VENDORS, Attributes, Variable, vendor_name
+from casemate.firmware.variables_json import parse_document, variables_to_json
+from casemate.firmware.varstore import LARGEST_SIGNED_VARIABLE, LARGEST_VARIABLE
 
 EPILOG = """\
 examples:
@@ -26,45 +28,65 @@ examples:
   casemate vars get VARS.fd BootOrder
   casemate vars diff before.fd after.fd
   casemate vars fsck VARS.fd
+      what firmware would trip over, what is free, and whether the store slows the boot
+  casemate vars compact VARS.fd --in-place
+      without deleted records: the next boot need not clean up
   casemate vars repair VARS.fd -o repaired.fd
+  casemate vars migrate OVMF_VARS.fd --to 4M -o OVMF_VARS_4M.fd
+  casemate vars migrate OVMF_VARS_4M.fd --to json -o vars.json
+      for QEMU's -device uefi-vars-x64,jsonfile=vars.json; every action takes such a file, too
 
 Nothing is written without --in-place or -o, and then all of it or nothing.
+exit code: 0, 1 if diff found differences, 4 if a file is no variable store or a damaged one
 """
 
 _DIFFERENT, _BROKEN = 1, 4
-_DEFAULT_ATTRIBUTES = 7
+
+_Change = Callable[[list[Variable]], list[Variable]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One parser for each action."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def action(name: str, words: str, *, edits: bool = False) -> argparse.ArgumentParser:
+    def action(
+        name: str, words: str, *, edits: bool = False, has_json: bool = False
+    ) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.")
-        sub.add_argument("file", metavar="FILE", type=Path, help="variable store, raw")
+        sub.add_argument(
+            "file", metavar="FILE", type=Path, help="variable store, raw, or JSON as QEMU's uefi-vars has it"
+        )
         if edits:
             where = sub.add_mutually_exclusive_group(required=True)
             where.add_argument("--in-place", action="store_true", help="replace FILE, all of it or nothing")
             where.add_argument("-o", "--output", metavar="F", type=Path, help="write the new store to F")
+        if has_json:
+            sub.add_argument("--json", action="store_true", help="one JSON document")
         return sub
 
-    action("list", "name the variables, with vendor, attributes and size")
+    action("list", "name the variables, with vendor, attributes and size", has_json=True)
     _add_name(action("get", "show the value of a variable")).add_argument(
         "--raw", action="store_true", help="the bytes as they are"
     )
     _add_value(_add_name(action("set", "give a variable a value", edits=True)))
     _add_name(action("delete", "remove a variable", edits=True))
-    action("diff", "say which variables two stores do not share").add_argument(
+    action("diff", "say which variables two stores do not share", has_json=True).add_argument(
         "other", metavar="OTHER", type=Path, help="the newer store"
     )
-    action("export", "print all variables as JSON, in the form of virt-fw-vars")
+    action("export", "print all variables as JSON, in the form of virt-fw-vars and of QEMU's uefi-vars")
     action("import", "set all variables of a JSON document", edits=True).add_argument(
-        "json", metavar="JSON", type=Path
+        "document", metavar="JSON", type=Path
     )
-    action("fsck", "say what firmware would trip over, lose, or finish by itself").add_argument(
-        "--json", action="store_true", help="one JSON document"
+    action("fsck", "say what firmware would trip over, lose, or finish by itself", has_json=True)
+    action("repair", "write a damaged store anew from what firmware sees of it", edits=True).add_argument(
+        "--salvage",
+        action="store_true",
+        help="take ordinary variables that lie behind the damage, too; never signed or Secure Boot variables",
     )
-    action("repair", "write the store anew from all variables that are whole", edits=True)
+    action("compact", "write the store anew without deleted records", edits=True)
+    action("migrate", "write the variables in the form that another firmware needs", edits=True).add_argument(
+        "--to", choices=(*BUILDS, JSON), required=True, help="a flash store of a 2M or 4M build, or JSON"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,20 +116,30 @@ def _add_value(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from casemate.firmware.variables import Attributes, vendor_name
-
-    _, check = _load(args.file)
-    for variable in sorted(check.variables):
-        names = "+".join(flag.name or "" for flag in Attributes(variable.attributes & 0x7F))
+    file = _load_seen(args.file)
+    if args.json:
+        rows = [
+            {
+                "name": v.name,
+                "guid": guid_text(v.guid),
+                "vendor": vendor_name(v.guid),
+                "attributes": v.attributes,
+                "size": len(v.data),
+            }
+            for v in sorted(file.variables)
+        ]
+        print(json.dumps({"file": str(args.file), "form": file.form, "variables": rows}, indent=2))
+        return 0
+    for variable in sorted(file.variables):
         label = f"{_printable(variable.name)}  {vendor_name(variable.guid)}"
-        print(f"{len(variable.data):6}  {names:<18}  {label}")
-    print(f"casemate: {len(check.variables)} variables, {check.free} bytes free", file=sys.stderr)
+        print(f"{len(variable.data):6}  {_attribute_names(variable):<18}  {label}")
+    free = "" if file.check is None else f", {file.check.free} bytes free"
+    print(f"casemate: {len(file.variables)} variables{free}", file=sys.stderr)
     return 0
 
 
 def _get(args: argparse.Namespace) -> int:
-    _, check = _load(args.file)
-    variable = _find(check.variables, args.name, args.guid, args.file)
+    variable = _find(_load_seen(args.file).variables, args.name, args.guid, args.file)
     if args.raw:
         sys.stdout.buffer.write(variable.data)
         return 0
@@ -119,14 +151,14 @@ def _get(args: argparse.Namespace) -> int:
 
 
 def _set(args: argparse.Namespace) -> int:
-    from casemate.firmware.variables import Variable
-
     def change(variables: list[Variable]) -> list[Variable]:
         same = _matches(variables, args.name, args.guid)
         if len(same) > 1 or (not same and args.guid is None):
             why = "of several vendors" if same else "new"
             raise SpecError(f"variable {args.name!r} is {why}", "name its vendor with --guid")
-        old = same[0] if same else Variable(args.name, _vendor(args.guid), _DEFAULT_ATTRIBUTES, b"")
+        if not args.name or "\0" in args.name:
+            raise SpecError(f"{args.name!r} is no name of a variable", "name it with at least one character")
+        old = same[0] if same else Variable(args.name, _vendor(args.guid), int(ORDINARY), b"")
         attributes = old.attributes if args.attributes is None else args.attributes
         return _merge(variables, [old._replace(data=_value(args), attributes=attributes)])
 
@@ -142,25 +174,34 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from casemate.firmware.variables_json import variables_from_json
-
-    new = variables_from_json(read_file(args.json).decode(errors="replace"), str(args.json))
-    return _edit(args, lambda variables: _merge(variables, new))
+    new = parse_document(read_file(args.document).decode(errors="replace"), str(args.document))
+    return _edit(args, lambda variables: _merge(variables, new.variables), new.digests)
 
 
 def _export(args: argparse.Namespace) -> int:
-    from casemate.firmware.variables_json import variables_to_json
-
-    print(variables_to_json(_load(args.file)[1].variables))
+    file = _load_seen(args.file)
+    print(variables_to_json(file.variables, file.digests))
     return 0
 
 
 def _diff(args: argparse.Namespace) -> int:
     old, new = (
-        {(variable.guid, variable.name): variable for variable in _load(path)[1].variables}
+        {variable.key: variable for variable in _load_seen(path).variables}
         for path in (args.file, args.other)
     )
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if args.json:
+        rows = [
+            {
+                "name": name,
+                "guid": guid_text(vendor),
+                "before": old[vendor, name].data.hex() if (vendor, name) in old else None,
+                "after": new[vendor, name].data.hex() if (vendor, name) in new else None,
+            }
+            for vendor, name in changed
+        ]
+        print(json.dumps({"before": str(args.file), "after": str(args.other), "changed": rows}, indent=2))
+        return _DIFFERENT if changed else 0
     for key in changed:
         mark = "+" if key not in old else "-" if key not in new else "~"
         before, after = (str(len(side[key].data)) if key in side else "none" for side in (old, new))
@@ -169,25 +210,126 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _fsck(args: argparse.Namespace) -> int:
-    _, check = _load(args.file)
-    if args.json:
-        import json
+    file = _load(args.file)
+    (_print_check_json if args.json else _print_check)(args.file, file)
+    if file.is_healthy:
+        return 0
+    if not args.json:
+        print(f"repair it: casemate vars repair {args.file} --in-place", file=sys.stderr)
+    return _BROKEN
 
-        findings = [finding._asdict() for finding in check.findings]
-        summary = {"healthy": check.is_healthy, "variables": len(check.variables), "free": check.free}
-        print(json.dumps({"file": str(args.file), **summary, "findings": findings}, indent=2))
+
+def _print_check_json(path: Path, file: VariableFile) -> None:
+    check = file.check
+    document: dict[str, object] = {"file": str(path), "form": file.form, "healthy": file.is_healthy}
+    if check is None:
+        document |= {"variables": len(file.variables), "findings": []}
     else:
-        for finding in check.findings:
-            print(f"{finding.severity}: at {finding.offset:#x}: {_printable(finding.what)}; {finding.effect}")
-        word = "healthy" if check.is_healthy else "damaged"
-        print(f"{args.file}: {word}, {len(check.variables)} whole variables, {check.free} bytes free")
-        if not check.is_healthy:
-            print(f"repair it: casemate vars repair {args.file} --in-place", file=sys.stderr)
-    return 0 if check.is_healthy else _BROKEN
+        document |= {
+            "variables": len(check.whole),
+            "seen_by_firmware": len(check.variables),
+            "live": check.live,
+            "reclaimable": check.reclaimable,
+            "free": check.free,
+            "capacity": check.capacity,
+            "largest_variable": LARGEST_VARIABLE[check.layout.size],
+            "largest_signed_variable": LARGEST_SIGNED_VARIABLE[check.layout.size],
+            "findings": [dataclasses.asdict(finding) for finding in check.findings],
+            "left": [
+                {"offset": stray.offset, "name": stray.variable.name, "guid": guid_text(stray.variable.guid)}
+                | {"can_be_salvaged": stray.can_be_salvaged}
+                for stray in check.strays
+            ],
+        }
+    print(json.dumps(document, indent=2))
+
+
+def _print_check(path: Path, file: VariableFile) -> None:
+    check = file.check
+    if check is None:
+        print(f"{path}: healthy, {len(file.variables)} whole variables, JSON for QEMU's uefi-vars device")
+        return
+    for finding in check.findings:
+        print(f"{finding.severity}: at {finding.offset:#x}: {_printable(finding.what)}; {finding.effect}")
+    for stray in check.strays:
+        print(f"left: at {stray.offset:#x}: {_printable(stray.variable.label)}; {stray.why_left}")
+    kind = "authenticated" if check.authenticated else "without authenticated variables"
+    size = check.layout.size
+    print(
+        f"store of a {file.form} build, {kind}: {check.live} bytes live, {check.reclaimable} reclaimable, "
+        f"{check.free} free of {check.capacity}"
+    )
+    print(
+        f"a variable may have {LARGEST_VARIABLE[size]} bytes, a signed one {LARGEST_SIGNED_VARIABLE[size]}, "
+        "with its name and header"
+    )
+    for variable in check.whole:
+        if fault := oversize(variable, check.layout, authenticated=check.authenticated):
+            print(f"note: {_printable(fault)}: firmware reads it, and would not have stored it")
+    word = "healthy" if check.is_healthy else "damaged"
+    print(f"{path}: {word}, {len(check.whole)} whole variables, {check.free} bytes free")
 
 
 def _repair(args: argparse.Namespace) -> int:
-    return _edit(args, list, damaged=True)
+    with _locked(args):
+        file = _load(args.file)
+        if file.check is None or file.check.is_healthy:
+            print(f"{args.file}: healthy, nothing to repair", file=sys.stderr)
+            if args.output:
+                write_whole(args.output, file.data)
+            return 0
+        repaired = repair_store(file.data, file.check, salvage=args.salvage)
+        _say_what_repair_does(file.check, salvage=args.salvage)
+        if args.in_place and file.check.strays:
+            kept = _unused_name(args.file)
+            write_whole(kept, file.data)
+            print(f"casemate: {kept} is the store as it was", file=sys.stderr)
+        write_whole(args.output or args.file, repaired)
+    return 0
+
+
+def _say_what_repair_does(check: StoreCheck, *, salvage: bool) -> None:
+    print(f"casemate: kept {len(check.whole)} variables", file=sys.stderr)
+    known = {variable.key for variable in check.whole}
+
+    def is_taken(stray: Stray) -> bool:
+        return salvage and stray.can_be_salvaged and stray.variable.key not in known
+
+    for stray in check.strays:
+        word, why = ("salvaged", "") if is_taken(stray) else ("left", f": {stray.why_left}")
+        where = f"at {stray.offset:#x}"
+        print(f"casemate: {word} {_printable(stray.variable.label)}, {where}{why}", file=sys.stderr)
+
+
+def _unused_name(path: Path) -> Path:
+    number, name = 1, path.with_name(f"{path.name}.damaged")
+    while name.exists():
+        number, name = number + 1, path.with_name(f"{path.name}.damaged.{number}")
+    return name
+
+
+def _compact(args: argparse.Namespace) -> int:
+    with _locked(args):
+        file = _load_healthy(args.file)
+        new = file.encode(file.variables)
+        write_whole(args.output or args.file, new)
+        if file.check is not None:
+            gained = file.check.reclaimable
+            print(f"casemate: {gained} bytes reclaimed, {file.check.free + gained} are free", file=sys.stderr)
+    return 0
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    with _locked(args):
+        file = _load_healthy(args.file)
+        if args.to != JSON and file.digests:
+            print(
+                "casemate: warning: a flash store has no place for the digests of signers; they are left out",
+                file=sys.stderr,
+            )
+        write_whole(args.output or args.file, file.convert(args.to))
+        print(f"casemate: {len(file.variables)} variables, {file.form} to {args.to}", file=sys.stderr)
+    return 0
 
 
 _ACTIONS = {
@@ -200,40 +342,70 @@ _ACTIONS = {
     "import": _import,
     "fsck": _fsck,
     "repair": _repair,
+    "compact": _compact,
+    "migrate": _migrate,
 }
 
 
-def _load(path: Path) -> tuple[bytes, StoreCheck]:
-    from casemate.advise.store_check import check_store
-    from casemate.firmware.image import FirmwareImage
-
-    data = FirmwareImage.load(path).data
-    return data, check_store(data, str(path))
+def _load(path: Path) -> VariableFile:
+    return VariableFile.parse(FirmwareImage.load(path).data, str(path))
 
 
-def _edit(args: argparse.Namespace, change: _Change, *, damaged: bool = False) -> int:
-    from casemate.advise.store_check import repair_store
-    from casemate.devices.flash.file import locked_image, write_whole
+def _load_seen(path: Path) -> VariableFile:
+    """A file to show; what is hidden by damage is said."""
+    file = _load(path)
+    if not file.is_healthy:
+        print(
+            f"casemate: warning: {path} is damaged, and this is what firmware sees of it; "
+            f"run casemate vars fsck {path}",
+            file=sys.stderr,
+        )
+    return file
 
-    with ExitStack() as stack:
-        if args.in_place:
-            stack.enter_context(locked_image(args.file))
-        data, check = _load(args.file)
-        if not damaged and not check.is_healthy:
-            raise ImageError(args.file, "the store is damaged", "run casemate vars fsck, then repair, first")
-        variables = change(list(check.variables))
-        write_whole(args.output or args.file, repair_store(data, check._replace(variables=tuple(variables))))
+
+def _load_healthy(path: Path) -> VariableFile:
+    file = _load(path)
+    if not file.is_healthy:
+        raise ImageError(path, "the store is damaged", "run casemate vars fsck, then repair, first")
+    return file
+
+
+def _locked(args: argparse.Namespace) -> ExitStack:
+    stack = ExitStack()
+    if args.in_place:
+        stack.enter_context(locked_image(args.file))
+    return stack
+
+
+def _edit(
+    args: argparse.Namespace, change: _Change, digests: Mapping[tuple[bytes, str], bytes] | None = None
+) -> int:
+    with _locked(args):
+        file = _load_healthy(args.file)
+        variables = change(list(file.variables))
+        _warn_of_oversize(file, variables)
+        write_whole(args.output or args.file, file.encode(variables, digests))
     return 0
 
 
+def _warn_of_oversize(file: VariableFile, variables: Iterable[Variable]) -> None:
+    if file.check is None:
+        return
+    known = set(file.variables)
+    for variable in variables:
+        fault = oversize(variable, file.check.layout, authenticated=file.check.authenticated)
+        if fault and variable not in known:
+            print(f"casemate: warning: {_printable(fault)} when they set it themselves", file=sys.stderr)
+
+
 def _merge(variables: Sequence[Variable], new: Sequence[Variable]) -> list[Variable]:
-    merged = {(variable.guid, variable.name): variable for variable in (*variables, *new)}
+    merged = {variable.key: variable for variable in (*variables, *new)}
     return list(merged.values())
 
 
 def _matches(variables: Sequence[Variable], name: str, vendor: str | None) -> list[Variable]:
-    guid = None if vendor is None else _vendor(vendor)
-    return [variable for variable in variables if variable.name == name and guid in (None, variable.guid)]
+    wanted = None if vendor is None else _vendor(vendor)
+    return [variable for variable in variables if variable.name == name and wanted in (None, variable.guid)]
 
 
 def _find(variables: Sequence[Variable], name: str, vendor: str | None, path: Path) -> Variable:
@@ -246,9 +418,6 @@ def _find(variables: Sequence[Variable], name: str, vendor: str | None, path: Pa
 
 
 def _vendor(text: str) -> bytes:
-    from casemate.firmware.guids import GUID_SIZE, guid
-    from casemate.firmware.variables import VENDORS
-
     try:
         vendor = VENDORS.get(text) or guid(text)
     except ValueError:
@@ -278,6 +447,10 @@ def _integer(text: str) -> int:
     if not 0 < value <= 0x7F:
         raise argparse.ArgumentTypeError(f"{text} are no attributes: give bits from 1 to 0x7f")
     return value
+
+
+def _attribute_names(variable: Variable) -> str:
+    return "+".join(flag.name or "" for flag in Attributes(variable.attributes & 0x7F))
 
 
 def _printable(text: str) -> str:

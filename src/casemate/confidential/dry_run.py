@@ -12,12 +12,12 @@ from casemate.confidential.preparation import PreparedLaunch
 from casemate.confidential.snp import SET_ATTRIBUTES, describe_pages
 from casemate.confidential.traced import REGISTER_REGION
 from casemate.confidential.warnings import launch_warnings
+from casemate.digest.plan import LaunchStep
+from casemate.digest.steps import SnpPages, UpdateData, UpdateVmsa
 from casemate.errors import UnsupportedError
 from casemate.firmware.image import FirmwareImage
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boards import find_board
-from casemate.measure.plan import LaunchStep
-from casemate.measure.steps import SnpPages, UpdateData, UpdateVmsa
 from casemate.memory.protection import ProtectionChoice, WriteProtection, choose
 
 Row = tuple[str, str]

@@ -7,14 +7,14 @@ from typing import Any
 from casemate.abi.kvm.vm_types import VmType
 from casemate.address import Gpa, GuestRange
 from casemate.confidential.dry_run import describe_step
+from casemate.digest.mrtd import predict_mrtd
+from casemate.digest.plan import TdxOperation, TdxPages
+from casemate.digest.plan_tdx import plan_tdx
+from casemate.digest.td_hob import build_td_hob, hob_section
 from casemate.errors import SpecError
 from casemate.firmware.image import FirmwareImage
 from casemate.machine.boards import find_board
 from casemate.machine.spec import MachineSpec
-from casemate.measure.mrtd import predict_mrtd
-from casemate.measure.plan import TdxOperation, TdxPages
-from casemate.measure.plan_tdx import plan_tdx
-from casemate.measure.td_hob import build_td_hob, hob_section
 
 _ERA = "linux-6.16"
 

@@ -11,6 +11,16 @@ from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.report import REPORT_DATA_SIZE
 from casemate.confidential.features import parse_features
 from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
+from casemate.digest import steps_snp
+from casemate.digest.cpu_models import model_signature
+from casemate.digest.kernel_hashes import KernelHashes
+from casemate.digest.measurement import validate_policy
+from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_linux import plan_snp_linux, with_linux
+from casemate.digest.plan_sev import plan_sev, plan_sev_es
+from casemate.digest.plan_snp import plan_snp
+from casemate.digest.trace import running_digests
+from casemate.digest.vmsa_pages import RESET_VECTOR
 from casemate.errors import ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.image import FirmwareImage
@@ -21,16 +31,6 @@ from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, Tra
 from casemate.host.snp_processor import GOSVW_SIZE, SnpFinish
 from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.spec import MachineSpec
-from casemate.measure import steps_snp
-from casemate.measure.cpu_models import model_signature
-from casemate.measure.kernel_hashes import KernelHashes
-from casemate.measure.measurement import validate_policy
-from casemate.measure.plan import LaunchPlan
-from casemate.measure.plan_linux import plan_snp_linux, with_linux
-from casemate.measure.plan_sev import plan_sev, plan_sev_es
-from casemate.measure.plan_snp import plan_snp
-from casemate.measure.trace import running_digests
-from casemate.measure.vmsa_pages import RESET_VECTOR
 from casemate.memory.protection import choose
 
 DEFAULT_VCPU_TYPE = "EPYC-v4"

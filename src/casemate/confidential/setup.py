@@ -10,10 +10,10 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import SevCommand
 from casemate.abi.sev.features import SevFeatures
 from casemate.confidential.features import feature_names
+from casemate.digest.sev_init import SevInit
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import SevSetup
-from casemate.measure.sev_init import SevInit
 
 InitRequest = Literal["auto", "legacy", "init2"]
 """The words of ``--init``."""

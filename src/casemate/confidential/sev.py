@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from casemate.address import Hva
 from casemate.confidential.preparation import LaunchSecret
+from casemate.digest.plan import LaunchPlan
+from casemate.digest.steps import UpdateData
 from casemate.errors import ImageError, SpecError
 from casemate.host.secure_processor import SecureProcessor, VcpuReset
 from casemate.machine.machine import Machine
-from casemate.measure.plan import LaunchPlan
-from casemate.measure.steps import UpdateData
 from casemate.memory.backing import HostMapping
 from casemate.memory.region import Ram
 

@@ -26,11 +26,11 @@ from casemate.confidential.launch_report import launch_report
 from casemate.confidential.preparation import PreparedLaunch
 from casemate.confidential.traced import TracedCommand
 from casemate.confidential.warnings import launch_warnings
+from casemate.digest.steps import SnpPages
 from casemate.errors import FirmwareStatusError, HostError, InsecureError, InternalError, SpecError
 from casemate.host.snp_processor import SnpProcessor, SnpUpdate
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Attestation, Ending, LaunchRecord
-from casemate.measure.steps import SnpPages
 from casemate.memory.region import Ram
 
 SET_ATTRIBUTES = "KVM_SET_MEMORY_ATTRIBUTES"

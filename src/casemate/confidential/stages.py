@@ -22,13 +22,12 @@ from casemate.confidential.preparation import (
 from casemate.confidential.snp import launch_snp
 from casemate.confidential.traced import TracedProcessor
 from casemate.confidential.warnings import launch_warnings
+from casemate.digest.measurement import PlatformVersion, predict_measurement
 from casemate.errors import InsecureError, InternalError
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, LaunchRecord
-from casemate.measure.measurement import PlatformVersion, predict_measurement
 from casemate.memory.backing import Backing
-from casemate.owner.session import make_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +142,8 @@ def _session(prepared: PreparedLaunch, processor: TracedProcessor) -> LaunchSess
     options = prepared.options
     if options.session is not None or options.keys is None:
         return options.session
+
+    from casemate.owner.session import make_session
 
     return make_session(processor.pdh, prepared.policy, options.keys).launch
 

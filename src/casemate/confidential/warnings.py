@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from casemate.confidential.preparation import PreparedLaunch
 from casemate.firmware.hash_use import HashUse, hash_use
-from casemate.firmware.volume import read_volume
+from casemate.firmware.volume import read_volumes
 
 
 def launch_warnings(prepared: PreparedLaunch) -> list[str]:
@@ -12,7 +12,7 @@ def launch_warnings(prepared: PreparedLaunch) -> list[str]:
     image = prepared.image
     if not prepared.options.kernel_hashes:
         return []
-    volumes = (read_volume(image.data, header) for header in image.code_volumes)
+    volumes = read_volumes(image.data, image.code_volumes)
     if hash_use(volumes) is not HashUse.IGNORED:
         return []
     cause = "the kernel's hashes are measured, but no driver of this build compares them with the kernel it is offered"

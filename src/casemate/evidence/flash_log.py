@@ -41,7 +41,7 @@ class FlashLog:
 
     def add(self, command: FlashCommand, at: float) -> None:
         """Take note of a command, ahead of what it does, at ``at`` seconds."""
-        _, action, offset, size = command
+        _, action, offset, size, _ = command
         self.counts[action] += 1
         self.activity.add(at)
         if action is _PROGRAM:

@@ -6,7 +6,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from casemate.firmware.variables import RecordFault, align, parse_record
+from casemate.firmware.variables import (
+    START_ID,
+    RecordFault,
+    align,
+    header_size,
+    next_offset,
+    parse_record,
+)
 from casemate.firmware.varstore import HEADER_SIZE, StoreLayout, parse_variable_store
 from casemate.firmware.volume_header import parse_volume_header
 
@@ -57,11 +64,13 @@ def _parts(contents: memoryview) -> Iterator[Part]:
 
 
 def _records(store: bytes, base: int, *, authenticated: bool) -> Iterator[Part]:
-    offset = align(HEADER_SIZE)
-    try:
-        while True:
-            record = parse_record(store, offset, authenticated=authenticated)
-            yield Part(base + offset, record.variable.name, record.variable.guid)
-            offset = align(record.end)
-    except RecordFault:
+    offset, header = align(HEADER_SIZE), header_size(authenticated)
+    while store[offset : offset + 2] == START_ID and offset + header <= len(store):
+        try:
+            variable = parse_record(store, offset, authenticated=authenticated).variable
+            yield Part(base + offset, variable.name, variable.guid)
+        except RecordFault:
+            yield Part(base + offset, "damaged record")
+        offset = next_offset(store, offset, authenticated=authenticated)
+    if offset < len(store):
         yield Part(base + offset, "free space")

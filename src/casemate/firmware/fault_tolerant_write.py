@@ -8,10 +8,10 @@ middle steps leaves the destination in pieces, and the spare block whole.
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 from zlib import crc32
 
 from casemate.firmware import guids
-from casemate.records import NamedTuple
 
 WORK_BLOCK = guids.guid("9e58292b-7c68-497d-a0ce-6500fd9f1b95")
 HEADER_SIZE = 32

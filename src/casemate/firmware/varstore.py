@@ -9,12 +9,12 @@ The work block and the spare block, half of the volume, serve the fault-tolerant
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.errors import SpecError
 from casemate.firmware import guids
 from casemate.firmware.fault_tolerant_write import build_work_block, parse_work_block
 from casemate.firmware.volume_header import VolumeHeader, build_volume_header
-from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 SIZES = {0x20000: "2M", 0x84000: "4M"}
 """Bytes of the volumes that OVMF's builds have, and what distributions call them."""
+LARGEST_VARIABLE = {0x20000: 0x2000, 0x84000: 0x8400}
+"""Bytes of header, name and data that those builds let a variable have (OvmfPkgX64.dsc, PcdMaxVariableSize)."""
+LARGEST_SIGNED_VARIABLE = {0x20000: 0x2800, 0x84000: 0x8400}
+"""The same where the variable is authenticated (PcdMaxAuthVariableSize)."""
 BLOCK_SIZE = 0x1000
 STORE_OFFSET = 0x48
 """Where the store begins in its volume."""

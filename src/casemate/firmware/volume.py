@@ -7,14 +7,14 @@ files there are. A walk that meets damage keeps what it found and says where it 
 from __future__ import annotations
 
 import lzma
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.firmware import guids
 from casemate.firmware.lzma_section import open_decoder
 from casemate.firmware.volume_header import VolumeHeader, parse_volume_header
-from casemate.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 LARGEST_UNPACKED = 48 << 20
 """Bytes that all LZMA streams of an image may unpack to; OVMF's take 16 MiB."""
@@ -114,6 +114,12 @@ class _Walk:
 def read_volume(data: bytes, header: VolumeHeader) -> FirmwareVolume:
     """The files of the volume that ``header`` found in ``data``."""
     return _read_volume(memoryview(data), header, _Walk(), 0)
+
+
+def read_volumes(data: bytes, headers: Iterable[VolumeHeader]) -> tuple[FirmwareVolume, ...]:
+    """The files of several volumes of one image, which share one allowance of unpacked bytes and of files."""
+    walk = _Walk()
+    return tuple(_read_volume(memoryview(data), header, walk, 0) for header in headers)
 
 
 def _read_volume(data: memoryview, header: VolumeHeader, walk: _Walk, depth: int) -> FirmwareVolume:
@@ -221,7 +227,7 @@ def _unpack(stream: memoryview, walk: _Walk) -> bytes:
         unpacked = decoder.decompress(stream, walk.unpackable)
     except (lzma.LZMAError, MemoryError) as error:
         raise _Damage(f"LZMA stream: {error}") from None
-    if not decoder.eof and len(unpacked) >= walk.unpackable:
-        raise _Damage(f"LZMA streams unpack to more than {LARGEST_UNPACKED >> 20} MiB")
     walk.unpackable -= len(unpacked)
+    if not decoder.eof and walk.unpackable <= 0:
+        raise _Damage(f"LZMA streams unpack to more than {LARGEST_UNPACKED >> 20} MiB")
     return unpacked

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 from casemate.firmware import guids
-from casemate.records import NamedTuple
 
 _HEADER = struct.Struct("<16s16sQ4sIHHHBB")
 _SIGNATURE = b"_FVH"
@@ -53,7 +53,7 @@ def parse_volume_header(data: bytes | memoryview, offset: int = 0) -> VolumeHead
     _, file_system, length, signature, _, header_length, *_ = _HEADER.unpack_from(data, offset)
     if signature != _SIGNATURE or not _HEADER.size <= header_length <= min(length, len(data) - offset):
         return None
-    words = data[offset : offset + header_length & ~1]
+    words = data[offset : offset + (header_length & ~1)]
     total = sum(struct.unpack(f"<{len(words) // 2}H", words))
     return VolumeHeader(offset, length, header_length, file_system, total & 0xFFFF == 0)
 

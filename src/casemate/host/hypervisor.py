@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
@@ -13,6 +13,15 @@ from casemate.host.exits import VmExit
 from casemate.host.secure_processor import SecureProcessor, SevSetup
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpProcessor
+
+
+class FlashProgram(NamedTuple):
+    """A program of a flash unit that the host answered by itself, and how many seconds ago it was."""
+
+    offset: int
+    size: int
+    value: int
+    ago: float
 
 
 class IoBus(Protocol):
@@ -112,6 +121,13 @@ class Vm(Protocol):
         """Whether stores to ``where``, which has no slot, may reach the bus late.
 
         They still do so in order, and before any other access that follows them and before ``run`` returns.
+        """
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """The flash unit at ``where`` just made a program and is ready: the host may answer further ones by itself.
+
+        It does so until anything else is asked of the unit or of another device, or ``run`` returns, and calls ``take``
+        first. A host that does not sends them to the bus, as ever.
         """
 
     def deliver_stores(self) -> None:

@@ -64,7 +64,7 @@ class Recorder(EventSink):
     def report(self, event: Event) -> None:
         """Take note of one event."""
         if type(event) is FlashCommand:  # nearly all of them
-            self.flash[event.unit].add(event, monotonic() - self._started)
+            self.flash[event.unit].add(event, monotonic() - self._started - event.ago)
         elif isinstance(event, Milestone):
             self._phase(event.phase)
         elif isinstance(event, Violation):

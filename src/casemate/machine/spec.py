@@ -55,6 +55,7 @@ class MachineSpec:
     """Files for the guest, by name."""
 
     def __post_init__(self) -> None:
+        self._take_plain_words()
         if (self.code is None) == (self.bios is None) and not self.is_direct:
             raise SpecError("the firmware is given by code and variables, or by bios", "give one of them")
         if self.code is None and self.variables is not None:
@@ -71,6 +72,18 @@ class MachineSpec:
                 f"{self.memory} bytes of memory",
                 f"give a multiple of {PAGE_SIZE} bytes from {MIN_MEMORY // MIB}M to {MAX_MEMORY >> 30}G",
             )
+
+    def _take_plain_words(self) -> None:
+        for name in ("code", "variables", "bios", "kernel", "initrd"):
+            if isinstance(path := getattr(self, name), str):
+                object.__setattr__(self, name, Path(path))
+        for name, kind in (("kind", GuestKind), ("sync", Sync), ("on_write", OnWrite)):
+            word = getattr(self, name)
+            try:
+                object.__setattr__(self, name, None if word is None else kind(word))
+            except ValueError:
+                known = ", ".join(str(one.value) for one in kind)
+                raise SpecError(f"{name} {word!r} is not known", f"use one of {known}") from None
 
     @property
     def in_flash(self) -> bool:

@@ -40,7 +40,10 @@ class Watchdog:
             used = sum(map(time.clock_gettime, clocks))
         except OSError:  # one has just ended, and so has the run
             return False
-        accesses = self._machine.platform.bus.accesses
+        # Programs of flash need not come by the bus.
+        accesses = self._machine.platform.bus.accesses + sum(
+            unit.device.commands for unit in self._machine.platform.flash
+        )
         if accesses != self._accesses:
             self._accesses, self._since = accesses, used
         return used - self._since > self._seconds

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.events import AccessPath, EventSink, ProtectionAction, ProtectionChange
-from casemate.host.hypervisor import Vm
+from casemate.host.hypervisor import FlashProgram, Vm
 from casemate.memory.backing import Backing, HostMapping
 from casemate.memory.map import MemoryMap
 from casemate.memory.protection import WriteProtection
@@ -161,6 +161,11 @@ class FlashMemory:
                 f"flash unit {self.unit}: store of {len(data)} bytes at {offset:#x} is outside"
             )
         self._backing.writable.view[offset : offset + len(data)] = data
+
+    def answer_programs(self, take: Callable[[list[FlashProgram]], None]) -> None:
+        """A program was made: the host may answer further ones by itself, and tell ``take`` of them later."""
+        if self.gpa is not None:
+            self._vm.answer_programs(GuestRange(self.gpa, self.size), take)
 
     def read(self, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset``; fewer at the end of the unit."""

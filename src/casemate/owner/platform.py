@@ -6,17 +6,18 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from casemate.abi.sev.certificates import KeyUsage, SevCertificate
-from casemate.errors import ImageError
-from casemate.files import read_file
-from casemate.host.secure_processor import CERTIFICATE_SIZE
-from casemate.host.sev_certificates import (
+from casemate.abi.sev.certificates import (
     AmdCertificate,
+    KeyUsage,
+    SevCertificate,
     is_signed_by,
     parse_amd_certificate,
     parse_certificate,
     public_key,
 )
+from casemate.errors import ImageError
+from casemate.files import read_file
+from casemate.host.secure_processor import CERTIFICATE_SIZE
 
 AMD_ROOTS = {
     "dedabca561e1dece8cc00b7bda864cf5f20b95017864408cfe18eaee0dce24b9": "AMD Naples",

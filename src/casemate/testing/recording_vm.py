@@ -9,7 +9,7 @@ from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.events import Event
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.hypervisor import InterruptController, IoBus, Vcpu
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, Vcpu
 from casemate.host.secure_processor import SecureProcessor
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpProcessor
@@ -62,6 +62,9 @@ class RecordingVm:
     def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
         """Only recorded."""
         self.calls.append(("coalesce_stores", where, enabled))
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Nothing to do: nobody runs."""
 
     def deliver_stores(self) -> None:
         """Only recorded."""

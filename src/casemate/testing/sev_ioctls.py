@@ -33,8 +33,8 @@ from casemate.address import Hva
 from casemate.errors import FirmwareStatusError, HostError
 from casemate.host.kvm.ioctl import Request
 from casemate.host.kvm.sev_device import SevDevice
-from casemate.host.model.platform import ModelPlatform
-from casemate.host.model.sev import ModelSev
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.sev import ModelSev
 from casemate.host.secure_processor import LaunchSession, VcpuReset
 
 HANDLE = 7

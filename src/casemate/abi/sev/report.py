@@ -10,13 +10,18 @@ from casemate.abi.sev.id_block import EcdsaSignature
 
 OLDEST_VERSION, NEWEST_VERSION = 2, 5
 """Versions whose fields below lie where they lie here; 3 brought the CPUID, 5 the mitigation vectors."""
+CPUID_VERSION, MITIGATION_VERSION = 3, 5
+CHIP_ID_SIZE, SHORT_CHIP_ID_SIZE = 64, 8
+"""Bytes of a processor's ID; from family 1Ah on only the first 8 of the field are used."""
 REPORT_DATA_SIZE = 64
 """Bytes that the guest may put into its report."""
 SIGNED_SIZE = 0x2A0
 """Bytes that the signature covers."""
 AUTHOR_KEY_EN, MASK_CHIP_KEY = 1 << 0, 1 << 1
 """Bits of ``flags``."""
-_TURIN = 0x1A
+OLD_FAMILY, NEW_FAMILY = 0x19, 0x1A
+"""CPU families with either layout of TCB_VERSION: Milan and Genoa, and Turin."""
+_NO_KEY = 7
 
 
 class SigningKey(NamedTuple):
@@ -27,7 +32,24 @@ class SigningKey(NamedTuple):
     @property
     def name(self) -> str:
         """As the manual calls it."""
-        return {0: "VCEK", 1: "VLEK", 7: "none"}.get(self.number, f"key {self.number}")
+        return {0: "VCEK", 1: "VLEK", _NO_KEY: "none"}.get(self.number, f"key {self.number}")
+
+
+class Generation(NamedTuple):
+    """Processors with a root key of their own: CPU ``family`` and ``models`` (CPUID Fn0000_0001_EAX)."""
+
+    name: str
+    """What AMD's key service calls them."""
+    family: int
+    models: tuple[range, ...]
+
+
+GENERATIONS = (
+    Generation("Milan", 0x19, (range(0x10),)),
+    Generation("Genoa", 0x19, (range(0x10, 0x20), range(0xA0, 0xB0))),
+    Generation("Turin", 0x1A, (range(0x20),)),
+)
+"""Bergamo and Siena, models A0h on, have Genoa's keys."""
 
 
 class Tcb(NamedTuple):
@@ -43,12 +65,15 @@ class Tcb(NamedTuple):
     def parse(cls, value: int, family: int) -> Tcb:
         """Out of the 64 bits, whose layout depends on the CPU's family (0: a report that does not say)."""
         data = value.to_bytes(8, "little")
-        if family >= _TURIN:
+        if family >= NEW_FAMILY:
             return cls(data[1], data[2], data[3], data[7], data[0])
         return cls(data[0], data[1], data[6], data[7])
 
-    def pack(self) -> int:
-        """The 64 bits as families 19h and older have them."""
+    def pack(self, family: int = OLD_FAMILY) -> int:
+        """The 64 bits as processors of the family have them."""
+        if family >= NEW_FAMILY:
+            data = (self.fmc, self.bootloader, self.tee, self.snp, 0, 0, 0, self.microcode)
+            return int.from_bytes(bytes(data), "little")
         return self.bootloader | self.tee << 8 | self.snp << 48 | self.microcode << 56
 
     def meets(self, floor: Tcb) -> bool:
@@ -115,7 +140,25 @@ class AttestationReport(Struct):
     @property
     def family(self) -> int:
         """The CPU's family, 0 in reports of version 2, which do not say."""
-        return self.cpuid_family if self.version > OLDEST_VERSION else 0
+        return self.cpuid_family if self.version >= CPUID_VERSION else 0
+
+    @property
+    def generation(self) -> Generation | None:
+        """The processors that this one is of; None if the report does not say, or they are not known here."""
+        model = self.cpuid_model
+        return next(
+            (
+                g
+                for g in GENERATIONS
+                if g.family == self.family and any(model in models for models in g.models)
+            ),
+            None,
+        )
+
+    @property
+    def has_masked_chip_id(self) -> bool:
+        """Whether the host has its firmware leave the chip's ID out (SNP_CONFIG, MASK_CHIP_ID)."""
+        return not any(self.chip_id)
 
 
 class VcekExtension(NamedTuple):
@@ -123,7 +166,7 @@ class VcekExtension(NamedTuple):
 
     oid: str
     part: str
-    """The field of ``Tcb`` that it states, empty for the chip's ID."""
+    """The field of ``Tcb`` that it states, empty for what is no version."""
 
 
 VCEK_TCB = (
@@ -134,3 +177,6 @@ VCEK_TCB = (
 )
 VCEK_FMC = VcekExtension("1.3.6.1.4.1.3704.1.3.9", "fmc")
 VCEK_CHIP_ID = VcekExtension("1.3.6.1.4.1.3704.1.4", "")
+VCEK_PRODUCT_NAME = VcekExtension("1.3.6.1.4.1.3704.1.2", "")
+VLEK_CSP_ID = VcekExtension("1.3.6.1.4.1.3704.1.5", "")
+"""The cloud that the key was loaded by."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from casemate.address import PAGE_SIZE
 from casemate.devices.flash import spec
 from casemate.devices.flash.file import FlashFile
 from casemate.events import EventSink, FlashAction, FlashCommand, Violation, ViolationKind
+from casemate.host.hypervisor import FlashProgram
 from casemate.memory.flash_memory import FlashMemory
 
 _ARRAY_COMMANDS = frozenset({spec.READ_ARRAY, spec.READ_ARRAY_AMD, spec.READ_ARRAY_ZERO, spec.CLEAR_STATUS})
@@ -148,6 +150,8 @@ class CfiFlash:
             else:
                 self._store(FlashAction.PROGRAM, offset, _to_bytes(size, value))
             self._finish()
+            if self._programs_may_be_late:
+                self._memory.answer_programs(self._take_programs)
         elif command == spec.BUFFERED_PROGRAM:
             self._words_left = data
             self._cycle = 2
@@ -157,6 +161,30 @@ class CfiFlash:
             self._finish()
         elif command != spec.QUERY or data == spec.READ_ARRAY:
             self._read_array()
+
+    @property
+    def _programs_may_be_late(self) -> bool:
+        """Whether further programs, until something else happens, change nothing that must be seen at once."""
+        is_ready = self._status == spec.STATUS_READY and not self.readonly and self.on_change is None
+        return is_ready and (self._file is None or not self._file.writes_through)
+
+    def _take_programs(self, programs: list[FlashProgram]) -> None:
+        """Make programs that the host answered. Neighbours in a page are stored in one go."""
+        report, unit, action = self._sink.report, self.unit, FlashAction.PROGRAM
+        start, data = programs[0].offset, bytearray()
+        for offset, size, value, ago in programs:
+            if offset != start + len(data) or not offset % PAGE_SIZE:
+                self._store_run(start, data)
+                start, data = offset, bytearray()
+            report(FlashCommand(unit, action, offset, size, ago))
+            data += _to_bytes(size, value)
+        self._store_run(start, data)
+        self.commands += len(programs)
+
+    def _store_run(self, start: int, data: bytes | bytearray) -> None:
+        self._memory.store(start, data)
+        if self._file is not None:
+            self._file.write_back(start, data)
 
     def _buffer_cycle(self, offset: int, size: int, value: int) -> None:
         if self._buffer is None:
@@ -207,9 +235,7 @@ class CfiFlash:
         self._sink.report(FlashCommand(self.unit, action, offset, len(data)))
         if self.on_change is not None:
             data = self.on_change(offset, self._memory.read(offset, len(data)), bytes(data))
-        self._memory.store(offset, data)
-        if self._file is not None:
-            self._file.write_back(offset, data)
+        self._store_run(offset, data)
 
     def _violation(self, kind: ViolationKind, offset: int, size: int, value: int) -> None:
         self.violations += 1

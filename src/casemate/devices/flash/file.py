@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from casemate.devices.flash.image_lock import lock_image
 from casemate.devices.flash.spec import SECTOR_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
+from casemate.files import write_whole
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -53,6 +53,11 @@ class FlashFile:
             os.close(fd)
             raise
         return cls(path, fd, size, readonly, sync)
+
+    @property
+    def writes_through(self) -> bool:
+        """Whether each change goes to the disk at once."""
+        return self._sync is Sync.ALWAYS
 
     def read(self) -> bytes:
         """All of the image. Raises ImageError if it became shorter."""
@@ -128,20 +133,6 @@ def copy_template(template: str | Path, target: str | Path) -> None:
     write_whole(target, data, f"copying {template} to {target}")
 
 
-def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
-    """Make ``target`` a file of ``data``, all of it or nothing; an existing file keeps its permissions, a new one
-    gets those of new files.
-
-    Raises HostError if it cannot be written.
-    """
-
-    try:
-        _replace(Path(target).resolve(), data)
-    except OSError as error:
-        remedy = "choose a folder with room that you may write to"
-        raise HostError("write", error.errno or 0, doing or f"writing {target}", remedy) from error
-
-
 @contextlib.contextmanager
 def locked_image(path: str | Path) -> Iterator[None]:
     """Keep guests from ``path``, to change it. Raises ImageError if one uses it, or it cannot be written."""
@@ -153,27 +144,6 @@ def locked_image(path: str | Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _replace(target: Path, data: bytes) -> None:
-    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(fd, stat.S_IMODE(target.stat().st_mode) if target.exists() else _new_file_mode())
-            os.fsync(fd)
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _new_file_mode() -> int:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def _open(path: Path, readonly: bool) -> int:

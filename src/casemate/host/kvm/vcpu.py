@@ -36,7 +36,6 @@ from casemate.host.kvm import ioctl
 from casemate.host.kvm.coalesced import CoalescedStores
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.host.slots import MemorySlot
-from casemate.host.store_target import find_store, store_targets
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
@@ -189,6 +188,8 @@ class KvmVcpu:
         if found is None or len(before) < _LONGEST_INSTRUCTION:
             return None
         code, bits = found
+        from casemate.host.store_target import find_store
+
         return find_store(before, code, bits, regs, sregs, lambda gva: self._translate(gva) == gpa, size)
 
     def code_at_rip(self, rip: int | None = None) -> tuple[bytes, int] | None:
@@ -257,6 +258,8 @@ class KvmVcpu:
             return MemoryFault()
 
         regs, sregs, found = self._regs(), self._sregs(), self.code_at_rip()
+        from casemate.host.store_target import store_targets
+
         for target in store_targets(*found, regs, sregs) if found else ():
             gpa = self._translate(target.gva)
             if gpa is not None:

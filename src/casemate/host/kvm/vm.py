@@ -26,7 +26,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.kvm.cpuid import cpuid_of_vcpu, without_refused
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
@@ -110,6 +110,9 @@ class KvmVm:
         """By a coalesced zone."""
         request = Ioctl.REGISTER_COALESCED_MMIO if enabled else Ioctl.UNREGISTER_COALESCED_MMIO
         call(self._fd, request, CoalescedMmioZone(addr=where.start, size=where.size), f"zone {where}")
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Nothing to do: programs leave the kernel one by one, or are coalesced."""
 
     def deliver_stores(self) -> None:
         """By a vCPU that leaves the kernel; any will do, for they have one ring."""

@@ -15,7 +15,7 @@ from casemate.host.model.vm import ModelVm, answer_capabilities
 from casemate.host.secure_processor import SevSetup
 
 if TYPE_CHECKING:
-    from casemate.host.model.platform import ModelPlatform
+    from casemate.host.model.sev.platform import ModelPlatform
 
 
 class ModelHypervisor:

@@ -15,17 +15,22 @@ from casemate.host.exits import Hlt, InternalFault, Interrupted, SevTermination,
 from casemate.host.hypervisor import InterruptController
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
-from casemate.host.model.cpu.cache_control import CacheControl
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.native import EngineHooks
-from casemate.host.model.cpu.native_delivery import EXECUTED, NO_VECTOR, UNDEFINED, InstructionDecider
-from casemate.host.model.cpu.page_rights import SHARED_VECTOR
-from casemate.host.model.cpu.unicorn_api import InterruptHook
-from casemate.host.model.ghcb import GhcbServer
+from casemate.host.model.cpu.hooks import (
+    ABORTED,
+    EXECUTED,
+    NO_VECTOR,
+    SHARED_ACCESS,
+    UNDEFINED,
+    EngineHooks,
+    InstructionDecider,
+    PseudoException,
+)
 from casemate.host.model.hypercalls import VMMCALL
-from casemate.host.model.page_instructions import PVALIDATE, RMPADJUST, PageInstructions
-from casemate.host.model.physical_memory import PhysicalMemory
-from casemate.host.model.traps import Traps
+from casemate.host.model.intercepts import Traps
+from casemate.host.model.memory import PhysicalMemory
+from casemate.host.model.sev.ghcb import GhcbServer
+from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 
 _TICK_SECONDS = 0.002
 _RFLAGS_IF = 1 << 9
@@ -70,10 +75,9 @@ class ModelVcpu:
         self._closed = False
         self._executing = threading.Event()
         engine.hooks.hook_exceptions(
-            InterruptHook(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
+            PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
         engine.hooks.answer_interrupts(self._acknowledge)
-        self._cache_control = CacheControl(engine) if engine.raises_vc else None
         clock.on_skip = engine.hooks.advance_tsc
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
@@ -99,7 +103,7 @@ class ModelVcpu:
 
     def vc_counts(self) -> Counter[int]:
         """#VCs that were raised, by exit code."""
-        return Counter(self._engine.hooks.delivery.vc_counts())
+        return Counter(self._engine.hooks.vc_counts())
 
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
@@ -163,14 +167,14 @@ class ModelVcpu:
         if self._flush_wanted:
             self._flush_wanted = False
             self._engine.flush_translations()
-        if self._cache_control is not None:
-            self._cache_control.install_pending()
         if self._traps.fault is not None:
             self._exit, self._traps.fault = self._traps.fault, None
         elif self._exit is not None:
             return
         elif self._engine.hooks.shut_down:
             self._exit = Shutdown(self.rip())
+        elif error == ABORTED:
+            self._exit = InternalFault("the CPU model gave up on the guest's code", self.rip())
         elif error:
             self._exit = InternalFault(f"the CPU model stopped: {self._engine.error_text(error)}", self.rip())
         elif self._engine.hooks.halted:
@@ -197,7 +201,7 @@ class ModelVcpu:
             return NO_VECTOR
 
     def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
-        if vector == SHARED_VECTOR:
+        if vector == SHARED_ACCESS:
             self._on_shared_access()
         else:
             self._traps.finish()
@@ -218,10 +222,7 @@ class ModelVcpu:
 
     def _execute_for_guest(self, hooks: EngineHooks) -> int:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
-        # These come by ten thousands, in flat segments; only others are worth a look at where the segment begins.
-        code, text = self._engine.read_virtual(hooks.rip.value, len(_VMGEXIT)) or b"", None
-        if code not in (_VMGEXIT, PVALIDATE, RMPADJUST):
-            code = self._engine.code_here(len(_VMGEXIT))
+        code, text = self._engine.code_here(len(_VMGEXIT)), None
         if code.startswith(VMMCALL):
             if self._secrecy.registers:
                 return ExitCode.VMMCALL

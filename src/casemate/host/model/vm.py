@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from errno import EEXIST
 from typing import TYPE_CHECKING
@@ -16,27 +17,27 @@ from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import InterruptController, IoBus
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
-from casemate.host.model.ghcb import GhcbServer
-from casemate.host.model.ghcb_snp import SnpRequests
-from casemate.host.model.page_instructions import PageInstructions
-from casemate.host.model.page_states import PageStates
-from casemate.host.model.physical_memory import PhysicalMemory
-from casemate.host.model.port_input import PortInput
-from casemate.host.model.sev_msrs import SevMsrs
-from casemate.host.model.store_judge import StoreJudge
-from casemate.host.model.traps import Traps
+from casemate.host.model.intercepts import Traps
+from casemate.host.model.kvm_emulator import PortInput, StoreJudge
+from casemate.host.model.memory import PhysicalMemory
+from casemate.host.model.sev.ghcb import GhcbServer
+from casemate.host.model.sev.msrs import SevMsrs
+from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.instructions import PageInstructions
+from casemate.host.model.snp.page_states import PageStates
+from casemate.host.model.snp.requests import SnpRequests
 from casemate.host.model.vcpu import ModelVcpu, Secrecy
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
 if TYPE_CHECKING:
-    from casemate.host.model.platform import ModelPlatform
-    from casemate.host.model.sev import ModelSev
-    from casemate.host.model.snp import ModelSnp
+    from casemate.host.model.sev.platform import ModelPlatform
+    from casemate.host.model.sev.sev import ModelSev
+    from casemate.host.model.snp.snp import ModelSnp
 
 
 def answer_capabilities(kind: GuestKind, vm_type: VmType, era: KernelEra) -> VmCapabilities:
@@ -66,26 +67,33 @@ class ModelVm:
         self._clock = clock
         readonly_slot = era.sealed_store_to_readonly_slot if sealed else era.open_store_to_readonly_slot
         self._engine = Engine(self.msrs, amd=encrypted)
+        self._slots = SlotTable()
         self._traps = Traps(
-            self._engine, readonly_slot, era.store_to_readonly_mapping, sealed=sealed, encrypted=encrypted
+            self._engine,
+            self._slots,
+            readonly_slot,
+            era.store_to_readonly_mapping,
+            sealed=sealed,
+            encrypted=encrypted,
         )
         takes_readonly = era.takes_readonly_slot(setup.vm_type)
         self._memory = PhysicalMemory(
             self._engine,
             self._traps,
+            self._slots,
             takes_readonly=takes_readonly,
             encrypted=encrypted,
             separate=kind is GuestKind.SNP,
             mmio_faults=sealed and raises_vc,
         )
         if not encrypted:
-            self._traps.judge = StoreJudge(self._engine, self._memory)
-            self._traps.port_input = PortInput(self._engine, self._memory, self.memory_written)
+            self._traps.judge = StoreJudge(self._engine, self._slots)
+            self._traps.port_input = PortInput(self._engine, self._slots, self.memory_written)
         self._cpuid = SevCpuid(sev_es=sealed)
         if sealed and raises_vc:
-            self._engine.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
-        elif encrypted:
-            self._engine.answer_cpuid(self._cpuid)
+            self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
+        if encrypted:
+            self._engine.hooks.answer_cpuid(self._cpuid.answer)
         self._secrecy = Secrecy(kind.is_confidential, sealed, self._may_run)
         self._vcpu: ModelVcpu | None = None
         self._ghcb: GhcbServer | None = None
@@ -95,7 +103,7 @@ class ModelVm:
         if kind is GuestKind.SNP:
             self._make_snp(setup)
         elif kind.is_confidential:
-            from casemate.host.model.sev import ModelSev
+            from casemate.host.model.sev.sev import ModelSev
 
             self.secure_processor = ModelSev(
                 era,
@@ -107,10 +115,10 @@ class ModelVm:
             )
 
     def _make_snp(self, setup: SevSetup) -> None:
-        from casemate.host.model.snp import ASID, ModelSnp
+        from casemate.host.model.snp.snp import ASID, ModelSnp
 
         self.snp_processor = ModelSnp(setup, self._memory.fill)
-        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.check_pages())
+        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.hooks.check_pages())
 
     def _may_run(self) -> bool:
         if self.snp_processor is not None:
@@ -135,6 +143,10 @@ class ModelVm:
     def coalesce_stores(self, where: GuestRange, *, enabled: bool) -> None:
         """Nothing to do: a store costs a call, and no exit."""
 
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Note further programs in the hooks, and tell of them in one go."""
+        self._traps.answer_programs(where, take)
+
     def deliver_stores(self) -> None:
         """Nothing to do: none waits."""
 
@@ -158,10 +170,12 @@ class ModelVm:
         self._traps.bus = bus
         snp = instructions = None
         if self._page_states is not None and self.snp_processor is not None:
-            snp = SnpRequests(self._memory, self._page_states, self.snp_processor.psp)
+            snp = SnpRequests(self._slots, self._page_states, self.snp_processor.psp)
             instructions = PageInstructions(self._engine, self._page_states)
         if isinstance(self.msrs, SevMsrs) and self.capabilities.sealed_state:
-            self._ghcb = GhcbServer(self._memory, self.msrs, self._cpuid, bus, snp)
+            self._ghcb = GhcbServer(self._slots, self.msrs, self._cpuid, bus, snp)
+            if snp is None:
+                self._engine.hooks.serve_ghcb()
         self._vcpu = ModelVcpu(
             self._engine,
             self._memory,
@@ -182,7 +196,8 @@ class ModelVm:
         if self._ghcb is None or self._vcpu is None:
             return views
         raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}
-        return {"vmgexits": dict(self._ghcb.requests.most_common()), "vc": raised} | views
+        requests = self._ghcb.requests + Counter(self._engine.hooks.served())
+        return {"vmgexits": dict(requests.most_common()), "vc": raised} | views
 
     def close(self) -> None:
         """Give the engine back."""

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from unicorn import Uc, unicorn_const, x86_const
 
+from casemate.errors import HostError
+from casemate.host.model.cpu.hooks import create_cpu
+
 C_BIT = 39
 """Position of the encryption bit; the engine's CPU has 40 physical bits, hosts use 47 or 51."""
 
@@ -22,11 +25,23 @@ _REGISTERS = tuple(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", 
 
 
 def new_cpu(mode: int, *, amd: bool) -> Uc:
-    """An engine whose CPU is AMD's, as guests of SEV expect it, or the engine's usual one (Intel's)."""
+    """An engine whose CPU is AMD's, as guests of SEV expect it, or the engine's usual one (Intel's).
+
+    Raises UnsupportedError where there is no modelled CPU, HostError where there is no memory for one.
+    """
     cpu = Uc(unicorn_const.UC_ARCH_X86, mode)
     if amd:
         cpu.ctl_set_cpu_model(x86_const.UC_CPU_X86_EPYC)
+    try:
+        create_cpu(cpu._uch.value)
+    except HostError:
+        _given_up.append(cpu)
+        raise
     return cpu
+
+
+_given_up: list[Uc] = []
+"""Engines that must not even be closed."""
 
 
 class Leaf(NamedTuple):
@@ -43,10 +58,6 @@ class SevCpuid:
 
     def __init__(self, *, sev_es: bool) -> None:
         self._encryption = Leaf(_SEV | (_SEV_ES if sev_es else 0), C_BIT | _REDUCED_BITS << 6, 0, 0)
-
-    def overrides(self, leaf: int) -> bool:
-        """Whether the engine's own answer is not the right one."""
-        return leaf in (MAX_EXTENDED, ENCRYPTION)
 
     def answer(self, leaf: int, index: int) -> Leaf:
         """The leaf as the guest shall see it."""

@@ -15,10 +15,10 @@ from unicorn import unicorn_const, x86_const
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
-from casemate.host.model.cpu import native, unicorn_api
-from casemate.host.model.cpu.cpuid import SevCpuid, new_cpu
+from casemate.host.model.cpu import unicorn_api
+from casemate.host.model.cpu.cpuid import new_cpu
+from casemate.host.model.cpu.hooks import EngineHooks, hook_address
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
-from casemate.host.model.cpu.page_rights import PageRights
 
 READ = unicorn_const.UC_PROT_READ
 WRITE = unicorn_const.UC_PROT_WRITE
@@ -74,11 +74,9 @@ class Engine:
         self.uc = new_cpu(unicorn_const.UC_MODE_64, amd=amd)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
-        self.raises_vc = False
-        """Whether this is the CPU of a SEV-ES guest."""
         self.uc.context_restore(self._reset_state)  # only now has the engine a CPU to attach to
-        self.hooks = native.attach(self.handle, msrs)
-        self._callbacks: list[Any] = []
+        self.hooks = EngineHooks(self.handle, msrs)
+        self._ram: dict[int, tuple[int, int]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -91,39 +89,14 @@ class Engine:
     def close(self) -> None:
         """Give the engine back."""
         self.hooks.detach()
-        self._callbacks.clear()
 
-    def hook(self, kind: int, callback: Any, **where: int) -> None:
-        """Register a ctypes callback (see ``unicorn_api.hook_add``) and keep it alive as long as the engine."""
-        self._callbacks.append(callback)
-        unicorn_api.hook_add(self.handle, kind, callback, **where)
-
-    def answer_cpuid(self, cpuid: SevCpuid) -> None:
-        """Answer the leaves that ``cpuid`` has of its own."""
-
-        def on_cpuid(_uc: int, _user: int | None) -> int:
-            leaf, index = (value & 0xFFFFFFFF for value in self.read_many((RAX, RCX)))
-            if not cpuid.overrides(leaf):
-                return 0
-            answer = cpuid.answer(leaf, index)
-            self.write_many(dict(zip((RAX, RBX, RCX, RDX), answer, strict=True)))
-            return 1
-
-        hook = unicorn_api.CpuidHook(on_cpuid)
-        self.hook(unicorn_const.UC_HOOK_INSN, hook, instruction=x86_const.UC_X86_INS_CPUID)
-
-    def raise_vc(self, *, dr7: bool) -> None:
-        """Raise #VC as for a SEV-ES guest."""
-        self.hooks.raise_vc(dr7=dr7)
-        self.raises_vc = True
-
-    def check_pages(self) -> PageRights:
-        """Ask a table which pages the guest may touch, as for an SNP guest."""
-        return self.hooks.check_pages()
+    def hook(self, kind: int, name: str, **where: int) -> None:
+        """Register a function of the hooks' library, with this CPU (see ``unicorn_api.hook_add``)."""
+        unicorn_api.hook_add(self.handle, kind, hook_address(name), user_data=self.hooks.user_data, **where)
 
     def start(self, rip: int) -> int:
         """Execute from ``rip`` until stopped, halted or faulted; returns the engine's error number (0 is none)."""
-        return int(unicorn_api.emu_start(self.handle, rip, 0, 0, 0))
+        return self.hooks.run(rip)
 
     def stop(self) -> None:
         """End ``start`` at the next block; from any thread."""
@@ -165,7 +138,7 @@ class Engine:
 
     def set_msr(self, index: int, value: int) -> None:
         """Set a model-specific register from outside."""
-        if not self.msrs.host_write(index, value):
+        if not self.msrs.write(index, value):
             self.uc.msr_write(index, value)
 
     def instruction_address(self) -> int:
@@ -237,6 +210,8 @@ class Engine:
 
     def map(self, gpa: int, size: int, hva: int, *, writable: bool) -> None:
         """Back guest memory by host memory. Read-only memory must be mapped writable first to be protected at all."""
+        self._ram[gpa] = size, hva
+        self.hooks.memory_changed(self._ram)
         self._check(
             "uc_mem_map_ptr", unicorn_api.mem_map_ptr(self.handle, gpa, size, READ | WRITE | EXECUTE, hva)
         )
@@ -251,6 +226,8 @@ class Engine:
 
     def unmap(self, gpa: int, size: int) -> None:
         """Remove mapped memory or MMIO."""
+        self._ram = {start: what for start, what in self._ram.items() if not gpa <= start < gpa + size}
+        self.hooks.memory_changed(self._ram)
         with self._kept_cr2():
             self._check("uc_mem_unmap", unicorn_api.mem_unmap(self.handle, gpa, size))
 
@@ -263,8 +240,9 @@ class Engine:
         if self.read(CR2) != before:
             self.write(CR2, before)
 
-    def map_mmio(self, gpa: int, size: int, read: Any, write: Any) -> None:
-        """Send accesses to callbacks; they get the region's ``gpa`` as user data."""
+    def map_mmio(self, gpa: int, size: int) -> None:
+        """Send accesses to the hooks' callbacks; they get the region's ``gpa`` as user data."""
+        read, write = hook_address("hook_mmio_read"), hook_address("hook_mmio_write")
         self._check("uc_mmio_map", unicorn_api.mmio_map(self.handle, gpa, size, read, gpa, write, gpa))
 
     def flush_translations(self) -> None:

@@ -1,0 +1,115 @@
+"""What the modelled CPU pays for an exit: RDMSR, WRMSR, #UD and OUT in a loop, beside QEMU's TCG."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from benches.table import Cell, Table
+from casemate.guests.entry import CODE32, make_image
+from casemate.machine.boot import boot
+from casemate.machine.outcome import Ending
+from casemate.machine.spec import MachineSpec
+
+TIMEOUT_SECONDS = 60
+_COLUMNS = ("instruction", "casemate, ns", "QEMU TCG, ns", "casemate / QEMU")
+_IDT, _HANDLER = 0x2000, 0x3000
+_EXIT = "b0 07 e6f4 ebfe"  # mov al, 7; out 0xf4, al; jmp $
+
+
+def _word(address: int, value: int) -> str:
+    return "c705" + struct.pack("<II", address, value).hex()  # mov dword [address], value
+
+
+# A handler that steps over the two bytes of UD2, and its gate; LIDT.
+_HANDLE_UD = (
+    _word(_HANDLER, 0x02240483) + _word(_HANDLER + 4, 0xCF)  # add dword [esp], 2; iret
+    + _word(_IDT + 48, CODE32 << 16 | _HANDLER) + _word(_IDT + 52, 0x8E00)
+    + _word(0x1000, 0x2000 << 16 | 0x7FF) + _word(0x1004, 0) + "0f011d 00100000"
+)  # fmt: skip
+INSTRUCTIONS = {
+    "nothing": ("", "", 3_000_000),
+    "RDMSR of the APIC's base": ("b9 1b000000", "0f32", 3_000_000),
+    "WRMSR of the same": ("b9 1b000000 0f32", "0f30", 3_000_000),
+    "RDMSR of EFER, the engine's own": ("b9 800000c0", "0f32", 3_000_000),
+    "UD2, and its handler": (_HANDLE_UD, "0f0b", 1_000_000),
+    "OUT to a device (CMOS)": ("b0 0f", "e670", 300_000),
+}
+"""What comes first, the instruction, and how often."""
+
+
+def image(setup: str, instruction: str, times: int) -> bytes:
+    """A 32-bit guest that executes an instruction so often, and ends."""
+    body = bytes.fromhex(instruction) + b"\x4f"  # dec edi
+    loop = body + b"\x75" + struct.pack("<b", -(len(body) + 2))
+    return make_image(
+        bytes.fromhex(setup) + b"\xbf" + struct.pack("<I", times) + loop + bytes.fromhex(_EXIT), 32
+    )
+
+
+def on_casemate(path: Path) -> float:
+    """Seconds of a run, from the guest's first instruction."""
+    started = perf_counter()
+    outcome = boot(MachineSpec(bios=path, memory=16 << 20), timeout=TIMEOUT_SECONDS)
+    assert outcome.ending is Ending.EXIT_PORT, outcome
+    return perf_counter() - started
+
+
+def on_qemu(path: Path) -> float:
+    """Seconds of a process."""
+    line = [
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg",
+        "-machine",
+        "q35",
+        "-m",
+        "16M",
+        "-display",
+        "none",
+        "-bios",
+        str(path),
+    ]
+    line += ["-nodefaults", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    started = perf_counter()
+    subprocess.run(line, check=False, timeout=TIMEOUT_SECONDS)
+    return perf_counter() - started
+
+
+def tables(runs: int) -> list[Table]:
+    """One table of nanoseconds an instruction, without those of the loop around it."""
+    programs: dict[str, Callable[[Path], float]] = {"casemate": on_casemate}
+    if shutil.which("qemu-system-x86_64"):
+        programs["QEMU"] = on_qemu
+    seconds: dict[tuple[str, str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(runs):
+            for name, (setup, instruction, times) in INSTRUCTIONS.items():
+                print(f"bench: {name}", file=sys.stderr)
+                for count in (1, times):
+                    path = Path(folder, "bios.bin")
+                    path.write_bytes(image(setup, instruction, count))
+                    for program, run in programs.items():
+                        seconds.setdefault((program, name, count), []).append(run(path))
+
+    def cost(program: str, name: str) -> float:
+        times = INSTRUCTIONS[name][2]
+        many, one = (statistics.median(seconds[program, name, count]) for count in (times, 1))
+        return (many - one) / times * 1e9
+
+    rows: list[tuple[Cell, ...]] = []
+    for name in list(INSTRUCTIONS)[1:]:
+        mine, its = (
+            max(0.0, cost(program, name) - cost(program, "nothing")) if program in programs else None
+            for program in ("casemate", "QEMU")
+        )
+        rows.append((name, mine, its, mine / its if mine is not None and its else None))
+    note = f"32-bit supervisor code in a loop, less an empty loop and a guest of one round, medians of {runs} runs"
+    return [Table("Exits of the modelled CPU", _COLUMNS, tuple(rows), (note,))]

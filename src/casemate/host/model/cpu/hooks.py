@@ -1,0 +1,395 @@
+"""The hooks of the modelled CPU: a C library in place of some functions of its engine (Unicorn 2.1.4).
+
+``native/hooks`` is the library; docs/decisions/0002-engine-hooks.md says what for and why that is sound. Where it is
+missing, or the engine is another build, or the computer another kind, there is no modelled CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import threading
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_int, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
+from errno import ENOMEM
+from functools import cache
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+from unicorn import unicorn_const, x86_const
+
+from casemate import native
+from casemate.address import GuestRange
+from casemate.errors import HostError, UnsupportedError
+from casemate.host.clock import NANOSECONDS
+from casemate.host.hypervisor import FlashProgram
+from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.cpu.page_rights import PageRights
+from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite, hook_add, library
+
+REFUSED_STORE, SHARED_ACCESS = 0x2600, 0x2601
+"""Pseudo exception numbers: a store that was undone, and an access of an SNP guest that needs a page shared."""
+NO_VECTOR = -1
+"""What a controller answers that has thought better of it."""
+UNDEFINED, EXECUTED = 0, 1
+"""What became of an instruction that the engine does not know; everything else is the exit code of its #VC."""
+_DOUBLE_FAULT, _HARD_INTERRUPT = 8, 1 << 1
+_ENGINE_CPU, _ENGINE_NO_EXIT_REQUEST = 0x1B8, 0x7F2
+_INTERRUPT_REQUEST = 0x1C
+_CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
+_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET = 0x1578, 0x80, 0x1588
+"""Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
+_RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
+_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, 1 << 24, 256, 64, 1024
+_SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
+ABORTED = unicorn_const.UC_ERR_RESOURCE
+"""What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
+
+library.cpu_get_ticks_x86_64.restype = c_uint64
+
+InterruptAcknowledger = CFUNCTYPE(c_int)
+StoreDecider = CFUNCTYPE(c_uint32)
+"""Decides about the store in the record: 0 to ignore it, or the exception that undoes its instruction."""
+PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
+InstructionDecider = CFUNCTYPE(c_uint32)
+CpuidAnswer = CFUNCTYPE(None, c_uint32, c_uint32, ctypes.POINTER(c_uint32))
+_TakePrograms = CFUNCTYPE(None, c_uint32, c_uint32)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("offset", c_uint32), ("size", c_uint32), ("value", c_uint64), ("ticks", c_uint64))
+
+
+class _Flash(ctypes.Structure):
+    _fields_ = (
+        ("gpa", c_uint64),
+        ("size", c_uint64),
+        ("armed", c_uint32),
+        ("pending", c_uint32),
+        ("count", c_uint32),
+        ("pending_size", c_uint32),
+        ("pending_offset", c_uint64),
+        ("pending_value", c_uint64),
+        ("take", _TakePrograms),
+        ("log", _Program * _PROGRAMS),
+    )
+
+
+class _Ram(ctypes.Structure):
+    _fields_ = (("start", c_uint64), ("size", c_uint64), ("host", c_uint64))
+
+
+class CpuRecord(ctypes.Structure):
+    """``struct cpu`` of ``native/hooks/cpu.h``, field by field."""
+
+    _fields_ = (
+        ("cpu", c_uint64),
+        ("env", c_uint64),
+        ("next", c_uint64),
+        ("code_pages", c_uint64),
+        ("rights", c_uint64),
+        ("msrs", c_uint64),
+        ("flags", c_uint32),
+        ("fill_kind", c_uint32),
+        ("fill_is_probe", c_uint32),
+        ("store_size", c_uint32),
+        ("store_gpa", c_uint64),
+        ("store_value", c_uint64),
+        ("refused_gpa", c_uint64),
+        ("undo", c_uint64 * 5),
+        ("block", c_uint64),
+        ("is_translating", c_uint32),
+        ("bad_exit_code", c_uint32),
+        ("window", c_uint32),
+        ("idt_moved", c_uint32),
+        ("window_end", c_uint64),
+        ("aborted", c_uint64),
+        ("undone", c_uint64),
+        ("on_acknowledge", InterruptAcknowledger),
+        ("on_store", StoreDecider),
+        ("on_pseudo", PseudoException),
+        ("on_instruction", InstructionDecider),
+        ("read_port", PortRead),
+        ("write_port", PortWrite),
+        ("read_mmio", MmioRead),
+        ("write_mmio", MmioWrite),
+        ("on_cpuid", CpuidAnswer),
+        ("served", c_uint64 * 8),
+        ("vc", c_uint64 * _EXIT_CODES),
+        ("ram", _Ram * _RAMS),
+        ("ram_count", c_uint64),
+        ("ghcb_gpa", c_uint64),
+        ("ghcb", c_uint64),
+        ("leaves", c_uint32 * 7 * _LEAVES),
+        ("flash", _Flash),
+    )
+
+
+class Callbacks(NamedTuple):
+    """What the hooks ask Python, as ctypes functions."""
+
+    read_port: Any
+    write_port: Any
+    read_mmio: Any
+    write_mmio: Any
+    on_store: Any
+
+
+@cache
+def _hooks() -> Any:
+    """The library, in place in the engine. Raises UnsupportedError where that cannot be."""
+    if platform.machine() != "x86_64":
+        raise _cannot(f"it needs an x86-64 computer, this is {platform.machine()}")
+    try:
+        hooks = ctypes.CDLL(str(native.HOOKS))
+    except OSError as error:
+        raise _cannot(f"its machine code was not built ({error})") from None
+    hooks.hooks_install.restype = hooks.hooks_sources.restype = ctypes.c_char_p
+    hooks.hooks_cpu_size.restype = hooks.hooks_msrs_size.restype = c_uint64
+    if problem := hooks.hooks_install(c_void_p(_engine_base())):
+        raise _cannot(problem.decode())
+    hooks.hooks_set_engine(library.uc_emu_start, library.uc_emu_stop)
+    return hooks
+
+
+def _cannot(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the modelled host cannot run guests here: {reason}",
+        "use --host kvm, or install casemate's and Unicorn's wheels for Linux on x86-64",
+    )
+
+
+def _engine_base() -> int:
+    """Where the engine is loaded: what dladdr says of one of its functions."""
+
+    class _Info(ctypes.Structure):
+        _fields_ = (("name", c_void_p), ("base", c_void_p), ("symbol", c_void_p), ("address", c_void_p))
+
+    info = _Info()
+    ctypes.CDLL(None).dladdr(ctypes.cast(library.uc_open, c_void_p), ctypes.byref(info))
+    return info.base or 0
+
+
+def sources() -> str:
+    """The hash of the sources that the library was compiled from. Raises UnsupportedError where there is none."""
+    return str(_hooks().hooks_sources().decode())
+
+
+def sizes() -> tuple[int, int]:
+    """Bytes of a CPU's record and of its registers, as the library has them. Raises UnsupportedError."""
+    return _hooks().hooks_cpu_size(), _hooks().hooks_msrs_size()
+
+
+def create_cpu(engine: int) -> None:
+    """Have an engine make its CPU, which it does when it is first used.
+
+    Raises HostError where there is not enough memory; the engine can then not even be closed.
+    """
+    if not _hooks().hooks_create_cpu(library.uc_reg_read, c_void_p(engine), x86_const.UC_X86_REG_EFLAGS):
+        raise HostError(
+            "mmap",
+            ENOMEM,
+            "the modelled CPU needs 1 GiB of address space for its translations",
+            "raise the limit of address space (ulimit -v)",
+        )
+
+
+def hook_address(name: str) -> int:
+    """Address of one of the library's functions, to register with the engine. Raises UnsupportedError."""
+    return ctypes.cast(getattr(_hooks(), name), c_void_p).value or 0
+
+
+_lock = threading.Lock()
+
+
+class EngineHooks:
+    """One engine's use of the hooks. ``detach`` must be called before the engine goes.
+
+    ``engine`` is the address of its ``uc_engine``, initialised. Raises UnsupportedError where it cannot be hooked.
+    """
+
+    def __init__(self, engine: int, msrs: ModelSpecificRegisters) -> None:
+        self._hooks = _hooks()
+        self._engine = engine
+        cpu = c_uint64.from_address(engine + _ENGINE_CPU).value
+        env = cpu + _CPU_ENV
+        self._cpu = cpu
+        self._code_pages = mmap.mmap(-1, _PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._rights: mmap.mmap | None = None
+        self._kept: list[Any] = [msrs]
+        self.record = CpuRecord(cpu=cpu, env=env)
+        self.record.code_pages = _buffer_address(self._code_pages)
+        self.record.msrs = msrs.address
+        self.record.on_acknowledge = InterruptAcknowledger(lambda: NO_VECTOR)
+        self.user_data = ctypes.addressof(self.record)
+        """What hooks are registered with the engine with."""
+        self._halted = c_uint32.from_address(cpu + _CPU_HALTED)
+        self._exception_index = c_int32.from_address(cpu + _CPU_EXCEPTION_INDEX)
+        self._old_exception = c_int32.from_address(env + _ENV_OLD_EXCEPTION)
+        self._request = c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
+        self.rip = c_uint64.from_address(env + _ENV_RIP)
+        """Of the next instruction, while the guest is stopped between two: in hooks on exceptions."""
+        self._tsc_offset = c_uint64.from_address(env + _ENV_TSC_OFFSET)
+        self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
+        with _lock:
+            # Leave translated code at the start of blocks only: else uc_emu_stop would have an instruction run twice.
+            c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
+            if not self._hooks.hooks_attach(ctypes.byref(self.record)):
+                raise _cannot("the engine keeps the functions of its CPU elsewhere")
+
+    def raise_vc(self, *, dr7: bool) -> None:
+        """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
+        self.record.flags |= _RAISES_VC | (_RAISES_VC_DR7 if dr7 else 0)
+
+    def answer_cpuid(self, answer: Callable[[int, int], tuple[int, int, int, int]]) -> None:
+        """What a guest of SEV is told: ``answer`` of leaf and index, asked once for each."""
+
+        def on_cpuid(leaf: int, index: int, registers: Any) -> None:
+            for number, value in enumerate(answer(leaf, index)):
+                registers[number] = value
+
+        self.record.on_cpuid = CpuidAnswer(on_cpuid)
+
+    def serve_ghcb(self) -> None:
+        """Serve the plain requests of a SEV-ES guest without Python, but for the bus."""
+        self.record.flags |= _SERVES_GHCB
+
+    def call_back(self, callbacks: Callbacks) -> None:
+        """Whom to ask about accesses that leave the CPU."""
+        for name, callback in callbacks._asdict().items():
+            setattr(self.record, name, callback)
+
+    def hook_exceptions(self, on_pseudo: Any, on_instruction: Any) -> None:
+        """Let the engine deliver exceptions.
+
+        A ``PseudoException`` and an ``InstructionDecider`` are told of pseudo exceptions, and of instructions that the
+        model knows and the engine does not.
+        """
+        self.record.on_pseudo, self.record.on_instruction = on_pseudo, on_instruction
+        for kind, name in (
+            (unicorn_const.UC_HOOK_INTR, "hook_interrupt"),
+            (unicorn_const.UC_HOOK_INSN_INVALID, "hook_invalid"),
+        ):
+            hook_add(self._engine, kind, hook_address(name), user_data=self.user_data)
+
+    def answer_interrupts(self, acknowledge: Callable[[], int]) -> None:
+        """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery."""
+        self.record.on_acknowledge = InterruptAcknowledger(acknowledge)
+
+    def check_pages(self) -> PageRights:
+        """From now on a table says which pages the guest may touch; at first all."""
+        self._rights = mmap.mmap(-1, _PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.record.rights = _buffer_address(self._rights)
+        return PageRights(self._rights, lambda: int(self.record.refused_gpa), lambda: _tlb_flush(self._cpu))
+
+    def memory_changed(self, ram: dict[int, tuple[int, int]]) -> None:
+        """What is mapped now: size and host address by guest-physical address."""
+        record = self.record
+        record.ghcb = 0
+        largest = sorted(((size, start, host) for start, (size, host) in ram.items()), reverse=True)[:_RAMS]
+        record.ram_count = 0
+        for number, (size, start, host) in enumerate(largest):
+            record.ram[number] = _Ram(start, size, host)
+        record.ram_count = len(largest)
+
+    def take_programs(self, where: GuestRange, hand_over: Callable[[int, int], None]) -> None:
+        """``hand_over`` gets how many programs of the unit at ``where`` were noted, and whether a command waits."""
+        flash = self.record.flash
+        flash.gpa, flash.size, flash.take = where.start, where.size, _TakePrograms(hand_over)
+
+    def note_programs(self) -> None:
+        """The unit just made a program: note further ones, and answer "ready", until something else happens."""
+        self.record.flash.armed = 1
+
+    def programs(self, count: int) -> list[FlashProgram]:
+        """The programs that were noted."""
+        now, seconds = library.cpu_get_ticks_x86_64(), self._nanoseconds_per_tick() / NANOSECONDS
+        return [
+            FlashProgram(row.offset, row.size, row.value, (now - row.ticks) * seconds)
+            for row in self.record.flash.log[:count]
+        ]
+
+    def pending_command(self) -> tuple[int, int, int]:
+        """Offset, size and value of the command that waits."""
+        flash = self.record.flash
+        return flash.pending_offset, flash.pending_size, flash.pending_value
+
+    def served(self) -> dict[str, int]:
+        """VMGEXITs that needed no Python, by exit code."""
+        return {name: count for name, count in zip(_SERVED, self.record.served, strict=False) if count}
+
+    def vc_counts(self) -> dict[int, int]:
+        """#VCs that were raised, by exit code."""
+        return {code: count for code, count in enumerate(self.record.vc) if count}
+
+    @property
+    def halted(self) -> bool:
+        """Whether the CPU executed HLT."""
+        return bool(self._halted.value)
+
+    @property
+    def shut_down(self) -> bool:
+        """Whether the CPU met a fault while it delivered a double fault."""
+        return self._old_exception.value == _DOUBLE_FAULT
+
+    def request_interrupt(self) -> None:
+        """Deliver an interrupt as soon as the guest takes one. On the CPU's thread."""
+        self._request.value |= _HARD_INTERRUPT
+
+    @property
+    def interrupt_requested(self) -> bool:
+        """Whether the guest still has to take it."""
+        return bool(self._request.value & _HARD_INTERRUPT)
+
+    def _nanoseconds_per_tick(self) -> float:
+        ticks: int = library.cpu_get_ticks_x86_64() - self._started_ticks
+        return (monotonic_ns() - self._started) / max(ticks, 1)
+
+    def advance_tsc(self, nanoseconds: int) -> None:
+        """Move the time-stamp counter forward, which else goes as the host's."""
+        elapsed = monotonic_ns() - self._started
+        ticks = library.cpu_get_ticks_x86_64() - self._started_ticks
+        self._tsc_offset.value += nanoseconds * ticks // max(elapsed, 1)
+
+    def reset_delivery(self) -> None:
+        """As after RESET#: nothing is asked for, no exception was met."""
+        self._request.value &= ~_HARD_INTERRUPT
+        self.forget_lookup()
+
+    def forget_lookup(self) -> None:
+        """Forget a fault that a lookup of ours left behind: the guest would take it for its own."""
+        self._exception_index.value = self._old_exception.value = -1
+
+    def holds_code(self, gpa: int, size: int) -> bool:
+        """Whether translated code may come from this range of guest memory."""
+        first, last = gpa >> 12, (gpa + size - 1) >> 12
+        return self._code_pages.find(b"\x01", first, last + 1) >= 0
+
+    def translations_flushed(self) -> None:
+        """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
+        self._code_pages.madvise(mmap.MADV_DONTNEED)
+        _tlb_flush(self._cpu)
+
+    def run(self, rip: int) -> int:
+        """Execute from ``rip``; returns the engine's error number, 0 for none."""
+        error = int(self._hooks.hooks_run(self.user_pointer, c_void_p(self._engine), c_uint64(rip)))
+        return ABORTED if self.record.aborted else error
+
+    @property
+    def user_pointer(self) -> c_void_p:
+        """``user_data`` as an argument."""
+        return c_void_p(self.user_data)
+
+    def detach(self) -> None:
+        """Stop using the hooks; they stay in place for the next engine."""
+        with _lock:
+            self._hooks.hooks_detach(self.user_pointer)
+
+
+def _tlb_flush(cpu: int) -> None:
+    library.tlb_flush_x86_64(c_void_p(cpu))
+
+
+def _buffer_address(buffer: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

@@ -1,0 +1,223 @@
+"""Accesses that leave the modelled CPU: ports and MMIO go to the bus, stores to protected memory become faults.
+
+Source: Linux Documentation/virt/kvm/api.rst (KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_MEM_READONLY) for what goes where.
+
+A store that its slot does not take is either made on the bus at once, and ignored by the engine, or undone with its
+instruction; then ``finish`` does the rest while the engine stands between two instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from unicorn import unicorn_const, x86_const
+
+from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
+from casemate.abi.kvm.write_outcome import WriteOutcome
+from casemate.address import GuestRange
+from casemate.host.exits import InternalFault, MemoryFault, NestedFaultLoop
+from casemate.host.hypervisor import FlashProgram, IoBus
+from casemate.host.model.cpu import engine as registers
+from casemate.host.model.cpu.cpuid import C_BIT
+from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.cpu.hooks import REFUSED_STORE, Callbacks, StoreDecider
+from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite
+from casemate.host.model.kvm_emulator import PortInput, StoreJudge
+from casemate.host.model.slots import SlotTable
+from casemate.host.slots import MemorySlot
+
+_INVALID_OPCODE = 6
+
+
+class _Undone(NamedTuple):
+    """A store whose instruction did not happen."""
+
+    fate: WriteOutcome
+    gpa: int
+    size: int
+    value: int
+
+
+class Traps:
+    """The engine's memory and port callbacks. An exception in one of them ends the run and is kept in ``error``.
+
+    ``readonly_slot`` and ``readonly_mapping`` say how a store ends that the slot or its mapping does not take. Of a
+    ``sealed`` guest the host learns no more than that there was one. With ``judge`` it depends on the instruction, too.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        slots: SlotTable,
+        readonly_slot: WriteOutcome,
+        readonly_mapping: WriteOutcome,
+        *,
+        sealed: bool,
+        encrypted: bool = False,
+    ) -> None:
+        self.bus = cast(IoBus, None)
+        self.error: BaseException | None = None
+        self.fault: MemoryFault | NestedFaultLoop | InternalFault | None = None
+        self._slots = slots
+        self.judge: StoreJudge | None = None
+        self.port_input: PortInput | None = None
+        self._engine = engine
+        self._ends = {True: readonly_slot, False: readonly_mapping}
+        self._sealed = sealed
+        self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
+        self._mask = ~(1 << C_BIT) if encrypted else -1
+        self._undone: _Undone | None = None
+        self._programmed: GuestRange | None = None
+        self._trapped: set[tuple[int, int]] = set()
+        self._raising: set[tuple[int, int]] = set()
+        engine.hooks.call_back(
+            Callbacks(
+                PortRead(self._read_port),
+                PortWrite(self._write_port),
+                MmioRead(self._read_mmio),
+                MmioWrite(self._write_mmio),
+                StoreDecider(self._decide),
+            )
+        )
+        engine.hook(unicorn_const.UC_HOOK_INSN, "hook_in", instruction=x86_const.UC_X86_INS_IN)
+        engine.hook(unicorn_const.UC_HOOK_INSN, "hook_out", instruction=x86_const.UC_X86_INS_OUT)
+
+    def trap_stores(self, slot: MemorySlot) -> None:
+        """Catch stores to a slot that does not take them.
+
+        A range once trapped stays so: the hook costs nothing where stores are refused, and stays out of others.
+        """
+        first, last = int(slot.range.start), int(slot.range.end) - 1
+        if (first, last) in self._trapped:
+            return
+        self._trapped.add((first, last))
+        kind = unicorn_const.UC_HOOK_MEM_WRITE_PROT
+        for alias in self._aliases:
+            self._engine.hook(kind, "hook_refused_store", begin=first | alias, end=last | alias)
+
+    def raise_vc_at(self, first: int, last: int) -> None:
+        """Accesses to unmapped memory raise the #VC of a nested page fault."""
+        if (first, last) not in self._raising:
+            self._raising.add((first, last))
+            kinds = unicorn_const.UC_HOOK_MEM_READ_UNMAPPED | unicorn_const.UC_HOOK_MEM_WRITE_UNMAPPED
+            self._engine.hook(kinds, "hook_unmapped", begin=first, end=last)
+
+    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+        """Let the hooks note programs of a flash unit. A command whose data did not come yet goes to the bus."""
+        hooks = self._engine.hooks
+        if self._programmed != where:
+            self._programmed = where
+
+            def hand_over(count: int, has_pending: int) -> None:
+                try:
+                    if count:
+                        take(hooks.programs(count))
+                    if has_pending:
+                        offset, size, value = hooks.pending_command()
+                        self.bus.write_mmio(where.start + offset, size, value)
+                except BaseException as error:
+                    self._fail(error)
+
+            hooks.take_programs(where, hand_over)
+        hooks.note_programs()
+
+    def finish(self) -> None:
+        """Do what is to be done instead of the undone instruction, RIP on it."""
+        assert self._undone is not None
+        undone, self._undone = self._undone, None
+        try:
+            if undone.fate is WriteOutcome.INPUT and self.port_input is not None:
+                self.port_input.execute(self.bus)
+            elif undone.fate is WriteOutcome.INTERNAL_ERROR:
+                self._give_up()
+            elif undone.fate is WriteOutcome.EFAULT:
+                self._record_fault(undone.gpa, undone.size, undone.value)
+        except BaseException as error:
+            self._fail(error)
+
+    def take_error(self) -> None:
+        """Raise what a callback raised, if any did."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def _decide(self) -> int:
+        """0 if the engine is to ignore the store, else the exception that undoes its instruction."""
+        record = self._engine.hooks.record
+        fate = self._take_store(record.store_gpa & self._mask, record.store_size, record.store_value)
+        if fate is WriteOutcome.UNDEFINED:
+            self._undone = None  # the engine delivers this one by itself
+            return _INVALID_OPCODE
+        return 0 if fate is WriteOutcome.MMIO else REFUSED_STORE
+
+    def _take_store(self, gpa: int, size: int, value: int) -> WriteOutcome:
+        value &= (1 << 8 * size) - 1
+        try:
+            fate = self._fate(gpa)
+            if fate is WriteOutcome.MMIO:
+                self.bus.write_mmio(gpa, size, value)
+            else:
+                self._undone = _Undone(fate, gpa, size, value)
+        except BaseException as error:
+            self._fail(error)
+            return WriteOutcome.MMIO
+        return fate
+
+    def _fate(self, gpa: int) -> WriteOutcome:
+        end = self._end_at(gpa)
+        if self.judge is None or end is WriteOutcome.LIVELOCK:
+            return WriteOutcome.MMIO if end is WriteOutcome.MMIO else WriteOutcome.EFAULT
+        return (
+            self.judge.behind_readonly_slot()
+            if end is WriteOutcome.MMIO
+            else self.judge.behind_readonly_mapping()
+        )
+
+    def _end_at(self, gpa: int) -> WriteOutcome:
+        slot = self._slots.slot_at(gpa)
+        return self._ends[slot is not None and slot.readonly]
+
+    def _record_fault(self, gpa: int, size: int, value: int) -> None:
+        if self._end_at(gpa) is WriteOutcome.LIVELOCK:
+            self.fault = NestedFaultLoop()
+        elif self._sealed:
+            self.fault = MemoryFault()
+        else:
+            self.fault = MemoryFault(gpa, size, value, self._engine.read(registers.RIP))
+        self._engine.stop()
+
+    def _give_up(self) -> None:
+        text = f"KVM internal error {InternalErrorSuberror.EMULATION.name}"
+        self.fault = InternalFault(text, self._engine.read(registers.RIP))
+        self._engine.stop()
+
+    def _read_port(self, _uc: int, port: int, size: int, _user: int | None) -> int:
+        try:
+            return self.bus.read_port(port, size)
+        except BaseException as error:
+            return self._fail(error)
+
+    def _write_port(self, _uc: int, port: int, size: int, value: int, _user: int | None) -> None:
+        try:
+            self.bus.write_port(port, size, value)
+        except BaseException as error:
+            self._fail(error)
+
+    def _read_mmio(self, _uc: int, offset: int, size: int, base: int) -> int:
+        try:
+            return self.bus.read_mmio(base + offset & self._mask, size)
+        except BaseException as error:
+            return self._fail(error)
+
+    def _write_mmio(self, _uc: int, offset: int, size: int, value: int, base: int) -> None:
+        try:
+            self.bus.write_mmio(base + offset & self._mask, size, value)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> int:
+        if self.error is None:
+            self.error = error
+        self._engine.stop()
+        return 0

@@ -1,0 +1,1 @@
+"""Modelled SEV and SEV-ES: secure processor, save areas, GHCB (AMD 55766, 56421)."""

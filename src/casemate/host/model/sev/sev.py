@@ -1,0 +1,128 @@
+"""KVM's side of a SEV launch in software: it pins, then asks the secure processor (Linux arch/x86/kvm/svm/sev.c)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from errno import EINVAL, ENOMEM, ENOTTY
+
+from casemate.abi.kernel_eras import KernelEra
+from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.commands import GuestState, SevCommand
+from casemate.address import PAGE_SIZE, Hva
+from casemate.errors import HostError
+from casemate.host.model import vma
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.model.sev.psp import ModelPsp
+from casemate.host.model.sev.vmsa import save_area
+from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, SevSetup, VcpuReset
+
+_REGISTER = "KVM_MEMORY_ENCRYPT_REG_REGION (modelled)"
+
+
+class ModelSev:
+    """Implements ``casemate.host.secure_processor.SecureProcessor`` for one VM.
+
+    ``make_private`` is told what the guest reads where memory was encrypted. ``lock_limit`` bytes may be pinned
+    (RLIMIT_MEMLOCK); None is no limit, since the model locks nothing and so needs no privilege.
+    """
+
+    def __init__(
+        self,
+        era: KernelEra,
+        setup: SevSetup,
+        make_private: Callable[[Hva, bytes], None],
+        *,
+        sev_es: bool,
+        lock_limit: int | None = None,
+        platform: ModelPlatform | None = None,
+    ) -> None:
+        self.psp = ModelPsp(sev_es=sev_es, platform=platform)
+        self._era = era
+        self._sev_es = sev_es
+        legacy = setup.vm_type is VmType.DEFAULT
+        self._features = era.legacy_vmsa_features if legacy else setup.vmsa_features
+        self._saves_fpu = era.init2_saves_fpu and not legacy
+        self._make_private = make_private
+        self._lock_limit = lock_limit
+        self._locked = 0
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """The modelled firmware's version."""
+        return self.psp.version
+
+    @property
+    def state(self) -> GuestState:
+        """How far the launch is."""
+        return self.psp.state
+
+    @property
+    def pdh(self) -> bytes:
+        """The modelled platform's certificate."""
+        return self.psp.platform.pdh
+
+    def launch_start(self, policy: int, session: LaunchSession | None) -> None:
+        """Hand the session over."""
+        self.psp.launch_start(policy, session)
+
+    def register_region(self, hva: Hva, size: int) -> None:
+        """Pin for good."""
+        self._pin(_REGISTER, hva, size, writable=self._era.register_region_pins_for_writing)
+
+    def launch_update_data(self, hva: Hva, size: int) -> None:
+        """Pin, encrypt in place, unpin."""
+        self._pin_update(SevCommand.LAUNCH_UPDATE_DATA, hva, size)
+        plaintext = ctypes.string_at(hva, size)
+        self._encrypted(hva, plaintext, self.psp.launch_update_data(hva, plaintext))
+
+    def launch_update_vmsa(self, vcpus: Sequence[VcpuReset]) -> None:
+        """Save areas from reset state; ENOTTY for a guest without."""
+        if not self._sev_es:
+            raise HostError(_name(SevCommand.LAUNCH_UPDATE_VMSA), ENOTTY, "this is no SEV-ES guest")
+        for vcpu in vcpus:
+            self.psp.launch_update_vmsa(save_area(vcpu, self._features, saves_fpu=self._saves_fpu))
+
+    def launch_measure(self) -> LaunchMeasurement:
+        """Close the digest."""
+        return self.psp.launch_measure()
+
+    def launch_secret(self, header: bytes, hva: Hva, data: bytes) -> None:
+        """Pin, put the secret in place, unpin."""
+        self._pin_update(SevCommand.LAUNCH_SECRET, hva, len(data))
+        self._encrypted(hva, *self.psp.launch_secret(header, hva, data))
+
+    def launch_finish(self) -> None:
+        """The guest may run."""
+        self.psp.launch_finish()
+
+    def _encrypted(self, hva: Hva, plaintext: bytes, ciphertext: bytes) -> None:
+        self._make_private(hva, plaintext)
+        ctypes.memmove(hva, ciphertext, len(ciphertext))
+
+    def _pin_update(self, command: SevCommand, hva: Hva, size: int) -> None:
+        before = self._locked
+        self._pin(_name(command), hva, size, writable=self._era.launch_update_pins_for_writing)
+        self._locked = before
+
+    def _pin(self, call: str, hva: Hva, size: int, *, writable: bool) -> None:
+        if size <= 0:
+            raise HostError(call, EINVAL, f"{size} bytes")
+        start = hva - hva % PAGE_SIZE
+        pages = -(-(hva + size - start) // PAGE_SIZE) * PAGE_SIZE
+        locked = self._locked + pages
+        if self._lock_limit is not None and locked > self._lock_limit:
+            raise HostError(
+                call,
+                ENOMEM,
+                f"{locked} locked bytes exceed the limit of {self._lock_limit} (RLIMIT_MEMLOCK)",
+                "raise it (ulimit -l), give the guest less memory, or run with CAP_IPC_LOCK",
+            )
+        if not (vma.is_writable if writable else vma.is_readable)(start, pages):
+            right = "written to" if writable else "read"
+            raise HostError(call, ENOMEM, f"host range [{start:#x}, {start + pages:#x}) cannot be {right}")
+        self._locked = locked
+
+
+def _name(command: SevCommand) -> str:
+    return f"{command.kernel_name} (modelled)"

@@ -1,0 +1,1 @@
+"""Modelled SEV-SNP: secure processor, RMP, page states, guest messages (AMD 56860)."""

@@ -1,0 +1,92 @@
+"""What an SNP guest asks of its host beside a SEV-ES guest: page states and messages to the firmware (AMD 56421)."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import TYPE_CHECKING
+
+from casemate.abi.sev import ghcb
+from casemate.address import PAGE_SIZE
+from casemate.errors import FirmwareStatusError
+from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.page_states import LARGE, PageStates
+
+if TYPE_CHECKING:
+    from casemate.host.model.snp.psp import SnpPsp
+
+_PAGE_NUMBER = (1 << 40) - 1
+
+
+class SnpRequests:
+    """The host's side of one guest."""
+
+    def __init__(self, memory: SlotTable, states: PageStates, psp: SnpPsp) -> None:
+        self._memory = memory
+        self._states = states
+        self._psp = psp
+
+    def may_touch(self, gpa: int, size: int) -> bool:
+        """Whether the guest shares ``[gpa, gpa + size)``, at most two pages, with its host."""
+        return self._states.is_shared(gpa) and self._states.is_shared(gpa + size - 1)
+
+    @property
+    def refused(self) -> int:
+        """The page that the guest was refused last, as its address."""
+        return self._states.refused
+
+    def change_page(self, request: int) -> int:
+        """A page state change by MSR; returns the response's bits 63 to 32, an error if not zero."""
+        return 0 if self._change(request >> 12 & _PAGE_NUMBER, request >> 52 & 0xF, 1) else 1
+
+    def change_pages(self, hva: int) -> int:
+        """The page state changes that the buffer at ``hva`` lists; returns ``SW_EXIT_INFO_2``."""
+        buffer = (ctypes.c_uint8 * ghcb.SHARED_BUFFER_SIZE).from_address(hva)
+        current, last = struct.unpack_from("<HH", buffer)
+        if last >= ghcb.PSC_ENTRIES:
+            return ghcb.PSC_INVALID_HEADER
+        for index in range(current, last + 1):
+            at = ghcb.PSC_HEADER + 8 * index
+            entry = struct.unpack_from("<Q", buffer, at)[0]
+            count = LARGE if entry >> 56 & 1 else 1
+            done, page = entry & 0xFFF, entry >> 12 & _PAGE_NUMBER
+            if done > count or page % count or not self._change(page, entry >> 52 & 0xF, count):
+                return ghcb.PSC_INVALID_ENTRY
+            struct.pack_into("<Q", buffer, at, entry & ~0xFFF | count)
+            struct.pack_into("<H", buffer, 0, index + 1)
+        return 0
+
+    def guest_request(self, request: int, response: int) -> int | None:
+        """Carry a sealed message to the firmware and its answer back, each in its page.
+
+        Returns ``SW_EXIT_INFO_2``, or None for pages that the host cannot use.
+        """
+        source, target = self.shared_page(request), self.shared_page(response)
+        if source is None or target is None or source == target:
+            return None
+        try:
+            answer = self._psp.guest_request(ctypes.string_at(source, PAGE_SIZE))
+        except FirmwareStatusError as error:
+            return error.status
+        ctypes.memmove(target, answer, PAGE_SIZE)
+        return 0
+
+    def extended_guest_request(self, request: int, response: int, data: int, pages: int) -> int | None:
+        """``guest_request`` for one who has room for certificates too; this host has none to give."""
+        if pages:
+            hva = self.shared_page(data)
+            if hva is None:
+                return None
+            ctypes.memset(hva, 0, ghcb.CERTIFICATES_END)
+        return self.guest_request(request, response)
+
+    def shared_page(self, gpa: int) -> int | None:
+        """Host address of a page that the guest shares; None if it is none."""
+        if gpa % PAGE_SIZE or not self.may_touch(gpa, PAGE_SIZE):
+            return None
+        return self._memory.hva(gpa, PAGE_SIZE, writable=True)
+
+    def _change(self, page: int, operation: int, count: int) -> bool:
+        if operation not in (ghcb.TO_PRIVATE, ghcb.TO_SHARED):
+            return False
+        return self._states.change(page, count, private=operation == ghcb.TO_PRIVATE)

@@ -1,0 +1,80 @@
+"""Which host runs a guest, from the word of ``--host``, and why (docs/guide/boot.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate.errors import SpecError, UnsupportedError
+from casemate.guests.probe import probe_image
+from casemate.host.clock import GuestClock
+from casemate.host.hypervisor import Hypervisor
+from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.host.kvm.probe import probe
+from casemate.machine.spec import MachineSpec
+
+_ANYWHERE = "the modelled host needs no privilege and no special CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class HostChoice:
+    """What makes the host, and the line that says why it was taken."""
+
+    make: Callable[[GuestClock], Hypervisor]
+    why: str
+
+
+def validate_host(word: str) -> None:
+    """Refuse words that name no host. Raises SpecError."""
+    kind, separator, era = word.partition(":")
+    if kind == "model" and separator:
+        from casemate.abi.kernel_eras import find_era
+
+        find_era(era)
+    elif word not in ("auto", "kvm", "model"):
+        raise SpecError(f"--host {word!r} is not known", "use auto, kvm, model, or model:ERA")
+
+
+def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> HostChoice:
+    """The host for this guest; a modelled one has its platform's keys in ``platform``, or new ones.
+
+    Raises UnsupportedError where KVM was asked for and cannot be used.
+    """
+    if word == "kvm":
+        kvm = KvmHypervisor()
+        kvm.validate_kind(spec.kind)
+        return HostChoice(lambda clock: kvm, "asked for by --host kvm")
+    if word != "auto":
+        return HostChoice(_model(word.partition(":")[2], platform), _ANYWHERE)
+    if spec.kind.is_confidential:
+        return HostChoice(_model(platform=platform), _ANYWHERE)
+    return _automatic(spec)
+
+
+def _automatic(spec: MachineSpec) -> HostChoice:
+    try:
+        kvm = KvmHypervisor()
+    except UnsupportedError as error:
+        return HostChoice(_model(), f"{_ANYWHERE}; {error.cause}")
+    name = loaded_vendor_module() or "KVM"
+    found = probe(kvm, *probe_image())
+    if found.reason:
+        return HostChoice(_model(), f"{_ANYWHERE}; {name} is there, but {found.reason}")
+    return HostChoice(
+        lambda clock: kvm,
+        f"{name} runs supervisor code at {found.speed / 1e6:.0f} million instructions a second or more, and x87",
+    )
+
+
+def _model(era: str = "", platform: Path | None = None) -> Callable[[GuestClock], Hypervisor]:
+    from casemate.abi.kernel_eras import NEWEST
+    from casemate.host.model.hypervisor import ModelHypervisor
+
+    keys = None
+    if platform is not None:
+        from casemate.host.model.sev.platform import ModelPlatform
+
+        keys = ModelPlatform(platform)
+    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=keys)

@@ -1,0 +1,11 @@
+"""Libraries of machine code that ship with casemate, built from the C sources beside this file (hatch_build.py).
+
+``hooks/`` is what the modelled CPU puts into its engine (docs/decisions/0002-engine-hooks.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HOOKS = Path(__file__).with_name("_hooks.so")
+"""The library of ``hooks/``; not there in a checkout or package that was built for another kind of computer."""

@@ -1,0 +1,156 @@
+/* One modelled CPU as the hooks know it. Python's mirror is host/model/cpu/hooks.py; a test compares the sizes. */
+#pragma once
+#include "engine.h"
+
+enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
+enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
+
+/* What the guest is, and what happens to it. */
+enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
+
+/* What Python says of an instruction that the engine does not know; everything else is the exit code of its #VC. */
+enum { UNDEFINED = 0, EXECUTED = 1 };
+
+/* Exit codes of #VC, which are its error code (AMD APM volume 2, appendix C). */
+enum {
+    EXIT_READ_DR7 = 0x27, EXIT_WRITE_DR7 = 0x37, EXIT_CPUID = 0x72, EXIT_INVD = 0x76, EXIT_IOIO = 0x7b, EXIT_MSR = 0x7c,
+    EXIT_WBINVD = 0x89, EXIT_NPF = 0x400, EXIT_NOT_VALIDATED = 0x404, EXIT_CODES = 0x800
+};
+
+/* Pseudo exceptions, by which an access that was undone comes to Python. */
+enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601 };
+
+/* Model-specific registers: three ranges, and for each register how it is and whether an access raises #VC. */
+enum { MSR_RANGES = 3, MSRS = 0x2000, UNKNOWN_MSRS = 64 };
+enum { MSR_UNKNOWN = 0, MSR_ENGINE = 1, MSR_CONSTANT = 2, MSR_PLAIN = 3, MSR_RAISES = 0x80 };
+
+struct unknown_msr { u32 index, count; };
+
+struct msrs {
+    u64 others; /* accesses to unknown registers that did not fit the list */
+    u64 policy_elsewhere; /* of registers in none of the ranges */
+    struct unknown_msr unknown[UNKNOWN_MSRS];
+    u8 policy[MSR_RANGES][MSRS];
+    u64 value[MSR_RANGES][MSRS];
+};
+
+/* Leaves of CPUID that were answered before, by a hash of leaf and index. */
+enum { CPUID_LEAVES = 256 };
+struct leaf { u32 leaf, index, known, eax, ebx, ecx, edx; };
+
+/* Memory of the guest in one piece of the host's. */
+enum { RAMS = 64 };
+struct ram { u64 start, size; u8 *host; };
+
+/* Programs of a flash unit that is in command mode (flash.c). */
+enum { PROGRAMS = 1024 };
+struct program { u32 offset, size; u64 value, ticks; };
+struct flash {
+    u64 gpa, size;
+    u32 armed, pending, count, pending_size; /* pending: a first cycle that its second did not follow yet */
+    u64 pending_offset, pending_value;
+    void (*take)(u32 count, u32 has_pending);
+    struct program log[PROGRAMS];
+};
+
+/* VMGEXITs that were served without Python, by kind. */
+enum { SERVED_IOIO, SERVED_CPUID, SERVED_MSR, SERVED_MMIO_READ, SERVED_MMIO_WRITE, SERVED_MSR_CPUID, SERVED_KINDS = 8 };
+
+struct cpu {
+    u64 cpu, env;       /* the engine's CPUState and CPUX86State */
+    struct cpu *next;   /* of the same cell */
+    u8 *code_pages;     /* a byte for each page: whether anything was fetched from it */
+    u8 *rights;         /* a byte for each page of an SNP guest: what is refused there; or 0 */
+    struct msrs *msrs;
+    u32 flags;
+    u32 fill_kind, fill_is_probe; /* of the TLB entry that is being made */
+    u32 store_size;
+    u64 store_gpa, store_value; /* a store that its slot does not take */
+    u64 refused_gpa;    /* what an SNP guest was refused last */
+
+    /* A translation under way: where to go back to, what is being translated, and what is wrong with it. */
+    void *undo[5];
+    void *block;
+    u32 is_translating, bad_exit_code;
+    u32 window;         /* the last bytes of code that were looked at */
+    u32 idt_moved;      /* by how much the table of interrupts is moved for a #VC */
+    u64 window_end;
+    u64 aborted;        /* the engine gave up while the guest executed: its state is not to be trusted */
+    u64 undone;         /* translations that were given up */
+
+    /* Python */
+    int (*on_acknowledge)(void);
+    u32 (*on_store)(void);
+    void (*on_pseudo)(void *uc, u32 vector, void *user);
+    u32 (*on_instruction)(void);
+    u32 (*read_port)(void *uc, u32 port, int size, void *user);
+    void (*write_port)(void *uc, u32 port, int size, u32 value, void *user);
+    u64 (*read_mmio)(void *uc, u64 offset, u32 size, u64 base);
+    void (*write_mmio)(void *uc, u64 offset, u32 size, u64 value, u64 base);
+    void (*on_cpuid)(u32 leaf, u32 index, u32 *answer);
+
+    u64 served[SERVED_KINDS];
+    u64 vc[EXIT_CODES]; /* #VCs, by exit code */
+    struct ram ram[RAMS];
+    u64 ram_count;
+    u64 ghcb_gpa;
+    u8 *ghcb;           /* where the host has it; 0 when memory was mapped anew */
+    struct leaf leaves[CPUID_LEAVES];
+    struct flash flash;
+};
+
+#define HIDDEN __attribute__((visibility("hidden")))
+#define EXPORT __attribute__((visibility("default"), used))
+#define NEVER_RETURNS __builtin_unreachable()
+/* The engine takes a helper's return address for the place in its code that it has to go back to, so a hook must jump to
+   the function whose place it took. gcc before version 15 cannot promise that, but does it; install.c looks. */
+#if defined(__has_attribute)
+#if __has_attribute(musttail)
+#define TAIL __attribute__((musttail)) return
+#endif
+#endif
+#ifndef TAIL
+#define TAIL return
+#endif
+#define CALLER ((uintptr_t)__builtin_return_address(0))
+
+/* e_NAME is the engine's function, h_NAME the one in its place. */
+#define DECLARE(name, result, arguments) HIDDEN extern result(*e_##name) arguments;
+CALLED(DECLARE)
+REPLACED(DECLARE)
+IN_CLASS(DECLARE)
+HELPERS(DECLARE)
+#define DECLARE_HELPER(name, code) HIDDEN extern u64 (*e_##name)(void *, u64, u64, u64);
+VC_HELPERS(DECLARE_HELPER)
+HIDDEN extern void (*e_siglongjmp)(void *, int);
+HIDDEN extern void (*e_abort)(void);
+HIDDEN extern void (*e_exit)(int);
+
+#define PROTOTYPE(name, result, arguments) HIDDEN result h_##name arguments;
+REPLACED(PROTOTYPE)
+IN_CLASS(PROTOTYPE)
+HELPERS(PROTOTYPE)
+#define PROTOTYPE_HELPER(name, code) HIDDEN u64 h_##name(void *, u64, u64, u64);
+VC_HELPERS(PROTOTYPE_HELPER)
+HIDDEN void h_siglongjmp(void *, int);
+HIDDEN void h_exit(int);
+EXPORT void hooks_abort(void);
+
+HIDDEN struct cpu *find_cpu(u64 cpu);
+static inline struct cpu *cpu_of_env(void *env) { return find_cpu((u64)env - CPU_ENV); }
+
+/* Raise an exception of the instruction whose code is at ra; 0 where RIP is up to date. */
+static inline __attribute__((noreturn)) void raise(struct cpu *c, i32 vector, i32 code, uintptr_t ra) {
+    e_raise_exception_err_ra((void *)c->env, vector, code, ra);
+    NEVER_RETURNS;
+}
+
+HIDDEN void abandon_delivery(struct cpu *c);
+HIDDEN const u32 *cpuid(struct cpu *c, u32 leaf, u32 index);
+HIDDEN u8 *host_address(struct cpu *c, u64 gpa, u64 size);
+HIDDEN u64 read_msr(struct cpu *c, u32 index);
+HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
+HIDDEN int serve_ghcb(struct cpu *c);
+HIDDEN void hand_over(struct cpu *c);
+HIDDEN int flash_write(struct cpu *c, u64 gpa, u32 size, u64 value);
+HIDDEN int flash_read(struct cpu *c, u64 gpa, u32 size, u64 *value);

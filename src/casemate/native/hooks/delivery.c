@@ -1,0 +1,121 @@
+/* Exceptions, interrupts and SYSCALL (Intel SDM volume 3, chapter 6; AMD APM volume 2, 6.1).
+
+   The engine carries a full delivery - gates, privilege change, task state, error codes, double and triple faults - and
+   leaves it unused: it calls a hook instead. The hooks here go on to that delivery. It may leave by a long jump past all
+   of its callers, so no Python function may stand between. */
+#include "cpu.h"
+
+enum { HIGHEST_VECTOR = 255, LONG_GATE = 16, GATE = 8, OF_IDT = 2 };
+
+/* #VC is younger than the engine, which pushes no error code for it. Vector 17 has one, so the table is moved for the
+   moment: its gate 17 is the guest's gate 29 then. Neither is a contributory exception. */
+static void move_idt(struct cpu *c) {
+    u32 by = (VECTOR_VC - VECTOR_AC) * (AT(u32, c->env, ENV_HFLAGS) & HIDDEN_LMA ? LONG_GATE : GATE);
+    u32 *limit = &AT(u32, c->env, ENV_IDT + SEGMENT_LIMIT);
+    if (*limit < by) return; /* the engine finds no gate 29 then, as it should */
+    AT(u64, c->env, ENV_IDT + SEGMENT_BASE) += by;
+    *limit -= by;
+    c->idt_moved = by;
+}
+
+static void restore_idt(struct cpu *c) {
+    u32 by = c->idt_moved;
+    c->idt_moved = 0;
+    AT(u64, c->env, ENV_IDT + SEGMENT_BASE) -= by;
+    AT(u32, c->env, ENV_IDT + SEGMENT_LIMIT) += by;
+}
+
+/* The delivery of #VC met an exception itself. Where that is about the gate its error code names the wrong one. */
+void abandon_delivery(struct cpu *c) {
+    u32 by = c->idt_moved, gate = by / (VECTOR_VC - VECTOR_AC);
+    if (!by) return;
+    restore_idt(c);
+    if (AT(u32, c->env, ENV_ERROR_CODE) == VECTOR_AC * gate + OF_IDT) AT(u32, c->env, ENV_ERROR_CODE) += by;
+}
+
+static void deliver(struct cpu *c, u32 vector) {
+    if (vector == VECTOR_VC) {
+        c->vc[AT(u32, c->env, ENV_ERROR_CODE) & (EXIT_CODES - 1)]++;
+        if (AT(u32, c->env, ENV_HFLAGS) & HIDDEN_PE) {
+            move_idt(c);
+            if (c->idt_moved) vector = VECTOR_AC;
+        }
+    }
+    AT(i32, c->cpu, CPU_EXCEPTION_INDEX) = vector;
+    e_x86_cpu_do_interrupt((void *)c->cpu);
+    restore_idt(c);
+}
+
+EXPORT void hook_interrupt(void *uc, u32 vector, struct cpu *c) {
+    if (vector <= HIGHEST_VECTOR) deliver(c, vector);
+    else hand_over(c), c->on_pseudo(uc, vector, c);
+}
+
+/* Whether the code at RIP is `code`. Not more of it is fetched than the engine did to find the instruction invalid. */
+static int is_at_rip(struct cpu *c, const u8 *code, int size) {
+    void *env = (void *)c->env;
+    u64 at = AT(u64, env, ENV_RIP), mask = ~0ull;
+    if (!(AT(u32, env, ENV_HFLAGS) & HIDDEN_CS64)) at += AT(u64, env, ENV_CS + SEGMENT_BASE), mask = ~0u;
+    for (int i = 0; i < size; i++)
+        if ((u8)e_cpu_ldub_code(env, (at + i) & mask) != code[i]) return 0;
+    return 1;
+}
+
+/* Instructions that the engine does not know and the model does. */
+static const u8 vmmcall[] = {0x0f, 0x01, 0xd9}, vmgexit[] = {0xf3, 0x0f, 0x01, 0xd9};
+static const u8 pvalidate[] = {0xf2, 0x0f, 0x01, 0xff}, rmpadjust[] = {0xf3, 0x0f, 0x01, 0xfe};
+
+EXPORT int hook_invalid(void *uc, struct cpu *c) {
+    u32 answer = UNDEFINED;
+    (void)uc;
+    if (c->flags & SERVES_GHCB && is_at_rip(c, vmgexit, sizeof vmgexit) && serve_ghcb(c)) {
+        AT(u64, c->env, ENV_RIP) += sizeof vmgexit;
+        return 1;
+    }
+    if (is_at_rip(c, vmmcall, sizeof vmmcall) || is_at_rip(c, vmgexit, sizeof vmgexit) ||
+        is_at_rip(c, pvalidate, sizeof pvalidate) || is_at_rip(c, rmpadjust, sizeof rmpadjust)) {
+        hand_over(c);
+        answer = c->on_instruction();
+    }
+    if (answer == EXECUTED) return 1;
+    if (answer != UNDEFINED) AT(u32, c->env, ENV_ERROR_CODE) = answer;
+    deliver(c, answer == UNDEFINED ? VECTOR_UD : VECTOR_VC);
+    return 1;
+}
+
+/* The engine takes vector 0 for want of a controller. A negative answer is that of one that has thought better of it. */
+void h_do_interrupt_x86_hardirq(void *env, int vector, int hardware) {
+    struct cpu *c = cpu_of_env(env);
+    if (!vector && c && (vector = c->on_acknowledge()) < 0) return;
+    e_do_interrupt_x86_hardirq(env, vector, hardware);
+}
+
+/* Only delivery calls it, where the task state segment is none. */
+void h_cpu_abort(void *cpu, const char *format) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (!c) e_cpu_abort(cpu, format);
+    abandon_delivery(c);
+    raise(c, VECTOR_TS, AT(u32, c->env, ENV_TR + SEGMENT_SELECTOR) & 0xfffc, 0);
+}
+
+/* The engine's own only skips the instruction. */
+void h_helper_syscall(void *env, i32 length) {
+    enum { KEPT_APART = 0xcd5, RF = 1 << 16, SCE = 1 }; /* CF, PF, AF, ZF, SF, OF, DF; resume flag; system call enable */
+    enum { CODE64 = 0xa09b00, DATA = 0xc09300, PRIVILEGE_AND_SIZES = 0x43, CS64_SS32_CS32 = 0x8030 };
+    u32 hidden = AT(u32, env, ENV_HFLAGS);
+    if (!(hidden & HIDDEN_LMA) || !(AT(u32, env, ENV_EFER) & SCE)) {
+        e_raise_exception_err_ra(env, VECTOR_UD, 0, CALLER);
+        NEVER_RETURNS;
+    }
+    AT(u64, env, ENV_RCX) = AT(u64, env, ENV_RIP) + length;
+    u64 flags = (u32)e_helper_read_eflags(env) & ~RF;
+    AT(u64, env, ENV_R11) = flags;
+    e_helper_write_eflags(env, flags & ~AT(u32, env, ENV_FMASK), ~KEPT_APART);
+    u32 code = AT(u16, env, ENV_STAR + 4) & 0xfffc;
+    AT(u32, env, ENV_CS + SEGMENT_SELECTOR) = code, AT(u32, env, ENV_SS + SEGMENT_SELECTOR) = code + 8;
+    AT(u64, env, ENV_CS + SEGMENT_BASE) = AT(u64, env, ENV_SS + SEGMENT_BASE) = 0;
+    AT(u32, env, ENV_CS + SEGMENT_LIMIT) = AT(u32, env, ENV_SS + SEGMENT_LIMIT) = ~0u;
+    AT(u32, env, ENV_CS + SEGMENT_FLAGS) = CODE64, AT(u32, env, ENV_SS + SEGMENT_FLAGS) = DATA;
+    AT(u64, env, ENV_RIP) = AT(u64, env, hidden & HIDDEN_CS64 ? ENV_LSTAR : ENV_CSTAR);
+    AT(u32, env, ENV_HFLAGS) = (hidden & ~PRIVILEGE_AND_SIZES) | CS64_SS32_CS32;
+}

@@ -1,0 +1,138 @@
+/* All that is known of the engine, Unicorn 2.1.4 for x86-64 Linux: offsets in its structures, and its functions.
+
+   No header of the engine is used. install.c admits the one build that these numbers were taken from, by its build id.
+   For a new version take the numbers anew; each says in which function's disassembly (objdump -d) it stands. Names are
+   those of the engine's structures. */
+#pragma once
+#include <stdint.h>
+
+typedef uint64_t u64;
+typedef uint32_t u32;
+typedef int32_t i32;
+typedef uint16_t u16;
+typedef uint8_t u8;
+
+/* The field of that type at an offset. */
+#define AT(type, base, offset) (*(type *)((char *)(base) + (offset)))
+
+/* struct uc_struct */
+#define UC_CPU 0x1b8             /* cpu: first load of helper_check_exit_request */
+#define UC_NO_EXIT_REQUEST 0x7f2 /* no_exit_request: the byte that check_exit_request compares */
+
+/* CPUState. CPUX86State follows at CPU_ENV, and CPUNegativeOffsetState, with the TLB, is right below it. */
+#define CPU_INTERRUPT_REQUEST 0x1c  /* interrupt_request: x86_cpu_exec_interrupt */
+#define CPU_EXCEPTION_INDEX 0x81a0  /* exception_index: first load of x86_cpu_do_interrupt */
+#define CPU_UC 0x81a8               /* uc: tlb_set_dirty's caller notdirty_write */
+#define CPU_CLASS 0x81b0            /* cc: tlb_set_page_with_attrs, start */
+#define CPU_ENV 0x8a50              /* env: last addition of x86_cpu_do_interrupt before it jumps to do_vmexit */
+#define CPU_EXIT_WORD (CPU_ENV - 0x10) /* icount_decr: second load of helper_check_exit_request; negative to stop */
+#define CPU_RETURN_ADDRESS 0xa008   /* retaddr of X86CPU's env: x86_cpu_tlb_fill stores its last argument there */
+/* CPUClass: tlb_fill as it is for UC_TLB_CPU, and what is in use. */
+#define CLASS_TLB_FILL 0x48         /* probe_access, the call through the class */
+#define CLASS_TLB_FILL_OF_CPU 0x50
+
+/* CPUX86State */
+#define ENV_RAX 0x00
+#define ENV_RCX 0x08
+#define ENV_RDX 0x10
+#define ENV_RBX 0x18
+#define ENV_R11 0x58
+#define ENV_RIP 0x80
+#define ENV_EFLAGS 0x88
+#define ENV_HFLAGS 0xb0 /* hflags: cpu_ldub_code, first load */
+#define ENV_CS 0xd0     /* segs[R_CS]; segments are 24 bytes, in the order ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT */
+#define ENV_SS 0xe8
+#define ENV_TR 0x160
+#define ENV_IDT 0x190
+#define ENV_EFER 0x250       /* efer and the four below: helper_syscall and helper_rdmsr */
+#define ENV_STAR 0x12d8
+#define ENV_LSTAR 0x12e8
+#define ENV_CSTAR 0x12f0
+#define ENV_FMASK 0x12f8
+#define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
+#define SEGMENT_SELECTOR 0
+#define SEGMENT_BASE 8
+#define SEGMENT_LIMIT 16
+#define SEGMENT_FLAGS 20
+/* Bits of hflags; public in the documentation of the translator as HF_*_MASK. */
+#define HIDDEN_CPL 3u
+#define HIDDEN_PE (1u << 7)
+#define HIDDEN_LMA (1u << 14)
+#define HIDDEN_CS64 (1u << 15)
+
+/* CPUTLB: for each mode a fast table, and eight entries that were pushed out of it. */
+#define MODES 3
+#define FAST_TLB(mode) (CPU_ENV - 0x40 + 0x10 * (mode))      /* mask and address: tlb_set_dirty, first loads */
+#define VICTIM_TLB(mode) (CPU_ENV - 0x840 + 0x2b8 * (mode))  /* tlb_set_dirty, from its fourth comparison on */
+#define VICTIMS 8
+#define ENTRY_BYTES 0x40
+#define ENTRY_WRITE 8     /* addr_write: the page, or -1, and flags in the bits below; tlb_set_dirty */
+#define ENTRY_PHYSICAL 0x18 /* paddr: tlb_set_page_with_attrs, its last stores */
+#define WRITE_IS_SLOW 0x400u /* TLB_NOTDIRTY: tlb_reset_dirty_by_vaddr sets it */
+#define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */
+
+/* TCGContext, TCGOp and DisasContextBase */
+#define TCG_CPU_ENV 0x98f0  /* cpu_env: a temporary, as an offset from the context; helper calls of the translator */
+#define TCG_UC 0x9970       /* uc: first load of check_exit_request */
+#define TCG_LAST_OP 0x7390  /* ops.tqh_circ.tql_prev: translator_loop */
+#define LINK_PREVIOUS 8     /* QTailQLink: tql_next, tql_prev */
+#define OP_LINK 8           /* link: it follows a word of bit fields */
+#define OP_ARGUMENTS 0x18   /* args */
+#define OP_SET_LABEL 1      /* INDEX_op_set_label, ld_i32: gen_intermediate_code, where it opens a block */
+#define OP_LD_I32 13
+#define CONDITION_GE 3      /* TCG_COND_GE */
+#define LABEL_PRESENT 1     /* TCGLabel, first bit: gen_set_label */
+#define BLOCK_PC_NEXT 0x10  /* DisasContextBase.pc_next: translator_loop, after it called the operation at 0 */
+#define INSTRUCTION_LIMIT 0x7fff /* CF_COUNT_MASK of cflags */
+
+/* Functions that are called. All are exported with _x86_64 at the end of their names. */
+#define CALLED(X) \
+    X(raise_exception_err_ra, void, (void *env, i32 vector, i32 code, uintptr_t ra)) \
+    X(cpu_loop_exit, void, (void *cpu)) \
+    X(tlb_flush, void, (void *cpu)) \
+    X(helper_read_eflags, u64, (void *env)) \
+    X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
+    X(x86_cpu_do_interrupt, void, (void *cpu)) \
+    X(tcg_temp_new_internal, void *, (void *s, int type, int local)) \
+    X(tcg_temp_free_internal, void, (void *s, void *temp)) \
+    X(tcg_gen_op1, void, (void *s, int op, uintptr_t a)) \
+    X(tcg_gen_op3, void, (void *s, int op, uintptr_t a, uintptr_t b, uintptr_t c)) \
+    X(tcg_gen_brcond_i32, void, (void *s, int cond, uintptr_t a, uintptr_t b, void *label)) \
+    X(gen_new_label, void *, (void *s)) \
+    X(tcg_const_i32, uintptr_t, (void *s, i32 value)) \
+    X(tcg_const_i64, uintptr_t, (void *s, u64 value))
+
+/* Functions that the engine calls through its PLT, so that ours can take their place. */
+#define REPLACED(X) \
+    X(tlb_set_page_with_attrs, void, (void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size)) \
+    X(tlb_set_dirty, void, (void *cpu, u64 va)) \
+    X(tlb_reset_dirty_by_vaddr, void, (void *cpu, u64 start, u64 length)) \
+    X(x86_ldl_phys, u32, (void *cpu, u64 address)) \
+    X(x86_ldq_phys, u64, (void *cpu, u64 address)) \
+    X(x86_stl_phys_notdirty, void, (void *cpu, u64 address, u32 value)) \
+    X(do_interrupt_x86_hardirq, void, (void *env, int vector, int hardware)) \
+    X(cpu_abort, void, (void *cpu, const char *format)) \
+    X(cpu_ldub_code, u32, (void *env, u64 address)) \
+    X(tcg_gen_callN, void, (void *s, void *function, void *result, int count, void **arguments)) \
+    X(translator_loop, void, (void *operations, void *block, void *cpu, void *tb, int limit)) \
+    X(tb_gen_code, void *, (void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags))
+
+/* Functions that translated code calls: ours are put into the calls when they are translated. */
+#define HELPERS(X) \
+    X(helper_rdmsr, void, (void *env)) \
+    X(helper_wrmsr, void, (void *env)) \
+    X(helper_cpuid, void, (void *env)) \
+    X(helper_syscall, void, (void *env, i32 length)) \
+    X(helper_set_dr, void, (void *env, int number, u64 value)) \
+    X(helper_get_dr, u64, (void *env, int number)) \
+    X(helper_check_exit_request, void, (void *uc, u32 kind))
+
+/* The same, of instructions that only raise #VC: name and exit code. */
+#define VC_HELPERS(X) \
+    X(helper_inb, 0x7b) X(helper_inw, 0x7b) X(helper_inl, 0x7b) \
+    X(helper_outb, 0x7b) X(helper_outw, 0x7b) X(helper_outl, 0x7b) \
+    X(helper_monitor, 0x8a) X(helper_mwait, 0x8b) X(helper_rdpmc, 0x6f)
+
+/* In the class of each CPU, on the heap. */
+#define IN_CLASS(X) \
+    X(x86_cpu_tlb_fill, int, (void *cpu, u64 va, int size, int kind, int mmu, int probe, uintptr_t ra))

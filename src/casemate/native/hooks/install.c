@@ -1,0 +1,185 @@
+/* Puts the hooks in place.
+
+   The engine calls its own exported functions through its procedure linkage table, whose slots are plain writable data:
+   where a slot holds the address of a function of the engine's, the address of ours is written. No code is changed, none
+   is made, and no memory changes its protection. */
+#include "cpu.h"
+#include "elf64.h"
+
+#define DEFINE(name, result, arguments) result(*e_##name) arguments;
+CALLED(DEFINE)
+REPLACED(DEFINE)
+IN_CLASS(DEFINE)
+HELPERS(DEFINE)
+#define DEFINE_HELPER(name, code) u64 (*e_##name)(void *, u64, u64, u64);
+VC_HELPERS(DEFINE_HELPER)
+void (*e_siglongjmp)(void *, int);
+void (*e_abort)(void);
+void (*e_exit)(int);
+
+static const u8 known_build[] = {0x44, 0x28, 0x5d, 0x3e, 0x80, 0x52, 0x71, 0x22, 0xe9, 0xe3,
+                                 0x61, 0x92, 0x81, 0x89, 0x38, 0x59, 0x06, 0xec, 0x81, 0x3e};
+
+/* ours is 0 for functions that are called and stay in their place. */
+struct hook { const char *name, *suffix; void *ours; void **theirs; };
+#define CALL(name, ...) {#name, "_x86_64", 0, (void **)&e_##name},
+#define REPLACE(name, ...) {#name, "_x86_64", (void *)h_##name, (void **)&e_##name},
+static const struct hook hooks[] = {
+    CALLED(CALL) HELPERS(CALL) VC_HELPERS(CALL) IN_CLASS(CALL) REPLACED(REPLACE)
+    {"siglongjmp", "", (void *)h_siglongjmp, (void **)&e_siglongjmp},
+    {"abort", "", (void *)hooks_abort, (void **)&e_abort},
+    {"exit", "", (void *)h_exit, (void **)&e_exit},
+};
+enum { HOOKS = sizeof hooks / sizeof *hooks };
+
+static struct cpu *cells[CELLS];
+
+struct cpu *find_cpu(u64 cpu) {
+    struct cpu *c = cells[cpu >> 6 & (CELLS - 1)];
+    while (c && c->cpu != cpu) c = c->next;
+    return c;
+}
+
+/* Nonzero if the CPU's class is as expected; then it is hooked. */
+EXPORT int hooks_attach(struct cpu *c) {
+    void *class = AT(void *, c->cpu, CPU_CLASS);
+    u64 *in_use = &AT(u64, class, CLASS_TLB_FILL), *of_cpu = &AT(u64, class, CLASS_TLB_FILL_OF_CPU);
+    if (*of_cpu != (u64)e_x86_cpu_tlb_fill) return 0;
+    *of_cpu = (u64)h_x86_cpu_tlb_fill;
+    if (*in_use == (u64)e_x86_cpu_tlb_fill) *in_use = *of_cpu;
+    struct cpu **cell = &cells[c->cpu >> 6 & (CELLS - 1)];
+    c->next = *cell;
+    __atomic_store_n(cell, c, __ATOMIC_RELEASE); /* other threads look their CPUs up meanwhile */
+    return 1;
+}
+
+EXPORT void hooks_detach(struct cpu *c) {
+    struct cpu **at = &cells[c->cpu >> 6 & (CELLS - 1)];
+    while (*at && *at != c) at = &(*at)->next;
+    if (*at) *at = c->next;
+}
+
+EXPORT u64 hooks_cpu_size(void) { return sizeof(struct cpu); }
+EXPORT u64 hooks_msrs_size(void) { return sizeof(struct msrs); }
+EXPORT const char *hooks_sources(void) { return SOURCES; }
+
+static int is_named(const char *name, const struct hook *hook) {
+    const char *expected = hook->name;
+    while (*expected && *name == *expected) name++, expected++;
+    if (*expected) return 0;
+    expected = hook->suffix;
+    while (*expected && *name == *expected) name++, expected++;
+    return !*expected && !*name;
+}
+
+/* One call site calls a function directly and through a hook; both must see the same return address. */
+static uintptr_t seen;
+
+static u64 look_at_caller(void *env, u64 a, u64 b, u64 c) {
+    seen = CALLER + (env && a + b + c == ~0ull);
+    return 0;
+}
+
+#define TAIL_CALL(name, ...) {(void *)h_##name, (void **)&e_##name},
+static const struct { void *ours; void **theirs; } tail_calls[] = {
+    TAIL_CALL(helper_rdmsr) TAIL_CALL(helper_wrmsr) TAIL_CALL(helper_cpuid) TAIL_CALL(helper_set_dr)
+    TAIL_CALL(helper_get_dr) VC_HELPERS(TAIL_CALL)
+};
+
+static int jumps_to_originals(void) {
+    static u8 no_cpu[CPU_ENV];
+    for (u64 i = 0; i < sizeof tail_calls / sizeof *tail_calls; i++) {
+        uintptr_t from[2];
+        void *original = *tail_calls[i].theirs;
+        *tail_calls[i].theirs = (void *)look_at_caller;
+        for (volatile int direct = 0; direct < 2; direct++) {
+            u64 (*volatile function)(void *, u64, u64, u64) =
+                direct ? look_at_caller : (u64(*)(void *, u64, u64, u64))tail_calls[i].ours;
+            function(no_cpu, 0, 0, 0);
+            from[direct] = seen;
+        }
+        *tail_calls[i].theirs = original;
+        if (from[0] != from[1]) return 0;
+    }
+    return 1;
+}
+
+static int is_known_build(char *base, const struct elf_segment *segment) {
+    const struct elf_note *note = (void *)(base + segment->address);
+    if (note->type != NOTE_BUILD_ID || note->size != sizeof known_build) return 0;
+    for (u64 at = 0; at < sizeof known_build; at++)
+        if (note->bytes[at] != known_build[at]) return 0;
+    return 1;
+}
+
+struct tables {
+    const struct elf_symbol *symbols;
+    const char *names;
+    const struct elf_relocation *relocations[2];
+    u64 sizes[2];
+};
+
+/* glibc adds the base to these addresses, musl does not. */
+static void *located(char *base, u64 value) { return value < (u64)base ? base + value : (char *)value; }
+
+static int find_tables(char *base, const struct elf_dynamic *dynamic, struct tables *t) {
+    for (; dynamic && dynamic->tag; dynamic++) {
+        switch (dynamic->tag) {
+        case DYNAMIC_SYMTAB: t->symbols = located(base, dynamic->value); break;
+        case DYNAMIC_STRTAB: t->names = located(base, dynamic->value); break;
+        case DYNAMIC_RELA: t->relocations[0] = located(base, dynamic->value); break;
+        case DYNAMIC_JMPREL: t->relocations[1] = located(base, dynamic->value); break;
+        case DYNAMIC_RELASZ: t->sizes[0] = dynamic->value; break;
+        case DYNAMIC_PLTRELSZ: t->sizes[1] = dynamic->value; break;
+        }
+    }
+    return t->symbols && t->names && t->relocations[0] && t->relocations[1];
+}
+
+/* Calls ``visit`` for each place where the address of one of the hooks' functions is kept. */
+static void for_each_place(char *base, const struct tables *t,
+                           void (*visit)(char *base, const struct elf_symbol *, void **place, int hook, int is_slot)) {
+    for (int table = 0; table < 2; table++) {
+        const struct elf_relocation *r = t->relocations[table], *end = (void *)((char *)r + t->sizes[table]);
+        for (; r < end; r++) {
+            int is_slot = r->kind == RELOCATION_JUMP_SLOT;
+            if (!r->symbol || (!is_slot && r->kind != RELOCATION_GLOB_DAT && r->kind != RELOCATION_64)) continue;
+            const struct elf_symbol *symbol = &t->symbols[r->symbol];
+            for (int h = 0; h < HOOKS; h++)
+                if (is_named(t->names + symbol->name, &hooks[h])) visit(base, symbol, (void **)(base + r->offset), h, is_slot);
+        }
+    }
+}
+
+static u32 found[HOOKS];
+
+static void note_original(char *base, const struct elf_symbol *symbol, void **place, int hook, int is_slot) {
+    found[hook] += !hooks[hook].ours || is_slot;
+    *hooks[hook].theirs = symbol->value ? base + symbol->value : *place; /* of libc's: ctypes binds at once */
+}
+
+static void write_ours(char *base, const struct elf_symbol *symbol, void **place, int hook, int is_slot) {
+    (void)base, (void)symbol;
+    if (hooks[hook].ours && is_slot) *place = hooks[hook].ours;
+}
+
+/* Returns 0, or why nothing was done. base is where the engine was loaded. Call it once, and before the engine runs. */
+EXPORT const char *hooks_install(char *base) {
+    const struct elf_header *file = (void *)base;
+    const struct elf_segment *segment = (void *)(base + file->segments_at);
+    const struct elf_dynamic *dynamic = 0;
+    struct tables t = {0};
+    int is_known = 0;
+    for (int i = 0; i < file->segment_count; i++, segment++) {
+        if (segment->type == SEGMENT_DYNAMIC) dynamic = (void *)(base + segment->address);
+        if (segment->type == SEGMENT_NOTE) is_known |= is_known_build(base, segment);
+    }
+    if (!is_known) return "the engine is not the known build of Unicorn 2.1.4";
+    if (!jumps_to_originals()) return "the hooks were compiled without tail calls";
+    if (!find_tables(base, dynamic, &t)) return "the engine's dynamic section is incomplete";
+    for_each_place(base, &t, note_original);
+    for (int h = 0; h < HOOKS; h++)
+        if (!found[h]) return hooks[h].name;
+    for_each_place(base, &t, write_ours);
+    return 0;
+}

@@ -1,0 +1,69 @@
+/* RDMSR and WRMSR (host/model/cpu/msr.py): no access to a register of the model needs Python. */
+#include "cpu.h"
+
+static int range_of(u32 index) {
+    return index < MSRS ? 0 : index - 0xc0000000u < MSRS ? 1 : index - 0xc0010000u < MSRS ? 2 : -1;
+}
+
+static u8 policy_of(struct cpu *c, u32 index) {
+    int range = range_of(index);
+    return range < 0 ? (u8)c->msrs->policy_elsewhere : c->msrs->policy[range][index & (MSRS - 1)];
+}
+
+static u64 *value_of(struct cpu *c, u32 index) { return &c->msrs->value[range_of(index)][index & (MSRS - 1)]; }
+
+/* The list has room for those that a guest asks for, not for one that tries all. */
+static void count_unknown(struct msrs *m, u32 index) {
+    for (int i = 0; i < UNKNOWN_MSRS; i++) {
+        if (!m->unknown[i].count) m->unknown[i].index = index;
+        if (m->unknown[i].index == index) {
+            m->unknown[i].count++;
+            return;
+        }
+    }
+    m->others++;
+}
+
+void h_helper_rdmsr(void *env) {
+    struct cpu *c = cpu_of_env(env);
+    if (c) {
+        u32 index = AT(u32, env, ENV_RCX);
+        u8 policy = policy_of(c, index);
+        if (policy & MSR_RAISES) raise(c, VECTOR_VC, EXIT_MSR, CALLER);
+        if (policy >= MSR_CONSTANT) {
+            AT(u64, env, ENV_RAX) = (u32)*value_of(c, index);
+            AT(u64, env, ENV_RDX) = *value_of(c, index) >> 32;
+            return;
+        }
+        if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
+    }
+    TAIL e_helper_rdmsr(env);
+}
+
+void h_helper_wrmsr(void *env) {
+    struct cpu *c = cpu_of_env(env);
+    if (c) {
+        u32 index = AT(u32, env, ENV_RCX);
+        u8 policy = policy_of(c, index);
+        if (policy & MSR_RAISES) raise(c, VECTOR_VC, EXIT_MSR, CALLER);
+        if (policy == MSR_PLAIN) *value_of(c, index) = AT(u64, env, ENV_RDX) << 32 | AT(u32, env, ENV_RAX);
+        if (policy >= MSR_CONSTANT) return;
+        if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
+    }
+    TAIL e_helper_wrmsr(env);
+}
+
+/* What the guest asks its host for by GHCB. Of the engine's registers it has another one, which nobody looks at. */
+
+u64 read_msr(struct cpu *c, u32 index) {
+    u8 policy = policy_of(c, index) & ~MSR_RAISES;
+    if (policy != MSR_UNKNOWN) return *value_of(c, index);
+    count_unknown(c->msrs, index);
+    return 0;
+}
+
+void write_msr(struct cpu *c, u32 index, u64 value) {
+    u8 policy = policy_of(c, index) & ~MSR_RAISES;
+    if (policy == MSR_PLAIN || policy == MSR_ENGINE) *value_of(c, index) = value;
+    if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
+}

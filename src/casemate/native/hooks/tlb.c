@@ -1,0 +1,124 @@
+/* The engine's TLB: which stores are slow, and what an SNP guest may reach (docs/decisions/0002-engine-hooks.md).
+
+   The engine must see a store to memory that it translated code from; it does so by making stores slow. Here a page is
+   entered without the right to execute until something is fetched from it, so that its stores are fast. */
+#include "cpu.h"
+
+enum { FETCH = 2, EXECUTABLE = 4, PAGE = 4096 };
+enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
+
+static u8 *code_mark(struct cpu *c, u64 pa) { return &c->code_pages[pa >> 12 & (PAGES - 1)]; }
+
+int h_x86_cpu_tlb_fill(void *cpu, u64 va, int size, int kind, int mmu, int probe, uintptr_t ra) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (c) c->fill_kind = kind, c->fill_is_probe = probe; /* the function that enters the page is not told */
+    return e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
+}
+
+/* AMD APM volume 2, 15.36.7 and 15.34.5. Code, page tables and everything before long mode are private whatever the
+   guest's page tables say: they get the C-bit. */
+static u64 check_rights(struct cpu *c, u64 pa) {
+    if (c->fill_kind == FETCH || !(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_LMA)) pa |= 1ull << C_BIT;
+    int is_private = pa >> C_BIT & 1;
+    u8 refused = c->rights[pa >> 12 & (PAGES - 1)] & (is_private ? REFUSE_PRIVATE : REFUSE_SHARED);
+    if (!refused || c->fill_is_probe) return pa;
+    c->refused_gpa = pa & ~(1ull << C_BIT);
+    raise(c, is_private ? VECTOR_VC : SHARED_ACCESS, EXIT_NOT_VALIDATED, AT(uintptr_t, c->cpu, CPU_RETURN_ADDRESS));
+}
+
+void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (c) {
+        if (c->rights) pa = check_rights(c, pa);
+        u8 *mark = code_mark(c, pa);
+        if (!*mark) {
+            if (c->fill_kind == FETCH) {
+                *mark = 1;
+                e_tlb_flush(cpu); /* no entry made before may let a store go unseen */
+            } else {
+                prot &= ~EXECUTABLE;
+            }
+        }
+    }
+    e_tlb_set_page_with_attrs(cpu, va, pa, attrs, prot, mmu, size);
+}
+
+static char *fast_entry(void *cpu, int mode, u64 va) {
+    return AT(char *, cpu, FAST_TLB(mode) + 8) + (va >> 12 << 6 & AT(u64, cpu, FAST_TLB(mode)));
+}
+
+static char *victim_entry(void *cpu, int mode, int number) {
+    return (char *)cpu + VICTIM_TLB(mode) + number * ENTRY_BYTES;
+}
+
+static int is_code(struct cpu *c, char *entry, u64 va) {
+    return (AT(u64, entry, ENTRY_WRITE) & -(u64)PAGE) == (va & -(u64)PAGE) && *code_mark(c, AT(u64, entry, ENTRY_PHYSICAL));
+}
+
+/* After a slow store through an entry without the right to execute the engine makes it fast. If code was fetched from
+   the page by another address, what is translated from there later would go stale: the entry stays slow. */
+void h_tlb_set_dirty(void *cpu, u64 va) {
+    struct cpu *c = find_cpu((u64)cpu);
+    for (int mode = 0; c && mode < MODES; mode++) {
+        if (is_code(c, fast_entry(cpu, mode, va), va)) return;
+        for (int number = 0; number < VICTIMS; number++)
+            if (is_code(c, victim_entry(cpu, mode, number), va)) return;
+    }
+    e_tlb_set_dirty(cpu, va);
+}
+
+static void make_slow(char *entry, u64 start, u64 length) {
+    u64 *write = &AT(u64, entry, ENTRY_WRITE);
+    if (!(*write & WRITE_IS_SPECIAL) && (*write & -(u64)PAGE) - start < length) *write |= WRITE_IS_SLOW;
+}
+
+/* Asked for each new translation. The engine's own looks at every entry of its TLB, though a page has one place in it. */
+void h_tlb_reset_dirty_by_vaddr(void *cpu, u64 start, u64 length) {
+    if (!find_cpu((u64)cpu) || length > 8 * PAGE) {
+        e_tlb_reset_dirty_by_vaddr(cpu, start, length);
+        return;
+    }
+    for (int mode = 0; mode < MODES; mode++) {
+        for (u64 page = start & -(u64)PAGE; page < start + length; page += PAGE)
+            make_slow(fast_entry(cpu, mode, page), start, length);
+        for (int number = 0; number < VICTIMS; number++) make_slow(victim_entry(cpu, mode, number), start, length);
+    }
+}
+
+/* Where the host has memory of the guest, or 0 if that is not in one piece. Python keeps the list, largest first. */
+u8 *host_address(struct cpu *c, u64 gpa, u64 size) {
+    for (u64 i = 0; i < c->ram_count; i++) {
+        struct ram *ram = &c->ram[i];
+        if (gpa - ram->start < ram->size && ram->size - (gpa - ram->start) >= size) return ram->host + (gpa - ram->start);
+    }
+    return 0;
+}
+
+/* Page walks: the engine would look through its memory map for each level. */
+
+static u64 as_private(struct cpu *c, u64 gpa) { return c->rights ? gpa | 1ull << C_BIT : gpa; }
+
+u32 h_x86_ldl_phys(void *cpu, u64 gpa) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (c) {
+        gpa = as_private(c, gpa);
+        u8 *host = host_address(c, gpa, 4);
+        if (host) return *(u32 *)host;
+    }
+    return e_x86_ldl_phys(cpu, gpa);
+}
+
+u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (c) {
+        gpa = as_private(c, gpa);
+        u8 *host = host_address(c, gpa, 8);
+        if (host) return *(u64 *)host;
+    }
+    return e_x86_ldq_phys(cpu, gpa);
+}
+
+void h_x86_stl_phys_notdirty(void *cpu, u64 gpa, u32 value) {
+    struct cpu *c = find_cpu((u64)cpu);
+    e_x86_stl_phys_notdirty(cpu, c ? as_private(c, gpa) : gpa, value);
+}

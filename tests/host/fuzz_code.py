@@ -1,0 +1,130 @@
+"""Random code on the modelled CPU, instruction by instruction (Intel SDM volumes 2 and 3).
+
+``python tests/host/fuzz_code.py [instructions [seed]]``. The code runs in user mode of 64, 32 and 16 bits with the trap
+flag set, at each byte of a random page in turn; a handler that it cannot reach counts, and goes on at the next byte.
+Whatever the instructions are, the engine must neither end this process nor give up.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from model_rig import ModelRig
+
+from casemate.guests.entry import PAGE_TABLES
+
+# The first 2 MiB are the supervisor's, the second ones are open.
+IDT, GDT, TSS, HANDLER, COUNT, STACK = 0x10000, 0x12000, 0x13000, 0x14000, 0x15000, 0x17000
+POINTERS = 0x16000
+CODE, DATA, USER_STACK, CODE_BYTES = 0x200000, 0x202000, 0x204000, 0x1000
+CODE64, USER_DATA, USER_CODE64, USER_CODE32, USER_CODE16, TASK = 0x18, 0x23, 0x2B, 0x33, 0x3B, 0x40
+DESCRIPTORS = (
+    *(0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF),
+    *(0x00CFF3000000FFFF, 0x00AFFB000000FFFF, 0x00CFFB000000FFFF, 0x000FFB200000FFFF),
+)
+MODES = {64: (USER_CODE64, CODE), 32: (USER_CODE32, CODE), 16: (USER_CODE16, 0)}
+TRAP_FLAG = 0x102
+PREFIXES = b"\x66\x67\xf0\xf2\xf3\x26\x2e\x36\x3e\x64\x65\x48\x41\x4c" + b"\x0f" * 8
+SECONDS = 60
+
+
+def word(value: int) -> bytes:
+    return struct.pack("<I", value)
+
+
+def handler(bits: int) -> bytes:
+    """Count, and go on at the byte of that number, with some registers that point to memory."""
+    selector, start = MODES[bits]
+    pushes = b"".join(b"\x68" + word(value) for value in (USER_DATA, USER_STACK, TRAP_FLAG, selector))
+    return (
+        b"\x48\xff\x04\x25" + word(COUNT)  # inc qword [COUNT]
+        + b"\x48\x8b\x04\x25" + word(COUNT)  # mov rax, [COUNT]
+        + b"\x25" + word(CODE_BYTES - 1) + b"\x05" + word(start)  # and eax, CODE_BYTES - 1; add eax, start
+        + b"\xbc" + word(STACK) + pushes + b"\x50"  # mov esp, STACK; push SS, RSP, RFLAGS, CS; push rax
+        + b"".join(opcode + word(DATA) for opcode in (b"\xbb", b"\xbe", b"\xbf"))  # mov ebx, esi, edi, DATA
+        + b"\x48\xcf"  # iretq
+    )  # fmt: skip
+
+
+def prologue() -> bytes:
+    """Open the second 2 MiB to user mode, load the tables, and jump to the handler."""
+    entries = b"".join(
+        b"\x80\x0c\x25" + word(at) + b"\x04"
+        for at in (PAGE_TABLES, PAGE_TABLES + 0x1000, PAGE_TABLES + 0x2008)
+    )
+    return (
+        entries + b"\x0f\x20\xd8\x0f\x22\xd8"  # or byte [entry], user; mov rax, cr3; mov cr3, rax
+        + b"\x0f\x01\x14\x25" + word(POINTERS) + b"\x0f\x01\x1c\x25" + word(POINTERS + 0x20)  # lgdt, lidt
+        + b"\xb8" + word(TASK) + b"\x0f\x00\xd8"  # mov eax, TASK; ltr ax
+        + b"\xb8" + word(HANDLER) + b"\xff\xe0"  # mov eax, HANDLER; jmp rax
+    )  # fmt: skip
+
+
+def random_code(rng: random.Random) -> bytes:
+    """Bytes that are instructions more often than those of chance."""
+    return bytes(
+        rng.choice(PREFIXES) if rng.random() < 0.3 else rng.randrange(256) for _ in range(CODE_BYTES)
+    )
+
+
+def fuzz(rng: random.Random, bits: int, wanted: int) -> int:
+    """Execute so many instructions of one random page; returns how many it were."""
+    with ModelRig(prologue(), 64) as rig:
+        view = rig.ram.writable.view
+
+        def put(at: int, data: bytes) -> None:
+            view[at : at + len(data)] = data
+
+        task = struct.pack("<HHBBBBII", 103, TSS & 0xFFFF, TSS >> 16, 0x89, 0, 0, 0, 0)
+        gate = struct.pack("<HHBBHQ", HANDLER & 0xFFFF, CODE64, 0, 0xEE, HANDLER >> 16, 0)
+        put(GDT, struct.pack("<8Q", *DESCRIPTORS) + task)
+        put(POINTERS, struct.pack("<HQ", 8 * len(DESCRIPTORS) + 15, GDT))
+        put(POINTERS + 0x20, struct.pack("<HQ", 256 * 16 - 1, IDT))
+        put(IDT, gate * 256)
+        put(TSS + 4, struct.pack("<Q", STACK))
+        put(HANDLER, handler(bits))
+        put(CODE, random_code(rng) + bytes(0x1000))
+        over = threading.Event()
+
+        def watch() -> None:
+            ends = time.monotonic() + SECONDS
+            while not over.wait(0.02):
+                if struct.unpack_from("<Q", view, COUNT)[0] >= wanted or time.monotonic() > ends:
+                    rig.vcpu.stop()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            end = rig.vcpu.run()
+        finally:
+            over.set()
+            thread.join()
+        count: int = struct.unpack_from("<Q", view, COUNT)[0]
+        if count < wanted:
+            print(f"{bits} bits: {end} after {count} instructions")
+        return count
+
+
+def main() -> None:
+    """Say how far it got now and then."""
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    total = rounds = 0
+    while total < wanted:
+        bits = (64, 32, 16)[rounds % 3]
+        total += fuzz(random.Random(seed + rounds), bits, min(2 * CODE_BYTES, wanted))
+        rounds += 1
+        if rounds % 60 == 0:
+            print(f"{total} instructions, next seed {seed + rounds}", flush=True)
+    print(f"{total} instructions: the engine gave up on none")
+
+
+if __name__ == "__main__":
+    main()
