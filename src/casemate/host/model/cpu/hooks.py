@@ -26,7 +26,7 @@ from casemate.host.clock import NANOSECONDS
 from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
-from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite, hook_add, library
+from casemate.host.model.cpu.unicorn_api import hook_add, library
 
 REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
 """Pseudo exception numbers: a write that was undone, and an access of an SNP guest that needs a page shared."""
@@ -48,6 +48,12 @@ ABORTED = unicorn_const.UC_ERR_RESOURCE
 
 library.cpu_get_ticks_x86_64.restype = c_uint64
 
+PortRead = CFUNCTYPE(c_uint32, c_uint32, c_uint32)
+"""Port and bytes."""
+PortWrite = CFUNCTYPE(None, c_uint32, c_uint32, c_uint32)
+MmioRead = CFUNCTYPE(c_uint64, c_uint64, c_uint32)
+"""Guest-physical address and bytes."""
+MmioWrite = CFUNCTYPE(None, c_uint64, c_uint32, c_uint64)
 InterruptAcknowledger = CFUNCTYPE(c_int)
 WriteDecider = CFUNCTYPE(c_uint32)
 """Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
