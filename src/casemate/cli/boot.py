@@ -157,7 +157,7 @@ def _boot(
             stack.callback(monitor.close)
             monitor.open()
         line = serial_line(args, stack, started)
-        serial = line.write if line else serial_output(args, stack)
+        serial = line.write if line else serial_output(args, stack, started)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
         phases = KERNEL_PHASES if spec.is_direct else FIRMWARE_PHASES
         status = StatusLine(phases)

@@ -34,7 +34,8 @@ from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.slots import SlotTable
 from casemate.host.slots import MemorySlot
 
-_INVALID_OPCODE = 6
+_INVALID_OPCODE, _PAGE_FAULT = 6, 14
+"""Vectors."""
 
 
 class _Undone(NamedTuple):
@@ -154,6 +155,11 @@ class AccessIntercepts:
         if outcome is WriteOutcome.UNDEFINED:
             self._undone = None  # the engine delivers this one by itself
             return _INVALID_OPCODE
+        if outcome is WriteOutcome.INPUT and self.port_input is not None:
+            error_code = self.port_input.page_fault()
+            if error_code is not None:
+                self._undone = None
+                return _PAGE_FAULT | error_code << 16
         return 0 if outcome is WriteOutcome.MMIO else REFUSED_WRITE
 
     def _take_write(self, gpa: int, size: int, value: int) -> WriteOutcome:

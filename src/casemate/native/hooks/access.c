@@ -2,14 +2,14 @@
    what is noted for it, so that it hears of everything in order. */
 #include "cpu.h"
 
-/* Python decides: 0 has the engine ignore the store, else it is the exception that undoes the instruction. RIP is up to
-   date. Python has returned when the exception is raised. */
+/* Python decides: 0 has the engine ignore the store, else the low half is the exception that undoes the instruction and the
+   high half its error code. RIP is up to date. Python has returned when the exception is raised. */
 EXPORT int hook_refused_store(void *uc, int type, u64 gpa, int size, u64 value, struct cpu *c) {
     (void)uc, (void)type;
     hand_over(c);
     c->store_gpa = gpa, c->store_size = size, c->store_value = value;
-    u32 vector = c->on_store();
-    if (vector) raise(c, vector, 0, 0);
+    u32 answer = c->on_store();
+    if (answer) raise(c, answer & 0xffff, answer >> 16, 0);
     return 1;
 }
 
