@@ -142,9 +142,17 @@ class Callbacks(NamedTuple):
     on_store: Any
 
 
-@cache
+_lock = threading.Lock()
+
+
 def _hooks() -> Any:
     """The library, in place in the engine. Raises UnsupportedError where that cannot be."""
+    with _lock:
+        return _install()
+
+
+@cache
+def _install() -> Any:
     if platform.machine() != "x86_64":
         raise _cannot(f"it needs an x86-64 computer, this is {platform.machine()}")
     try:
@@ -204,9 +212,6 @@ def create_cpu(engine: int) -> None:
 def hook_address(name: str) -> int:
     """Address of one of the library's functions, to register with the engine. Raises UnsupportedError."""
     return ctypes.cast(getattr(_hooks(), name), c_void_p).value or 0
-
-
-_lock = threading.Lock()
 
 
 class EngineHooks:
