@@ -133,7 +133,8 @@ def test_engine_without_memory_is_an_error_with_a_remedy(tmp_path: Path) -> None
 def test_translation_that_is_given_up_is_undefined() -> None:
     """The handler of #VC pops what is uppermost; of #UD that is where the instruction was."""
     tests = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tests), str(tests / "host")))}
+    paths = (str(tests), str(tests / "host"), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     line = [sys.executable, "-c", WHILE_TRANSLATING]
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
     assert done.stdout == f"Hlt(interrupts_enabled=False) {0xFFE}\n", done.stderr
