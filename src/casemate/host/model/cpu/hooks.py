@@ -263,7 +263,7 @@ class EngineHooks:
         self.record.on_cpuid = CpuidAnswer(on_cpuid)
 
     def serve_ghcb(self) -> None:
-        """Serve the plain requests of a SEV-ES guest without Python, but for the bus."""
+        """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""
         self.record.flags |= _SERVES_GHCB
 
     def call_back(self, callbacks: Callbacks) -> None:
