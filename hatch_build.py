@@ -181,10 +181,13 @@ def _compiler() -> list[str]:
 
 
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "casemate", "native")
+    """The user's, or one of our own where there is none."""
     try:
+        cache = os.environ.get("XDG_CACHE_HOME")
+        folder = Path(cache) if cache else Path.home() / ".cache"
+        folder = folder / "casemate" / "native"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):
         return Path(tempfile.mkdtemp(prefix="casemate-native-"))
     return folder
 

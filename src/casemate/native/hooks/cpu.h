@@ -8,6 +8,9 @@ enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
 /* What the guest is, and what happens to it. */
 enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
 
+/* What is refused on a page of an SNP guest. */
+enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
+
 /* What Python says of an instruction that the engine does not know; everything else is the exit code of its #VC. */
 enum { UNDEFINED = 0, EXECUTED = 1 };
 

@@ -1,4 +1,4 @@
-/* VMGEXIT of a SEV-ES guest (AMD 56421): ports, MMIO, registers and CPUID. All else is Python's (host/model/sev/ghcb.py),
+/* VMGEXIT of a SEV-ES or SNP guest (AMD 56421): ports, MMIO, registers and CPUID. All else is Python's (host/model/sev/ghcb.py),
    and so is every request that is not plain: nothing has happened then. */
 #include "cpu.h"
 
@@ -112,6 +112,8 @@ int serve_ghcb(struct cpu *c) {
         return 1;
     }
     if (ghcb & KIND_OF_REQUEST) return 0;
+    /* An SNP guest shares its GHCB, so it refuses to be private and nothing else. */
+    if (c->rights && c->rights[ADDRESS(ghcb) >> 12 & (PAGES - 1)] != REFUSE_PRIVATE) return 0;
     if (ghcb != c->ghcb_gpa || !c->ghcb) {
         c->ghcb = host_address(c, ADDRESS(ghcb), PAGE);
         c->ghcb_gpa = ghcb;

@@ -67,6 +67,7 @@ EXPORT const char *hooks_sources(void) { return SOURCES; }
 
 static int is_named(const char *name, const struct hook *hook) {
     const char *expected = hook->name;
+    if (AT(u32, name, 0) != AT(u32, expected, 0)) return 0; /* there are ten thousand names, and none of ours is shorter */
     while (*expected && *name == *expected) name++, expected++;
     if (*expected) return 0;
     expected = hook->suffix;

@@ -142,9 +142,17 @@ class Callbacks(NamedTuple):
     on_write: Any
 
 
-@cache
+_lock = threading.Lock()
+
+
 def _hooks() -> Any:
     """The library, in place in the engine. Raises UnsupportedError where that cannot be."""
+    with _lock:
+        return _install()
+
+
+@cache
+def _install() -> Any:
     if platform.machine() != "x86_64":
         raise _cannot(f"it needs an x86-64 computer, this is {platform.machine()}")
     try:
@@ -206,9 +214,6 @@ def hook_address(name: str) -> int:
     return ctypes.cast(getattr(_hooks(), name), c_void_p).value or 0
 
 
-_lock = threading.Lock()
-
-
 class EngineHooks:
     """One engine's use of the hooks. ``detach`` must be called before the engine goes.
 
@@ -258,7 +263,7 @@ class EngineHooks:
         self.record.on_cpuid = CpuidAnswer(on_cpuid)
 
     def serve_ghcb(self) -> None:
-        """Serve the plain requests of a SEV-ES guest without Python, but for the bus."""
+        """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""
         self.record.flags |= _SERVES_GHCB
 
     def call_back(self, callbacks: Callbacks) -> None:
