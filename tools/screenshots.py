@@ -12,21 +12,8 @@ import tempfile
 from pathlib import Path
 
 IMAGES = Path(__file__).parent.parent / "docs" / "img"
-_BOOT = [
-    "boot",
-    "--guest",
-    "sev-es",
-    "--feature",
-    "debug-swap",
-    "--host",
-    "model",
-    "--serial",
-    "none",
-    "--timeout",
-    "120",
-    "--until",
-    "never",
-]
+_BOOT = ["boot", "--guest", "sev-es", "--feature", "debug-swap", "--host", "model"]
+_BOOT += ["--serial", "none", "--timeout", "120", "--until", "never"]
 _WRITE = "mm 0xffe84000 12 -w 1 -n"
 """A command of the UEFI shell that writes a byte into flash unit 0."""
 _BROWSER = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,775"]
