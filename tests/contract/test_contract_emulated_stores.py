@@ -65,7 +65,7 @@ def test_rep_ins_reads_all_and_stores_eight_bytes_at_a_time(
         run(rig, readonly_slot)
         words = range(6)
         data = b"".join(word.to_bytes(2, "little") for word in words)
-        assert kinds(rig) == "iiiiiiss"
+        assert kinds(rig) == "iiiiiiww"
         assert stores(rig) == [
             (0x20, 8, int.from_bytes(data[:8], "little")),
             (0x28, 4, int.from_bytes(data[8:], "little")),

@@ -105,9 +105,10 @@ class Run:
     def _vcpu_thread(self, number: int) -> None:
         machine = self._machine
         try:
+            vcpu = machine.vcpus.take(number)
             machine.vcpus.gate.park()
             while machine.state.ending is None:
-                self._handle(machine.vcpus.run(number))
+                self._handle(vcpu.run())
         except (CasemateError, KeyboardInterrupt) as error:
             self._error = error
             machine.state.end(Ending.HOST_LIMIT)
