@@ -96,7 +96,7 @@ def test_ins_without_a_prefix_leaves_the_count_alone(
 def test_ins_downwards_forgets_what_it_read_ahead(host: HostName, readonly_slot: bool) -> None:
     with ContractRig(host, ins(3, 0x20, "f3 66 6d", down=True), 64, user=True) as rig:
         run(rig, readonly_slot)
-        assert kinds(rig) == "iiisiisis"
+        assert kinds(rig) == "iiiwiiwiw"
         assert stores(rig) == [(0x20, 2, 0), (0x1E, 2, 3), (0x1C, 2, 5)]
         assert told(rig) == (0, 0x1A)
 
