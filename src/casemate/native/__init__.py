@@ -1,6 +1,7 @@
 """Libraries of machine code that ship with casemate, built from the C sources beside this file (hatch_build.py).
 
-``hooks/`` is what the modelled CPU puts into its engine (docs/decisions/0002-engine-hooks.md).
+``hooks/`` is what the modelled CPU puts into its engine (docs/decisions/0002-engine-hooks.md), ``kvm/`` what
+is preloaded into other monitors (docs/design/user-space-kvm.md).
 """
 
 from __future__ import annotations
@@ -9,3 +10,6 @@ from pathlib import Path
 
 HOOKS = Path(__file__).with_name("_hooks.so")
 """The library of ``hooks/``; not there in a checkout or package that was built for another kind of computer."""
+
+KVM = Path(__file__).with_name("_kvm.so")
+"""The library of ``kvm/``, to be preloaded; likewise."""

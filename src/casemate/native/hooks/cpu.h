@@ -6,7 +6,7 @@ enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
 enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
 
 /* What the guest is, and what happens to it. */
-enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
+enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4, ANSWERS_CPUID = 8 };
 
 /* What Python says of an instruction that the engine does not know; everything else is the exit code of its #VC. */
 enum { UNDEFINED = 0, EXECUTED = 1 };
