@@ -276,5 +276,7 @@ class ModelVcpu:
         while not self._closed:
             self._executing.wait()
             sleep(_TICK_SECONDS)
-            if self._control.stop_requested() or (not self._engine.hooks.interrupt_requested and self._timer_expired()):
+            if self._control.stop_requested() or (
+                not self._engine.hooks.interrupt_requested and self._timer_expired()
+            ):
                 self._engine.stop()

@@ -59,6 +59,7 @@ struct vcpu {
     /* The coroutine */
     u64 started;
     void *stack, *here, *caller;
+    u64 in_access;           /* the engine waits in an access for its answer */
     u64 pending;             /* the kind of exit whose answer is awaited, or 0 */
     u64 latched;             /* the answer was taken, though KVM_RUN returned at once */
     u64 answer;
@@ -74,6 +75,9 @@ HIDDEN extern long (*python_ioctl)(int kind, u64 id, unsigned long request, unsi
 HIDDEN extern void (*python_loop)(struct vcpu *);
 HIDDEN extern void (*python_release)(int kind, u64 id);
 HIDDEN extern void (*python_mprotect)(u64 address, u64 size);
+/* Where KVM_RUN is logged or made to fail; else 0. */
+HIDDEN extern int (*python_before_run)(struct vcpu *);
+HIDDEN extern void (*python_after_run)(struct vcpu *, int64_t result);
 
 HIDDEN void *real(const char *name);
 HIDDEN int real_sigaction(int number, const struct sigaction *action, struct sigaction *old);

@@ -15,6 +15,8 @@ long (*python_ioctl)(int, u64, unsigned long, unsigned long);
 void (*python_loop)(struct vcpu *);
 void (*python_release)(int, u64);
 void (*python_mprotect)(u64, u64);
+int (*python_before_run)(struct vcpu *);
+void (*python_after_run)(struct vcpu *, int64_t);
 static void (*python_finish)(void);
 
 /* Python, when it is ready. */
@@ -22,6 +24,8 @@ EXPORT void kvm_register(void *ioctl, void *loop, void *release, void *mprotect,
     python_loop = loop, python_release = release, python_mprotect = mprotect, python_finish = finish;
     python_ioctl = ioctl;
 }
+
+EXPORT void kvm_watch_runs(void *before, void *after) { python_before_run = before, python_after_run = after; }
 
 static int refuse(const char *what, const char *remedy) {
     fprintf(stderr, "casemate: error: %s; %s\n", what, remedy);

@@ -61,8 +61,16 @@ EXPORT void kvm_leave(struct vcpu *v, u32 reason, long result) {
     leave(v, result);
 }
 
+/* A new state came while an access waited: it never happened, and the engine is to be left. */
+static u64 give_up(struct vcpu *v) {
+    v->in_access = 0, v->stop_wanted = 1;
+    v->stop_engine(v->engine);
+    return ~0ull;
+}
+
 /* What was interrupted comes first. */
 static void yield_to_signals(struct vcpu *v) {
+    v->in_access = 1;
     while (v->stop_wanted && !v->abandoned) {
         *(u32 *)(v->run + 8) = KVM_EXIT_INTR;
         v->counts[COUNT_INTERRUPTED]++;
@@ -85,16 +93,14 @@ static u64 ask_user(struct vcpu *v, u64 kind) {
     v->pending = kind, v->latched = 0;
     leave(v, 0);
     v->pending = 0;
-    if (v->abandoned) {
-        v->stop_engine(v->engine);
-        return ~0ull;
-    }
+    if (v->abandoned) return give_up(v);
+    v->in_access = 0;
     return v->latched ? v->answer : answer_of(v, kind);
 }
 
 EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value) {
     yield_to_signals(v);
-    if (v->abandoned) return ~0u;
+    if (v->abandoned) return give_up(v);
     u8 *details = v->run + RUN_UNION;
     details[0] = out, details[1] = size;
     *(u16 *)(details + 2) = port, *(u32 *)(details + 4) = 1, *(u64 *)(details + 8) = PAGE;
@@ -104,7 +110,7 @@ EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value)
 
 EXPORT u64 kvm_exit_mmio(struct vcpu *v, int write, u64 gpa, u32 size, u64 value) {
     yield_to_signals(v);
-    if (v->abandoned) return ~0ull;
+    if (v->abandoned) return give_up(v);
     u8 *details = v->run + RUN_UNION;
     *(u64 *)details = gpa;
     *(u64 *)(details + 8) = 0;
@@ -197,10 +203,8 @@ static int return_at_once(struct vcpu *v) {
     return -1;
 }
 
-int run_vcpu(struct vcpu *v) {
+static int run(struct vcpu *v) {
     sigset_t mask, before;
-    current_vcpu = v;
-    v->counts[COUNT_RUNS]++;
     if (v->run[1]) return return_at_once(v);
     v->stop_wanted = 0;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
@@ -218,4 +222,14 @@ int run_vcpu(struct vcpu *v) {
     if (v->result >= 0) return v->result;
     errno = -v->result;
     return -1;
+}
+
+int run_vcpu(struct vcpu *v) {
+    current_vcpu = v;
+    v->counts[COUNT_RUNS]++;
+    errno = python_before_run ? python_before_run(v) : 0;
+    int result = errno ? -1 : run(v), saved = errno;
+    if (python_after_run) python_after_run(v, result < 0 ? -saved : result);
+    errno = saved;
+    return result;
 }
