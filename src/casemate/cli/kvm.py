@@ -242,7 +242,7 @@ def _program(name: str) -> Path:
     found = shutil.which(name)
     if found is None:
         raise SpecError(f"there is no command {name!r}", "name a program on PATH, or by its path")
-    path = Path(found)
+    path = Path(found).absolute()
     mode = path.stat().st_mode
     if mode & 0o6000 and path.stat().st_uid != os.getuid():
         raise UnsupportedError(f"{path} is setuid or setgid, so nothing can be preloaded", "run a copy of it")

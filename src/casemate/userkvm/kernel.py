@@ -18,6 +18,7 @@ from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import Capabilities
 from casemate.userkvm.faults import FaultPlan
+from casemate.userkvm.library import load
 
 if TYPE_CHECKING:
     from casemate.host.model.sev.platform import ModelPlatform
@@ -37,6 +38,8 @@ class Kernel:
         self.vms: dict[int, Vm] = {}
         self.vcpus: dict[int, Vcpu] = {}
         self.said: list[str] = []
+        self.watches_code = not load().kvm_watch_code()
+        """Whether code that a monitor rewrites is seen by its guest; else userfaultfd(2) is forbidden here."""
         self.faults = FaultPlan(())
         self._numbers = itertools.count(1)
         self._started = monotonic_ns(), engine_library.cpu_get_ticks_x86_64()

@@ -12,7 +12,7 @@ from casemate import native
 from casemate.errors import HostError
 
 RUN_BYTES, PAGE = 3 * 4096, 4096
-_RANGES = 256
+_RANGES, CODE_SLOTS = 256, 64
 
 IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
 LoopCallback = CFUNCTYPE(None, c_uint64)
@@ -69,6 +69,10 @@ class Inside(ctypes.Structure):
         return True
 
 
+class _Code(ctypes.Structure):
+    _fields_ = (("host", c_uint64), ("pages", c_uint64), ("marks", c_uint64), ("seen", c_uint64))
+
+
 class VcpuRecord(ctypes.Structure):
     """``struct vcpu``."""
 
@@ -98,6 +102,15 @@ class VcpuRecord(ctypes.Structure):
         ("latched", c_uint64),
         ("answer", c_uint64),
         ("result", c_int64),
+        ("fetches", c_uint64),
+        ("fetches_seen", c_uint64),
+        ("writes_seen", c_uint64),
+        ("writes", c_uint64),
+        ("must_protect", c_uint64),
+        ("thread", c_uint64),
+        ("is_stale", c_uint64),
+        ("code_count", c_uint64),
+        ("code", _Code * CODE_SLOTS),
     )
 
 
@@ -114,6 +127,7 @@ def load() -> Any:
     library.kvm_new_vcpu.restype = c_uint64
     library.kvm_new_vcpu.argtypes = (ctypes.POINTER(c_int), c_void_p)
     library.kvm_free_vcpu.argtypes = (c_uint64,)
+    library.kvm_watch_vcpu.argtypes = (c_uint64, c_int)
     library.kvm_descriptor.argtypes = (c_int, c_uint64, ctypes.c_char_p)
     library.kvm_leave.argtypes = (c_uint64, c_uint32, c_long)
     library.kvm_exit_port.argtypes = (c_uint64, c_int, c_uint32, c_uint32, c_uint32)
@@ -121,6 +135,8 @@ def load() -> Any:
     library.kvm_exit_mmio.argtypes = (c_uint64, c_int, c_uint64, c_uint32, c_uint64)
     library.kvm_exit_mmio.restype = c_uint64
     library.kvm_wait.argtypes = (c_uint64, c_int64)
+    library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
+    library.kvm_unwatch_memory.restype = None
     library.kvm_wake.argtypes = (c_uint64,)
     library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
     library.kvm_wait.restype = library.kvm_wake.restype = None

@@ -23,6 +23,7 @@ from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.secure_processor import VcpuReset
+from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.library import VcpuRecord, address_of, load
 from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
@@ -102,6 +103,15 @@ class Vcpu(Descriptor):
         if vm.chips is not None:
             vm.chips.kick = self.kick
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
+        self._watch: CodeWatch | None = None
+        if vm.kernel.watches_code and not vm.kind.is_confidential:
+            self._watch = CodeWatch(record, self.address, *self._engine.hooks.code_marks())
+            self.slots_changed()
+
+    def slots_changed(self) -> None:
+        """Watch the code in the slots that are there now."""
+        if self._watch is not None:
+            self._watch.set(list(self.vm.slots.values()))
 
     @property
     def exit_reason(self) -> str:

@@ -48,6 +48,15 @@ class SignalControl:
     def take_stop(self) -> None:
         """The next KVM_RUN clears it."""
 
+    def take_stale(self) -> bool:
+        """The library saw the monitor write into code. Everything is to be protected anew."""
+        if not self._record.is_stale:
+            return False
+        self._record.is_stale = 0
+        for slot in self._record.code[: self._record.code_count]:
+            ctypes.memset(slot.seen, 0, slot.pages)
+        return True
+
     def wait(self, nanoseconds: int | None) -> None:
         """In the library, without Python."""
         self._library.kvm_wait(self._address, _SECOND if nanoseconds is None else min(nanoseconds, _SECOND))

@@ -220,6 +220,7 @@ class Vm(Descriptor):
         if self.model is not None:
             self._back(self.model, slot)
         self.slots[number] = slot
+        self._tell_vcpus()
 
     @answers(Ioctl.SET_USER_MEMORY_REGION2, UserspaceMemoryRegion2)
     def set_region2(self, value: UserspaceMemoryRegion2) -> None:
@@ -252,6 +253,11 @@ class Vm(Descriptor):
         del self.slots[number]
         if self.model is not None:
             self.model.delete_slot(number)
+        self._tell_vcpus()
+
+    def _tell_vcpus(self) -> None:
+        for vcpu in self.vcpus.values():
+            vcpu.slots_changed()
 
     @answers(Ioctl.GET_DIRTY_LOG, DirtyLog)
     def get_dirty_log(self, value: DirtyLog) -> None:

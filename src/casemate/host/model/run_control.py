@@ -20,6 +20,9 @@ class RunControl(Protocol):
     def take_stop(self) -> None:
         """The run ends for the request, which is thereby served."""
 
+    def take_stale(self) -> bool:
+        """Whether code was written to from outside since this was last asked: nothing translated is to be executed."""
+
     def wait(self, nanoseconds: int | None) -> None:
         """Wait in HLT at most that long, or until woken; None is for good. It may return early."""
 
@@ -46,6 +49,10 @@ class ThreadControl:
     def take_stop(self) -> None:
         """Clear the flag."""
         self._requested = False
+
+    def take_stale(self) -> bool:
+        """Who writes says so to the VM (``memory_written``)."""
+        return False
 
     def wait(self, nanoseconds: int | None) -> None:
         """At most a tenth of a second, for a wake-up may have come just before."""

@@ -101,6 +101,8 @@ class ModelVcpu:
             if self._interrupts is not None and self._interrupts.pending():
                 self._engine.hooks.request_interrupt()
             if self._exit is None:
+                if self._control.take_stale():
+                    self._engine.flush_translations()
                 error = self._execute()
                 self._intercepts.take_error()
                 self._after_execution(error)

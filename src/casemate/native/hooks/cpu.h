@@ -77,6 +77,7 @@ struct cpu {
     u64 window_end;
     u64 aborted;        /* the engine gave up while the guest executed: its state is not to be trusted */
     u64 undone;         /* translations that were given up */
+    u64 fetched;        /* pages that code was fetched from for the first time */
 
     /* Python */
     int (*on_acknowledge)(void);

@@ -35,6 +35,10 @@ struct inside {
     struct range mmio[RANGES];
 };
 
+/* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */
+enum { CODE_SLOTS = 64 };
+struct code { u64 host, pages; u8 *marks, *seen; };
+
 /* One vCPU; Python's mirror is userkvm/library.py, and a test compares the sizes. */
 struct vcpu {
     volatile u8 stop_wanted; /* something interrupts KVM_RUN */
@@ -64,7 +68,21 @@ struct vcpu {
     u64 latched;             /* the answer was taken, though KVM_RUN returned at once */
     u64 answer;
     int64_t result;
+
+    /* Code that was translated (coherence.c) */
+    u64 *fetches;            /* how many pages code newly came from */
+    u64 fetches_seen, writes_seen;
+    u64 writes;              /* of the monitor into code */
+    volatile u64 must_protect; /* a page lost its protection */
+    u64 thread;              /* whose KVM_RUN it is */
+    u64 is_stale;            /* the monitor wrote into code: nothing that was translated is to be executed */
+    u64 code_count;
+    struct code code[CODE_SLOTS];
 };
+
+void kvm_watch_vcpu(struct vcpu *v, int is_watched);
+HIDDEN void note_code(struct vcpu *v);
+HIDDEN int was_code_written(struct vcpu *v);
 
 HIDDEN extern _Thread_local struct vcpu *current_vcpu;
 HIDDEN int run_vcpu(struct vcpu *v);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,6 +39,7 @@ EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
 
 EXPORT void kvm_free_vcpu(struct vcpu *v) {
     if (current_vcpu == v) current_vcpu = 0;
+    kvm_watch_vcpu(v, 0);
     munmap(v->run, RUN_BYTES);
     munmap(v->stack, STACK_BYTES);
     close(v->wake_fd);
@@ -51,7 +53,13 @@ static void loop(void) {
 
 static void leave(struct vcpu *v, long result) {
     v->result = result;
+    note_code(v);
+    v->in_run = 0;
     switch_stack(&v->here, v->caller);
+    if (was_code_written(v)) {
+        v->is_stale = 1;
+        if (v->in_access) v->stop_engine(v->engine); /* at the end of this instruction's block */
+    }
 }
 
 /* KVM_RUN returns; called by Python, on the coroutine's stack. */
@@ -225,7 +233,9 @@ static int run(struct vcpu *v) {
 }
 
 int run_vcpu(struct vcpu *v) {
-    current_vcpu = v;
+    static _Thread_local u64 thread;
+    if (!thread) thread = syscall(SYS_gettid);
+    current_vcpu = v, v->thread = thread;
     v->counts[COUNT_RUNS]++;
     errno = python_before_run ? python_before_run(v) : 0;
     int result = errno ? -1 : run(v), saved = errno;

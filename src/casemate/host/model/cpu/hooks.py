@@ -106,6 +106,7 @@ class CpuRecord(ctypes.Structure):
         ("window_end", c_uint64),
         ("aborted", c_uint64),
         ("undone", c_uint64),
+        ("fetched", c_uint64),
         ("on_acknowledge", InterruptAcknowledger),
         ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
@@ -386,6 +387,10 @@ class EngineHooks:
         """Whether translated code may come from this range of guest memory."""
         first, last = gpa >> 12, (gpa + size - 1) >> 12
         return self._code_pages.find(b"\x01", first, last + 1) >= 0
+
+    def code_marks(self) -> tuple[int, int]:
+        """Addresses of a byte for each page, whether code came from it, and of a count of pages that it newly did."""
+        return int(self.record.code_pages), self.user_data + CpuRecord.fetched.offset
 
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
