@@ -1,9 +1,10 @@
 """Compiles the machine code of casemate for wheels and editable installs (hatchling's build hook interface).
 
 The compiler is ``$CC``, ``cc``, ``gcc`` or ``clang``, whichever works first, else that of the package ``ziglang``, for
-which the build then asks. The CPU's hooks use neither the C library nor a header beside ``stdint.h``, the KVM for other
-monitors only what glibc 2.17 has, so one wheel serves every Linux with glibc on x86-64. For other computers, and where nothing compiles it, the wheel is pure Python: commands that run
-no guest on the model work. What was compiled once is kept in the user's cache, by the hash of what it was made from.
+which the build then asks. The CPU's hooks use neither the C library nor a header beside ``stdint.h``, and the KVM for
+other monitors only what glibc 2.17 has, so one wheel serves every Linux with glibc on x86-64. For other computers, and
+where nothing compiles it, the wheel is pure Python: commands that run no guest on the model work. What was compiled
+once is kept in the user's cache, by the hash of what it was made from.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import threading
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -263,7 +264,7 @@ def _has_interpreter(head: bytes) -> bool:
 
 
 def _refuse_sandbox(command: list[str]) -> None:
-    for option, value in zip(command, command[1:], strict=False):
+    for option, value in pairwise(command):
         if option in ("-sandbox", "--sandbox") and value.split(",")[0] in ("on", "enable=on"):
             raise UnsupportedError(
                 "QEMU's -sandbox on forbids what the model needs (threads, mappings, files)",

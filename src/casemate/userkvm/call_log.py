@@ -22,7 +22,7 @@ _LONGEST_ARRAY = 32
 
 def call_name(request: int) -> str:
     """The header's name of an ioctl, or its number."""
-    return _NAMES.get(request, f"{request:#x}")
+    return str(_NAMES.get(request, f"{request:#x}"))
 
 
 class CallLog:

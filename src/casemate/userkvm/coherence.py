@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import ctypes
+import mmap
 
 from casemate.address import PAGE_SIZE
 from casemate.host.slots import MemorySlot

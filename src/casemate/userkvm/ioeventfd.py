@@ -79,10 +79,10 @@ class Ioeventfds:
     def signal(self, address: int, size: int, value: int, *, pio: bool) -> bool:
         """A store of the guest; whether it was meant for one of them."""
         for event, fd in self._events:
-            if event.address == address and event.is_pio == pio and event.length in (0, size):
-                if event.match is None or event.match == value & (1 << 8 * size) - 1:
-                    os.eventfd_write(fd, 1)
-                    return True
+            is_place = event.address == address and event.is_pio == pio and event.length in (0, size)
+            if is_place and event.match in (None, value & (1 << 8 * size) - 1):
+                os.eventfd_write(fd, 1)
+                return True
         return False
 
     def close(self) -> None:

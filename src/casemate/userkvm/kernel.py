@@ -22,8 +22,6 @@ from casemate.userkvm.library import load
 
 if TYPE_CHECKING:
     from casemate.host.model.sev.platform import ModelPlatform
-    from casemate.userkvm.vcpu import Vcpu
-    from casemate.userkvm.vm import Vm
 
 
 class Kernel:
@@ -35,8 +33,6 @@ class Kernel:
         self.clock = GuestClock()
         self.vm_types = self.era.vm_types if has_sev else self.era.vm_types - SEV_TYPES
         self.capabilities = Capabilities(self.era, self.vm_types)
-        self.vms: dict[int, Vm] = {}
-        self.vcpus: dict[int, Vcpu] = {}
         self.said: list[str] = []
         self.watches_code = not load().kvm_watch_code()
         """Whether code that a monitor rewrites is seen by its guest; else userfaultfd(2) is forbidden here."""
@@ -56,20 +52,9 @@ class Kernel:
         platform = self.platform if kind.is_signed_at_launch else None
         return ModelHypervisor(self.clock, era=self.era, platform=platform)
 
-    def keep(self, vm: Vm) -> int:
-        """Number a VM."""
-        number = next(self._numbers)
-        self.vms[number] = vm
-        return number
-
-    def release(self, vm: Vm) -> None:
-        """Forget a VM that nobody has a descriptor of, its vCPUs included."""
-        for number, known in list(self.vms.items()):
-            if known is vm:
-                del self.vms[number]
-        for vcpu in vm.vcpus.values():
-            del self.vcpus[vcpu.address]
-        vm.close()
+    def next_number(self) -> int:
+        """Of a VM."""
+        return next(self._numbers)
 
     def say(self, text: str) -> None:
         """One line for the user, on the monitor's standard error."""

@@ -1,4 +1,4 @@
-"""What ``casemate kvm`` tells the monitor's process, by an environment variable."""
+"""What ``casemate kvm`` tells the monitor's process, by an environment variable (docs/design/user-space-kvm.md)."""
 
 from __future__ import annotations
 

@@ -32,10 +32,8 @@ def _vm_lines(vm: dict[str, Any], seconds: float) -> Iterable[str]:
     yield "exits: " + (", ".join(rates) or "none")
     if vm["digest"]:
         yield f"launch digest {vm['digest']}"
-    for text in vm["protection"][-_MOST:]:
-        yield text
-    for text in vm["violations"]:
-        yield f"violation: {text}"
+    yield from vm["protection"][-_MOST:]
+    yield from (f"violation: {text}" for text in vm["violations"])
 
 
 def to_html(summaries: Iterable[dict[str, Any]]) -> str:
@@ -44,8 +42,7 @@ def to_html(summaries: Iterable[dict[str, Any]]) -> str:
     for summary in summaries:
         parts.append(f"<h2>{html.escape(summary['program'])}, process {summary['pid']}</h2>")
         parts.append(f"<p>{html.escape(summary['era'])}, {summary['seconds']} s</p>")
-        for vm in summary["vms"]:
-            parts.append(_list(_vm_lines(vm, summary["seconds"])))
+        parts += [_list(_vm_lines(vm, summary["seconds"])) for vm in summary["vms"]]
         parts.append(
             "<h3>Capabilities</h3>"
             + _list(

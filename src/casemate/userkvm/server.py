@@ -19,6 +19,7 @@ from typing import Any
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.userkvm.call_log import CallLog, call_name
+from casemate.userkvm.cpuid import ENCRYPTION_LEAF
 from casemate.userkvm.faults import FaultPlan, parse_fault
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import (
@@ -28,7 +29,7 @@ from casemate.userkvm.library import (
     IoctlCallback,
     Kind,
     LoopCallback,
-    MprotectCallback,
+    ProtectionCallback,
     ReleaseCallback,
     address_of,
     load,
@@ -48,8 +49,8 @@ class Server:
 
     def __init__(self, options: Options) -> None:
         self.kernel = Kernel(options.era, has_sev=options.has_sev)
-        self.summary = Summary(self.kernel)
         self._system = System(self.kernel)
+        self.summary = Summary(self.kernel, self._system)
         self._sev: Descriptor | None = None
         self._log = None if options.log is None else CallLog(Path(options.log))
         self._faults = FaultPlan(map(parse_fault, options.faults))
@@ -102,35 +103,45 @@ class Server:
             if self._sev is None:
                 from casemate.userkvm.sev_device import SevDevice  # loads cryptography
 
-                self._sev = SevDevice(self.kernel)
+                self._sev = SevDevice(self.kernel, self._system)
             return self._sev
-        found: Descriptor | None = (self.kernel.vms if kind == Kind.VM else self.kernel.vcpus).get(number)
+        found: Descriptor | None = (
+            self._system.vms.get(number) if kind == Kind.VM else self._system.vcpu(number)
+        )
         if found is None:
             raise Refused(EBADF, "it is closed")
         return found
 
     def loop(self, address: int) -> None:
         """A vCPU's first KVM_RUN."""
-        self.kernel.vcpus[address].loop()
+        vcpu = self._system.vcpu(address)
+        assert vcpu is not None, "the library has its descriptor"
+        vcpu.loop()
 
     def release(self, kind: int, number: int) -> None:
         """The last descriptor of something was closed. A VM lives as long as its vCPUs' do."""
         vm: Vm | None = None
         if kind == Kind.VM:
-            vm = self.kernel.vms.get(number)
+            vm = self._system.vms.get(number)
             self._left.add(number)
-        elif kind == Kind.VCPU and number in self.kernel.vcpus:
-            vcpu = self.kernel.vcpus[number]
-            vm, vcpu.is_closed = vcpu.vm, True
+        elif kind == Kind.VCPU:
+            vm = self._close_vcpu(number)
         if vm is None or not all(vcpu.is_closed for vcpu in vm.vcpus.values()):
             return
         if vm.number in self._left:
             self.summary.keep(vm)
-            self.kernel.release(vm)
+            self._system.release(vm)
 
-    def mprotect(self, address: int, size: int) -> None:
+    def _close_vcpu(self, address: int) -> Vm | None:
+        vcpu = self._system.vcpu(address)
+        if vcpu is None:
+            return None
+        vcpu.is_closed = True
+        return self._system.vms[vcpu.vm.number]
+
+    def protection_changed(self, address: int, size: int) -> None:
         """The monitor changed the protection of a mapping."""
-        for vm in list(self.kernel.vms.values()):
+        for vm in list(self._system.vms.values()):
             vm.mapping_changed(address, size)
 
     def before_run(self, address: int) -> int:
@@ -145,7 +156,8 @@ class Server:
     def after_run(self, address: int, result: int) -> None:
         """Log it."""
         if self._log is not None:
-            reason = self.kernel.vcpus[address].exit_reason
+            vcpu = self._system.vcpu(address)
+            reason = None if vcpu is None else vcpu.exit_reason
             self._log.write("vcpu", Ioctl.RUN, reason, result, monotonic_ns() - self._run_started, "")
 
     def finish(self) -> None:
@@ -183,6 +195,15 @@ def _connect(path: str) -> socket.socket | None:
     return found
 
 
+def _show_encryption(library: Any) -> None:
+    """Let QEMU find the C-bit of the modelled processor, and not that of the one that it runs on."""
+    try:
+        function = address_of(ctypes.CDLL(None).host_cpuid)
+    except AttributeError:  # another monitor, or one that exports nothing
+        return
+    library.kvm_show_cpuid(ctypes.c_void_p(function), (ctypes.c_uint32 * 4)(*ENCRYPTION_LEAF))
+
+
 def start() -> None:
     """Make the process's KVM, and register it with the library. Raises CasemateError."""
     options = json.loads(os.environ[OPTIONS])
@@ -191,7 +212,7 @@ def start() -> None:
         IoctlCallback(server.ioctl),
         LoopCallback(server.loop),
         ReleaseCallback(server.release),
-        MprotectCallback(server.mprotect),
+        ProtectionCallback(server.protection_changed),
         FinishCallback(server.finish),
     )
     library = load()
@@ -200,5 +221,7 @@ def start() -> None:
         _kept.extend(watchers)
         library.kvm_watch_runs(*(ctypes.c_void_p(address_of(each)) for each in watchers))
     _kept.extend((server, *callbacks))
+    if options["has_sev"]:
+        _show_encryption(library)
     server.start_listening()
     library.kvm_register(*(ctypes.c_void_p(address_of(each)) for each in callbacks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EINVAL, EIO, ENOTTY
+from typing import Protocol
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.sev import (
@@ -24,10 +25,23 @@ from casemate.address import PAGE_SIZE, Gpa, Hva
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.sev.sev import ModelSev
 from casemate.host.model.snp.snp import ModelSnp
+from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import LaunchSession, SevSetup
 from casemate.host.snp_processor import SnpFinish, SnpUpdate
 from casemate.userkvm.table import Refused, copy_in, copy_out
-from casemate.userkvm.vm import Vm
+from casemate.userkvm.vcpu import Vcpu, VcpuOwner
+
+
+class LaunchedVm(VcpuOwner, Protocol):
+    """What a launch needs of its VM (``casemate.userkvm.vm.Vm``)."""
+
+    vm_type: VmType
+    setup: SevSetup
+    model: ModelVm | None
+    vcpus: dict[int, Vcpu]
+    policy: int
+    digest: str | None
+
 
 _ERROR_AT = 16
 """Of ``SevCmd.error``."""
@@ -36,7 +50,7 @@ _MAX_BLOB = 16 << 10
 _KINDS = {VmType.SEV: GuestKind.SEV, VmType.SEV_ES: GuestKind.SEV_ES, VmType.SNP: GuestKind.SNP}
 
 
-def run_command(vm: Vm, address: int) -> int:
+def run_command(vm: LaunchedVm, address: int) -> int:
     """One command. Raises Refused and HostError; a firmware status goes into the command, too."""
     command = SevCmd.from_bytes(copy_in(address, SevCmd.SIZE))
     row = _COMMANDS.get(command.id)
@@ -62,7 +76,7 @@ def _blob(address: int, size: int) -> bytes:
     return copy_in(address, size)
 
 
-def _sev(vm: Vm) -> ModelSev:
+def _sev(vm: LaunchedVm) -> ModelSev:
     if vm.kind not in (GuestKind.SEV, GuestKind.SEV_ES):
         raise Refused(ENOTTY, "no guest of SEV")
     processor = vm.realize().secure_processor
@@ -70,7 +84,7 @@ def _sev(vm: Vm) -> ModelSev:
     return processor
 
 
-def _snp(vm: Vm) -> ModelSnp:
+def _snp(vm: LaunchedVm) -> ModelSnp:
     if vm.kind is not GuestKind.SNP:
         raise Refused(ENOTTY, "no SNP guest")
     processor = vm.realize().snp_processor
@@ -78,27 +92,27 @@ def _snp(vm: Vm) -> ModelSnp:
     return processor
 
 
-def _begin(vm: Vm, kind: GuestKind, setup: SevSetup) -> None:
+def _begin(vm: LaunchedVm, kind: GuestKind, setup: SevSetup) -> None:
     if vm.kind is not GuestKind.PLAIN or vm.model is not None:
         raise Refused(EINVAL, "the VM has vCPUs, or a launch")
     vm.kind, vm.setup = kind, setup
 
 
-def _init(vm: Vm, _address: int) -> None:
+def _init(vm: LaunchedVm, _address: int) -> None:
     _begin_legacy(vm, GuestKind.SEV)
 
 
-def _es_init(vm: Vm, _address: int) -> None:
+def _es_init(vm: LaunchedVm, _address: int) -> None:
     _begin_legacy(vm, GuestKind.SEV_ES)
 
 
-def _begin_legacy(vm: Vm, kind: GuestKind) -> None:
+def _begin_legacy(vm: LaunchedVm, kind: GuestKind) -> None:
     if vm.vm_type is not VmType.DEFAULT:
         raise Refused(EINVAL, f"{vm.vm_type.kernel_name} takes KVM_SEV_INIT2 alone")
     _begin(vm, kind, SevSetup())
 
 
-def _init2(vm: Vm, address: int) -> None:
+def _init2(vm: LaunchedVm, address: int) -> None:
     kind = _KINDS.get(vm.vm_type)
     if kind is None:
         raise Refused(EINVAL, f"{vm.vm_type.kernel_name} takes no KVM_SEV_INIT2")
@@ -109,7 +123,7 @@ def _init2(vm: Vm, address: int) -> None:
     _begin(vm, kind, SevSetup(vm.vm_type, wanted.vmsa_features))
 
 
-def _launch_start(vm: Vm, address: int) -> None:
+def _launch_start(vm: LaunchedVm, address: int) -> None:
     value = SevLaunchStart.from_bytes(copy_in(address, SevLaunchStart.SIZE))
     session = None
     if value.dh_uaddr:
@@ -120,16 +134,16 @@ def _launch_start(vm: Vm, address: int) -> None:
     copy_out(address, value.to_bytes())
 
 
-def _launch_update_data(vm: Vm, address: int) -> None:
+def _launch_update_data(vm: LaunchedVm, address: int) -> None:
     value = SevLaunchUpdateData.from_bytes(copy_in(address, SevLaunchUpdateData.SIZE))
     _sev(vm).launch_update_data(Hva(value.uaddr), value.len)
 
 
-def _launch_update_vmsa(vm: Vm, _address: int) -> None:
+def _launch_update_vmsa(vm: LaunchedVm, _address: int) -> None:
     _sev(vm).launch_update_vmsa([vcpu.reset_state for vcpu in vm.vcpus.values()])
 
 
-def _launch_measure(vm: Vm, address: int) -> None:
+def _launch_measure(vm: LaunchedVm, address: int) -> None:
     value = SevLaunchMeasure.from_bytes(copy_in(address, SevLaunchMeasure.SIZE))
     processor = _sev(vm)
     if value.len < _MEASUREMENT:
@@ -141,29 +155,29 @@ def _launch_measure(vm: Vm, address: int) -> None:
     copy_out(value.uaddr, measurement.mac + measurement.nonce)
 
 
-def _launch_secret(vm: Vm, address: int) -> None:
+def _launch_secret(vm: LaunchedVm, address: int) -> None:
     value = SevLaunchSecret.from_bytes(copy_in(address, SevLaunchSecret.SIZE))
     header, data = _blob(value.hdr_uaddr, value.hdr_len), _blob(value.trans_uaddr, value.trans_len)
     _sev(vm).launch_secret(header, Hva(value.guest_uaddr), data)
 
 
-def _launch_finish(vm: Vm, _address: int) -> None:
+def _launch_finish(vm: LaunchedVm, _address: int) -> None:
     _sev(vm).launch_finish()
 
 
-def _guest_status(vm: Vm, address: int) -> None:
+def _guest_status(vm: LaunchedVm, address: int) -> None:
     state = list(GuestState).index(_sev(vm).state)
     copy_out(address, SevGuestStatus(1, vm.policy, state).to_bytes())
 
 
-def _snp_launch_start(vm: Vm, address: int) -> None:
+def _snp_launch_start(vm: LaunchedVm, address: int) -> None:
     value = SnpLaunchStart.from_bytes(copy_in(address, SnpLaunchStart.SIZE))
     if value.flags:
         raise Refused(EINVAL, "flags")
     _snp(vm).launch_start(value.policy, bytes(value.gosvw))
 
 
-def _snp_launch_update(vm: Vm, address: int) -> None:
+def _snp_launch_update(vm: LaunchedVm, address: int) -> None:
     value = SnpLaunchUpdate.from_bytes(copy_in(address, SnpLaunchUpdate.SIZE))
     if value.flags or value.type not in set(SnpPageType):
         raise Refused(EINVAL, f"flags, or page type {value.type}")
@@ -175,7 +189,7 @@ def _snp_launch_update(vm: Vm, address: int) -> None:
         copy_out(address, value.to_bytes())
 
 
-def _snp_launch_finish(vm: Vm, address: int) -> None:
+def _snp_launch_finish(vm: LaunchedVm, address: int) -> None:
     value = SnpLaunchFinish.from_bytes(copy_in(address, SnpLaunchFinish.SIZE))
     processor, block, auth = _snp(vm), b"", b""
     if value.id_block_en:
@@ -188,7 +202,7 @@ def _snp_launch_finish(vm: Vm, address: int) -> None:
     vm.digest = processor.psp.digest.hex()
 
 
-_COMMANDS: dict[int, Callable[[Vm, int], None]] = {
+_COMMANDS: dict[int, Callable[[LaunchedVm, int], None]] = {
     SevCommand.INIT: _init,
     SevCommand.ES_INIT: _es_init,
     SevCommand.INIT2: _init2,

@@ -17,6 +17,7 @@ from casemate.abi.sev.status import SevStatus
 from casemate.host.model.sev.platform import API
 from casemate.host.model.sev.psp import BUILD
 from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.system import System
 from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
 
 _ERROR_AT = 12
@@ -28,8 +29,9 @@ class SevDevice(Descriptor):
 
     unknown_errno = ENOTTY
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, system: System) -> None:
         self._kernel = kernel
+        self._system = system
 
     @answers(SevIoctl.ISSUE_CMD)  # type: ignore[arg-type]
     def issue(self, address: int) -> None:
@@ -44,7 +46,7 @@ class SevDevice(Descriptor):
             raise Refused(EINVAL, f"platform command {command.cmd} is not modelled")
 
     def _status(self) -> PlatformStatus:
-        guests = sum(vm.kind.is_confidential for vm in self._kernel.vms.values())
+        guests = sum(vm.kind.is_confidential for vm in self._system.vms.values())
         state = PlatformState.WORKING if guests else PlatformState.INIT
         return PlatformStatus(*API, state, FLAG_ES, BUILD, guests)
 

@@ -13,6 +13,7 @@ from casemate.abi.kvm.capabilities import Capability
 from casemate.host.clock import NANOSECONDS
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Count
+from casemate.userkvm.system import System
 from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm import Vm
 
@@ -20,8 +21,9 @@ from casemate.userkvm.vm import Vm
 class Summary:
     """Collects for one process."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, system: System) -> None:
         self._kernel = kernel
+        self._system = system
         self._started = monotonic_ns()
         self.calls: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
@@ -42,7 +44,7 @@ class Summary:
             "program": Path("/proc/self/exe").resolve().name,
             "python": sys.version.split()[0],
             "seconds": round((monotonic_ns() - self._started) / NANOSECONDS, 3),
-            "vms": self._gone + [self._vm(vm) for vm in list(self._kernel.vms.values())],
+            "vms": self._gone + [self._vm(vm) for vm in list(self._system.vms.values())],
             "capabilities": [
                 {"asked_of": who, "capability": _capability(number), "answer": value}
                 for (who, number), value in sorted(asked.items())

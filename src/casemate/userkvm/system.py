@@ -12,6 +12,7 @@ from casemate.userkvm import cpuid
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import RUN_BYTES
 from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
+from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm import Vm
 
 _API_VERSION = 12
@@ -41,6 +42,8 @@ class System(Descriptor):
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self.vms: dict[int, Vm] = {}
+        """By number."""
 
     @answers(Ioctl.GET_API_VERSION)
     def get_api_version(self, argument: int) -> int:
@@ -66,7 +69,19 @@ class System(Descriptor):
         """A VM of one of the era's types."""
         if number not in {int(each) for each in self._kernel.vm_types}:
             raise Refused(EINVAL, f"{self._kernel.era.name} has no VM type {number}")
-        return Vm(self._kernel, VmType(number)).fd
+        vm = Vm(self._kernel, VmType(number))
+        self.vms[vm.number] = vm
+        return vm.fd
+
+    def vcpu(self, address: int) -> Vcpu | None:
+        """The one that the library knows by this address."""
+        vcpus = (vcpu for vm in list(self.vms.values()) for vcpu in list(vm.vcpus.values()))
+        return next((vcpu for vcpu in vcpus if vcpu.address == address), None)
+
+    def release(self, vm: Vm) -> None:
+        """Forget a VM that nobody has a descriptor of."""
+        del self.vms[vm.number]
+        vm.close()
 
     @answers(Ioctl.GET_MSR_INDEX_LIST)
     def get_msr_list(self, address: int) -> None:

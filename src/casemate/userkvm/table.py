@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable
 from ctypes import c_size_t, c_ssize_t, c_ulong, c_void_p
 from errno import EFAULT
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.layout import Struct
 
-_WRITE, _READ = 1 << 30, 2 << 30
+_READ = 2 << 30
 _libc = ctypes.CDLL(None, use_errno=True)
 for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
     _call.argtypes = (ctypes.c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
@@ -74,7 +74,7 @@ def answers(ioctl: Ioctl, struct: type[Struct] | None = None) -> Callable[[Any],
 class Descriptor:
     """Something that ioctls are made on. Subclasses have methods that are marked by ``answers``."""
 
-    table: dict[int, Answer] = {}
+    table: ClassVar[dict[int, Answer]] = {}
     unknown_errno = EFAULT
 
     def __init_subclass__(cls) -> None:
@@ -92,10 +92,8 @@ class Descriptor:
             raise Refused(self.unknown_errno, "no such ioctl")
         if row.struct is None:
             return row.run(self, argument) or 0, None
-        if request & _WRITE:
-            value = row.struct.from_bytes(copy_in(argument, row.struct.SIZE))
-        else:
-            value = row.struct()
+        # Always in: some numbers say that the kernel only writes, and it reads (KVM_MEMORY_ENCRYPT_REG_REGION).
+        value = row.struct.from_bytes(copy_in(argument, row.struct.SIZE))
         result = row.run(self, value) or 0
         if request & _READ:
             copy_out(argument, value.to_bytes())

@@ -1,7 +1,7 @@
 """The descriptor of a vCPU: its state by ioctl, and its run (Linux api.rst, "vcpu ioctls").
 
-What is set takes effect at once where the guest stands between two instructions. In the middle of an access only general
-registers do; any other new state makes the access one that never happened.
+What is set takes effect at once where the guest stands between two instructions. In the middle of an access only
+general registers do; any other new state makes the access one that never happened.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
 from errno import E2BIG, EINVAL, ENOMEM, ENXIO
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import CpuidEntry2, MpState, MsrEntry, Regs, Sregs, Translation
@@ -22,15 +23,17 @@ from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
+from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
+from casemate.host.slots import MemorySlot
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.cpuid import VcpuCpuid
-from casemate.userkvm.library import VcpuRecord, address_of, load
+from casemate.userkvm.ioeventfd import Ioeventfds
+from casemate.userkvm.irqchip import Irqchip
+from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
 from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl
-
-if TYPE_CHECKING:
-    from casemate.userkvm.vm import Vm
 
 RUNNABLE, HALTED = 0, 3
 """``kvm_mp_state.mp_state``."""
@@ -48,12 +51,49 @@ _KEPT = {
 """State that is kept for the monitor and that the guest does not see."""
 
 
+class VcpuOwner(Protocol):
+    """What a vCPU needs of its VM (``casemate.userkvm.vm.Vm``)."""
+
+    number: int
+    kernel: Kernel
+    kind: GuestKind
+    inside: Inside
+    cpuid: VcpuCpuid
+    chips: Irqchip | None
+    ioeventfds: Ioeventfds
+    slots: dict[int, MemorySlot]
+
+    @property
+    def is_protected(self) -> bool:
+        """Registers and memory are the guest's alone."""
+
+    @property
+    def is_running(self) -> bool:
+        """The guest may have executed something."""
+
+    @property
+    def address_mask(self) -> int:
+        """What of an address the bus sees."""
+
+    def realize(self) -> ModelVm:
+        """The modelled VM."""
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+
+    def describe(self, vm_exit: VmExit) -> str:
+        """An exit in words."""
+
+    def tsc_khz(self) -> int:
+        """Of the time-stamp counter."""
+
+
 class Vcpu(Descriptor):
     """One vCPU of ``vm``. Raises Refused where the library has no memory for it."""
 
     unknown_errno = EINVAL
 
-    def __init__(self, vm: Vm, number: int) -> None:
+    def __init__(self, vm: VcpuOwner, number: int) -> None:
         self.vm = vm
         self.number = number
         self._library = load()
@@ -150,11 +190,14 @@ class Vcpu(Descriptor):
                 self._door.fail()
 
     def _apply(self) -> None:
-        if self.record.abandoned:
+        was_abandoned = self.record.abandoned
+        if was_abandoned:
             self.record.abandoned = self.record.stop_wanted = 0
         work, self._later = self._later, []
         for each in work:
             each()
+        if was_abandoned:  # the engine went on to the end of its block
+            self._state.set_regs(self._shown_regs)
 
     def _leave(self, vm_exit: VmExit) -> None:
         if isinstance(vm_exit, Hlt) and self.vm.chips is not None:

@@ -86,7 +86,7 @@ class Vm(Descriptor):
         self.policy = 0
         self.digest: str | None = None
         """The launch digest in hex, once the launch measured or finished."""
-        self.number = kernel.keep(self)
+        self.number = kernel.next_number()
         self.fd: int = load().kvm_descriptor(Kind.VM, self.number, b"casemate-vm")
 
     # The modelled VM.
@@ -188,7 +188,6 @@ class Vm(Descriptor):
             raise Refused(EINVAL, "the only vCPU has number 0")
         vcpu = Vcpu(self, number)
         self.vcpus[number] = vcpu
-        self.kernel.vcpus[vcpu.address] = vcpu
         return vcpu.fd
 
     # Memory.
@@ -209,9 +208,8 @@ class Vm(Descriptor):
         slot = self._slot(value)
         if before == slot:
             return
-        if before is not None:
-            if (before.hva, before.readonly, before.range.size) != (slot.hva, slot.readonly, slot.range.size):
-                raise Refused(EINVAL, "a live slot's memory, size and read-only flag do not change")
+        if before is not None and _fixed(before) != _fixed(slot):
+            raise Refused(EINVAL, "a live slot's memory, size and read-only flag do not change")
         others = [other for key, other in self.slots.items() if key != number]
         if any(other.range.intersection(slot.range) for other in others):
             raise Refused(EEXIST, f"slot {number} overlaps another")
@@ -447,7 +445,7 @@ class Vm(Descriptor):
     @answers(Ioctl.MEMORY_ENCRYPT_OP)
     def memory_encrypt(self, address: int) -> int:
         """A launch command, or the question whether there are any."""
-        from casemate.userkvm.sev import run_command  # loads cryptography
+        from casemate.userkvm.sev import run_command  # loads cryptography, for SEV and SEV-ES
 
         if not self.kernel.has_sev:
             raise Refused(ENOTTY, "no secure processor")
@@ -456,19 +454,22 @@ class Vm(Descriptor):
     @answers(Ioctl.MEMORY_ENCRYPT_REG_REGION, EncRegion)
     def register_region(self, value: EncRegion) -> None:
         """Pinned, by the rules of the era."""
-        copied = EncRegion.from_bytes(value)
         if not self.kind.is_confidential:
             raise Refused(ENOTTY, "no guest of SEV")
         if self.kind is not GuestKind.SNP:
             processor = self.realize().secure_processor
             assert processor is not None
-            processor.register_region(Hva(copied.addr), copied.size)
+            processor.register_region(Hva(value.addr), value.size)
 
     @answers(Ioctl.MEMORY_ENCRYPT_UNREG_REGION, EncRegion)
     def unregister_region(self, value: EncRegion) -> None:
         """Not pinned any more."""
         if not self.kind.is_confidential:
             raise Refused(ENOTTY, "no guest of SEV")
+
+
+def _fixed(slot: MemorySlot) -> tuple[int, int, bool]:
+    return slot.hva, slot.range.size, slot.readonly
 
 
 def _evidence(fault: MemoryFault) -> str:

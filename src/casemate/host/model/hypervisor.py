@@ -54,7 +54,10 @@ class ModelHypervisor:
     def create_vm(
         self, kind: GuestKind, sev: SevSetup | None = None, *, cpuid: CpuidTable | None = None
     ) -> ModelVm:
-        """A VM with one vCPU, of AMD if it has a ``cpuid`` of its own. Raises UnsupportedError for kinds that are not modelled, HostError as KVM does."""
+        """A VM with one vCPU, of AMD if it has a ``cpuid`` of its own.
+
+        Raises UnsupportedError for kinds that are not modelled, HostError as KVM does.
+        """
         if kind is GuestKind.TDX:
             raise UnsupportedError("the modelled host is AMD's and has no TDX guests", "use another kind")
         setup = sev or SevSetup()

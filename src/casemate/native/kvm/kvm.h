@@ -21,6 +21,7 @@ typedef uint64_t u64;
 enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV };
 
 enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256 };
+enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
 /* Counters of one vCPU, by why KVM_RUN returned or was asked for. */

@@ -34,6 +34,7 @@ EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
     v->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     v->stack = mmap(0, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED) return 0;
+    *(u64 *)(v->run + RUN_APIC_BASE) = APIC_BASE;
     return v;
 }
 

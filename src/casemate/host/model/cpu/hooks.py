@@ -263,7 +263,7 @@ class EngineHooks:
         ctypes.memset(ctypes.byref(self.record, CpuRecord.leaves.offset), 0, CpuRecord.leaves.size)
 
     def divert(self, callbacks: Callbacks) -> Callbacks:
-        """Ask others about accesses from now on, by the addresses of C functions; returns those of whom to ask before."""
+        """Ask others about accesses from now on, by the addresses of C functions; returns those of before."""
         before = []
         for name, address in callbacks._asdict().items():
             field = getattr(CpuRecord, name)
