@@ -3,9 +3,10 @@
 The hooks of the modelled CPU become a shared object, and the code of guests, which is assembly, becomes data.
 
 The compiler is ``$CC``, ``cc``, ``gcc`` or ``clang``, whichever works first, else that of the package ``ziglang``, for
-which the build then asks. The code uses neither the C library nor a header beside ``stdint.h``, so one wheel serves
-every Linux on x86-64. For other computers, and where nothing compiles it, the wheel is pure Python: commands that run
-no guest on the model work. What was compiled once is kept in the user's cache, by the hash of what it was made from.
+which the build then asks. The CPU's hooks use neither the C library nor a header beside ``stdint.h``, and the KVM for
+other monitors only what glibc 2.17 has, so one wheel serves every Linux with glibc on x86-64. For other computers, and
+where nothing compiles it, the wheel is pure Python: commands that run no guest on the model work. What was compiled
+once is kept in the user's cache, by the hash of what it was made from.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _FLAGS = [
-    *("-std=gnu11", "-O2", "-fPIC", "-shared", "-nostdlib", "-ffreestanding", "-fno-builtin"),
+    *("-std=gnu11", "-O2", "-fPIC", "-shared"),
     *(
         "-fno-strict-aliasing",
         "-fvisibility=hidden",
@@ -37,6 +38,9 @@ _FLAGS = [
     ),
     *("-Wall", "-Wextra", "-Wl,--build-id=none", "-s"),
 ]
+_FREESTANDING = ["-nostdlib", "-ffreestanding", "-fno-builtin"]
+_WITH_LIBC = ["-Wl,--no-as-needed", "-l:libdl.so.2"]
+"""Behind the sources. Of the C library only what its version 2.17 has; since 2.34 it has no libdl of its own."""
 _ZIG_FLAGS = ["-target", "x86_64-linux-gnu.2.17", "-fno-sanitize=all"]
 _TAG = "py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64"
 
@@ -46,9 +50,13 @@ class Library(NamedTuple):
 
     target: str
     sources: str
+    uses_libc: bool = False
 
 
-LIBRARIES = (Library("native/_hooks.so", "native/hooks"),)
+LIBRARIES = (
+    Library("native/_hooks.so", "native/hooks"),
+    Library("native/_kvm.so", "native/kvm", uses_libc=True),
+)
 GUEST_CODE = "native/guest_code.json"
 _RELOCATED_BYTES = {1: 8, 10: 4, 11: 4, 12: 2, 14: 1}
 """R_X86_64_64, _32, _32S, _16 and _8: all that a parameter of guest code may be."""
@@ -90,9 +98,10 @@ def build(library: Library, package: Path) -> Path:
     target, folder = package / library.target, package / library.sources
     compiler = _compiler()
     command = [*compiler, *_FLAGS, f'-DSOURCES="{hash_files([*folder.glob("*.c"), *folder.glob("*.h")])}"']
+    command += [] if library.uses_libc else _FREESTANDING
     cached = _cached(compiler, command, ".so")
     if not cached.exists():
-        _compile(command, sorted(folder.glob("*.c")), cached)
+        _compile(command, sorted(folder.glob("*.c")), cached, _WITH_LIBC if library.uses_libc else [])
     target.unlink(missing_ok=True)  # a process may have the old one loaded
     shutil.copyfile(cached, target)
     return target
@@ -161,12 +170,15 @@ def read_pieces(data: bytes) -> dict[str, Any]:
     return pieces
 
 
-def _compile(command: list[str], sources: list[Path], target: Path) -> None:
+def _compile(command: list[str], sources: list[Path], target: Path, libraries: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder, "made.so")
         subprocess.run(
-            [*command, "-o", str(made), *map(str, sources)], capture_output=True, text=True, check=True
+            [*command, "-o", str(made), *map(str, sources), *libraries],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         made.replace(target)
 
@@ -205,7 +217,7 @@ def _works(compiler: list[str]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "works.c")
         source.write_text("#include <stdint.h>\nuint64_t works(void) { return 1; }\n")
-        command = [*compiler, *_FLAGS, "-o", str(Path(folder, "works.so")), str(source)]
+        command = [*compiler, *_FLAGS, *_FREESTANDING, "-o", str(Path(folder, "works.so")), str(source)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

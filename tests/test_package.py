@@ -33,7 +33,7 @@ LAYERS = (
     {"memory", "digest", "guests"},
     {"devices", "owner"},
     {"evidence"},
-    {"machine"},
+    {"machine", "userkvm"},
     {"advise", "confidential", "prove"},
     {"qmp"},
     {"api"},

@@ -175,7 +175,7 @@ def test_full_disk_while_copying_the_template_leaves_nothing_behind(
 ) -> None:
     state = tmp_path / "state"
     arguments = [*CASEMATE, "boot", "--code", stock[0], "--vars-template", stock[1], "--timeout", "5"]
-    limit = 100_000  # bytes: less than the store, as a full disk or quota would have it
+    limit = 100_000  # bytes: less than the write, as a full disk or quota would have it
 
     def restrict() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -39,7 +39,7 @@ def stored(spec: MachineSpec) -> bytes:
 
 
 def record(spec: MachineSpec) -> tuple[bytes, list[FlashChange]]:
-    """The store before a boot, and all changes of it."""
+    """The write before a boot, and all changes of it."""
     journal, before = FlashJournal(), stored(spec)
     outcome = boot(spec, until=PROMPT, timeout=100, attachments=Attachments(on_start=journal.attach))
     assert outcome.ending is Ending.UNTIL, outcome
@@ -51,7 +51,7 @@ def plain_text(outcome: Outcome) -> str:
 
 
 def needs_cleaning(store: bytes, free: int = 100) -> bytes:
-    """The store with its room but ``free`` bytes taken by deleted records, so that firmware must rewrite it."""
+    """The write with its room but ``free`` bytes taken by deleted records, so that firmware must rewrite it."""
     data, check = bytearray(store), check_store(store, "VARS.fd")
     at = check.layout.end - check.free
     while (room := check.layout.end - at - free) > 200:
@@ -66,7 +66,7 @@ def needs_cleaning(store: bytes, free: int = 100) -> bytes:
 
 @pytest.fixture(scope="module")
 def rewrite(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[FlashChange]]:
-    """A boot that has to rewrite its store: what was in it, and all changes."""
+    """A boot that has to rewrite its write: what was in it, and all changes."""
     folder = tmp_path_factory.mktemp("rewrite")
     first = spec_of("2M", folder)
     record(first)
@@ -112,7 +112,7 @@ def test_rewrite_that_was_cut_off_is_finished_by_firmware_or_by_repair(
         number for number, change in enumerate(changes, 1) if len(change.new) == 4096 and not change.offset
     )
     spec = spec_of("2M", tmp_path, store_after_cut(before, changes, cut + writes))
-    if not survives:  # the headers are gone: OVMF formats the store, spare block and all, and hangs
+    if not survives:  # the headers are gone: OVMF formats the write, spare block and all, and hangs
         with pytest.raises(ImageError, match="would lose all of its variables; run casemate vars repair"):
             boot(spec, until=PROMPT, timeout=100)
         assert main(["vars", "repair", str(spec.variables), "--in-place"]) == 0
@@ -148,7 +148,7 @@ def test_repaired_store_boots_with_its_variables(size: str, tmp_path: Path) -> N
     ]
     assert main(arguments) == 0
     broken = bytearray(stored(spec))
-    broken[0x32] ^= 1  # the volume's checksum: firmware would format the store
+    broken[0x32] ^= 1  # the volume's checksum: firmware would format the write
     broken[0x64 + 60 + 90] ^= 0x40
     spec.variables.write_bytes(broken)
     assert main(["vars", "fsck", str(spec.variables)]) == 4

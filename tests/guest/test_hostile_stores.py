@@ -16,7 +16,7 @@ pytestmark = pytest.mark.boot
 BOOTS = 30
 """``python -m tools.hostile_stores`` does 200."""
 TIMEOUT = 1800
-"""Seconds; some stores have firmware rewrite them all, byte by byte."""
+"""Seconds; some writes have firmware rewrite them all, byte by byte."""
 
 
 @pytest.mark.timeout(TIMEOUT)

@@ -39,6 +39,7 @@ COMMANDS = {
     "lint": "say what is wrong with a QEMU command line or a libvirt domain",
     "vars": "show, change, check and repair variable stores",
     "prove": "prove write protection here, by guests that attack it",
+    "kvm": "run another VMM, whose KVM is the modelled host",
     "caps": "say what this machine's KVM offers each kind of guest",
     "completion": "print shell completion",
     "manual": "write manual pages",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from casemate.devices.lapic import DeliveryMode, Lapic
 
 IOAPIC_SIZE = 0x1000
@@ -15,6 +17,16 @@ RTE_REMOTE_IRR = 1 << 14
 RTE_LEVEL = 1 << 15
 RTE_MASKED = 1 << 16
 RTE_WRITABLE = 0xFF00_0000_0001_AFFF
+
+
+@dataclass(frozen=True, slots=True)
+class IoapicState:
+    """IOREGSEL, the ID register, the level of each pin as a bit, and the redirection table."""
+
+    index: int
+    id: int
+    lines: int
+    table: tuple[int, ...]
 
 
 class Ioapic:
@@ -69,6 +81,17 @@ class Ioapic:
         else:
             return False
         return True
+
+    def save(self) -> IoapicState:
+        """Its registers and pins."""
+        return IoapicState(self._index, self._id, self._lines, tuple(self._table))
+
+    def load(self, state: IoapicState) -> None:
+        """Take such a state; a pin that is asserted is delivered if it may be."""
+        self._index, self._id, self._lines = state.index, state.id, state.lines
+        self._table = list(state.table)
+        for pin in range(PINS):
+            self._deliver_if_asserted(pin)
 
     def _read(self, index: int) -> int:
         if index in (INDEX_ID, INDEX_ARBITRATION):

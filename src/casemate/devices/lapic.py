@@ -8,6 +8,7 @@ from casemate.devices.lapic_timer import LapicTimer
 from casemate.host.clock import GuestClock
 
 LAPIC_SIZE = 0x1000
+SAVED_BYTES = 0x400
 VERSION = 0x50014
 """An integrated APIC with six LVT entries."""
 
@@ -182,6 +183,33 @@ class Lapic:
             return False
         self._write(offset, value)
         return True
+
+    def save(self) -> bytes:
+        """The first 1024 bytes of the page, as KVM_GET_LAPIC has them."""
+        page = bytearray(SAVED_BYTES)
+        for register in range(0, SAVED_BYTES, 16):
+            page[register : register + 4] = self._read(register).to_bytes(4, "little")
+        return bytes(page)
+
+    def load(self, page: bytes) -> None:
+        """Take the state of such a page; the timer counts on from its current count."""
+
+        def register(offset: int) -> int:
+            return int.from_bytes(page[offset : offset + 4], "little")
+
+        def vectors(offset: int) -> int:
+            return sum(register(offset + 16 * word) << 32 * word for word in range(8))
+
+        self.reset()
+        kept = (*WRITABLE, Register.LVT_TIMER, Register.DFR, Register.SVR, Register.ESR, Register.ICR_LOW)
+        self._registers |= {offset: register(offset) for offset in kept}
+        self._in_service, self._triggers = vectors(Register.ISR), vectors(Register.TMR)
+        self._requests = vectors(Register.IRR)
+        now = self._clock.now()
+        self.timer.periodic = bool(register(Register.LVT_TIMER) & LVT_PERIODIC)
+        self.timer.set_divide_configuration(register(Register.TIMER_DIVIDE), now)
+        self.timer.start(register(Register.TIMER_CURRENT), now)
+        self.timer.initial_count = register(Register.TIMER_INITIAL)
 
     def _processor_priority(self) -> int:
         task = self._registers.get(Register.TPR, 0)

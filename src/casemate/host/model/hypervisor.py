@@ -10,7 +10,7 @@ from casemate.abi.kernel_eras import NEWEST, KernelEra, find_era
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.model.cpu.cpuid import C_BIT
+from casemate.host.model.cpu.cpuid import C_BIT, CpuidTable
 from casemate.host.model.vm import ModelVm, answer_capabilities
 from casemate.host.secure_processor import SevSetup
 
@@ -51,8 +51,13 @@ class ModelHypervisor:
         """What the era's table says."""
         return answer_capabilities(kind, (sev or SevSetup()).vm_type, self._era)
 
-    def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> ModelVm:
-        """A VM with one vCPU. Raises UnsupportedError for kinds that are not modelled, HostError as KVM does."""
+    def create_vm(
+        self, kind: GuestKind, sev: SevSetup | None = None, *, cpuid: CpuidTable | None = None
+    ) -> ModelVm:
+        """A VM with one vCPU, of AMD if it has a ``cpuid`` of its own.
+
+        Raises UnsupportedError for kinds that are not modelled, HostError as KVM does.
+        """
         if kind is GuestKind.TDX:
             raise UnsupportedError("the modelled host is AMD's and has no TDX guests", "use another kind")
         setup = sev or SevSetup()
@@ -71,6 +76,7 @@ class ModelHypervisor:
             lock_limit=self._lock_limit,
             raises_vc=self._raises_vc,
             platform=self._platform,
+            cpuid=cpuid,
         )
 
 

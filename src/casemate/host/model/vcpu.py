@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.address import Gpa
-from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.clock import GuestClock
 from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController
 from casemate.host.model import hypercalls
@@ -29,6 +29,7 @@ from casemate.host.model.cpu.hooks import (
 from casemate.host.model.hypercalls import VMMCALL
 from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.memory import PhysicalMemory
+from casemate.host.model.run_control import RunControl, ThreadControl
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 
@@ -58,6 +59,7 @@ class ModelVcpu:
         visibility: HostVisibility,
         ghcb: GhcbServer | None = None,
         page_instructions: PageInstructions | None = None,
+        control: RunControl | None = None,
     ) -> None:
         self.write_was_coalesced = False
         self._engine = engine
@@ -69,9 +71,10 @@ class ModelVcpu:
         self._ghcb = ghcb
         self._page_instructions = page_instructions
         self._exit: VmExit | None = None
-        self._stop_wanted = False
+        self._control = control or ThreadControl()
+        self.is_halted = False
+        """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
         self._flush_wanted = False
-        self._awake = threading.Condition()
         self._closed = False
         self._executing = threading.Event()
         engine.hooks.hook_exceptions(
@@ -88,12 +91,18 @@ class ModelVcpu:
             return KvmInternalError("KVM_RUN refused (modelled): the launch of this guest is not finished")
         self._memory.map_holes()
         while True:
-            if self._stop_wanted:
-                self._stop_wanted = False
+            if self._control.stop_requested():
+                self._control.take_stop()
                 return Interrupted()
+            if self.is_halted:
+                self._exit = self._halt()
+                if self._exit is None:
+                    continue
             if self._interrupts is not None and self._interrupts.pending():
                 self._engine.hooks.request_interrupt()
             if self._exit is None:
+                if self._control.take_stale():
+                    self._engine.flush_translations()
                 error = self._execute()
                 self._intercepts.take_error()
                 self._after_execution(error)
@@ -107,17 +116,16 @@ class ModelVcpu:
 
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread."""
-        self._stop_wanted = True
-        self.wake()
+        self._control.request_stop()
         self._engine.stop()
 
     def wake(self) -> None:
         """End a wait in HLT early; from any thread."""
-        with self._awake:
-            self._awake.notify()
+        self._control.wake()
 
     def reset(self) -> None:
         """The x86 reset state; translated code is forgotten."""
+        self.is_halted = False
         self._engine.flush_translations()
         self._engine.reset()
 
@@ -186,12 +194,15 @@ class ModelVcpu:
         interrupts = self._interrupts
         if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
             return Hlt(interrupts_enabled=False)
-        while not interrupts.pending() and not self._stop_wanted:
+        self.is_halted = True
+        while not interrupts.pending():
+            if self._control.stop_requested():
+                return None
             deadline = interrupts.deadline()
-            wait = None if deadline is None else self._clock.idle_until(deadline) / NANOSECONDS
+            wait = None if deadline is None else self._clock.idle_until(deadline)
             if wait != 0:
-                with self._awake:
-                    self._awake.wait(0.1 if wait is None else min(wait, 0.1))
+                self._control.wait(wait)
+        self.is_halted = False
         return None
 
     def _acknowledge(self) -> int:
@@ -267,5 +278,7 @@ class ModelVcpu:
         while not self._closed:
             self._executing.wait()
             sleep(_TICK_SECONDS)
-            if self._stop_wanted or (not self._engine.hooks.interrupt_requested and self._timer_expired()):
+            if self._control.stop_requested() or (
+                not self._engine.hooks.interrupt_requested and self._timer_expired()
+            ):
                 self._engine.stop()

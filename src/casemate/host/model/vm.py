@@ -18,12 +18,13 @@ from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
-from casemate.host.model.cpu.cpuid import SevCpuid
+from casemate.host.model.cpu.cpuid import CpuidTable, SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.memory import PhysicalMemory
+from casemate.host.model.run_control import RunControl
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
@@ -59,6 +60,7 @@ class ModelVm:
         lock_limit: int | None = None,
         raises_vc: bool = True,
         platform: ModelPlatform | None = None,
+        cpuid: CpuidTable | None = None,
     ) -> None:
         self.capabilities = answer_capabilities(kind, setup.vm_type, era)
         protected = self.capabilities.has_protected_state
@@ -66,7 +68,7 @@ class ModelVm:
         self.msrs = _registers(kind, setup)
         self._clock = clock
         readonly_slot = era.protected_write_to_readonly_slot if protected else era.open_write_to_readonly_slot
-        self._engine = Engine(self.msrs, amd=encrypted)
+        self._engine = Engine(self.msrs, amd=encrypted or cpuid is not None)
         self._slots = SlotTable()
         self._intercepts = AccessIntercepts(
             self._engine,
@@ -89,11 +91,11 @@ class ModelVm:
         if not encrypted:
             self._intercepts.judge = WriteJudge(self._engine, self._slots)
             self._intercepts.port_input = PortInput(self._engine, self._slots, self.memory_written)
-        self._cpuid = SevCpuid(sev_es=protected)
+        self._cpuid = cpuid or SevCpuid(sev_es=protected)
         if protected and raises_vc:
             self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
-        if encrypted:
-            self._engine.hooks.answer_cpuid(self._cpuid.answer)
+        if encrypted or cpuid is not None:
+            self._engine.hooks.answer_cpuid(self._cpuid.answer, all_leaves=cpuid is not None)
         self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run)
         self._vcpu: ModelVcpu | None = None
         self._ghcb: GhcbServer | None = None
@@ -162,9 +164,15 @@ class ModelVm:
             self._vcpu.memory_written(gpa, size)
 
     def create_vcpu(
-        self, bus: IoBus, interrupts: InterruptController | None, *, number: int = 0, count: int = 1
+        self,
+        bus: IoBus,
+        interrupts: InterruptController | None,
+        *,
+        number: int = 0,
+        count: int = 1,
+        control: RunControl | None = None,
     ) -> ModelVcpu:
-        """The VM's only vCPU. Raises HostError EEXIST for a second one."""
+        """The VM's only vCPU; ``control`` ends its runs. Raises HostError EEXIST for a second one."""
         if self._vcpu:
             raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")
         self._intercepts.bus = bus
@@ -184,8 +192,14 @@ class ModelVm:
             self._visibility,
             self._ghcb,
             instructions,
+            control,
         )
         return self._vcpu
+
+    @property
+    def engine(self) -> Engine:
+        """The CPU itself, for who keeps its state (KVM_GET_REGS and its like)."""
+        return self._engine
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""

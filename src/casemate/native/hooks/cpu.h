@@ -6,7 +6,7 @@ enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
 enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
 
 /* What the guest is, and what happens to it. */
-enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
+enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4, ANSWERS_CPUID = 8 };
 
 /* What is refused on a page of an SNP guest. */
 enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
@@ -80,6 +80,7 @@ struct cpu {
     u64 window_end;
     u64 aborted;        /* the engine gave up while the guest executed: its state is not to be trusted */
     u64 undone;         /* translations that were given up */
+    u64 fetched;        /* pages that code was fetched from for the first time */
 
     /* Python */
     int (*on_acknowledge)(void);

@@ -44,6 +44,7 @@ typedef uint8_t u8;
 #define ENV_SS 0xe8
 #define ENV_TR 0x160
 #define ENV_IDT 0x190
+#define ENV_CR4 0x1c8 /* cr[4]: cpu_x86_update_cr4, last store */
 #define ENV_EFER 0x250       /* efer and the four below: helper_syscall and helper_rdmsr */
 #define ENV_STAR 0x12d8
 #define ENV_LSTAR 0x12e8

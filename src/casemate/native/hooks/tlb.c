@@ -33,6 +33,7 @@ void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, i
         if (!*mark) {
             if (c->fill_kind == FETCH) {
                 *mark = 1;
+                c->fetched++;
                 e_tlb_flush(cpu); /* no entry made before may let a store go unseen */
             } else {
                 prot &= ~EXECUTABLE;

@@ -5,6 +5,8 @@
 
 #define HIGHEST_EXTENDED 0x80000000u
 #define ENCRYPTION 0x8000001fu
+#define CR4_OSXSAVE (1u << 18)
+#define CPUID_OSXSAVE (1u << 27) /* of leaf 1, ECX */
 
 static struct cpu *raises_vc(void *env, u32 flag) {
     struct cpu *c = cpu_of_env(env);
@@ -37,6 +39,14 @@ void h_helper_cpuid(void *env) {
     struct cpu *c = cpu_of_env(env);
     if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_CPUID, CALLER);
     u32 leaf = AT(u32, env, ENV_RAX);
+    if (c && c->flags & ANSWERS_CPUID) {
+        const u32 *answer = cpuid(c, leaf, AT(u32, env, ENV_RCX));
+        u32 enabled = leaf == 1 && AT(u64, env, ENV_CR4) & CR4_OSXSAVE ? CPUID_OSXSAVE : 0;
+        AT(u64, env, ENV_RAX) = answer[0], AT(u64, env, ENV_RBX) = answer[1];
+        AT(u64, env, ENV_RCX) = (leaf == 1 ? answer[2] & ~CPUID_OSXSAVE : answer[2]) | enabled;
+        AT(u64, env, ENV_RDX) = answer[3];
+        return;
+    }
     if (c && c->on_cpuid && (leaf == HIGHEST_EXTENDED || leaf == ENCRYPTION)) {
         const u32 *answer = cpuid(c, leaf, 0);
         AT(u64, env, ENV_RAX) = answer[0], AT(u64, env, ENV_RBX) = answer[1];

@@ -6,7 +6,7 @@ The engine's own answers are asked for on a scratch engine, once a process: a SE
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from unicorn import Uc, unicorn_const, x86_const
 
@@ -54,6 +54,13 @@ class Leaf(NamedTuple):
     edx: int
 
 
+class CpuidTable(Protocol):
+    """What a guest is told."""
+
+    def answer(self, leaf: int, index: int) -> Leaf:
+        """EAX and ECX before, the leaf after. OSXSAVE follows CR4, whatever is said here."""
+
+
 class SevCpuid:
     """CPUID of a guest whose memory is encrypted."""
 
@@ -64,8 +71,13 @@ class SevCpuid:
         """The leaf as the guest shall see it."""
         if leaf == ENCRYPTION:
             return self._encryption
-        native = _native(leaf, index if leaf in _INDEXED else 0)
+        native = native_leaf(leaf, index)
         return native._replace(eax=max(native.eax, ENCRYPTION)) if leaf == MAX_EXTENDED else native
+
+
+def native_leaf(leaf: int, index: int = 0) -> Leaf:
+    """What the engine's CPU, AMD's, says of itself."""
+    return _native(leaf, index if leaf in _INDEXED else 0)
 
 
 @cache

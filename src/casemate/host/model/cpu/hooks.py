@@ -40,7 +40,7 @@ _INTERRUPT_REQUEST = 0x1C
 _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
 _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET = 0x1578, 0x80, 0x1588
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
-_RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
+_RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB, _ANSWERS_CPUID = 1, 2, 4, 8
 _EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, 1 << 24, 256, 64, 1024
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
@@ -112,6 +112,7 @@ class CpuRecord(ctypes.Structure):
         ("window_end", c_uint64),
         ("aborted", c_uint64),
         ("undone", c_uint64),
+        ("fetched", c_uint64),
         ("on_acknowledge", InterruptAcknowledger),
         ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
@@ -253,14 +254,35 @@ class EngineHooks:
         """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
         self.record.flags |= _RAISES_VC | (_RAISES_VC_DR7 if dr7 else 0)
 
-    def answer_cpuid(self, answer: Callable[[int, int], tuple[int, int, int, int]]) -> None:
-        """What a guest of SEV is told: ``answer`` of leaf and index, asked once for each."""
+    def answer_cpuid(
+        self, answer: Callable[[int, int], tuple[int, int, int, int]], *, all_leaves: bool = False
+    ) -> None:
+        """What a guest of SEV is told: ``answer`` of leaf and index, asked once for each.
+
+        ``all_leaves`` of the CPU, and not only those about encryption, where the guest executes CPUID itself.
+        """
+        self.record.flags |= _ANSWERS_CPUID if all_leaves else 0
 
         def on_cpuid(leaf: int, index: int, registers: Any) -> None:
             for number, value in enumerate(answer(leaf, index)):
                 registers[number] = value
 
         self.record.on_cpuid = CpuidAnswer(on_cpuid)
+
+    def forget_cpuid(self) -> None:
+        """Ask for all leaves again."""
+        ctypes.memset(ctypes.byref(self.record, CpuRecord.leaves.offset), 0, CpuRecord.leaves.size)
+
+    def divert(self, callbacks: Callbacks) -> Callbacks:
+        """Ask others about accesses from now on, by the addresses of C functions; returns those of before."""
+        before = []
+        for name, address in callbacks._asdict().items():
+            field = getattr(CpuRecord, name)
+            place = c_uint64.from_buffer(self.record, field.offset)
+            before.append(place.value)
+            if address is not None:
+                place.value = address
+        return Callbacks(*before)
 
     def serve_ghcb(self) -> None:
         """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""
@@ -376,6 +398,10 @@ class EngineHooks:
         """Whether translated code may come from this range of guest memory."""
         first, last = gpa >> 12, (gpa + size - 1) >> 12
         return self._code_pages.find(b"\x01", first, last + 1) >= 0
+
+    def code_marks(self) -> tuple[int, int]:
+        """Addresses of a byte for each page, whether code came from it, and of a count of pages that it newly did."""
+        return int(self.record.code_pages), self.user_data + CpuRecord.fetched.offset
 
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""

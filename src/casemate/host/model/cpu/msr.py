@@ -80,6 +80,11 @@ class ModelSpecificRegisters:
         """Accesses to registers of no known feature, by number; the first 64 of them."""
         return Counter({row.index: row.count for row in self._table.unknown if row.count})
 
+    def kind(self, index: int) -> int:
+        """UNKNOWN, ENGINE, CONSTANT or PLAIN."""
+        place = _place(index)
+        return UNKNOWN if place is None else self._table.policy[place[0]][place[1]] & ~_RAISES
+
     def read(self, index: int) -> int:
         """The 64-bit value of a register that the model has, as RDMSR or a request by GHCB gets it; else 0."""
         place = _place(index)

@@ -14,7 +14,7 @@ from casemate.abi.sev import ghcb
 from casemate.abi.sev.ghcb import ExitCode, MsrRequest
 from casemate.host.hypervisor import IoBus
 from casemate.host.model import hypercalls
-from casemate.host.model.cpu.cpuid import C_BIT, SevCpuid
+from casemate.host.model.cpu.cpuid import C_BIT, CpuidTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
 from casemate.host.model.snp.requests import SnpRequests
@@ -60,7 +60,7 @@ class GhcbServer:
         self,
         memory: SlotTable,
         msrs: SevMsrs,
-        cpuid: SevCpuid,
+        cpuid: CpuidTable,
         bus: IoBus,
         snp: SnpRequests | None = None,
     ) -> None:

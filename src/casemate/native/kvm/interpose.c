@@ -1,0 +1,266 @@
+/* The calls of the C library by which a monitor finds and uses KVM. What is not about KVM goes to the library's own. */
+#include "kvm.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+/* What the preload library's users call is declared nowhere in headers: __open_2 and its like are of fortified code. */
+#define REAL(name, type, ...) static type (*real_##name)(__VA_ARGS__); \
+    static type (*find_##name(void))(__VA_ARGS__) { return real_##name ? real_##name : (real_##name = real(#name)); }
+REAL(open, int, const char *, int, ...)
+REAL(openat, int, int, const char *, int, ...)
+REAL(fopen, FILE *, const char *, const char *)
+REAL(ioctl, int, int, unsigned long, ...)
+REAL(close, int, int)
+REAL(mprotect, int, void *, size_t, int)
+REAL(access, int, const char *, int)
+static int (*next_sigaction)(int, const struct sigaction *, struct sigaction *);
+
+/* ---- descriptors: anonymous files, known by their inodes, for they may be duplicated ---- */
+
+enum { MOST = 4096, KVM_TYPE = 0xae, SEV_TYPE = 'S', KVM_RUN = 0xae80 };
+/* The C library has fstat under other names in other versions. */
+static int describe_open(int fd, struct stat64 *result) { return syscall(SYS_fstat, fd, result); }
+
+static struct object { u64 inode, id; u8 kind; pid_t owner; } objects[MOST];
+static int highest;
+
+int descriptor(enum kind kind, u64 id, size_t size, const char *name) {
+    struct stat64 found;
+    int fd = syscall(SYS_memfd_create, name, 1 /* MFD_CLOEXEC */);
+    if (fd < 0) return -1;
+    if ((!size || !ftruncate(fd, size)) && !describe_open(fd, &found))
+        for (int i = 0; i < MOST; i++)
+            if (__sync_bool_compare_and_swap(&objects[i].kind, NO_KIND, kind)) {
+                objects[i].id = id, objects[i].owner = getpid();
+                __atomic_store_n(&objects[i].inode, found.st_ino, __ATOMIC_RELEASE);
+                if (i >= highest) highest = i + 1;
+                return fd;
+            }
+    find_close()(fd);
+    errno = EMFILE;
+    return -1;
+}
+
+EXPORT int kvm_descriptor(int kind, u64 id, const char *name) { return descriptor(kind, id, 0, name); }
+
+static struct object *object_of(int fd) {
+    struct stat64 found;
+    if (!highest || describe_open(fd, &found) || !S_ISREG(found.st_mode) || found.st_nlink) return 0;
+    for (int i = 0; i < highest; i++)
+        if (objects[i].kind && objects[i].inode == found.st_ino) return &objects[i];
+    return 0;
+}
+
+static int is_open_elsewhere(u64 inode) {
+    int is_open = 0;
+    DIR *folder = opendir("/proc/self/fd");
+    for (struct dirent *entry; folder && !is_open && (entry = readdir(folder));) {
+        struct stat64 found;
+        is_open = entry->d_name[0] != '.' && !describe_open(atoi(entry->d_name), &found) && found.st_ino == inode;
+    }
+    if (folder) closedir(folder);
+    return is_open;
+}
+
+EXPORT int close(int fd) {
+    struct object *object = object_of(fd);
+    int result = find_close()(fd), saved = errno;
+    if (object && !result && object->owner == getpid() && !is_open_elsewhere(object->inode)) {
+        int kind = object->kind;
+        u64 id = object->id;
+        object->inode = 0;
+        __sync_synchronize();
+        object->kind = NO_KIND;
+        python_release(kind, id);
+    }
+    errno = saved;
+    return result;
+}
+
+/* ---- files ---- */
+
+static const char parameters[] = "/sys/module/kvm";
+
+static enum kind device(const char *path) {
+    if (!path) return NO_KIND;
+    if (!strcmp(path, "/dev/kvm")) return SYSTEM;
+    if (!strcmp(path, "/dev/sev") && getenv("CASEMATE_KVM_SEV")) return SEV;
+    return NO_KIND;
+}
+
+/* Y, N or a number, for parameters of kvm and kvm_amd that monitors read; 0 for other files. */
+static const char *parameter(const char *path) {
+    static const struct { const char *name, *value; } known[] = {
+        {"_amd/parameters/sev", "Y\n"}, {"_amd/parameters/sev_es", "Y\n"}, {"_amd/parameters/sev_snp", "Y\n"},
+        {"_amd/parameters/nested", "0\n"}, {"_amd/parameters/npt", "Y\n"}, {"_amd/parameters/avic", "N\n"},
+        {"/parameters/ignore_msrs", "N\n"}, {"/parameters/halt_poll_ns", "0\n"}, {"/parameters/tdp_mmu", "Y\n"},
+    };
+    if (!path || strncmp(path, parameters, sizeof parameters - 1)) return 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(path + sizeof parameters - 1, known[i].name)) return known[i].value;
+    return 0;
+}
+
+static int open_parameter(const char *value) {
+    int fd = syscall(SYS_memfd_create, "casemate-parameter", 1);
+    if (fd >= 0 && (write(fd, value, strlen(value)) < 0 || lseek(fd, 0, SEEK_SET))) return -1;
+    return fd;
+}
+
+static int open_device(enum kind kind) {
+    int error = start_python();
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    return descriptor(kind, 0, 0, kind == SEV ? "casemate-sev" : "casemate-kvm");
+}
+
+/* A descriptor of ours, or -2 if the C library is to open the file. */
+static int opened(const char *path) {
+    enum kind kind = device(path);
+    const char *value = kind ? 0 : parameter(path);
+    return kind ? open_device(kind) : value ? open_parameter(value) : -2;
+}
+
+#define MODE_OF(flags, last) \
+    int mode = 0, ours = opened(path); \
+    if (ours != -2) return ours; \
+    if (flags & (O_CREAT | __O_TMPFILE)) { va_list rest; va_start(rest, last); mode = va_arg(rest, int); va_end(rest); }
+
+EXPORT int open(const char *path, int flags, ...) { MODE_OF(flags, flags) return find_open()(path, flags, mode); }
+EXPORT int open64(const char *path, int flags, ...) {
+    MODE_OF(flags, flags) return find_open()(path, flags | O_LARGEFILE, mode);
+}
+EXPORT int openat(int at, const char *path, int flags, ...) {
+    MODE_OF(flags, flags) return find_openat()(at, path, flags, mode);
+}
+EXPORT int openat64(int at, const char *path, int flags, ...) {
+    MODE_OF(flags, flags) return find_openat()(at, path, flags | O_LARGEFILE, mode);
+}
+EXPORT int __open_2(const char *path, int flags) { return open(path, flags); }
+EXPORT int __open64_2(const char *path, int flags) { return open64(path, flags); }
+EXPORT int __openat_2(int at, const char *path, int flags) { return openat(at, path, flags); }
+EXPORT int __openat64_2(int at, const char *path, int flags) { return openat64(at, path, flags); }
+
+EXPORT FILE *fopen(const char *path, const char *mode) {
+    int ours = opened(path);
+    return ours == -2 ? find_fopen()(path, mode) : ours < 0 ? 0 : fdopen(ours, mode);
+}
+EXPORT FILE *fopen64(const char *path, const char *mode) { return fopen(path, mode); }
+
+static int is_there(const char *path) { return device(path) != NO_KIND || parameter(path) != 0; }
+
+EXPORT int access(const char *path, int mode) { return is_there(path) ? 0 : find_access()(path, mode); }
+EXPORT int faccessat(int at, const char *path, int mode, int flags) {
+    static int (*next)(int, const char *, int, int);
+    if (!next) next = real("faccessat");
+    return is_there(path) ? 0 : next(at, path, mode, flags);
+}
+
+/* A character device that everybody may use, or a file that everybody may read. */
+static int describe(const char *path, struct stat *result) {
+    memset(result, 0, sizeof *result);
+    result->st_mode = device(path) ? S_IFCHR | 0666 : S_IFREG | 0444;
+    result->st_nlink = 1;
+    result->st_rdev = device(path) ? makedev(10, device(path) == SEV ? 126 : 232) : 0;
+    return 0;
+}
+
+/* On x86-64 the two structures are one; glibc before 2.33 has no stat() but __xstat(). */
+#define STAT(name, real_name, parameters, arguments) \
+    EXPORT int name parameters { \
+        static int (*next) parameters; \
+        if (is_there(path)) return describe(path, result); \
+        if (!next) next = real(real_name); \
+        return next arguments; \
+    }
+STAT(stat, "stat", (const char *path, struct stat *result), (path, result))
+STAT(__xstat, "__xstat", (int version, const char *path, struct stat *result), (version, path, result))
+#undef stat64
+__asm__(".globl stat64\n.type stat64,@function\n.set stat64,stat\n.globl __xstat64\n.set __xstat64,__xstat\n");
+
+/* ---- KVM itself ---- */
+
+EXPORT int ioctl(int fd, unsigned long request, ...) {
+    va_list rest;
+    va_start(rest, request);
+    unsigned long argument = va_arg(rest, unsigned long);
+    va_end(rest);
+    request = (u32)request;
+    u8 type = request >> 8;
+    struct object *object = type == KVM_TYPE || type == SEV_TYPE ? object_of(fd) : 0;
+    if (!object) return find_ioctl()(fd, request, argument);
+    if (object->owner != getpid()) {
+        errno = EIO; /* as of a VM of another address space */
+        return -1;
+    }
+    if (object->kind == VCPU && request == KVM_RUN) return run_vcpu((struct vcpu *)object->id);
+    long result = python_ioctl(object->kind, object->id, request, argument);
+    if (result >= 0) return result;
+    errno = -result;
+    return -1;
+}
+
+/* The kernel is told by a notifier. */
+EXPORT int mprotect(void *address, size_t size, int protection) {
+    int result = find_mprotect()(address, size, protection), saved = errno;
+    if (!result && highest && python_mprotect) python_mprotect((u64)address, size);
+    errno = saved;
+    return result;
+}
+
+/* ---- signals: what a thread handles in KVM_RUN ends KVM_RUN ---- */
+
+enum { SIGNALS = 65 };
+static struct sigaction handlers[SIGNALS];
+
+static void on_signal(int number, siginfo_t *info, void *context) {
+    struct sigaction *action = &handlers[number];
+    if (action->sa_flags & SA_SIGINFO) action->sa_sigaction(number, info, context);
+    else action->sa_handler(number);
+    interrupt_vcpu();
+}
+
+static int is_wrapped(int number, const struct sigaction *action) {
+    if (!action || action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN) return 0;
+    return number > 0 && number < SIGNALS && number != SIGSEGV && number != SIGBUS && number != SIGILL &&
+           number != SIGFPE && number != SIGTRAP;
+}
+
+int real_sigaction(int number, const struct sigaction *action, struct sigaction *old) {
+    if (!next_sigaction) next_sigaction = real("sigaction");
+    return next_sigaction(number, action, old);
+}
+
+EXPORT int sigaction(int number, const struct sigaction *action, struct sigaction *old) {
+    struct sigaction before = {0}, ours;
+    int is_known = number > 0 && number < SIGNALS, result;
+    if (is_known) before = handlers[number];
+    if (is_wrapped(number, action)) {
+        ours = *action;
+        ours.sa_sigaction = on_signal;
+        ours.sa_flags |= SA_SIGINFO;
+        handlers[number] = *action;
+        result = real_sigaction(number, &ours, old);
+    } else {
+        result = real_sigaction(number, action, old);
+    }
+    if (!result && old && old->sa_flags & SA_SIGINFO && old->sa_sigaction == on_signal) *old = before;
+    return result;
+}
+
+EXPORT sighandler_t signal(int number, sighandler_t handler) {
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
+    return sigaction(number, &action, &old) ? SIG_ERR : old.sa_handler;
+}

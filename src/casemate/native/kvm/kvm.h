@@ -1,0 +1,103 @@
+/* A /dev/kvm inside the process that opens it (docs/design/user-space-kvm.md).
+
+   The library is preloaded into a virtual machine monitor. It hands out descriptors for /dev/kvm and /dev/sev, starts
+   Python when the first of them is opened, and has casemate.userkvm answer their ioctls. KVM_RUN and exits for ports and
+   MMIO need no Python. */
+#pragma once
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdint.h>
+#include <stddef.h>
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+
+#define HIDDEN __attribute__((visibility("hidden")))
+#define EXPORT __attribute__((visibility("default"), used))
+
+/* What a descriptor is of. */
+enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV };
+
+enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256 };
+enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
+enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
+
+/* Counters of one vCPU, by why KVM_RUN returned or was asked for. */
+enum { COUNT_IO, COUNT_MMIO, COUNT_OTHER, COUNT_INTERRUPTED, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNTS = 8 };
+
+struct range { u64 start, end; };
+
+/* What the modelled kernel serves itself: ports and addresses that do not leave KVM_RUN. Python writes it. */
+struct inside {
+    u8 ports[65536 / 8];
+    u64 count;
+    struct range mmio[RANGES];
+};
+
+/* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */
+enum { CODE_SLOTS = 64 };
+struct code { u64 host, pages; u8 *marks, *seen; };
+
+/* One vCPU; Python's mirror is userkvm/library.py, and a test compares the sizes. */
+struct vcpu {
+    volatile u8 stop_wanted; /* something interrupts KVM_RUN */
+    volatile u8 in_run;
+    volatile u8 abandoned;   /* a new state came while an access waited for its answer: the access never happened */
+    volatile u8 has_mask;    /* KVM_SET_SIGNAL_MASK gave one */
+    int wake_fd;
+    void *engine;
+    void (*stop_engine)(void *);
+    u8 *run;
+    struct inside *inside;
+    u64 address_mask;        /* without the C-bit */
+    u64 signal_mask;
+    u64 counts[COUNTS];
+
+    /* Python's answers for what is inside */
+    u32 (*read_port)(u32 port, u32 size);
+    void (*write_port)(u32 port, u32 size, u32 value);
+    u64 (*read_mmio)(u64 gpa, u32 size);
+    void (*write_mmio)(u64 gpa, u32 size, u64 value);
+
+    /* The coroutine */
+    u64 started;
+    void *stack, *here, *caller;
+    u64 in_access;           /* the engine waits in an access for its answer */
+    u64 pending;             /* the kind of exit whose answer is awaited, or 0 */
+    u64 latched;             /* the answer was taken, though KVM_RUN returned at once */
+    u64 answer;
+    int64_t result;
+
+    /* Code that was translated (coherence.c) */
+    u64 *fetches;            /* how many pages code newly came from */
+    u64 fetches_seen, writes_seen;
+    u64 writes;              /* of the monitor into code */
+    volatile u64 must_protect; /* a page lost its protection */
+    u64 thread;              /* whose KVM_RUN it is */
+    u64 is_stale;            /* the monitor wrote into code: nothing that was translated is to be executed */
+    u64 code_count;
+    struct code code[CODE_SLOTS];
+};
+
+void kvm_watch_vcpu(struct vcpu *v, int is_watched);
+HIDDEN void note_code(struct vcpu *v);
+HIDDEN int was_code_written(struct vcpu *v);
+
+HIDDEN extern _Thread_local struct vcpu *current_vcpu;
+HIDDEN int run_vcpu(struct vcpu *v);
+HIDDEN void interrupt_vcpu(void);
+
+HIDDEN int start_python(void);
+HIDDEN extern long (*python_ioctl)(int kind, u64 id, unsigned long request, unsigned long argument);
+HIDDEN extern void (*python_loop)(struct vcpu *);
+HIDDEN extern void (*python_release)(int kind, u64 id);
+HIDDEN extern void (*python_mprotect)(u64 address, u64 size);
+/* Where KVM_RUN is logged or made to fail; else 0. */
+HIDDEN extern int (*python_before_run)(struct vcpu *);
+HIDDEN extern void (*python_after_run)(struct vcpu *, int64_t result);
+
+HIDDEN void *real(const char *name);
+HIDDEN int real_sigaction(int number, const struct sigaction *action, struct sigaction *old);
+HIDDEN int descriptor(enum kind kind, u64 id, size_t size, const char *name);

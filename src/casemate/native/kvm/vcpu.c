@@ -1,0 +1,246 @@
+/* vCPUs. The guest runs on a stack of its own in the thread that calls KVM_RUN: an exit switches stacks, and so does the
+   next KVM_RUN. No thread waits for another, and no Python runs on the way (docs/decisions/0008-coroutine.md). */
+#include "kvm.h"
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { STACK_BYTES = 16 << 20, SAVED_REGISTERS = 6 };
+
+_Thread_local struct vcpu *current_vcpu;
+
+/* Keeps what the ABI says a function keeps, puts the stack pointer into *save, and goes on where `to` stands. */
+__asm__(".text\n.globl switch_stack\n.hidden switch_stack\n.type switch_stack,@function\nswitch_stack:\n"
+        " push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+        " mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
+        " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
+HIDDEN void switch_stack(void **save, void *to);
+
+EXPORT u64 kvm_vcpu_size(void) { return sizeof(struct vcpu); }
+EXPORT u64 kvm_inside_size(void) { return sizeof(struct inside); }
+
+EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
+    struct vcpu *v = calloc(1, sizeof *v);
+    if (!v) return 0;
+    v->inside = inside, v->address_mask = ~0ull;
+    *fd = descriptor(VCPU, (u64)v, RUN_BYTES, "casemate-vcpu");
+    v->run = *fd < 0 ? MAP_FAILED : mmap(0, RUN_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    v->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    v->stack = mmap(0, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED) return 0;
+    *(u64 *)(v->run + RUN_APIC_BASE) = APIC_BASE;
+    return v;
+}
+
+EXPORT void kvm_free_vcpu(struct vcpu *v) {
+    if (current_vcpu == v) current_vcpu = 0;
+    kvm_watch_vcpu(v, 0);
+    munmap(v->run, RUN_BYTES);
+    munmap(v->stack, STACK_BYTES);
+    close(v->wake_fd);
+    free(v);
+}
+
+static void loop(void) {
+    python_loop(current_vcpu);
+    abort();
+}
+
+static void leave(struct vcpu *v, long result) {
+    v->result = result;
+    note_code(v);
+    v->in_run = 0;
+    switch_stack(&v->here, v->caller);
+    if (was_code_written(v)) {
+        v->is_stale = 1;
+        if (v->in_access) v->stop_engine(v->engine); /* at the end of this instruction's block */
+    }
+}
+
+/* KVM_RUN returns; called by Python, on the coroutine's stack. */
+EXPORT void kvm_leave(struct vcpu *v, u32 reason, long result) {
+    *(u32 *)(v->run + 8) = reason;
+    v->counts[result == -EINTR ? COUNT_INTERRUPTED : COUNT_OTHER]++;
+    leave(v, result);
+}
+
+/* A new state came while an access waited: it never happened, and the engine is to be left. */
+static u64 give_up(struct vcpu *v) {
+    v->in_access = 0, v->stop_wanted = 1;
+    v->stop_engine(v->engine);
+    return ~0ull;
+}
+
+/* What was interrupted comes first. */
+static void yield_to_signals(struct vcpu *v) {
+    v->in_access = 1;
+    while (v->stop_wanted && !v->abandoned) {
+        *(u32 *)(v->run + 8) = KVM_EXIT_INTR;
+        v->counts[COUNT_INTERRUPTED]++;
+        leave(v, -EINTR);
+    }
+}
+
+static u64 answer_of(struct vcpu *v, u64 kind) {
+    u64 value = 0;
+    u8 *details = v->run + RUN_UNION;
+    if (kind == KVM_EXIT_IO) memcpy(&value, v->run + PAGE, details[1] & 7);
+    else memcpy(&value, details + 8, *(u32 *)(details + 16) & 15);
+    return value;
+}
+
+/* One access of the guest, whose details are in kvm_run, and its answer. */
+static u64 ask_user(struct vcpu *v, u64 kind) {
+    *(u32 *)(v->run + 8) = kind;
+    v->counts[kind == KVM_EXIT_IO ? COUNT_IO : COUNT_MMIO]++;
+    v->pending = kind, v->latched = 0;
+    leave(v, 0);
+    v->pending = 0;
+    if (v->abandoned) return give_up(v);
+    v->in_access = 0;
+    return v->latched ? v->answer : answer_of(v, kind);
+}
+
+EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value) {
+    yield_to_signals(v);
+    if (v->abandoned) return give_up(v);
+    u8 *details = v->run + RUN_UNION;
+    details[0] = out, details[1] = size;
+    *(u16 *)(details + 2) = port, *(u32 *)(details + 4) = 1, *(u64 *)(details + 8) = PAGE;
+    if (out) memcpy(v->run + PAGE, &value, size & 7);
+    return ask_user(v, KVM_EXIT_IO);
+}
+
+EXPORT u64 kvm_exit_mmio(struct vcpu *v, int write, u64 gpa, u32 size, u64 value) {
+    yield_to_signals(v);
+    if (v->abandoned) return give_up(v);
+    u8 *details = v->run + RUN_UNION;
+    *(u64 *)details = gpa;
+    *(u64 *)(details + 8) = 0;
+    if (write) memcpy(details + 8, &value, size);
+    *(u32 *)(details + 16) = size, details[20] = write;
+    return ask_user(v, KVM_EXIT_MMIO);
+}
+
+/* Callbacks of the engine's hooks, in place of Python's. */
+
+static int is_port_inside(struct vcpu *v, u32 port) {
+    int is_inside = v->inside->ports[port >> 3 & 8191] >> (port & 7) & 1;
+    v->counts[COUNT_INSIDE] += is_inside;
+    return is_inside;
+}
+
+static int is_inside(struct vcpu *v, u64 gpa) {
+    for (u64 i = 0; i < v->inside->count; i++)
+        if (gpa >= v->inside->mmio[i].start && gpa < v->inside->mmio[i].end) {
+            v->counts[COUNT_INSIDE]++;
+            return 1;
+        }
+    return 0;
+}
+
+EXPORT u32 kvm_read_port(u32 port, u32 size) {
+    struct vcpu *v = current_vcpu;
+    return is_port_inside(v, port) ? v->read_port(port, size) : kvm_exit_port(v, 0, port, size, 0);
+}
+
+EXPORT void kvm_write_port(u32 port, u32 size, u32 value) {
+    struct vcpu *v = current_vcpu;
+    if (is_port_inside(v, port)) v->write_port(port, size, value);
+    else kvm_exit_port(v, 1, port, size, value);
+}
+
+EXPORT u64 kvm_read_mmio(u64 gpa, u32 size) {
+    struct vcpu *v = current_vcpu;
+    gpa &= v->address_mask;
+    return is_inside(v, gpa) ? v->read_mmio(gpa, size) : kvm_exit_mmio(v, 0, gpa, size, 0);
+}
+
+EXPORT void kvm_write_mmio(u64 gpa, u32 size, u64 value) {
+    struct vcpu *v = current_vcpu;
+    gpa &= v->address_mask;
+    if (is_inside(v, gpa)) v->write_mmio(gpa, size, value);
+    else kvm_exit_mmio(v, 1, gpa, size, value);
+}
+
+/* Waiting in HLT. */
+
+EXPORT void kvm_wait(struct vcpu *v, int64_t nanoseconds) {
+    struct pollfd wake = {v->wake_fd, POLLIN, 0};
+    struct timespec limit = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    ppoll(&wake, 1, &limit, 0);
+    u64 count;
+    if (read(v->wake_fd, &count, sizeof count) < 0) return;
+}
+
+EXPORT void kvm_wake(struct vcpu *v) {
+    u64 one = 1;
+    if (write(v->wake_fd, &one, sizeof one) < 0) return;
+}
+
+/* In signal handlers. */
+void interrupt_vcpu(void) {
+    struct vcpu *v = current_vcpu;
+    if (!v || !v->in_run) return;
+    int saved = errno;
+    v->stop_wanted = 1;
+    if (v->engine) v->stop_engine(v->engine);
+    kvm_wake(v);
+    errno = saved;
+}
+
+static void start(struct vcpu *v) {
+    void **top = (void **)((char *)v->stack + STACK_BYTES - 64);
+    *--top = 0; /* nobody called */
+    *--top = (void *)loop;
+    for (int i = 0; i < SAVED_REGISTERS; i++) *--top = 0;
+    v->here = top, v->started = 1;
+}
+
+/* kvm_run.immediate_exit: the access that was reported is complete, and nothing else happens. */
+static int return_at_once(struct vcpu *v) {
+    if (v->pending && !v->latched) v->answer = answer_of(v, v->pending), v->latched = 1;
+    v->counts[COUNT_IMMEDIATE]++;
+    *(u32 *)(v->run + 8) = KVM_EXIT_INTR;
+    errno = EINTR;
+    return -1;
+}
+
+static int run(struct vcpu *v) {
+    sigset_t mask, before;
+    if (v->run[1]) return return_at_once(v);
+    v->stop_wanted = 0;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    v->in_run = 1;
+    if (v->has_mask) {
+        memset(&mask, 0, sizeof mask);
+        memcpy(&mask, &v->signal_mask, sizeof v->signal_mask);
+        sigprocmask(SIG_SETMASK, &mask, &before);
+    }
+    if (v->run[1]) v->stop_wanted = 1;
+    if (!v->started) start(v);
+    switch_stack(&v->caller, v->here);
+    v->in_run = 0;
+    if (v->has_mask) sigprocmask(SIG_SETMASK, &before, 0);
+    if (v->result >= 0) return v->result;
+    errno = -v->result;
+    return -1;
+}
+
+int run_vcpu(struct vcpu *v) {
+    static _Thread_local u64 thread;
+    if (!thread) thread = syscall(SYS_gettid);
+    current_vcpu = v, v->thread = thread;
+    v->counts[COUNT_RUNS]++;
+    errno = python_before_run ? python_before_run(v) : 0;
+    int result = errno ? -1 : run(v), saved = errno;
+    if (python_after_run) python_after_run(v, result < 0 ? -saved : result);
+    errno = saved;
+    return result;
+}

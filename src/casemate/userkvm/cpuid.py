@@ -1,0 +1,62 @@
+"""What the modelled KVM supports of CPUID, and what one vCPU was given (Linux api.rst, KVM_GET_SUPPORTED_CPUID)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
+from casemate.host.model.cpu.cpuid import C_BIT, ENCRYPTION, MAX_EXTENDED, Leaf, native_leaf
+
+_FEATURES = 1
+_APIC, _HYPERVISOR = 1 << 9, 1 << 31
+_X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
+"""The LAPIC model has neither of the first two."""
+_SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
+_LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
+_SIGNATURE, _KVM_FEATURES = 0x40000000, 0x40000001
+_KVM = (_KVM_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D)
+"""``KVMKVMKVM``; no paravirtual feature."""
+ENCRYPTION_LEAF = Leaf(0b11010, C_BIT | 1 << 6, 15, 1)
+"""SEV, SEV-ES and SNP; one physical bit less; 15 guests; the first ASID of SEV alone."""
+
+
+def supported() -> list[CpuidEntry2]:
+    """The leaves of an AMD processor as the engine has it, with a local APIC and a hypervisor."""
+    found = []
+    for leaf in _LEAVES:
+        for index in range(_SUBLEAVES.get(leaf, 1)):
+            eax, ebx, ecx, edx = native_leaf(leaf, index)
+            if leaf == _FEATURES:
+                ecx = ecx & ~(_X2APIC | _TSC_DEADLINE | _OSXSAVE | _MONITOR) | _HYPERVISOR
+                edx |= _APIC
+            elif leaf == MAX_EXTENDED:
+                eax = max(eax, ENCRYPTION)
+            elif leaf == ENCRYPTION:
+                eax, ebx, ecx, edx = ENCRYPTION_LEAF
+            flags = CPUID_FLAG_SIGNIFICANT_INDEX if leaf in _SUBLEAVES else 0
+            found.append(CpuidEntry2(leaf, index, flags, eax, ebx, ecx, edx))
+    found.append(CpuidEntry2(_SIGNATURE, 0, 0, *_KVM))
+    found.append(CpuidEntry2(_KVM_FEATURES))
+    return found
+
+
+class VcpuCpuid:
+    """One vCPU's table (``casemate.host.model.cpu.cpuid.CpuidTable``), empty at first."""
+
+    def __init__(self) -> None:
+        self.entries: list[CpuidEntry2] = []
+        self._leaves: dict[tuple[int, int | None], Leaf] = {}
+
+    def set(self, entries: Iterable[CpuidEntry2]) -> None:
+        """KVM_SET_CPUID2."""
+        self.entries = list(entries)
+        self._leaves = {}
+        for entry in self.entries:
+            index = entry.index if entry.flags & CPUID_FLAG_SIGNIFICANT_INDEX else None
+            leaf = Leaf(entry.eax, entry.ebx, entry.ecx, entry.edx)
+            self._leaves.setdefault((entry.function, index), leaf)
+
+    def answer(self, leaf: int, index: int) -> Leaf:
+        """Zeros for a leaf that is not there."""
+        found = self._leaves.get((leaf, index)) or self._leaves.get((leaf, None))
+        return found or Leaf(0, 0, 0, 0)

@@ -1,0 +1,206 @@
+"""The in-kernel interrupt controllers: LAPIC, I/O APIC, 8259s, PIT, and what is routed to them (Linux api.rst).
+
+All calls hold one lock, for interrupts come from any thread of the monitor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from ctypes import c_uint32, c_uint64
+from typing import NamedTuple
+
+from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE
+from casemate.abi.layout import Struct
+from casemate.devices.device import PortIo
+from casemate.devices.interrupts import PcInterrupts
+from casemate.devices.ioapic import IOAPIC_SIZE, PINS, Ioapic, IoapicState
+from casemate.devices.lapic import LAPIC_SIZE, Lapic
+from casemate.devices.pic import PicPair
+from casemate.devices.pit import Pit, Port61
+from casemate.host.clock import GuestClock
+from casemate.userkvm.library import Inside
+
+LAPIC, IOAPIC = 0xFEE00000, 0xFEC00000
+_SLAVE_IRQ = 8
+_MSI_LOGICAL, _LEVEL = 1 << 2, 1 << 15
+
+
+class Pin(NamedTuple):
+    """An input of one chip, by KVM's number of the chip."""
+
+    chip: int
+    pin: int
+
+
+class Message(NamedTuple):
+    """A message-signalled interrupt."""
+
+    address: int
+    data: int
+
+
+Route = Pin | Message
+
+
+class IoapicStateStruct(Struct):
+    """``kvm_ioapic_state``."""
+
+    SIZE, SOURCE = 216, "Linux arch/x86/include/uapi/asm/kvm.h"
+    _fields_ = (
+        ("base_address", c_uint64),
+        ("ioregsel", c_uint32),
+        ("id", c_uint32),
+        ("irr", c_uint32),
+        ("pad", c_uint32),
+        ("redirtbl", c_uint64 * PINS),
+    )
+
+
+def default_routes() -> dict[int, list[Route]]:
+    """What KVM_CREATE_IRQCHIP routes: a PC's wires; the timer is input 0 of both."""
+    routes: dict[int, list[Route]] = {gsi: [Pin(IRQCHIP_IOAPIC, gsi)] for gsi in range(PINS)}
+    for gsi in range(16):
+        chip = IRQCHIP_PIC_MASTER if gsi < _SLAVE_IRQ else IRQCHIP_PIC_SLAVE
+        routes[gsi].append(Pin(chip, gsi % _SLAVE_IRQ))
+    return routes
+
+
+class Irqchip:
+    """One VM's. ``kick`` is called when an interrupt waits for the vCPU, from any thread."""
+
+    def __init__(self, clock: GuestClock) -> None:
+        self.lock = threading.RLock()
+        self.kick: Callable[[], None] = lambda: None
+        self.routes = default_routes()
+        self.lapic, self.pic, self.pit = Lapic(clock), PicPair(), Pit(clock)
+        self.ioapic = Ioapic(self.lapic)
+        self._port61 = Port61(clock, self.pit)
+        self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic)
+        self._ports: dict[int, tuple[PortIo, int]] = {}
+        self.on_eoi: Callable[[int], None] = lambda vector: None
+        self.lapic.on_eoi = self._end_of_interrupt
+
+    def place(self, inside: Inside, *, has_pit: bool) -> None:
+        """Serve the controllers' registers without leaving KVM_RUN."""
+        devices: list[tuple[int, int, PortIo]] = [
+            (0x20, 2, self.pic.master),
+            (0xA0, 2, self.pic.slave),
+            (0x4D0, 2, self.pic.elcr),
+        ]
+        if has_pit:
+            devices += [(0x40, 4, self.pit), (0x61, 1, self._port61)]
+        for first, count, device in devices:
+            inside.add_ports(first, count)
+            for offset in range(count):
+                self._ports[first + offset] = device, offset
+        if not has_pit:
+            inside.add_mmio(LAPIC, LAPIC_SIZE)
+            inside.add_mmio(IOAPIC, IOAPIC_SIZE)
+
+    # What the vCPU asks (casemate.host.hypervisor.InterruptController).
+
+    def deadline(self) -> int | None:
+        """When the next timer is due."""
+        return self._controller.deadline()
+
+    def pending(self) -> bool:
+        """Whether an interrupt waits."""
+        with self.lock:
+            return self._controller.pending()
+
+    def acknowledge(self) -> int:
+        """The vector."""
+        with self.lock:
+            return self._controller.acknowledge()
+
+    # The guest's accesses; None and False: nobody is there.
+
+    def read_port(self, port: int, size: int) -> int | None:
+        """IN."""
+        found = self._ports.get(port)
+        if found is None:
+            return None
+        with self.lock:
+            return found[0].read_port(found[1], size)
+
+    def write_port(self, port: int, size: int, value: int) -> bool:
+        """OUT."""
+        found = self._ports.get(port)
+        if found is None:
+            return False
+        with self.lock:
+            return found[0].write_port(found[1], size, value)
+
+    def chip_at(self, gpa: int) -> Lapic | Ioapic | None:
+        """Whose registers are there."""
+        page = gpa & ~0xFFF
+        return self.lapic if page == LAPIC else self.ioapic if page == IOAPIC else None
+
+    # The monitor's.
+
+    def set_level(self, gsi: int, level: bool) -> None:
+        """Drive an interrupt line to wherever it is routed."""
+        with self.lock:
+            for route in self.routes.get(gsi, ()):
+                self._drive(route, level)
+        self._kick_if_pending()
+
+    def deliver(self, message: Message) -> bool:
+        """A message; whether it reached a LAPIC that took it."""
+        with self.lock:
+            logical = bool(message.address & _MSI_LOGICAL)
+            accepted = self.lapic.is_destination(message.address >> 12 & 0xFF, logical) and self.lapic.accept(
+                message.data & 0xFF, bool(message.data & _LEVEL)
+            )
+        self._kick_if_pending()
+        return accepted
+
+    def reset(self) -> None:
+        """All but the LAPIC, which is the vCPU's."""
+        with self.lock:
+            for device in (self.pic, self.pit, self._port61):
+                device.reset()
+
+    def ioapic_state(self) -> IoapicStateStruct:
+        """As KVM_GET_IRQCHIP has it."""
+        with self.lock:
+            found = self.ioapic.save()
+        state = IoapicStateStruct(IOAPIC, found.index, found.id, found.lines)
+        state.redirtbl[:] = found.table
+        return state
+
+    def set_ioapic_state(self, state: IoapicStateStruct) -> None:
+        """As KVM_SET_IRQCHIP gives it."""
+        with self.lock:
+            self.ioapic.load(IoapicState(state.ioregsel & 0xFF, state.id, state.irr, tuple(state.redirtbl)))
+        self._kick_if_pending()
+
+    def load_lapic(self, page: bytes) -> None:
+        """KVM_SET_LAPIC."""
+        with self.lock:
+            self.lapic.load(page)
+        self._kick_if_pending()
+
+    def save_lapic(self) -> bytes:
+        """KVM_GET_LAPIC."""
+        with self.lock:
+            return self.lapic.save()
+
+    def _drive(self, route: Route, level: bool) -> None:
+        if isinstance(route, Message):
+            if level:
+                self.deliver(route)
+        elif route.chip == IRQCHIP_IOAPIC:
+            if route.pin < PINS:
+                self.ioapic.set_irq(route.pin, level)
+        else:
+            self.pic.set_irq(route.pin + (_SLAVE_IRQ if route.chip == IRQCHIP_PIC_SLAVE else 0), level)
+
+    def _end_of_interrupt(self, vector: int) -> None:
+        self.ioapic.end_of_interrupt(vector)
+        self.on_eoi(vector)
+
+    def _kick_if_pending(self) -> None:
+        if self._controller.deadline() == 0:
+            self.kick()

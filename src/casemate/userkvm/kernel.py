@@ -1,0 +1,74 @@
+"""The modelled kernel of one process: its era, its VMs, and whom it tells (Linux virt/kvm/kvm_main.c)."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from functools import cached_property
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kernel_eras import find_era
+from casemate.abi.kvm.vm_types import VmType
+from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.model import vma
+from casemate.host.model.cpu.unicorn_api import library as engine_library
+from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.slots import MemorySlot
+from casemate.userkvm.capabilities import Capabilities
+from casemate.userkvm.faults import FaultPlan
+from casemate.userkvm.library import load
+
+if TYPE_CHECKING:
+    from casemate.host.model.sev.platform import ModelPlatform
+
+
+class Kernel:
+    """``era`` as ``linux-6.18``. Raises SpecError if there is none."""
+
+    def __init__(self, era: str, *, has_sev: bool) -> None:
+        self.era = find_era(era)
+        self.has_sev = has_sev
+        self.clock = GuestClock()
+        self.vm_types = self.era.vm_types if has_sev else self.era.vm_types - SEV_TYPES
+        self.capabilities = Capabilities(self.era, self.vm_types)
+        self.said: list[str] = []
+        self.watches_code = not load().kvm_watch_code()
+        """Whether code that a monitor rewrites is seen by its guest; else userfaultfd(2) is forbidden here."""
+        self.faults = FaultPlan(())
+        self._numbers = itertools.count(1)
+        self._started = monotonic_ns(), engine_library.cpu_get_ticks_x86_64()
+
+    @cached_property
+    def platform(self) -> ModelPlatform:
+        """The secure processor; there is one in the computer."""
+        from casemate.host.model.sev.platform import ModelPlatform  # loads cryptography
+
+        return ModelPlatform()
+
+    def hypervisor(self, kind: GuestKind) -> ModelHypervisor:
+        """Who makes VMs for such guests."""
+        platform = self.platform if kind.is_signed_at_launch else None
+        return ModelHypervisor(self.clock, era=self.era, platform=platform)
+
+    def next_number(self) -> int:
+        """Of a VM."""
+        return next(self._numbers)
+
+    def say(self, text: str) -> None:
+        """One line for the user, on the monitor's standard error."""
+        self.said.append(text)
+        print(f"casemate: {text}", file=sys.stderr, flush=True)
+
+    def is_writable(self, slot: MemorySlot) -> bool:
+        """Whether a slot's mapping takes writes now."""
+        return vma.is_writable(slot.hva, slot.range.size)
+
+    def tsc_khz(self) -> int:
+        """Of the host's time-stamp counter, as seen since the start."""
+        ticks = engine_library.cpu_get_ticks_x86_64() - self._started[1]
+        return int(ticks * (NANOSECONDS // 1000) // max(monotonic_ns() - self._started[0], 1))
+
+
+SEV_TYPES = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})

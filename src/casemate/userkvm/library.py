@@ -1,0 +1,148 @@
+"""The preloaded library as ctypes functions (``native/kvm``); it is in the process before this module is."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import CFUNCTYPE, c_int, c_int64, c_long, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from casemate import native
+from casemate.errors import HostError
+
+RUN_BYTES, PAGE = 3 * 4096, 4096
+_RANGES, CODE_SLOTS = 256, 64
+
+IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
+LoopCallback = CFUNCTYPE(None, c_uint64)
+ReleaseCallback = CFUNCTYPE(None, c_int, c_uint64)
+ProtectionCallback = CFUNCTYPE(None, c_uint64, c_uint64)
+FinishCallback = CFUNCTYPE(None)
+BeforeRunCallback = CFUNCTYPE(c_int, c_uint64)
+AfterRunCallback = CFUNCTYPE(None, c_uint64, c_int64)
+
+
+class Kind(IntEnum):
+    """What a descriptor is of."""
+
+    SYSTEM = 1
+    VM = 2
+    VCPU = 3
+    SEV = 4
+
+
+class Count(IntEnum):
+    """Places in ``VcpuRecord.counts``."""
+
+    IO = 0
+    MMIO = 1
+    OTHER = 2
+    INTERRUPTED = 3
+    RUNS = 4
+    IMMEDIATE = 5
+    INSIDE = 6
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("start", c_uint64), ("end", c_uint64))
+
+
+class Inside(ctypes.Structure):
+    """``struct inside``: ports and addresses that are served without leaving KVM_RUN."""
+
+    _fields_ = (("ports", c_uint8 * 8192), ("count", c_uint64), ("mmio", _Range * _RANGES))
+
+    def add_ports(self, first: int, count: int) -> None:
+        """Serve these."""
+        for port in range(first, first + count):
+            self.ports[port >> 3] |= 1 << (port & 7)
+
+    def add_mmio(self, start: int, size: int) -> bool:
+        """Serve this; False if there is no room."""
+        if any(known.start <= start and start + size <= known.end for known in self.mmio[: self.count]):
+            return True
+        if self.count == _RANGES:
+            return False
+        self.mmio[self.count] = _Range(start, start + size)
+        self.count += 1
+        return True
+
+
+class _Code(ctypes.Structure):
+    _fields_ = (("host", c_uint64), ("pages", c_uint64), ("marks", c_uint64), ("seen", c_uint64))
+
+
+class VcpuRecord(ctypes.Structure):
+    """``struct vcpu``."""
+
+    _fields_ = (
+        ("stop_wanted", c_uint8),
+        ("in_run", c_uint8),
+        ("abandoned", c_uint8),
+        ("has_mask", c_uint8),
+        ("wake_fd", c_int),
+        ("engine", c_void_p),
+        ("stop_engine", c_void_p),
+        ("run", c_uint64),
+        ("inside", c_uint64),
+        ("address_mask", c_uint64),
+        ("signal_mask", c_uint64),
+        ("counts", c_uint64 * 8),
+        ("read_port", c_uint64),
+        ("write_port", c_uint64),
+        ("read_mmio", c_uint64),
+        ("write_mmio", c_uint64),
+        ("started", c_uint64),
+        ("stack", c_uint64),
+        ("here", c_uint64),
+        ("caller", c_uint64),
+        ("in_access", c_uint64),
+        ("pending", c_uint64),
+        ("latched", c_uint64),
+        ("answer", c_uint64),
+        ("result", c_int64),
+        ("fetches", c_uint64),
+        ("fetches_seen", c_uint64),
+        ("writes_seen", c_uint64),
+        ("writes", c_uint64),
+        ("must_protect", c_uint64),
+        ("thread", c_uint64),
+        ("is_stale", c_uint64),
+        ("code_count", c_uint64),
+        ("code", _Code * CODE_SLOTS),
+    )
+
+
+@cache
+def load() -> Any:
+    """The library. Raises HostError where it cannot be loaded."""
+    try:
+        library = ctypes.CDLL(str(native.KVM))
+    except OSError as error:
+        raise HostError(
+            "dlopen", error.errno or 0, str(error), "install casemate for this computer"
+        ) from None
+    library.kvm_vcpu_size.restype = library.kvm_inside_size.restype = c_uint64
+    library.kvm_new_vcpu.restype = c_uint64
+    library.kvm_new_vcpu.argtypes = (ctypes.POINTER(c_int), c_void_p)
+    library.kvm_free_vcpu.argtypes = (c_uint64,)
+    library.kvm_watch_vcpu.argtypes = (c_uint64, c_int)
+    library.kvm_descriptor.argtypes = (c_int, c_uint64, ctypes.c_char_p)
+    library.kvm_leave.argtypes = (c_uint64, c_uint32, c_long)
+    library.kvm_exit_port.argtypes = (c_uint64, c_int, c_uint32, c_uint32, c_uint32)
+    library.kvm_exit_port.restype = c_uint32
+    library.kvm_exit_mmio.argtypes = (c_uint64, c_int, c_uint64, c_uint32, c_uint64)
+    library.kvm_exit_mmio.restype = c_uint64
+    library.kvm_wait.argtypes = (c_uint64, c_int64)
+    library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
+    library.kvm_unwatch_memory.restype = None
+    library.kvm_wake.argtypes = (c_uint64,)
+    library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
+    library.kvm_wait.restype = library.kvm_wake.restype = None
+    return library
+
+
+def address_of(function: Any) -> int:
+    """Where a function of the library, or a callback, is."""
+    return ctypes.cast(function, c_void_p).value or 0

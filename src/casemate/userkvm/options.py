@@ -1,0 +1,19 @@
+"""What ``casemate kvm`` tells the monitor's process, by an environment variable (docs/design/user-space-kvm.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPTIONS = "CASEMATE_KVM_OPTIONS"
+"""The variable, with ``Options`` as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``log`` is a file, ``socket`` where summaries go; ``faults`` are rules as ``faults.parse_fault`` takes them."""
+
+    era: str
+    faults: tuple[str, ...] = ()
+    log: str | None = None
+    socket: str | None = None
+    has_sev: bool = True

@@ -1,0 +1,100 @@
+"""Which ioctls a descriptor answers, and how their arguments come and go (Linux asm-generic/ioctl.h, api.rst)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import c_size_t, c_ssize_t, c_ulong, c_void_p
+from errno import EFAULT
+from typing import Any, ClassVar, NamedTuple
+
+from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.layout import Struct
+
+_READ = 2 << 30
+_libc = ctypes.CDLL(None, use_errno=True)
+for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
+    _call.argtypes = (ctypes.c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
+    _call.restype = c_ssize_t
+
+
+class Refused(Exception):
+    """An ioctl fails with this errno; ``why`` is for the log."""
+
+    def __init__(self, errno: int, why: str = "") -> None:
+        super().__init__(why)
+        self.errno = errno
+        self.why = why
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", c_void_p), ("size", c_size_t))
+
+
+def copy_in(address: int, size: int) -> bytes:
+    """Bytes of the monitor's memory. Raises Refused EFAULT where it has none."""
+    buffer = ctypes.create_string_buffer(size)
+    _copy(_libc.process_vm_readv, ctypes.addressof(buffer), address, size)
+    return buffer.raw
+
+
+def copy_out(address: int, data: bytes) -> None:
+    """Write into the monitor's memory. Raises Refused EFAULT where that cannot be."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    _copy(_libc.process_vm_writev, ctypes.addressof(buffer), address, len(data))
+
+
+def _copy(call: Any, ours: int, theirs: int, size: int) -> None:
+    if not size:
+        return
+    local, remote = _Vector(ours, size), _Vector(theirs, size)
+    if call(os.getpid(), ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) != size:
+        raise Refused(EFAULT, f"{size} bytes at {theirs:#x} cannot be reached")
+
+
+class Answer(NamedTuple):
+    """One row: ``run`` gets the descriptor's object and the argument, a number or a struct that was copied in."""
+
+    ioctl: Ioctl
+    struct: type[Struct] | None
+    run: Callable[[Any, Any], int | None]
+
+
+def answers(ioctl: Ioctl, struct: type[Struct] | None = None) -> Callable[[Any], Any]:
+    """Mark a method as the answer to an ioctl; without a ``struct`` it gets the argument as it is."""
+
+    def mark(method: Any) -> Any:
+        method.answers = (*getattr(method, "answers", ()), (ioctl, struct))
+        return method
+
+    return mark
+
+
+class Descriptor:
+    """Something that ioctls are made on. Subclasses have methods that are marked by ``answers``."""
+
+    table: ClassVar[dict[int, Answer]] = {}
+    unknown_errno = EFAULT
+
+    def __init_subclass__(cls) -> None:
+        found = {}
+        for name in dir(cls):
+            method = getattr(cls, name)
+            for ioctl, struct in getattr(method, "answers", ()):
+                found[int(ioctl)] = Answer(ioctl, struct, method)
+        cls.table = found
+
+    def answer(self, request: int, argument: int) -> tuple[int, Struct | None]:
+        """The result and, where it has one, the struct as it is after. Raises Refused, HostError."""
+        row = self.table.get(request)
+        if row is None:
+            raise Refused(self.unknown_errno, "no such ioctl")
+        if row.struct is None:
+            return row.run(self, argument) or 0, None
+        # Always in: some numbers say that the kernel only writes, and it reads (KVM_MEMORY_ENCRYPT_REG_REGION).
+        value = row.struct.from_bytes(copy_in(argument, row.struct.SIZE))
+        result = row.run(self, value) or 0
+        if request & _READ:
+            copy_out(argument, value.to_bytes())
+        return result, value

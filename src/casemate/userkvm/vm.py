@@ -1,0 +1,476 @@
+"""The descriptor of a VM: memory, interrupts, vCPUs, and what kind of guest it is (Linux api.rst, "vm ioctls").
+
+KVM learns a VM's kind by KVM_SEV_INIT and its like, when slots may be there already; the model wants to know it first.
+So the modelled VM is made when a vCPU or a launch needs it, and gets the slots that are there then.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EEXIST, EINVAL, ENOENT, ENOTTY, ENXIO
+from time import monotonic_ns
+
+from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kvm.guest_memfd import CreateGuestMemfd, MemoryAttributes, UserspaceMemoryRegion2
+from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.kvm.structs import (
+    IRQCHIP_IOAPIC,
+    IRQCHIP_PIC_SLAVE,
+    MEM_GUEST_MEMFD,
+    MEM_LOG_DIRTY_PAGES,
+    MEM_READONLY,
+    MEMORY_ATTRIBUTE_PRIVATE,
+    EnableCap,
+    EncRegion,
+    Ioeventfd,
+    IrqLevel,
+    UserspaceMemoryRegion,
+)
+from casemate.abi.kvm.structs import (
+    Irqchip as IrqchipStruct,
+)
+from casemate.abi.kvm.vm_types import VmType
+from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
+from casemate.host.exits import (
+    KvmInternalError,
+    MemoryFault,
+    NestedFaultLoop,
+    SevTermination,
+    Shutdown,
+    VmExit,
+)
+from casemate.host.model.cpu.cpuid import C_BIT
+from casemate.host.model.vm import ModelVm
+from casemate.host.secure_processor import SevSetup
+from casemate.host.slots import MemorySlot
+from casemate.userkvm.capabilities import SLOTS
+from casemate.userkvm.cpuid import VcpuCpuid
+from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
+from casemate.userkvm.irqchip import IoapicStateStruct, Irqchip, Message, Pin, Route, default_routes
+from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.library import Inside, Kind, load
+from casemate.userkvm.shared_memory import share
+from casemate.userkvm.structs import ClockData, DirtyLog, IrqfdStruct, MsiMessage, RoutingEntry
+from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
+from casemate.userkvm.vcpu import Vcpu
+
+_REGION = "KVM_SET_USER_MEMORY_REGION"
+_ROUTES, _ROUTE_CHIP, _ROUTE_MSI = 1024, 1, 2
+_IRQFD_DEASSIGN, _IRQFD_RESAMPLE = 1, 2
+_ADDRESS_SPACE = 1 << C_BIT
+_PIT_STATE = 112
+
+
+class Vm(Descriptor):
+    """One VM of ``vm_type``, of the modelled ``kernel``."""
+
+    unknown_errno = ENOTTY
+
+    def __init__(self, kernel: Kernel, vm_type: VmType) -> None:
+        self.kernel = kernel
+        self.vm_type = vm_type
+        self.kind = GuestKind.PLAIN
+        self.setup = SevSetup()
+        self.inside = Inside()
+        self.cpuid = VcpuCpuid()
+        self.chips: Irqchip | None = None
+        self.ioeventfds = Ioeventfds(self.inside)
+        self.irqfds: Irqfds | None = None
+        self.vcpus: dict[int, Vcpu] = {}
+        self.model: ModelVm | None = None
+        self.slots: dict[int, MemorySlot] = {}
+        self.private: list[GuestRange] = []
+        self.protections: list[str] = []
+        """What happened to the monitor's mappings behind slots."""
+        self._clock_offset = 0
+        self.policy = 0
+        self.digest: str | None = None
+        """The launch digest in hex, once the launch measured or finished."""
+        self.number = kernel.next_number()
+        self.fd: int = load().kvm_descriptor(Kind.VM, self.number, b"casemate-vm")
+
+    # The modelled VM.
+
+    @property
+    def is_protected(self) -> bool:
+        """Registers and memory are the guest's alone."""
+        return self.kind in (GuestKind.SEV_ES, GuestKind.SNP)
+
+    @property
+    def is_running(self) -> bool:
+        """The guest may have executed something."""
+        return any(vcpu.record.started for vcpu in self.vcpus.values())
+
+    @property
+    def address_mask(self) -> int:
+        """What of an address the bus sees."""
+        all_bits = (1 << 64) - 1
+        return all_bits & ~(1 << C_BIT) if self.kind.is_confidential else all_bits
+
+    def realize(self) -> ModelVm:
+        """The modelled VM, made if it was not yet. Raises HostError."""
+        if self.model is None:
+            model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
+            for slot in self.slots.values():
+                self._back(model, slot)
+            if model.snp_processor is not None:
+                for memory in self.private:
+                    model.snp_processor.set_private(memory)
+            self.model = model
+        return self.model
+
+    def _back(self, model: ModelVm, slot: MemorySlot) -> None:
+        if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
+            share(slot.hva, slot.range.size)  # the guest sees it at a second address, with the C-bit
+        model.add_slot(slot)
+
+    def close(self) -> None:
+        """Nobody has a descriptor any more."""
+        if self.irqfds is not None:
+            self.irqfds.close()
+        self.ioeventfds.close()
+        if self.model is not None:
+            self.model.close()
+        for vcpu in self.vcpus.values():
+            vcpu.close()
+
+    def mapping_changed(self, hva: int, size: int) -> None:
+        """The monitor changed the protection of host memory."""
+        hit = [
+            slot for slot in self.slots.values() if slot.hva < hva + size and hva < slot.hva + slot.range.size
+        ]
+        if not hit:
+            return
+        if self.model is not None:
+            self.model.mapping_changed(Hva(hva), size)
+        for slot in hit:
+            writable = self.kernel.is_writable(slot)
+            self.protections.append(
+                f"slot {slot.number} at {slot.range}: mapping {'lifted' if writable else 'armed (read-only)'}"
+            )
+
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.kernel.say(text)
+
+    def describe(self, vm_exit: VmExit) -> str:
+        """An exit that is no access, in words."""
+        match vm_exit:
+            case Shutdown():
+                return "the guest met a triple fault (KVM_EXIT_SHUTDOWN)"
+            case MemoryFault(gpa=None):
+                return (
+                    "KVM_RUN fails with EFAULT: a protected guest wrote to memory whose mapping is read-only"
+                )
+            case MemoryFault():
+                return f"KVM_RUN fails with EFAULT: {_evidence(vm_exit)}, whose mapping is read-only"
+            case NestedFaultLoop():
+                return "the guest hangs: a protected guest wrote to a read-only slot, and faults for ever"
+            case SevTermination():
+                return f"the guest asked for its end: {vm_exit.detail}"
+            case KvmInternalError():
+                return f"KVM_EXIT_INTERNAL_ERROR: {vm_exit.detail}"
+        return str(vm_exit)
+
+    # Capabilities and vCPUs.
+
+    @answers(Ioctl.CHECK_EXTENSION)
+    def check_extension(self, number: int) -> int:
+        """By type and era."""
+        return self.kernel.capabilities.answer(number, self.vm_type)
+
+    @answers(Ioctl.CREATE_VCPU)
+    def create_vcpu(self, number: int) -> int:
+        """The only one."""
+        if self.vcpus:
+            raise Refused(EEXIST if number in self.vcpus else EINVAL, "the modelled host has one vCPU per VM")
+        if number:
+            raise Refused(EINVAL, "the only vCPU has number 0")
+        vcpu = Vcpu(self, number)
+        self.vcpus[number] = vcpu
+        return vcpu.fd
+
+    # Memory.
+
+    @answers(Ioctl.SET_USER_MEMORY_REGION, UserspaceMemoryRegion)
+    def set_region(self, value: UserspaceMemoryRegion) -> None:
+        """Add, delete or change a slot; the rules are the kernel's."""
+        number = value.slot
+        known = MEM_LOG_DIRTY_PAGES | MEM_READONLY
+        before = self.slots.get(number)
+        if value.flags & ~known or number >= SLOTS or number >> 16:
+            raise Refused(EINVAL, "flags or number")
+        if not value.memory_size:
+            if before is None:
+                raise Refused(EINVAL, f"no slot {number}")
+            self._delete(number)
+            return
+        slot = self._slot(value)
+        if before == slot:
+            return
+        if before is not None and _fixed(before) != _fixed(slot):
+            raise Refused(EINVAL, "a live slot's memory, size and read-only flag do not change")
+        others = [other for key, other in self.slots.items() if key != number]
+        if any(other.range.intersection(slot.range) for other in others):
+            raise Refused(EEXIST, f"slot {number} overlaps another")
+        if before is not None:
+            self._delete(number)
+        if self.model is not None:
+            self._back(self.model, slot)
+        self.slots[number] = slot
+        self._tell_vcpus()
+
+    @answers(Ioctl.SET_USER_MEMORY_REGION2, UserspaceMemoryRegion2)
+    def set_region2(self, value: UserspaceMemoryRegion2) -> None:
+        """The same; the private half of a slot is the model's own."""
+        if self.kernel.capabilities.answer(231) == 0:
+            raise Refused(ENOTTY, "this kernel has no such ioctl")
+        if value.flags & MEM_GUEST_MEMFD and value.flags & MEM_READONLY:
+            raise Refused(EINVAL, "private memory is not read-only")
+        flags = value.flags & ~MEM_GUEST_MEMFD
+        self.set_region(
+            UserspaceMemoryRegion(
+                value.slot, flags, value.guest_phys_addr, value.memory_size, value.userspace_addr
+            )
+        )
+
+    def _slot(self, value: UserspaceMemoryRegion) -> MemorySlot:
+        end = value.guest_phys_addr + value.memory_size
+        unaligned = (value.guest_phys_addr | value.memory_size | value.userspace_addr) % PAGE_SIZE
+        if unaligned or end > _ADDRESS_SPACE or value.userspace_addr + value.memory_size > 1 << 47:
+            raise Refused(EINVAL, "misaligned, or out of reach")
+        readonly = bool(value.flags & MEM_READONLY)
+        if readonly and not self.kernel.era.takes_readonly_slot(self.vm_type):
+            raise Refused(
+                EINVAL, f"{self.kernel.era.name} has no read-only slots in {self.vm_type.kernel_name}"
+            )
+        where = GuestRange(Gpa(value.guest_phys_addr), value.memory_size)
+        return MemorySlot(value.slot, where, Hva(value.userspace_addr), readonly)
+
+    def _delete(self, number: int) -> None:
+        del self.slots[number]
+        if self.model is not None:
+            self.model.delete_slot(number)
+        self._tell_vcpus()
+
+    def _tell_vcpus(self) -> None:
+        for vcpu in self.vcpus.values():
+            vcpu.slots_changed()
+
+    @answers(Ioctl.GET_DIRTY_LOG, DirtyLog)
+    def get_dirty_log(self, value: DirtyLog) -> None:
+        """Every page may have been written to."""
+        slot = self.slots.get(value.slot)
+        if slot is None:
+            raise Refused(ENOENT, f"no slot {value.slot}")
+        pages = slot.range.size // PAGE_SIZE
+        copy_out(value.bitmap, ((1 << pages) - 1).to_bytes(-(-pages // 64) * 8, "little"))
+
+    @answers(Ioctl.SET_MEMORY_ATTRIBUTES, MemoryAttributes)
+    def set_attributes(self, value: MemoryAttributes) -> None:
+        """Private or shared."""
+        if not self.kernel.capabilities.answer(233, self.vm_type):
+            raise Refused(ENOTTY, "this VM has no memory attributes")
+        if value.flags or value.attributes & ~MEMORY_ATTRIBUTE_PRIVATE or not value.size:
+            raise Refused(EINVAL, "flags, attributes or size")
+        if (value.address | value.size) % PAGE_SIZE or value.address + value.size > _ADDRESS_SPACE:
+            raise Refused(EINVAL, "misaligned, or out of reach")
+        if value.attributes:
+            memory = GuestRange(Gpa(value.address), value.size)
+            self.private.append(memory)
+            if self.model is not None and self.model.snp_processor is not None:
+                self.model.snp_processor.set_private(memory)
+
+    @answers(Ioctl.CREATE_GUEST_MEMFD, CreateGuestMemfd)
+    def create_guest_memfd(self, value: CreateGuestMemfd) -> int:
+        """A descriptor that stands for private memory; the model keeps the memory itself."""
+        if not self.kernel.capabilities.answer(234, self.vm_type):
+            raise Refused(ENOTTY, "this VM has no private memory")
+        if value.flags or not value.size or value.size % PAGE_SIZE or value.size >> 63:
+            raise Refused(EINVAL, "flags or size")
+        fd = os.memfd_create("casemate-guest-memfd", os.MFD_CLOEXEC)
+        os.ftruncate(fd, value.size)
+        return fd
+
+    # Interrupts.
+
+    @answers(Ioctl.CREATE_IRQCHIP)
+    def create_irqchip(self, _argument: int) -> None:
+        """Before the vCPU."""
+        if self.chips is not None:
+            raise Refused(EEXIST, "there is one")
+        if self.vcpus:
+            raise Refused(EINVAL, "there are vCPUs")
+        self.chips = Irqchip(self.kernel.clock)
+        self.chips.place(self.inside, has_pit=False)
+        self.irqfds = Irqfds(self.chips.set_level)
+
+    def _irqchip(self, errno: int = ENXIO) -> Irqchip:
+        if self.chips is None:
+            raise Refused(errno, "no irqchip")
+        return self.chips
+
+    @answers(Ioctl.CREATE_PIT2)
+    def create_pit(self, _address: int) -> None:
+        """In the irqchip."""
+        self._irqchip(ENOENT).place(self.inside, has_pit=True)
+
+    @answers(Ioctl.IRQ_LINE, IrqLevel)
+    @answers(Ioctl.IRQ_LINE_STATUS, IrqLevel)
+    def irq_line(self, value: IrqLevel) -> None:
+        """Drive one."""
+        self._irqchip().set_level(value.irq, bool(value.level))
+        value.irq = 1  # what KVM_IRQ_LINE_STATUS answers: it was delivered
+
+    @answers(Ioctl.SIGNAL_MSI, MsiMessage)
+    def signal_msi(self, value: MsiMessage) -> int:
+        """1 if it reached the vCPU."""
+        return int(self._irqchip(EINVAL).deliver(Message(value.address_lo, value.data)))
+
+    @answers(Ioctl.SET_GSI_ROUTING)
+    def set_routing(self, address: int) -> None:
+        """All routes at once."""
+        chips = self._irqchip(EINVAL)
+        count, flags = (int.from_bytes(copy_in(address + at, 4), "little") for at in (0, 4))
+        if count > _ROUTES or flags:
+            raise Refused(EINVAL, f"{count} routes")
+        routes: dict[int, list[Route]] = {}
+        data = copy_in(address + 8, count * RoutingEntry.SIZE)
+        for at in range(0, len(data), RoutingEntry.SIZE):
+            entry = RoutingEntry.from_bytes(data, at)
+            if entry.type == _ROUTE_CHIP and entry.first <= IRQCHIP_IOAPIC:
+                routes.setdefault(entry.gsi, []).append(Pin(entry.first, entry.second))
+            elif entry.type == _ROUTE_MSI:
+                routes.setdefault(entry.gsi, []).append(Message(entry.first, entry.third))
+            else:
+                raise Refused(EINVAL, f"a route of type {entry.type}")
+        with chips.lock:
+            chips.routes = routes or default_routes()
+
+    @answers(Ioctl.GET_IRQCHIP, IrqchipStruct)
+    def get_irqchip(self, value: IrqchipStruct) -> None:
+        """The I/O APIC's state; the 8259s show none."""
+        chips = self._irqchip()
+        if value.chip_id > IRQCHIP_IOAPIC:
+            raise Refused(EINVAL, f"chip {value.chip_id}")
+        state = chips.ioapic_state().to_bytes() if value.chip_id == IRQCHIP_IOAPIC else b""
+        value.chip[:] = state.ljust(512, b"\0")
+
+    @answers(Ioctl.SET_IRQCHIP)
+    def set_irqchip(self, address: int) -> None:
+        """The I/O APIC's; of the 8259s only their reset, which monitors make by it."""
+        chips = self._irqchip()
+        value = IrqchipStruct.from_bytes(copy_in(address, IrqchipStruct.SIZE))
+        if value.chip_id == IRQCHIP_IOAPIC:
+            chips.set_ioapic_state(IoapicStateStruct.from_bytes(bytes(value.chip)))
+        elif value.chip_id > IRQCHIP_PIC_SLAVE:
+            raise Refused(EINVAL, f"chip {value.chip_id}")
+        elif not any(bytes(value.chip)[:4]):
+            chips.reset()
+
+    @answers(Ioctl.GET_PIT2)
+    def get_pit(self, address: int) -> None:
+        """Not shown."""
+        self._irqchip()
+        copy_out(address, bytes(_PIT_STATE))
+
+    @answers(Ioctl.SET_PIT2)
+    @answers(Ioctl.REINJECT_CONTROL)
+    def set_pit(self, _address: int) -> None:
+        """It keeps its own."""
+        self._irqchip()
+
+    @answers(Ioctl.IRQFD, IrqfdStruct)
+    def irqfd(self, value: IrqfdStruct) -> None:
+        """An event descriptor that raises an interrupt."""
+        self._irqchip(EINVAL)
+        assert self.irqfds is not None
+        if value.flags & ~(_IRQFD_DEASSIGN | _IRQFD_RESAMPLE):
+            raise Refused(EINVAL, "flags")
+        if value.flags & _IRQFD_RESAMPLE:
+            raise Refused(EINVAL, "KVM_CAP_IRQFD_RESAMPLE is not offered")
+        if value.flags & _IRQFD_DEASSIGN:
+            self.irqfds.deassign(value.fd, value.gsi)
+        else:
+            self.irqfds.assign(value.fd, value.gsi, None)
+
+    @answers(Ioctl.IOEVENTFD, Ioeventfd)
+    def ioeventfd(self, value: Ioeventfd) -> None:
+        """A store that signals an event descriptor."""
+        self.ioeventfds.change(value)
+
+    # Time and the rest.
+
+    def tsc_khz(self) -> int:
+        """Of the host's time-stamp counter."""
+        return self.kernel.tsc_khz()
+
+    @answers(Ioctl.GET_CLOCK, ClockData)
+    def get_clock(self, value: ClockData) -> None:
+        """Nanoseconds."""
+        value.clock = monotonic_ns() + self._clock_offset
+
+    @answers(Ioctl.SET_CLOCK, ClockData)
+    def set_clock(self, value: ClockData) -> None:
+        """From there on."""
+        self._clock_offset = value.clock - monotonic_ns()
+
+    @answers(Ioctl.GET_TSC_KHZ)
+    def get_tsc_khz(self, _argument: int) -> int:
+        """The host's."""
+        return self.tsc_khz()
+
+    @answers(Ioctl.ENABLE_CAP, EnableCap)
+    def enable_cap(self, value: EnableCap) -> None:
+        """What VMMs turn on and the model has no use for is taken; the rest is refused."""
+        if value.flags or not self.kernel.capabilities.answer(value.cap, self.vm_type):
+            raise Refused(EINVAL, f"capability {value.cap}")
+
+    @answers(Ioctl.SET_TSS_ADDR)
+    @answers(Ioctl.SET_IDENTITY_MAP_ADDR)
+    @answers(Ioctl.SET_NR_MMU_PAGES)
+    @answers(Ioctl.SET_BOOT_CPU_ID)
+    def take(self, _argument: int) -> None:
+        """Needed by processors that are not modelled."""
+
+    @answers(Ioctl.HAS_DEVICE_ATTR)
+    @answers(Ioctl.GET_DEVICE_ATTR)
+    @answers(Ioctl.SET_DEVICE_ATTR)
+    def no_attribute(self, _argument: int) -> None:
+        """A VM has none here."""
+        raise Refused(ENXIO, "no attribute")
+
+    # Confidential guests.
+
+    @answers(Ioctl.MEMORY_ENCRYPT_OP)
+    def memory_encrypt(self, address: int) -> int:
+        """A launch command, or the question whether there are any."""
+        from casemate.userkvm.sev import run_command  # loads cryptography, for SEV and SEV-ES
+
+        if not self.kernel.has_sev:
+            raise Refused(ENOTTY, "no secure processor")
+        return run_command(self, address) if address else 0
+
+    @answers(Ioctl.MEMORY_ENCRYPT_REG_REGION, EncRegion)
+    def register_region(self, value: EncRegion) -> None:
+        """Pinned, by the rules of the era."""
+        if not self.kind.is_confidential:
+            raise Refused(ENOTTY, "no guest of SEV")
+        if self.kind is not GuestKind.SNP:
+            processor = self.realize().secure_processor
+            assert processor is not None
+            processor.register_region(Hva(value.addr), value.size)
+
+    @answers(Ioctl.MEMORY_ENCRYPT_UNREG_REGION, EncRegion)
+    def unregister_region(self, value: EncRegion) -> None:
+        """Not pinned any more."""
+        if not self.kind.is_confidential:
+            raise Refused(ENOTTY, "no guest of SEV")
+
+
+def _fixed(slot: MemorySlot) -> tuple[int, int, bool]:
+    return slot.hva, slot.range.size, slot.readonly
+
+
+def _evidence(fault: MemoryFault) -> str:
+    return f"{fault.size} bytes at {fault.gpa:#x} by the instruction at {fault.rip:#x}"
