@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.advise.known_faults import SNP_TOO_OLD, is_too_old_for_snp
 from casemate.digest.steps import SnpPages
 from casemate.digest.steps_snp import section_steps
 from casemate.errors import CasemateError, ImageError
@@ -152,12 +153,13 @@ def _all_lacks(
 ) -> dict[GuestKind, tuple[str, ...]]:
     drivers = {file.guid for volume in volumes for file in volume.all_files()}
     sev = _sev_lacks(image, drivers, problems)
+    too_old = (SNP_TOO_OLD,) if is_too_old_for_snp(volumes) else ()
     sev_es = sev + _sev_es_lacks(image, problems)
     return {
         GuestKind.PLAIN: (),
         GuestKind.SEV: sev,
         GuestKind.SEV_ES: sev_es,
-        GuestKind.SNP: sev_es + _snp_lacks(image, problems),
+        GuestKind.SNP: sev_es + _snp_lacks(image, problems) + too_old,
         GuestKind.TDX: _tdx_lacks(image, drivers, problems),
     }
 
