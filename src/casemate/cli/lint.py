@@ -18,7 +18,7 @@ from casemate.advise.rule import Finding, HostFacts, Severity
 from casemate.advise.sarif import sarif_of
 from casemate.cli.ask_qemu import ask_qemu
 from casemate.cli.terminal import coloured
-from casemate.errors import ImageError, SpecError, UnsupportedError
+from casemate.errors import ImageError, SpecError, UnsupportedError, printable
 from casemate.files import read_file
 from casemate.firmware.descriptors import Descriptor, firmware_roots, read_descriptors
 from casemate.firmware.image import FirmwareImage
@@ -151,9 +151,9 @@ def _print(
 ) -> None:
     for finding in findings:
         severity = coloured(str(finding.severity), _COLOURS[finding.severity], sys.stdout)
-        place = f"{_safe(name)}:{finding.line}:{finding.column}: " if name and finding.line else ""
-        print(f"{place}{severity}: {finding.id}: {_safe(finding.cause)}")
-        print(f"    option: {_safe(finding.option)}\n    remedy: {_safe(finding.remedy)}")
+        place = f"{printable(name)}:{finding.line}:{finding.column}: " if name and finding.line else ""
+        print(f"{place}{severity}: {finding.id}: {printable(finding.cause)}")
+        print(f"    option: {printable(finding.option)}\n    remedy: {printable(finding.remedy)}")
         print(f"    see: {finding.reference}")
     counts = {word: sum(one.severity == word for one in findings) for word in ("error", "warning", "note")}
     words = (f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
@@ -165,8 +165,3 @@ def _print(
     )
     for path in unread:
         print(f"not read, judged by its name: {path!r}")
-
-
-def _safe(text: str) -> str:
-    """Text out of a file, with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
