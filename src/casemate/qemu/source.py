@@ -48,6 +48,11 @@ _TYPICAL = frozenset((
     "-machine", "-M", "-drive", "-blockdev", "-object", "-bios", "-pflash", "-accel", "-enable-kvm", "-cpu", "-smp",
     "-m", "-kernel", "-device", "-nographic", "-netdev", "-hda", "-cdrom", "-display", "-nodefaults",
 ))  # fmt: skip
+_RUNNERS = frozenset(
+    {"sudo", "env", "exec", "nohup", "setsid", "time", "nice", "ionice", "taskset", "numactl", "doas"}
+)
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_RESEMBLES = re.compile(r"[\w.+-]*(?:qemu|kvm)[\w.+-]*", re.IGNORECASE)
 _YAML = re.compile(r"^\s*(?:- )?[\w./-]+:(?:\s|$)")
 _UNIT = re.compile(r"^\[(?:Unit|Service)\]\s*$", re.MULTILINE)
 _EXEC = re.compile(r"^ExecStart[ \t]*=[ \t]*[-@:+!|]*((?:[^\n\\]|\\[^\n]|\\\n)*)", re.MULTILINE)
@@ -185,10 +190,13 @@ def _starts_qemu(words: list[Word]) -> bool:
 
 
 def _looks_like_options(words: list[Word]) -> bool:
-    """Options without a program, or behind one whose name does not say QEMU, such as a variable."""
-    start = 0 if words and words[0].text.startswith("-") else 1
-    while start < len(words) and not words[start].text.startswith("-"):
-        if not words[start].unknown:
+    """Options without a program, or behind one whose name only resembles QEMU's or is in a variable."""
+    start = 0
+    while start < len(words) and (words[start].text in _RUNNERS or _ASSIGNMENT.match(words[start].text)):
+        start += 1
+    if start < len(words) and not words[start].text.startswith("-"):
+        name = PurePath(words[start].text).name
+        if not words[start].unknown and not _RESEMBLES.fullmatch(name):
             return False
         start += 1
     names = {re.sub("^--", "-", word.text) for word in words[start:]}
