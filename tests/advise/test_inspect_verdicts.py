@@ -24,14 +24,16 @@ FLASH, BIOS = Placement.FLASH, Placement.BIOS
 #   secboot       built with SMM_REQUIRE: nothing that casemate has
 #   amdsev        AMD only; inteltdx: TDX and plain only (both reach the boot manager in QEMU without KVM)
 EVERY_BIOS = "plain:bios sev:bios sev-es:bios snp:bios"
+OLD_BIOS = "plain:bios sev:bios sev-es:bios"
+"""Debian 12\'s uses memory before it validated it."""
 EVERY_FLASH = "plain:flash sev:flash sev-es:flash"
 NOTHING = ""
 RIGHT = {
-    ("bookworm", "OVMF_CODE.fd"): f"{EVERY_FLASH} {EVERY_BIOS}",
+    ("bookworm", "OVMF_CODE.fd"): f"{EVERY_FLASH} {OLD_BIOS}",
     ("bookworm", "OVMF_CODE.secboot.fd"): NOTHING,
     ("bookworm", "OVMF_CODE_4M.fd"): EVERY_FLASH,
     ("bookworm", "OVMF_CODE_4M.secboot.fd"): NOTHING,
-    ("bookworm", "OVMF.fd"): f"{EVERY_FLASH} {EVERY_BIOS} tdx:bios",
+    ("bookworm", "OVMF.fd"): f"{EVERY_FLASH} {OLD_BIOS} tdx:bios",
     ("trixie", "OVMF_CODE_4M.fd"): EVERY_FLASH,
     ("trixie", "OVMF_CODE_4M.secboot.fd"): NOTHING,
     ("trixie", "OVMF_CODE_4M.secboot.strictnx.fd"): NOTHING,
