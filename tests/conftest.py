@@ -1,4 +1,4 @@
-"""Settings of all tests; lying here it also lets them import ``firmware_images`` (pytest, conftest.py)."""
+"""Settings of all tests; lying here it also lets them import ``support`` (pytest, conftest.py)."""
 
 from __future__ import annotations
 

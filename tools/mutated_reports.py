@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 from cryptography.hazmat.primitives.serialization import Encoding
+from support.attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 
 from casemate.advise.certificate_file import parse_pool
 from casemate.advise.report_file import CERTIFICATE_KINDS, read_report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from firmware_images import find_images, require_image
+from support.firmware_images import find_images, require_image
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.advise.claims import find_claims
@@ -82,7 +82,7 @@ def test_kernel_hashes_can_be_measured_where_the_area_has_a_base(release: str, n
     ids=lambda part: part,
 )
 def test_builds_that_compare_kernel_hashes_are_told_from_those_that_do_not(name: str, use: HashUse) -> None:
-    """What the guests do is seen in tests/guest/test_boot_kernel_hashes.py."""
+    """What the guests do is seen in tests/boot/test_boot_kernel_hashes.py."""
     assert inspect_image(FirmwareImage.load(require_image(name, "sid"))).hash_use is use
 
 

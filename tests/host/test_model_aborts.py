@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_rig import ModelRig
+from support.guest_rig import ModelRig
 
 from casemate.guests.actions import tell
 from casemate.guests.entry import CODE64, make_image
@@ -48,7 +48,7 @@ print(boot(spec, timeout=20).report["exit_port"])
 WHILE_TRANSLATING = """
 from unicorn import unicorn_const
 from casemate.host.model.cpu.engine import Engine
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 from test_model_sev_es import HANDLER, LOAD_IDT, SevRig, put_gate
 start = Engine.start
 

@@ -6,7 +6,7 @@ import struct
 import threading
 
 import pytest
-from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
+from support.guest_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
 from casemate.guests.entry import CODE32, CODE64, PAGE_TABLES
 from casemate.guests.user_mode import in_user_mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from model_rig import PROTECTED, ModelRig, ScriptedInterrupts
+from support.guest_rig import PROTECTED, ModelRig, ScriptedInterrupts
 
 from casemate.guests.entry import CODE32, Bits
 from casemate.host.exits import Hlt, Shutdown

@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from guest_rig import PROTECTED
-from model_rig import ModelRig
+from support.guest_rig import PROTECTED, ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
 from casemate.host.exits import Hlt, KvmInternalError

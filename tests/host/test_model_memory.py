@@ -7,7 +7,7 @@ import errno
 import mmap
 
 import pytest
-from model_rig import PROTECTED, ModelRig
+from support.guest_rig import PROTECTED, ModelRig
 
 from casemate.address import Hva
 from casemate.errors import HostError

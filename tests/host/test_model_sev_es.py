@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from guest_rig import PROTECTED, Rig
+from support.guest_rig import PROTECTED, Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_rig import RAM_SIZE, Rig
+from support.guest_rig import RAM_SIZE, Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType

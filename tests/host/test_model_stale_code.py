@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from model_rig import ModelRig
+from support.guest_rig import ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
 from casemate.host.exits import Hlt

@@ -1,4 +1,4 @@
-"""A VM for tiny guests: RAM at 0, an image at the top of 4 GiB, a bus that writes down what it sees."""
+"""VMs for tiny guests: RAM at 0, an image at the top of 4 GiB, a bus that writes down what it sees."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
+from casemate.host.clock import GuestClock
 from casemate.host.exits import VmExit
 from casemate.host.hypervisor import InterruptController, Vm
+from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.model.vm import ModelVm
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
 
@@ -118,3 +122,13 @@ class Rig:
         self.vm.close()
         self.rom.close()
         self.ram.close()
+
+
+class ModelRig(Rig):
+    """A ``Rig`` on the modelled host."""
+
+    vm: ModelVm
+
+    def __init__(self, code: bytes | str, bits: Bits = 32, *, interrupts: ScriptedInterrupts | None = None):
+        vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
+        super().__init__(code, bits, vm, interrupts)
