@@ -32,15 +32,11 @@ def run_vmm(tmp_path_factory: pytest.TempPathFactory) -> Vmm:
         pytest.skip("casemate's library for other VMMs was not built")
     folder = tmp_path_factory.mktemp("vmm")
 
-    def run(
-        name: str, *arguments: str, options: tuple[str, ...] = ()
-    ) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         program = folder / name
         if not program.exists():
             source = HERE / f"{name}.c"
-            subprocess.run(
-                [compiler, "-D_GNU_SOURCE", "-O1", "-pthread", "-o", program, source], check=True
-            )
+            subprocess.run([compiler, "-D_GNU_SOURCE", "-O1", "-pthread", "-o", program, source], check=True)
         command = [*kvm_command(*options), str(program), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
