@@ -1,4 +1,6 @@
-"""Compiles the machine code of casemate for wheels and editable installs (hatchling's build hook interface).
+"""Compiles the machine code of casemate for wheels and editable installs (hatchling's build hook interface; ELF-64).
+
+The hooks of the modelled CPU become a shared object, and the code of guests, which is assembly, becomes data.
 
 The compiler is ``$CC``, ``cc``, ``gcc`` or ``clang``, whichever works first, else that of the package ``ziglang``, for
 which the build then asks. The CPU's hooks use neither the C library nor a header beside ``stdint.h``, and the KVM for
@@ -10,10 +12,12 @@ once is kept in the user's cache, by the hash of what it was made from.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -53,6 +57,9 @@ LIBRARIES = (
     Library("native/_hooks.so", "native/hooks"),
     Library("native/_kvm.so", "native/kvm", uses_libc=True),
 )
+GUEST_CODE = "native/guest_code.json"
+_RELOCATED_BYTES = {1: 8, 10: 4, 11: 4, 12: 2, 14: 1}
+"""R_X86_64_64, _32, _32S, _16 and _8: all that a parameter of guest code may be."""
 
 
 class NativeBuild(BuildHookInterface[Any]):
@@ -71,7 +78,7 @@ class NativeBuild(BuildHookInterface[Any]):
             return
         package = Path(self.root, "src/casemate")
         try:
-            built = [build(library, package) for library in LIBRARIES]
+            built = [*(build(library, package) for library in LIBRARIES), build_guest_code(package)]
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "") or error
             self.app.display_warning(f"casemate is built without the modelled CPU: {said}")
@@ -82,18 +89,17 @@ class NativeBuild(BuildHookInterface[Any]):
 
     def clean(self, versions: list[str]) -> None:
         """Remove what was compiled."""
-        for library in LIBRARIES:
-            Path(self.root, "src/casemate", library.target).unlink(missing_ok=True)
+        for target in (*(library.target for library in LIBRARIES), GUEST_CODE):
+            Path(self.root, "src/casemate", target).unlink(missing_ok=True)
 
 
 def build(library: Library, package: Path) -> Path:
     """Compile one library into ``package``, or take it from the cache. Raises OSError or CalledProcessError."""
     target, folder = package / library.target, package / library.sources
-    compiler = _system_compiler() or [sys.executable, "-m", "ziglang", "cc", *_ZIG_FLAGS]
-    command = [*compiler, *_FLAGS, f'-DSOURCES="{hash_sources(folder)}"']
+    compiler = _compiler()
+    command = [*compiler, *_FLAGS, f'-DSOURCES="{hash_files([*folder.glob("*.c"), *folder.glob("*.h")])}"']
     command += [] if library.uses_libc else _FREESTANDING
-    key = hashlib.sha256(repr((_version(tuple(compiler)), command)).encode()).hexdigest()[:32]
-    cached = _cache_folder() / f"{key}.so"
+    cached = _cached(compiler, command, ".so")
     if not cached.exists():
         _compile(command, sorted(folder.glob("*.c")), cached, _WITH_LIBC if library.uses_libc else [])
     target.unlink(missing_ok=True)  # a process may have the old one loaded
@@ -101,12 +107,67 @@ def build(library: Library, package: Path) -> Path:
     return target
 
 
-def hash_sources(folder: Path) -> str:
-    """A hash over names and contents of the C sources in a folder."""
+def hash_files(paths: list[Path]) -> str:
+    """A hash over names and contents of source files."""
     digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.c"), *folder.glob("*.h"))):
+    for path in sorted(paths):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def build_guest_code(package: Path) -> Path:
+    """Assemble the code of guests into data, or take that from the cache. Raises OSError or CalledProcessError."""
+    target, sources = package / GUEST_CODE, sorted([*package.rglob("*.S"), package / "native/piece.h"])
+    command = [*_compiler(), "-c", f"-I{package / 'native'}"]
+    cached = _cached(_compiler(), [*command, *(path.read_text() for path in sources)], ".json")
+    if not cached.exists():
+        pieces: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for path in (path for path in sources if path.suffix == ".S"):
+                made = Path(folder, "made.o")
+                line = [*command, "-o", str(made), str(path)]
+                subprocess.run(line, capture_output=True, text=True, check=True)
+                prefix = path.relative_to(package).with_suffix("").as_posix()
+                pieces |= {
+                    f"{prefix}.{name}": piece for name, piece in read_pieces(made.read_bytes()).items()
+                }
+        cached.write_text(json.dumps({"sources": hash_files(sources), "pieces": pieces}, indent=0))
+    shutil.copyfile(cached, target)
+    return target
+
+
+def read_pieces(data: bytes) -> dict[str, Any]:
+    """Code, and position, size, name and addend of each parameter, by name, of the ``.code.`` sections of an object."""
+    (sections_at,) = struct.unpack_from("<Q", data, 40)
+    size, count, names_index = struct.unpack_from("<3H", data, 58)
+    sections = [
+        struct.unpack_from("<IIQQQQIIQQ", data, sections_at + size * number) for number in range(count)
+    ]
+
+    def contents(number: int) -> bytes:
+        return data[sections[number][4] : sections[number][4] + sections[number][5]]
+
+    def text(table: int, at: int) -> str:
+        return contents(table)[at:].partition(b"\0")[0].decode()
+
+    names = [text(names_index, section[0]) for section in sections]
+    pieces: dict[str, Any] = {}
+    for number, name in enumerate(names):
+        if not name.startswith(".code."):
+            continue
+        parameters = []
+        for relocations, section in enumerate(sections):
+            if section[1] != 4 or section[7] != number:  # SHT_RELA, sh_info
+                continue
+            for offset, info, addend in struct.iter_unpack("<QQq", contents(relocations)):
+                symbols = section[6]
+                symbol = struct.unpack_from("<IBBHQQ", contents(symbols), 24 * (info >> 32))
+                parameter = text(sections[symbols][6], symbol[0])
+                if symbol[3] or info & 0xFFFFFFFF not in _RELOCATED_BYTES:
+                    raise OSError(f"{name}: {parameter or 'a label'} is no parameter")
+                parameters.append([offset, _RELOCATED_BYTES[info & 0xFFFFFFFF], parameter, addend])
+        pieces[name.removeprefix(".code.")] = [contents(number).hex(), parameters]
+    return pieces
 
 
 def _compile(command: list[str], sources: list[Path], target: Path, libraries: list[str]) -> None:
@@ -122,11 +183,23 @@ def _compile(command: list[str], sources: list[Path], target: Path, libraries: l
         made.replace(target)
 
 
+def _cached(compiler: list[str], command: list[str], suffix: str) -> Path:
+    key = hashlib.sha256(repr((_version(tuple(compiler)), command)).encode()).hexdigest()[:32]
+    return _cache_folder() / f"{key}{suffix}"
+
+
+def _compiler() -> list[str]:
+    return _system_compiler() or [sys.executable, "-m", "ziglang", "cc", *_ZIG_FLAGS]
+
+
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "casemate", "native")
+    """The user's, or one of our own where there is none."""
     try:
+        cache = os.environ.get("XDG_CACHE_HOME")
+        folder = Path(cache) if cache else Path.home() / ".cache"
+        folder = folder / "casemate" / "native"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):
         return Path(tempfile.mkdtemp(prefix="casemate-native-"))
     return folder
 

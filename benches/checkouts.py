@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+from benches.console import RunError
 from benches.linux import APPEND, LINE, MEMORY, find_kernels
 from benches.table import Cell, Table
 from casemate.confidential.preparation import unfit_for_sev_es
@@ -72,7 +73,7 @@ def _linux(folder: Path) -> list[_Guest]:
     found = []
     for kernel in find_kernels():
         options = ["--kernel", str(kernel), "--initrd", str(initrd), "--append", APPEND, "--memory", MEMORY]
-        options += ["--until", LINE.decode()]
+        options += ["--until", "Run /init"]
         version = kernel.name.split("-")[1]
         kinds = ("plain", "sev-es")
         found += [_Guest(f"Linux {version}, {kind}", [*options, "--guest", kind]) for kind in kinds]
@@ -87,8 +88,10 @@ def _run(guest: _Guest, checkout: Path, folder: Path) -> tuple[float, float]:
     environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), perf_counter()
-    subprocess.run(
-        line, env=environment, cwd="/", stdout=subprocess.DEVNULL, check=True, timeout=TIMEOUT_SECONDS
+    done = subprocess.run(
+        line, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS
     )
+    if done.returncode:
+        raise RunError(f"{guest.name}, {checkout}: {done.stderr.strip().splitlines()[0]}")
     wall, after = perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall

@@ -143,8 +143,8 @@ class WatchedHost(ModelHypervisor):
         self._before = before
         self.watcher: Watcher | None = None
 
-    def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> Any:
-        vm = super().create_vm(kind, sev)
+    def create_vm(self, kind: GuestKind, sev: SevSetup | None = None, **others: Any) -> Any:
+        vm = super().create_vm(kind, sev, **others)
         if vm.secure_processor is not None:
             self.watcher = Watcher(vm.secure_processor, self._before)
             vm.secure_processor = self.watcher  # type: ignore[assignment]

@@ -332,7 +332,7 @@ def test_promises_name_tests_that_exist() -> None:
 
 def test_the_readme_shows_the_example_that_the_tests_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert blocks == [(ROOT / "examples" / "boot_to_shell.py").read_text("utf-8")]
+    assert blocks == [(ROOT / "examples" / "sev_es_debug_swap.py").read_text("utf-8")]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,23 @@ def read_file(path: str | Path, limit: int = LARGEST_DOCUMENT, remedy: str = "ch
     return data
 
 
+def read_regular(path: str | Path, limit: int, remedy: str) -> bytes:
+    """A whole regular file, whose size is looked at first. Raises ImageError for anything else, and a larger one."""
+    try:
+        # A FIFO that nobody writes to would be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(path, "this is not a regular file", remedy)
+            if status.st_size > limit:
+                raise ImageError(path, f"{status.st_size} bytes are too many, the limit is {limit}", remedy)
+            return file.read(limit)
+    except (OSError, ValueError) as error:  # a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(path, f"cannot be read: {reason}", remedy) from None
+
+
 def read_text(path: str | Path, remedy: str = "check the path") -> str:
     """A whole file in UTF-8. Raises ImageError if it cannot be read, is too large or no text."""
     try:

@@ -10,6 +10,8 @@ import pytest
 
 from casemate.cli import main
 from casemate.cli.power_cuts import CutRequest, Judgement, cut_request, table
+from casemate.guests.actions import tell
+from casemate.guests.entry import make_image
 from casemate.machine.power_cut import FlashChange, store_after_cut, torn
 
 
@@ -63,3 +65,17 @@ def test_table_counts_what_is_alike() -> None:
     judgements = [Judgement(number, "clean", "until", "clean") for number in (3, 4)]
     rows = table([*judgements, Judgement(5, "torn", "timeout", "torn")]).splitlines()
     assert rows[2:] == ["| clean | until | clean | 2 | 3 |", "| torn | timeout | torn | 1 | 5 |"]
+
+
+def test_cut_that_never_comes_is_said_with_the_number_of_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, variables = tmp_path / "code.fd", tmp_path / "vars.fd"
+    image.write_bytes(make_image(tell(7), 32))
+    variables.write_bytes(b"\xff" * 0x10000)
+    words = ["boot", "--host", "model", "--machine", "bare", "--memory", "16M", "--serial", "none"]
+    assert main([*words, "--code", str(image), "--vars", str(variables), "--cut-power-at", "7"]) == 0
+    assert (
+        "the power never failed: the guest made 0 flash commands, and the cut was at 7"
+        in capsys.readouterr().err
+    )

@@ -38,7 +38,7 @@ def another_build(folder: Path) -> tuple[list[str], dict[str, str]]:
 def no_library(folder: Path) -> tuple[list[str], dict[str, str]]:
     """A checkout whose machine code nothing compiled."""
     package = Path(casemate.__file__).parent
-    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "guest_code.json")
     shutil.copytree(package, folder / "casemate", ignore=ignored)
     return ["-m", "casemate"], {"PYTHONPATH": str(folder)}
 

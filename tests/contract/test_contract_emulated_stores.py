@@ -65,7 +65,7 @@ def test_rep_ins_reads_all_and_stores_eight_bytes_at_a_time(
         run(rig, readonly_slot)
         words = range(6)
         data = b"".join(word.to_bytes(2, "little") for word in words)
-        assert kinds(rig) == "iiiiiiss"
+        assert kinds(rig) == "iiiiiiww"
         assert stores(rig) == [
             (0x20, 8, int.from_bytes(data[:8], "little")),
             (0x28, 4, int.from_bytes(data[8:], "little")),
@@ -96,7 +96,7 @@ def test_ins_without_a_prefix_leaves_the_count_alone(
 def test_ins_downwards_forgets_what_it_read_ahead(host: HostName, readonly_slot: bool) -> None:
     with ContractRig(host, ins(3, 0x20, "f3 66 6d", down=True), 64, user=True) as rig:
         run(rig, readonly_slot)
-        assert kinds(rig) == "iiisiisis"
+        assert kinds(rig) == "iiiwiiwiw"
         assert stores(rig) == [(0x20, 2, 0), (0x1E, 2, 3), (0x1C, 2, 5)]
         assert told(rig) == (0, 0x1A)
 
@@ -106,7 +106,7 @@ def test_ins_downwards_forgets_what_it_read_ahead(host: HostName, readonly_slot:
 def test_ins_downwards_reads_ahead_to_the_page_only(host: HostName, readonly_slot: bool) -> None:
     with ContractRig(host, ins(4, 2, "f3 6c", down=True), 64, user=True) as rig:
         run(rig, readonly_slot)
-        assert kinds(rig) == "iisisisi"
+        assert kinds(rig) == "iiwiwiwi"
         assert stores(rig) == [(2, 1, 0), (1, 1, 2), (0, 1, 3)]
         assert rig.ram_at(PROTECTED - 1, 1) == b"\x04"
         assert told(rig) == (0, -2)
@@ -127,7 +127,7 @@ def test_rep_ins_comes_from_memory_into_the_page(host: HostName, readonly_slot: 
 def test_rep_ins_reads_1024_bytes_ahead(host: HostName, readonly_slot: bool) -> None:
     with ContractRig(host, ins(1100, 0x20, "f3 6c"), 64, user=True) as rig:
         run(rig, readonly_slot)
-        assert kinds(rig) == "i" * 1024 + "s" * 128 + "i" * 76 + "s" * 10
+        assert kinds(rig) == "i" * 1024 + "w" * 128 + "i" * 76 + "w" * 10
         assert stores(rig)[-1] == (0x20 + 1096, 4, 0x4F4E4D4C)
         assert told(rig) == (0, 0x20 + 1100)
 

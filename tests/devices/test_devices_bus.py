@@ -161,7 +161,7 @@ def test_bus_store_to_rom_is_dropped_and_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protection", "sealed", "is_command"),
+    ("protection", "protected", "is_command"),
     [
         (WriteProtection.READONLY_SLOT, False, True),
         (WriteProtection.READONLY_SLOT, True, True),

@@ -258,7 +258,7 @@ def test_digest_of_another_size_is_refused() -> None:
 
 def test_every_deviation_has_a_paragraph_in_the_guide() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guide" / "explain.md").read_text("utf-8")
-    source = Path(__file__).parents[2] / "src" / "casemate" / "measure"
+    source = Path(__file__).parents[2] / "src" / "casemate" / "digest"
     text = (source / "hypotheses.py").read_text("utf-8") + (source / "explain.py").read_text("utf-8")
     names = {mutation[0] for mutation in MUTATIONS}
     assert set(re.findall(r'Deviation\("([\w-]+)"', text)) <= names

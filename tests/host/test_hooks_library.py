@@ -1,9 +1,10 @@
-"""The library of hooks, and what a process that uses it looks like (docs/decisions/0002-engine-hooks.md)."""
+"""What was compiled, and what a process that uses it looks like (docs/decisions/0002-engine-hooks.md)."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import casemate
 from casemate.host.model.cpu import hooks
 from casemate.host.model.cpu.msr import MsrTable
 
-SOURCES = Path(casemate.__file__).parent / "native/hooks"
+PACKAGE = Path(casemate.__file__).parent
+BUILD_AGAIN = "install the checkout anew: ./dev does"
 
 OLD_ENGINE = """
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc, x86_const
@@ -77,15 +79,25 @@ assert outcome.report["exit_port"] == 7, outcome
 """
 
 
+def hash_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
 def test_structures_are_as_large_as_those_of_the_library() -> None:
     assert hooks.sizes() == (ctypes.sizeof(hooks.CpuRecord), ctypes.sizeof(MsrTable))
 
 
 def test_library_was_compiled_from_these_sources() -> None:
-    digest = hashlib.sha256()
-    for path in sorted((*SOURCES.glob("*.c"), *SOURCES.glob("*.h"))):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    assert hooks.sources() == digest.hexdigest()[:32], "install the checkout anew: ./dev does"
+    sources = [*PACKAGE.glob("native/hooks/*.c"), *PACKAGE.glob("native/hooks/*.h")]
+    assert hooks.sources() == hash_files(sources), BUILD_AGAIN
+
+
+def test_guest_code_was_assembled_from_these_sources() -> None:
+    data = json.loads((PACKAGE / "native/guest_code.json").read_text("utf-8"))
+    assert data["sources"] == hash_files([*PACKAGE.rglob("*.S"), PACKAGE / "native/piece.h"]), BUILD_AGAIN
 
 
 def test_engine_made_before_the_hooks_is_unharmed() -> None:

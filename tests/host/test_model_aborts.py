@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -41,6 +42,28 @@ outcome = boot(spec, timeout=20)
 print(outcome.ending.word, outcome.exit_code, outcome.detail)
 Engine.start = start
 print(boot(spec, timeout=20).report["exit_port"])
+"""
+
+
+WHILE_TRANSLATING = """
+from unicorn import unicorn_const
+from casemate.host.model.cpu.engine import Engine
+from guest_rig import PROTECTED
+from test_model_sev_es import HANDLER, LOAD_IDT, SevRig, put_gate
+start = Engine.start
+
+def with_hook(engine, rip):
+    # The engine fetches the second half of an instruction while it translates it: there its abort is called.
+    engine.hook(unicorn_const.UC_HOOK_MEM_FETCH_UNMAPPED, "hooks_abort")
+    return start(engine, rip)
+
+Engine.start = with_hook
+with SevRig(LOAD_IDT + f"b8 {(PROTECTED + 0xFFB).to_bytes(4, 'little').hex()} ffe0") as rig:
+    rig.catch_vc()
+    put_gate(rig, 6, HANDLER, 0x8E)
+    code = bytes.fromhex("909090 66b8")  # nop; nop; nop; mov ax, what no slot backs
+    rig.ram.writable.view[PROTECTED + 0xFFB : PROTECTED + 0x1000] = code
+    print(rig.run(), int.from_bytes(rig.ram_at(0x2000, 4), "little") - PROTECTED)
 """
 
 
@@ -105,3 +128,13 @@ def test_engine_without_memory_is_an_error_with_a_remedy(tmp_path: Path) -> None
         codes.append(done.returncode)
     assert codes == [0, 5]
     assert "raise the limit of address space" in done.stderr.splitlines()[-1]
+
+
+def test_translation_that_is_given_up_is_undefined() -> None:
+    """The handler of #VC pops what is uppermost; of #UD that is where the instruction was."""
+    tests = Path(__file__).parents[1]
+    paths = (str(tests), str(tests / "host"), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    line = [sys.executable, "-c", WHILE_TRANSLATING]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == f"Hlt(interrupts_enabled=False) {0xFFE}\n", done.stderr

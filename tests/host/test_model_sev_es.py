@@ -18,6 +18,7 @@ from casemate.host.clock import GuestClock
 from casemate.host.exits import Hlt, MemoryFault, SevTermination, Shutdown
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.secure_processor import SevSetup
 
 HALTED = Hlt(interrupts_enabled=False)
@@ -92,6 +93,64 @@ def test_what_a_sev_es_guest_may_not_do_raises_vc_before_anything_happened(
         assert rig.bus.log == []
 
 
+@pytest.mark.parametrize(
+    "code", ["b40f 08c0", "b40f 09c0", "b0f0 b80fa3c090"], ids=["invd", "wbinvd", "lock bt"]
+)
+def test_bytes_that_are_no_instruction_raise_nothing(code: str) -> None:
+    """They lie across two instructions, or are an operand."""
+    with SevRig(LOAD_IDT + code + "f4") as rig:
+        rig.catch_vc()
+        assert rig.run() == HALTED
+        assert rig.ram_at(ERROR_CODE, 4) == bytes(4)
+
+
+STORE_IDTR = "0f010d 10200000"
+IDTR = struct.pack("<HI", 8 * 32 - 1, IDT)
+
+
+def put_gate(rig: Rig, vector: int, handler: int, attributes: int) -> None:
+    gate = struct.pack("<HHHH", handler & 0xFFFF, CODE32, attributes << 8, handler >> 16)
+    rig.ram.writable.view[IDT + 8 * vector : IDT + 8 * vector + 8] = gate
+
+
+def test_vc_by_a_gate_that_is_not_there_says_which() -> None:
+    with SevRig(LOAD_IDT + "0fa2 f4") as rig:
+        rig.catch_vc()
+        put_gate(rig, 11, HANDLER, 0x8E)
+        put_gate(rig, 29, HANDLER, 0x0E)
+        handler = bytes.fromhex(
+            "58a300200000" + STORE_IDTR + "f4"
+        )  # pop eax; mov [ERROR_CODE], eax; sidt; hlt
+        rig.ram.writable.view[HANDLER : HANDLER + len(handler)] = handler
+        assert rig.run() == HALTED
+        assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == 29 * 8 + 2
+        assert rig.ram_at(0x2010, 6) == IDTR
+
+
+def test_vc_by_a_16_bit_gate_pushes_words() -> None:
+    with SevRig(LOAD_IDT + "0fa2 f4") as rig:
+        rig.catch_vc()
+        put_gate(rig, 29, 0x3000, 0x86)
+        # pop ax; mov [ERROR_CODE], ax; pop ax; mov [ERROR_CODE + 2], ax (IP); sidt; hlt
+        handler = bytes.fromhex("6658 66a300200000 6658 66a302200000" + STORE_IDTR + "f4")
+        rig.ram.writable.view[0x3000 : 0x3000 + len(handler)] = handler
+        assert rig.run() == HALTED
+        error_code, ip = struct.unpack("<HH", rig.ram_at(ERROR_CODE, 4))
+        assert error_code == ExitCode.CPUID
+        assert rig.rom.writable.view[ip : ip + 2] == bytes.fromhex("0fa2")
+        assert rig.ram_at(0x2010, 6) == IDTR
+
+
+def test_cpuid_says_that_memory_is_encrypted() -> None:
+    code = "b8 1f000080 0fa2 a3 00200000 891d 04200000 b8 00000080 0fa2 a3 08200000 f4"
+    with SevRig(code, GuestKind.SEV) as rig:
+        assert rig.run() == HALTED
+        features, encryption, highest = struct.unpack("<III", rig.ram_at(0x2000, 12))
+        assert features == 1 << 1
+        assert (encryption & 0x3F, encryption >> 6 & 0x3F) == (C_BIT, 1)
+        assert highest >= 0x8000001F
+
+
 @pytest.mark.parametrize("instruction", ["0f21f8", "b8 00040000 0f23f8"])
 def test_debug_swap_leaves_dr7_to_the_guest(instruction: str) -> None:
     with SevRig(LOAD_IDT + instruction + "f4", setup=DEBUG_SWAP) as rig:
@@ -143,6 +202,24 @@ def test_msr_protocol_answers(asked: int, answer: int) -> None:
     with SevRig(request(asked) + "f4") as rig:
         assert rig.run() == HALTED
         assert int.from_bytes(rig.ram_at(ERROR_CODE, 8), "little") == answer
+
+
+def test_plain_requests_need_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(_server: GhcbServer) -> None:
+        raise AssertionError("asked for what the hooks can answer")
+
+    monkeypatch.setattr(GhcbServer, "serve", serve)
+    with SevRig("b0 41 e680 e6f4 f4") as rig:
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("out", 0x80, 1, 0x41), ("out", 0xF4, 1, 0x41)]
+        assert rig.vm.guest_requests()["vmgexits"] == {"0x7b": 2}
+
+
+def test_answer_leaves_valid_what_belongs_to_it_alone() -> None:
+    with SevRig("b0 41 e680 f4") as rig:
+        assert rig.run() == HALTED
+        assert rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 16) == bytes(16)
+        assert rig.ram_at(GHCB + ghcb.VALID_BITMAP, ghcb.VALID_BITMAP_SIZE) == bytes(ghcb.VALID_BITMAP_SIZE)
 
 
 def test_termination_ends_the_run_with_its_reason() -> None:

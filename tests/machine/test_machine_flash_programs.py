@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from casemate.devices.flash.sync import Sync
-from casemate.events import Event, FlashAction, FlashCommand, Violation
+from casemate.events import Event, FlashAction, FlashCommand
 from casemate.guests.entry import IMAGE_SIZE, make_image
 from casemate.machine.boot import Attachments, boot
 from casemate.machine.machine import Machine
@@ -30,7 +30,8 @@ class Seen(NamedTuple):
 
     contents: bytes
     printed: bytes
-    events: list[FlashCommand | Violation]
+    events: list[FlashCommand | int]
+    """Commands of flash and what was printed, in order."""
     flash: object
 
 
@@ -76,7 +77,11 @@ def run(folder: Path, code: bytes, sync: Sync) -> Seen:
     unit1.write_bytes(b"\xff" * IMAGE_SIZE)
     spec = MachineSpec(code=unit0, variables=unit1, machine="bare", memory=4 << 20, sync=sync)
     printed = bytearray()
-    events: list[FlashCommand | Violation] = []
+    events: list[FlashCommand | int] = []
+
+    def hear(data: bytes) -> None:
+        printed.extend(data)
+        events.extend(data)
 
     def listen(machine: Machine) -> None:
         report = machine.recorder.report
@@ -89,7 +94,7 @@ def run(folder: Path, code: bytes, sync: Sync) -> Seen:
 
         machine.recorder.report = note  # type: ignore[method-assign]
 
-    outcome = boot(spec, timeout=60, attachments=Attachments(debug_output=printed.extend, on_start=listen))
+    outcome = boot(spec, timeout=60, attachments=Attachments(debug_output=hear, on_start=listen))
     assert (outcome.ending, outcome.report["exit_port"]) == (Ending.EXIT_PORT, 7), outcome
     return Seen(
         unit1.read_bytes(),

@@ -96,8 +96,11 @@ def run(args: argparse.Namespace) -> int:
         spec = prepared.spec
     outcome = _boot(args, spec, chosen, prepared, monitor)
     if cut is not None and outcome.ending is not Ending.POWER_CUT:
-        commands = outcome.report["writes"]["commands"]
-        warning = f"the power never failed: the guest sent {commands} flash commands, and the cut was at {cut.number}"
+        writes = outcome.report["writes"]
+        made = writes["programs"] + writes["erases"]
+        warning = (
+            f"the power never failed: the guest made {made} flash commands, and the cut was at {cut.number}"
+        )
         outcome.report["warnings"].append(warning)
         print(f"casemate: warning: {warning}", file=sys.stderr)
     _print(args, outcome)
@@ -154,7 +157,7 @@ def _boot(
             stack.callback(monitor.close)
             monitor.open()
         line = serial_line(args, stack, started)
-        serial = line.write if line else serial_output(args, stack)
+        serial = line.write if line else serial_output(args, stack, started)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
         phases = KERNEL_PHASES if spec.is_direct else FIRMWARE_PHASES
         status = StatusLine(phases)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.advise.store_check import check_store, repair_store
+from casemate.advise.store_check import check_store, rewrite_store
 from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.devices.flash.file import copy_template, locked_image
 from casemate.devices.flash.sync import Sync
@@ -100,7 +100,7 @@ def _lead_to_shell(code: Path, variables: Path) -> None:
             return
         changed = shell_as_next_boot(check.variables, FirmwareImage.load(code))
         if changed is not None:
-            write_whole(variables, repair_store(data, replace(check, variables=tuple(changed))))
+            write_whole(variables, rewrite_store(data, check, changed))
 
 
 def _unfit(guest: str) -> Callable[[Path], str | None]:

@@ -24,7 +24,8 @@ from casemate.machine.spec import MachineSpec
 
 _RANDOM_LIMIT = 16_000
 _UNTIL = "Shell> "
-_NEXT_BOOT_SECONDS = 20.0
+_NEXT_BOOT_SECONDS, _NEXT_BOOT_WATCHDOG = 120.0, 20.0
+"""Firmware that formats its store makes 800,000 programs; what makes none for long is stuck."""
 _HEADINGS = ("after the cut", "next boot", "store after it", "cuts", "for example at")
 
 
@@ -127,7 +128,7 @@ def _judge_all(
         store = store_after_cut(template, changes, number)
         _variables(spec).write_bytes(store)
         try:
-            ending = boot(spec, until=until, timeout=_NEXT_BOOT_SECONDS).ending
+            ending = boot(spec, until=until, timeout=_NEXT_BOOT_SECONDS, watchdog=_NEXT_BOOT_WATCHDOG).ending
             if ending in (Ending.INTERRUPTED, Ending.TERMINATED):
                 return judgements, ending.exit_code
             next_boot = ending.word

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import select
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +17,10 @@ from casemate.machine.machine import Machine
 
 if TYPE_CHECKING:
     from casemate.cli.serial_line import SerialLine
+
+
+_READER_SECONDS = 0.1
+"""How often a reader that does not read is asked about, and whether the run is over."""
 
 
 def is_stdio(args: argparse.Namespace) -> bool:
@@ -45,7 +51,9 @@ def serial_line(args: argparse.Namespace, stack: ExitStack, started: list[Machin
     return line
 
 
-def serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[bytes], None] | None:
+def serial_output(
+    args: argparse.Namespace, stack: ExitStack, started: list[Machine]
+) -> Callable[[bytes], None] | None:
     """What takes the guest's output by ``--serial``; None if nothing does. Raises SpecError and HostError."""
     where = args.serial or ("none" if args.json else "stdio")
     if where == "none":
@@ -53,7 +61,7 @@ def serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[bytes
     if where == "stdio":
         if args.json:
             raise SpecError("--json and --serial stdio both want standard output", "use --serial file:PATH")
-        return _stdout_output()
+        return _stdout_output(lambda: bool(started) and started[0].state.ending is not None)
     kind, _, path = where.partition(":")
     if kind != "file" or not path:
         raise SpecError(f"--serial {where!r} is not known", "use stdio, none, file:PATH, pty or unix:PATH")
@@ -61,13 +69,19 @@ def serial_output(args: argparse.Namespace, stack: ExitStack) -> Callable[[bytes
     return file_output(Path(path), stack)
 
 
-def _stdout_output() -> Callable[[bytes], None]:
+def _stdout_output(has_ended: Callable[[], bool]) -> Callable[[bytes], None]:
+    """Writes to standard output; the guest waits for a slow reader, until its run is over."""
     fd = sys.stdout.fileno()
     sys.stdout.flush()
 
     def write(data: bytes) -> None:
         while data:
-            data = data[os.write(fd, data) :]
+            _, writable, _ = select.select((), (fd,), (), _READER_SECONDS)
+            if writable:
+                with contextlib.suppress(BlockingIOError):
+                    data = data[os.write(fd, data) :]
+            elif has_ended():
+                return
 
     return write
 

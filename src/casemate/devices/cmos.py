@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, timedelta
 
 from casemate.address import FOUR_GIB
 from casemate.host.clock import NANOSECONDS, GuestClock
 
 CMOS_SIZE = 128
-EPOCH = (1970, 1, 1)
+EPOCH = date(1970, 1, 1)
+_EPOCH_WEEKDAY = 4
+"""A Thursday, counted from Sunday."""
+_CYCLE_START, _CYCLE_YEARS, _CYCLE_DAYS = date(2000, 1, 1), 400, 146_097
+"""The calendar repeats; the clock has years that ``datetime`` has not."""
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -144,29 +148,26 @@ class Cmos:
     def _store_time(self) -> None:
         """Guest time into the time registers."""
 
-        now = datetime(*EPOCH) + timedelta(seconds=self._now() // NANOSECONDS)
-        self._bytes[Register.SECONDS] = self._encode(now.second)
-        self._bytes[Register.MINUTES] = self._encode(now.minute)
-        self._bytes[Register.HOURS] = self._encode_hour(now.hour)
-        self._bytes[Register.DAY_OF_WEEK] = self._encode(now.isoweekday() % 7 + 1)
-        self._bytes[Register.DAY] = self._encode(now.day)
-        self._bytes[Register.MONTH] = self._encode(now.month)
-        self._bytes[Register.YEAR] = self._encode(now.year % 100)
-        self._bytes[Register.CENTURY] = self._encode(now.year // 100)
+        days, seconds = divmod(self._now() // NANOSECONDS, DAY_SECONDS)
+        year, month, day = _date_of(days)
+        self._bytes[Register.SECONDS] = self._encode(seconds % 60)
+        self._bytes[Register.MINUTES] = self._encode(seconds // 60 % 60)
+        self._bytes[Register.HOURS] = self._encode_hour(seconds // 3600)
+        self._bytes[Register.DAY_OF_WEEK] = self._encode((days + _EPOCH_WEEKDAY) % 7 + 1)
+        self._bytes[Register.DAY] = self._encode(day)
+        self._bytes[Register.MONTH] = self._encode(month)
+        self._bytes[Register.YEAR] = self._encode(year % 100)
+        self._bytes[Register.CENTURY] = self._encode(year // 100 % 100)
 
     def _load_time(self) -> None:
         """The time registers into guest time; nonsense in them carries over into the next larger unit."""
 
         field = [self._decode(value) for value in self._bytes]
-        year = min(max(field[Register.CENTURY] * 100 + field[Register.YEAR], 1), 9998)
-        month = min(max(field[Register.MONTH], 1), 12)
-        moment = datetime(year, month, 1) + timedelta(
-            days=field[Register.DAY] - 1,
-            hours=self._decode_hour(self._bytes[Register.HOURS]),
-            minutes=field[Register.MINUTES],
-            seconds=field[Register.SECONDS],
-        )
-        self._offset = int((moment - datetime(*EPOCH)).total_seconds()) * NANOSECONDS - self._clock.now()
+        year = field[Register.CENTURY] * 100 + field[Register.YEAR]
+        days = _days_to(year, min(max(field[Register.MONTH], 1), 12)) + field[Register.DAY] - 1
+        hours = 24 * days + self._decode_hour(self._bytes[Register.HOURS])
+        seconds = (60 * hours + field[Register.MINUTES]) * 60 + field[Register.SECONDS]
+        self._offset = seconds * NANOSECONDS - self._clock.now()
         self._flags_since = self._now()
 
     def _encode(self, value: int) -> int:
@@ -214,3 +215,16 @@ class Cmos:
             and (hour >= ALARM_ANY or self._decode_hour(hour) == moment // 3600 % 24)
             for moment in range(first, now + 1)
         )
+
+
+def _date_of(days: int) -> tuple[int, int, int]:
+    """Year, month and day of the ``days``-th day since 1970, of any year."""
+    cycles, rest = divmod(days - (_CYCLE_START - EPOCH).days, _CYCLE_DAYS)
+    found = _CYCLE_START + timedelta(days=rest)
+    return found.year + _CYCLE_YEARS * cycles, found.month, found.day
+
+
+def _days_to(year: int, month: int) -> int:
+    """Days from 1970 to the first of a month, of any year."""
+    cycles, rest = divmod(year - _CYCLE_START.year, _CYCLE_YEARS)
+    return (date(_CYCLE_START.year + rest, month, 1) - EPOCH).days + _CYCLE_DAYS * cycles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from casemate.devices.lapic import DeliveryMode, Lapic
 
@@ -19,7 +19,8 @@ RTE_MASKED = 1 << 16
 RTE_WRITABLE = 0xFF00_0000_0001_AFFF
 
 
-class IoapicState(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IoapicState:
     """IOREGSEL, the ID register, the level of each pin as a bit, and the redirection table."""
 
     selected: int

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
+
+from casemate.native.code import guest_code
 
 EXIT_PORT = 0xF4
 RESET_PORT = 0xCF9
 
-_HALT = b"\xfa\xf4\xeb\xfd"  # cli; 1: hlt; jmp 1b
-
 
 def store(gpa: int, value: int) -> bytes:
     """Store one byte."""
-    return b"\xc6\x05" + struct.pack("<IB", gpa, value)  # mov byte [gpa], value
+    return guest_code("guests/actions.store", gpa=gpa, value=value)
 
 
 def store_all(stores: Iterable[tuple[int, int]]) -> bytes:
@@ -23,28 +22,20 @@ def store_all(stores: Iterable[tuple[int, int]]) -> bytes:
 
 def tell(value: int) -> bytes:
     """End the run with a byte."""
-    return (
-        b"\xb0" + bytes((value,)) + b"\xe6" + bytes((EXIT_PORT,)) + _HALT
-    )  # mov al, value; out EXIT_PORT, al
+    return guest_code("guests/actions.tell", value=value)
 
 
 def tell_memory(gpa: int) -> bytes:
     """End the run with the byte at ``gpa``."""
-    return (
-        b"\xa0" + struct.pack("<I", gpa) + b"\xe6" + bytes((EXIT_PORT,)) + _HALT
-    )  # mov al, [gpa]; out EXIT_PORT, al
+    return guest_code("guests/actions.tell_memory", gpa=gpa)
 
 
 def ask_for_reset() -> bytes:
     """Reset the platform."""
-    return (
-        b"\x66\xba" + struct.pack("<H", RESET_PORT) + b"\xb0\x06\xee" + _HALT
-    )  # mov dx, RESET_PORT; mov al, 6; out
+    return guest_code("guests/actions.ask_for_reset")
 
 
 def print_text(text: str) -> bytes:
     """Send text to the serial port without a look at its status."""
-    code = b"\x66\xba\xf8\x03"  # mov dx, 0x3f8
-    return code + b"".join(
-        b"\xb0" + bytes((byte,)) + b"\xee" for byte in text.encode()
-    )  # mov al, byte; out dx, al
+    prints = (guest_code("guests/actions.print_byte", value=byte) for byte in text.encode())
+    return guest_code("guests/actions.begin_print") + b"".join(prints)

@@ -10,6 +10,7 @@ import struct
 from typing import Literal
 
 from casemate.guests.vc_handler import VECTOR, vc_handler
+from casemate.native.code import guest_code
 
 IMAGE_SIZE = 0x10000
 STACK_TOP = 0x80000
@@ -47,47 +48,17 @@ def make_image(payload: bytes, bits: Bits = 16) -> bytes:
     gate = struct.pack("<HHHH", _HANDLER, CODE32, _INTERRUPT_GATE, _BASE >> 16)
     image[_IDT + 8 * VECTOR : _IDT + 8 * VECTOR + 8] = gate
     struct.pack_into("<HI", image, _GDT + 40, 8 * VECTOR + 7, _BASE + _IDT)
-    image[_RESET_VECTOR : _RESET_VECTOR + 3] = b"\xe9\x0d\x00"  # jmp 0
+    jump = guest_code("guests/entry.reset_vector", distance=-(_RESET_VECTOR + 3))
+    image[_RESET_VECTOR : _RESET_VECTOR + len(jump)] = jump
     return bytes(image)
 
 
 def _to_protected_mode(payload: bytes, bits: Bits) -> bytes:
-    real_mode = (
-        b"\xfa"  # cli
-        + b"\x2e\x66\x0f\x01\x16" + struct.pack("<H", _GDT + 32)  # lgdt cs:[...]
-        + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0"  # mov eax, cr0; or al, 1; mov cr0, eax
-    )  # fmt: skip
-    start = len(real_mode) + 8
-    jump = b"\x66\xea" + struct.pack("<IH", _BASE + start, CODE32)
-    segments = (
-        b"\x66\xb8\x10\x00\x8e\xd8\x8e\xd0\x8e\xc0"  # mov ax, DATA; mov ds, ax; mov ss, ax; mov es, ax
-        + b"\xbc" + struct.pack("<I", STACK_TOP)  # mov esp, STACK_TOP
-        + b"\x0f\x01\x1d" + struct.pack("<I", _BASE + _GDT + 40)  # lidt [...]
-    )  # fmt: skip
-    code = real_mode + jump + segments
+    start = len(guest_code("guests/entry.to_protected_mode", gdt=0, next=0))
+    code = guest_code("guests/entry.to_protected_mode", gdt=_GDT + 32, next=_BASE + start)
+    code += guest_code("guests/entry.flat_segments", stack_top=STACK_TOP, idt=_BASE + _GDT + 40)
     if bits == 64:
-        code += _to_long_mode()
-        code += b"\xea" + struct.pack("<IH", _BASE + len(code) + 7, CODE64)
+        code += guest_code("guests/entry.map_four_gib", tables=PAGE_TABLES)
+        behind = len(code) + len(guest_code("guests/entry.to_long_mode", next=0))
+        code += guest_code("guests/entry.to_long_mode", next=_BASE + behind)
     return code + payload
-
-
-def _to_long_mode() -> bytes:
-    def store(address: int, value: int) -> bytes:
-        return b"\xc7\x05" + struct.pack("<II", address, value)  # mov dword [address], value
-
-    tables = PAGE_TABLES
-    pointers = store(tables, tables + 0x1003)
-    for directory in range(4):
-        pointers += store(tables + 0x1000 + 8 * directory, tables + 0x2003 + 0x1000 * directory)
-    return (
-        b"\xbf" + struct.pack("<I", tables)  # mov edi, tables
-        + b"\x31\xc0\xb9\x00\x18\x00\x00\xf3\xab"  # xor eax, eax; mov ecx, 6 pages / 4; rep stosd
-        + pointers
-        + b"\xbf" + struct.pack("<I", tables + 0x2000)  # mov edi, directories
-        + b"\xb8\x83\x00\x00\x00"  # mov eax, present | writable | large
-        + b"\x89\x07\x83\xc7\x08\x05\x00\x00\x20\x00\x73\xf4"  # 1: mov [edi], eax; add edi, 8; add eax, 2M; jnc 1b
-        + b"\xb8" + struct.pack("<I", tables) + b"\x0f\x22\xd8"  # mov eax, tables; mov cr3, eax
-        + b"\x0f\x20\xe0\x0d\x20\x06\x00\x00\x0f\x22\xe0"  # cr4 |= PAE | OSFXSR | OSXMMEXCPT
-        + b"\xb9\x80\x00\x00\xc0\x0f\x32\x0d\x00\x01\x00\x00\x0f\x30"  # EFER |= LME
-        + b"\x0f\x20\xc0\x0d\x00\x00\x00\x80\x0f\x22\xc0"  # cr0 |= PG
-    )  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from casemate.address import FOUR_GIB
 from casemate.guests.actions import store, store_all, tell, tell_memory
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
+from casemate.native.code import guest_code
 
 CODE = FOUR_GIB - IMAGE_SIZE
 VARS = CODE - IMAGE_SIZE
@@ -29,7 +30,7 @@ ENDINGS = {
 """By the letters of the table; a dash is a run that makes no sense."""
 
 _END = tell(EXIT_VALUE)
-_RAM_COPY = 0x30000
+_RAM_COPY, _DMA_LIST = 0x30000, 0x4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,6 @@ def image(guest: HostileGuest) -> bytes:
     return make_image(guest.code, guest.bits)
 
 
-_END = tell(EXIT_VALUE)
-_RAM_COPY = 0x30000
 _AX = 0x41414141
 _INTERPRETED = {"kvm_pvm": "evevee--"}
 """Supervisor code is interpreted there, so that a fault becomes an MMIO exit, which can be dropped."""
@@ -70,39 +69,30 @@ _NOT_INTERPRETED = {"kvm_pvm": "ehhhhe--"}
 """The same, where its interpreter gives up."""
 
 
+def _piece(name: str, **parameters: int) -> bytes:
+    return guest_code(f"guests/hostile.{name}", **parameters)
+
+
 def _from_ram(code: bytes) -> bytes:
     """Copy ``code`` to RAM and run it there: flash that takes commands cannot be executed."""
-    copy = (
-        b"\xe8\x00\x00\x00\x00\x5e\x83\xc6\x17"  # call 1f; 1: pop esi; add esi, code - 1b
-        + b"\xbf" + struct.pack("<I", _RAM_COPY)  # mov edi, _RAM_COPY
-        + b"\xb9" + struct.pack("<I", len(code))  # mov ecx, length
-        + b"\xf3\xa4"  # rep movsb
-        + b"\xb8" + struct.pack("<I", _RAM_COPY) + b"\xff\xe0"  # mov eax, _RAM_COPY; jmp eax
-    )  # fmt: skip
-    assert len(copy) == 5 + 0x17
-    return copy + code
+    return _piece("from_ram", ram_copy=_RAM_COPY, length=len(code)) + code
 
 
 def _commands(gpa: int, *values: int) -> bytes:
     return store_all([(gpa, value) for value in values])
 
 
-def _to_edi(gpa: int) -> bytes:
-    return b"\xbf" + struct.pack("<I", gpa)  # mov edi, gpa
-
-
 def _dword(gpa: int, value: int) -> bytes:
-    return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
+    return _piece("store_dword", gpa=gpa, value=value)
 
 
 def _dma(target: int, length: int) -> bytes:
     """fw_cfg: read ``length`` bytes of the signature to ``target``."""
     access = struct.pack(">IIQ", 1 << 3 | 1 << 1, length, target)
     words = struct.unpack("<4I", access)
-    return b"".join(_dword(0x4000 + 4 * index, word) for index, word in enumerate(words)) + (
-        b"\x66\xba\x14\x05\x31\xc0\xef"  # mov dx, 0x514; xor eax, eax; out dx, eax
-        + b"\x66\xba\x18\x05\xb8" + struct.pack(">I", 0x4000) + b"\xef"  # mov dx, 0x518; mov eax, ...; out dx, eax
-    )  # fmt: skip
+    stores = (_dword(_DMA_LIST + 4 * index, word) for index, word in enumerate(words))
+    swapped = int.from_bytes(_DMA_LIST.to_bytes(4, "big"), "little")
+    return b"".join(stores) + _piece("start_dma", list_swapped=swapped)
 
 
 HOSTILE = (
@@ -124,33 +114,32 @@ HOSTILE = (
     ),
     HostileGuest(
         "modify-next-instruction", "rewrites the operand of the instruction that it runs next",
-        # call 1f; 1: pop esi; mov byte [esi + 6], 6; mov al, 7; out 0xf4, al; jmp $
-        b"\xe8\x00\x00\x00\x00\x5e\xc6\x46\x06\x06\xb0\x07\xe6\xf4\xeb\xfe", "evev-evv",
+        _piece("modify_next_instruction"), "evev-evv",
     ),
     HostileGuest(
         "or", "modifies a byte in place",
-        b"\x80\x0d" + struct.pack("<IB", VARS, 1) + _END, "evvv-evv", _INTERPRETED,
+        _piece("or_byte", gpa=VARS) + _END, "evvv-evv", _INTERPRETED,
     ),
     HostileGuest(
         "locked", "sets a bit with the bus locked",
-        b"\xf0\x0f\xba\x2d" + struct.pack("<IB", VARS, 0) + _END, "evvv-evv", _NOT_INTERPRETED,
+        _piece("lock_bts", gpa=VARS) + _END, "evvv-evv", _NOT_INTERPRETED,
     ),
     HostileGuest(
         "exchange", "swaps a register with flash",
-        b"\x87\x05" + struct.pack("<I", VARS) + _END, "evvv-evv", _NOT_INTERPRETED,
+        _piece("exchange", gpa=VARS) + _END, "evvv-evv", _NOT_INTERPRETED,
     ),
     HostileGuest(
         "string", "fills 64 bytes by a repeated string instruction",
-        _to_edi(VARS) + b"\xb0\x41\xb9\x40\x00\x00\x00\xf3\xaa" + _END, "evvv-evv", _INTERPRETED,
+        _piece("string", gpa=VARS) + _END, "evvv-evv", _INTERPRETED,
     ),
     HostileGuest(
         "x87", "stores an x87 register, which no KVM emulates",
-        b"\xdb\xe3\xd9\xe8\xd9\x1d" + struct.pack("<I", VARS) + _END, "hvvv-evv",
+        _piece("x87", gpa=VARS) + _END, "hvvv-evv",
         {"kvm_amd": "hvvvvh--", "kvm_pvm": "hhhhhh--"},
     ),
     HostileGuest(
         "stack-in-flash", "pushes onto a stack in flash",
-        b"\xbc" + struct.pack("<I", VARS + 0x100) + b"\x50" + _END, "evvv-evv", _INTERPRETED,
+        _piece("push", gpa=VARS + 0x100) + _END, "evvv-evv", _INTERPRETED,
     ),
     HostileGuest(
         "across-units", "stores four bytes over the border of both units",
@@ -166,7 +155,7 @@ HOSTILE = (
     ),
     HostileGuest(
         "qword", "stores eight bytes at once",
-        b"\x48\xb8" + b"\x41" * 8 + _to_edi(VARS) + b"\x48\x89\x07" + _END, "evev-e--", bits=64,
+        _piece("store_qword", gpa=VARS) + _END, "evev-e--", bits=64,
     ),
     HostileGuest(
         "program-code", "programs its own code by a proper command",
@@ -198,8 +187,7 @@ HOSTILE = (
     ),
     HostileGuest(
         "ten-thousand", "stores ten thousand times",
-        # mov ecx, 10000; 1: mov byte [VARS], 0x41; dec ecx; jnz 1b
-        b"\xb9\x10\x27\x00\x00" + store(VARS, 0x41) + b"\x49\x75\xf6" + _END, "evev-evv",
+        _piece("ten_thousand", gpa=VARS) + _END, "evev-evv",
     ),
     HostileGuest(
         "dma-into-code", "lets a device store into its code",
@@ -211,8 +199,8 @@ HOSTILE = (
     ),
     HostileGuest(
         "triple-fault", "has no handler for its fault",
-        b"\x0f\x01\x1d\x00\x10\x00\x00\x0f\x0b", "ffff-fff",  # lidt [0x1000]; ud2
+        _piece("triple_fault"), "ffff-fff",
     ),
-    HostileGuest("spin", "does nothing for ever", b"\xeb\xfe", "tttt-t--"),
-    HostileGuest("halt", "halts with interrupts off", b"\xfa\xf4\xeb\xfc", "tttt-t--"),
+    HostileGuest("spin", "does nothing for ever", _piece("spin"), "tttt-t--"),
+    HostileGuest("halt", "halts with interrupts off", _piece("halt"), "tttt-t--"),
 )  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import struct
-
 from casemate.guests.entry import make_image
+from casemate.native.code import guest_code
 
 _LOOPS = 8000
 _LOOP_INSTRUCTIONS = 2 * _LOOPS
@@ -17,11 +16,5 @@ def probe_image() -> tuple[bytes, int]:
     The guest counts, reads the port, and does so again while the answer is 0. Then it stores an x87 register to RAM
     below 64 KiB, writes to the port, and spins.
     """
-    code = (
-        b"\xb9" + struct.pack("<I", _LOOPS)  # 1: mov ecx, LOOPS
-        + b"\x49\x75\xfd"  # 2: dec ecx; jnz 2b
-        + b"\xe4" + bytes((_PORT,)) + b"\x84\xc0\x74\xf2"  # in al, PORT; test al, al; jz 1b
-        + b"\xdb\xe3\xd9\xe8\xd9\x1d\x00\x10\x00\x00"  # fninit; fld1; fstp dword [0x1000]
-        + b"\xe6" + bytes((_PORT,)) + b"\xeb\xfe"  # out PORT, al; jmp $
-    )  # fmt: skip
+    code = guest_code("guests/probe.guest", loops=_LOOPS, port=_PORT)
     return make_image(code, 32), _LOOP_INSTRUCTIONS

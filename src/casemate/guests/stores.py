@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
+
+from casemate.native.code import guest_code
 
 VALUE = 0x7777777777777777
 FILLER = 0x5A
@@ -25,33 +26,29 @@ class StoreInstruction(NamedTuple):
 
 def point_at(gpa: int) -> bytes:
     """Code that sets RBX and RDI to ``gpa``, RCX and EAX to values, RSI to RAM, DX to a port, RBP to a device."""
-    return (
-        b"\xbb" + struct.pack("<I", gpa)  # mov ebx, gpa
-        + b"\x48\xb9" + struct.pack("<Q", VALUE)  # mov rcx, VALUE
-        + b"\xb8" + bytes((FILLER,)) * 4  # mov eax, fillers: what cmpxchg finds
-        + b"\xbf" + struct.pack("<I", gpa)  # mov edi, gpa
-        + b"\xbe" + struct.pack("<I", SOURCE)  # mov esi, SOURCE
-        + b"\x66\xba" + struct.pack("<H", PORT)  # mov dx, PORT
-        + b"\xbd" + struct.pack("<I", DEVICE)  # mov ebp, DEVICE
-    )  # fmt: skip
+    return guest_code("guests/stores.point_at", gpa=gpa, source=SOURCE, port=PORT, device=DEVICE)
+
+
+def _store(name: str, piece: str, *, emulated: bool = False) -> StoreInstruction:
+    return StoreInstruction(name, guest_code(f"guests/stores.{piece}"), emulated)
 
 
 INSTRUCTIONS = (
-    StoreInstruction("mov byte", b"\xc6\x03\x77"),
-    StoreInstruction("mov qword", b"\x48\x89\x0b"),
-    StoreInstruction("or byte", b"\x80\x0b\x01"),
-    StoreInstruction("xchg dword", b"\x87\x0b"),
-    StoreInstruction("lock cmpxchg dword", b"\xf0\x0f\xb1\x0b"),
-    StoreInstruction("lock bts dword", b"\xf0\x0f\xba\x2b\x00"),
-    StoreInstruction("movups", b"\x0f\x11\x03"),
-    StoreInstruction("movnti qword", b"\x48\x0f\xc3\x0b"),
-    StoreInstruction("push", b"\x48\x8d\x63\x08\x51"),
-    StoreInstruction("rep stosb, 4 bytes", b"\xb9\x04\x00\x00\x00\xf3\xaa"),
-    StoreInstruction("rep movsb from RAM, 4 bytes", b"\xb9\x04\x00\x00\x00\xf3\xa4"),
-    StoreInstruction("insb", b"\x6c", emulated=True),
-    StoreInstruction("rep insb, 4 bytes", b"\xb9\x04\x00\x00\x00\xf3\x6c", emulated=True),
-    StoreInstruction("movsb from MMIO", b"\x48\x89\xee\xa4", emulated=True),
-    StoreInstruction("x87 fstp dword", b"\xdb\xe3\xd9\xe8\xd9\x1b"),
+    _store("mov byte", "mov_byte"),
+    _store("mov qword", "mov_qword"),
+    _store("or byte", "or_byte"),
+    _store("xchg dword", "xchg_dword"),
+    _store("lock cmpxchg dword", "lock_cmpxchg_dword"),
+    _store("lock bts dword", "lock_bts_dword"),
+    _store("movups", "movups"),
+    _store("movnti qword", "movnti_qword"),
+    _store("push", "push"),
+    _store("rep stosb, 4 bytes", "rep_stosb"),
+    _store("rep movsb from RAM, 4 bytes", "rep_movsb"),
+    _store("insb", "insb", emulated=True),
+    _store("rep insb, 4 bytes", "rep_insb", emulated=True),
+    _store("movsb from MMIO", "movsb_from_mmio", emulated=True),
+    _store("x87 fstp dword", "x87_fstp_dword"),
 )
 
 BY_NAME = {instruction.name: instruction for instruction in INSTRUCTIONS}

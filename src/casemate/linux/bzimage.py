@@ -14,7 +14,7 @@ import zstandard
 from lz4.block import decompress
 
 from casemate.errors import ImageError
-from casemate.files import LARGEST_KERNEL, read_file
+from casemate.files import LARGEST_KERNEL, read_regular
 
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
 _SETUP_SECTORS, _HEADER_START, _HEADER_LENGTH = 0x1F1, 0x1F1, 0x201
@@ -55,7 +55,7 @@ class LinuxKernel:
     @classmethod
     def load(cls, path: Path) -> LinuxKernel:
         """Read and unpack a bzImage. Raises ImageError if that is not possible."""
-        return cls.from_bytes(read_file(path, LARGEST_KERNEL), path)
+        return cls.from_bytes(read_regular(path, LARGEST_KERNEL, "give a bzImage"), path)
 
     @classmethod
     def from_bytes(cls, image: bytes, path: Path | str) -> LinuxKernel:

@@ -66,7 +66,10 @@ def prepare_linux(
         raise SpecError(
             f"--append: {len(words) - 1} bytes, this kernel takes {kernel.longest_command_line}", "shorten it"
         )
-    start, size = next((start, size) for start, size in ram if start <= _MIB < start + size)
+    above = [(start, size) for start, size in ram if start <= _MIB < start + size]
+    if not above:
+        raise SpecError("a kernel needs more than 1 MiB of memory", "give the guest more --memory")
+    start, size = above[0]
     initrd_at = (start + size - len(initrd)) & -PAGE_SIZE
     needed = kernel.end + len(initrd)
     if kernel.end > initrd_at:

@@ -55,10 +55,10 @@ class Console:
         self._feed: Callable[[bytes], None] = lambda data: None
         self._debug = bytearray()
         self._sink = sink
-        self._prompt = prompt.encode()
-        self._typed = [text.encode() + b"\r" for text in typed]
+        self._prompt = _bytes_of(prompt)
+        self._typed = [_bytes_of(text) + b"\r" for text in typed]
         self._until_was_given = until is not None
-        self._until = until.encode() if until is not None else (self._prompt if typed else None)
+        self._until = _bytes_of(until) if until is not None else (self._prompt if typed else None)
         self._skips_countdowns = self._until is not None
         self._output = output
         self._debug_output = debug_output
@@ -165,3 +165,8 @@ class Console:
     def _seen(self) -> None:
         self._until = None
         self._until_seen()
+
+
+def _bytes_of(text: str) -> bytes:
+    """Text from a command line, whose bytes need not be UTF-8."""
+    return text.encode(errors="surrogateescape")

@@ -11,7 +11,7 @@ from casemate.abi.guest_kind import GuestKind
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import Key
 from casemate.errors import ImageError
-from casemate.files import LARGEST_KERNEL, read_file
+from casemate.files import LARGEST_KERNEL, read_regular
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.direct_boot import DirectBoot, prepare_linux
 from casemate.machine.boards import find_board
@@ -27,14 +27,18 @@ def add_kernel(fw_cfg: FwCfg, kernel: Path, initrd: Path | None, append: str) ->
 
     Nothing in the setup header is patched, so that the kernel's hash is that of its file.
     """
-    image = read_file(kernel, LARGEST_KERNEL)
+    image = read_regular(kernel, LARGEST_KERNEL, "give a bzImage")
     if image[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
         raise ImageError(kernel, "this is no Linux kernel (no HdrS)", "give a bzImage", _MAGIC_AT)
     setup = ((image[_SETUP_SECTORS] or 4) + 1) * _SECTOR
     parts = (
         (Key.SETUP_SIZE, Key.SETUP_DATA, image[:setup]),
         (Key.KERNEL_SIZE, Key.KERNEL_DATA, image[setup:]),
-        (Key.INITRD_SIZE, Key.INITRD_DATA, read_file(initrd, LARGEST_KERNEL) if initrd else b""),
+        (
+            Key.INITRD_SIZE,
+            Key.INITRD_DATA,
+            read_regular(initrd, LARGEST_KERNEL, "give an initrd") if initrd else b"",
+        ),
         (Key.CMDLINE_SIZE, Key.CMDLINE_DATA, append.encode(errors="surrogateescape") + b"\0"),
     )
     for size_key, data_key, data in parts:
@@ -49,7 +53,7 @@ def lay_out_linux(spec: MachineSpec, c_bit: int | None) -> DirectBoot:
     """
     assert spec.kernel is not None
     kernel = LinuxKernel.load(spec.kernel)
-    initrd = read_file(spec.initrd, LARGEST_KERNEL) if spec.initrd else b""
+    initrd = read_regular(spec.initrd, LARGEST_KERNEL, "give an initrd") if spec.initrd else b""
     ram = [(piece.gpa, piece.size) for piece in find_board(spec.machine).ram(spec.memory)]
     is_snp = spec.kind is GuestKind.SNP
     return prepare_linux(kernel, initrd, spec.append, ram, c_bit, is_snp=is_snp, vcpus=spec.vcpus)

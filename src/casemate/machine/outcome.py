@@ -29,6 +29,7 @@ class Ending(Enum):
     STUCK = ("no-progress", 1)
     SEV_TERMINATION = ("sev-termination", 1)
     HOST_LIMIT = ("host-limit", 5)
+    INTERNAL_ERROR = ("internal-error", 6)
     TIMEOUT = ("timeout", 7)
     INTERRUPTED = ("interrupted", 130)
     TERMINATED = ("terminated", 143)

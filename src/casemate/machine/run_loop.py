@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 
-from casemate.errors import HostError
+from casemate.errors import CasemateError, HostError
 from casemate.events import AccessPath, Violation
 from casemate.host.exits import (
     Hlt,
@@ -103,12 +105,18 @@ class Run:
     def _vcpu_thread(self, number: int) -> None:
         machine = self._machine
         try:
+            vcpu = machine.vcpus.take(number)
             machine.vcpus.gate.park()
             while machine.state.ending is None:
-                self._handle(machine.vcpus.run(number))
-        except BaseException as error:
+                self._handle(vcpu.run())
+        except (CasemateError, KeyboardInterrupt) as error:
             self._error = error
             machine.state.end(Ending.HOST_LIMIT)
+        except BaseException as error:
+            # Whatever a guest does is an outcome; what is wrong here is ours, and the report shows where it was.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            cause = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            machine.state.end(Ending.INTERNAL_ERROR, f"{cause}; please report it")
         finally:
             self._finished.set()
 

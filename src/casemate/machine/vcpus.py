@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from casemate.devices.bus import Bus, SharedBus
 from casemate.errors import UnsupportedError
-from casemate.host.exits import VmExit
 from casemate.host.hypervisor import InterruptController, Vcpu, Vm
 from casemate.machine.run_state import RunState
 
@@ -58,12 +57,11 @@ class Vcpus:
         """The number of ``current``."""
         return self.all.index(self.current)
 
-    def run(self, number: int) -> VmExit:
-        """Run a vCPU on this thread, which is its own from now on."""
-        if number not in self.thread_ids:
-            self.thread_ids[number] = threading.get_native_id()
-            self._running.vcpu = self.all[number]
-        return self.all[number].run()
+    def take(self, number: int) -> Vcpu:
+        """A vCPU for the calling thread, which alone runs it from now on."""
+        self.thread_ids[number] = threading.get_native_id()
+        self._running.vcpu = self.all[number]
+        return self.all[number]
 
     def stop(self) -> None:
         """Make each vCPU come back to its thread's loop soon. From any thread."""

@@ -101,7 +101,7 @@ def instruction_text(machine: Machine, rip: int | None = None) -> str | None:
 
 
 def owner(machine: Machine, violation: Violation) -> str | None:
-    """What of a unit's file lies where the guest written."""
+    """What of a unit's file lies where the guest wrote."""
     if violation.unit is None or violation.gpa is None:
         return None
 

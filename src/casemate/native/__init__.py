@@ -1,7 +1,8 @@
-"""Libraries of machine code that ship with casemate, built from the C sources beside this file (hatch_build.py).
+"""Machine code that ships with casemate, compiled when it is built (hatch_build.py).
 
-``hooks/`` is what the modelled CPU puts into its engine (docs/decisions/0002-engine-hooks.md), ``kvm/`` what
-is preloaded into other monitors (docs/design/user-space-kvm.md).
+``hooks/`` is the C library that the modelled CPU puts into its engine (docs/decisions/0002-engine-hooks.md), ``kvm/``
+what is preloaded into other monitors (docs/design/user-space-kvm.md), and ``code.py`` has the code of guests, whose
+assembly is in the packages that use it.
 """
 
 from __future__ import annotations

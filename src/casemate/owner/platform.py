@@ -6,10 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from casemate.abi.sev.certificates import (
+from casemate.abi.sev.certificates import KeyUsage, SevCertificate
+from casemate.abi.sev.signatures import (
     AmdCertificate,
-    KeyUsage,
-    SevCertificate,
     is_signed_by,
     parse_amd_certificate,
     parse_certificate,

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from casemate.abi.sev.certificates import KeyUsage, make_certificate, parse_certificate, shared_secret
+from casemate.abi.sev.certificates import KeyUsage
 from casemate.abi.sev.session import KEY_SIZE, SessionBlob, mac, policy_message, wrapping_keys
+from casemate.abi.sev.signatures import make_certificate, parse_certificate, shared_secret
 from casemate.digest.measurement import validate_policy_size
 from casemate.errors import SpecError
 from casemate.host.secure_processor import LaunchSession, TransportKeys

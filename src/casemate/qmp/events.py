@@ -16,6 +16,7 @@ _STATES = {
     Ending.KERNEL_PANIC: "guest-panicked",
     Ending.SEV_TERMINATION: "guest-panicked",
     Ending.HOST_LIMIT: "internal-error",
+    Ending.INTERNAL_ERROR: "internal-error",
     Ending.STUCK: "watchdog",
 }
 _REASONS = {
@@ -30,6 +31,7 @@ _REASONS = {
     Ending.TERMINATED: (False, "host-signal"),
     Ending.VIOLATION: (False, "host-error"),
     Ending.HOST_LIMIT: (False, "host-error"),
+    Ending.INTERNAL_ERROR: (False, "host-error"),
     Ending.STUCK: (False, "host-error"),
 }
 _BY_COMMAND_LINE = (False, "host-ui")

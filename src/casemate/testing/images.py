@@ -15,8 +15,9 @@ from casemate.firmware import guids
 from casemate.firmware.guided_table import FOOTER_OFFSET
 from casemate.firmware.varstore import StoreLayout, build_volume
 from casemate.firmware.volume_header import build_volume_header
+from casemate.native.code import guest_code
 
-HALT_AT_RESET = b"\xfa\xf4\xeb\xfd".ljust(16, b"\x90")
+HALT_AT_RESET = guest_code("guests/actions.halt").ljust(16, b"\x90")
 """Reset vector: CLI, HLT, and back to the HLT."""
 
 _METADATA_FROM_END = 0x800

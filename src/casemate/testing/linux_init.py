@@ -8,13 +8,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from casemate.native.code import guest_code
+
 DIRECTORY, PROGRAM, FILE, CHARACTER_DEVICE = 0o040755, 0o100755, 0o100644, 0o020600
 _CONSOLE = (5, 1)
 _BASE, _HEADERS = 0x400000, 64 + 56
 _WRITE, _NANOSLEEP, _REBOOT = 1, 35, 169
 _REBOOT_MAGIC, _REBOOT_MAGIC2, _POWER_OFF = 0xFEE1DEAD, 672274793, 0x4321FEDC
-_ARGUMENTS = (b"\xbf", b"\xbe", b"\xba")
-"""mov edi, esi, edx."""
+_ARGUMENTS = "first_argument", "second_argument", "third_argument"
 
 
 def initramfs(init: bytes, files: Mapping[str, bytes] | None = None) -> bytes:
@@ -64,15 +65,17 @@ def _printing_code(data_at: int, line: bytes, pause: bytes) -> bytes:
         _system_call(_WRITE, 1, data_at, len(line))
         + _system_call(_NANOSLEEP, data_at + len(line), 0)
         + _system_call(_REBOOT, _REBOOT_MAGIC, _REBOOT_MAGIC2, _POWER_OFF)
-        + b"\xeb\xfe"  # 1: jmp 1b
+        + _piece("spin")
     )
 
 
 def _system_call(number: int, *arguments: int) -> bytes:
-    code = b"".join(
-        opcode + struct.pack("<I", value) for opcode, value in zip(_ARGUMENTS, arguments, strict=False)
-    )
-    return code + b"\xb8" + struct.pack("<I", number) + b"\x0f\x05"  # mov eax, number; syscall
+    code = b"".join(_piece(piece, value=value) for piece, value in zip(_ARGUMENTS, arguments, strict=False))
+    return code + _piece("system_call", number=number)
+
+
+def _piece(name: str, **parameters: int) -> bytes:
+    return guest_code(f"testing/linux_init.{name}", **parameters)
 
 
 def _padded(data: bytes) -> bytes:

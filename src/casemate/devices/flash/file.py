@@ -14,6 +14,7 @@ from casemate.devices.flash.spec import SECTOR_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
 from casemate.files import write_whole
+from casemate.firmware.placement import MAX_FLASH
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -174,6 +175,9 @@ def _checked_size(path: Path, fd: int) -> int:
         raise ImageError(path, "is a directory", "name the image file in it")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(path, "is no regular file", "copy the image into one")
+    if status.st_size > MAX_FLASH:
+        cause = f"has {status.st_size} bytes, and at most 8 MiB ({MAX_FLASH}) of flash fit below 4 GiB"
+        raise ImageError(path, cause, "give a firmware image or a copy of its variable store")
     if status.st_size == 0:
         raise ImageError(path, "is empty", "give a firmware image or a copy of its variable store")
     if status.st_size % SECTOR_SIZE:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
-from unicorn import unicorn_const, x86_const
+from unicorn import unicorn_const
 
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
 from casemate.abi.kvm.write_outcome import WriteOutcome
@@ -21,13 +21,21 @@ from casemate.host.hypervisor import FlashProgram, IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
-from casemate.host.model.cpu.hooks import REFUSED_WRITE, Callbacks, WriteDecider
-from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite
+from casemate.host.model.cpu.hooks import (
+    REFUSED_WRITE,
+    Callbacks,
+    MmioRead,
+    MmioWrite,
+    PortRead,
+    PortWrite,
+    WriteDecider,
+)
 from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.slots import SlotTable
 from casemate.host.slots import MemorySlot
 
-_INVALID_OPCODE = 6
+_INVALID_OPCODE, _PAGE_FAULT = 6, 14
+"""Vectors."""
 
 
 class _Undone(NamedTuple):
@@ -80,8 +88,6 @@ class AccessIntercepts:
                 WriteDecider(self._decide),
             )
         )
-        engine.hook(unicorn_const.UC_HOOK_INSN, "hook_in", instruction=x86_const.UC_X86_INS_IN)
-        engine.hook(unicorn_const.UC_HOOK_INSN, "hook_out", instruction=x86_const.UC_X86_INS_OUT)
 
     def intercept_writes(self, slot: MemorySlot) -> None:
         """Catch writes to a slot that does not take them.
@@ -149,6 +155,11 @@ class AccessIntercepts:
         if outcome is WriteOutcome.UNDEFINED:
             self._undone = None  # the engine delivers this one by itself
             return _INVALID_OPCODE
+        if outcome is WriteOutcome.INPUT and self.port_input is not None:
+            error_code = self.port_input.page_fault()
+            if error_code is not None:
+                self._undone = None
+                return _PAGE_FAULT | error_code << 16
         return 0 if outcome is WriteOutcome.MMIO else REFUSED_WRITE
 
     def _take_write(self, gpa: int, size: int, value: int) -> WriteOutcome:
@@ -192,27 +203,27 @@ class AccessIntercepts:
         self.fault = KvmInternalError(text, self._engine.read(registers.RIP))
         self._engine.stop()
 
-    def _read_port(self, _uc: int, port: int, size: int, _user: int | None) -> int:
+    def _read_port(self, port: int, size: int) -> int:
         try:
             return self.bus.read_port(port, size)
         except BaseException as error:
             return self._fail(error)
 
-    def _write_port(self, _uc: int, port: int, size: int, value: int, _user: int | None) -> None:
+    def _write_port(self, port: int, size: int, value: int) -> None:
         try:
             self.bus.write_port(port, size, value)
         except BaseException as error:
             self._fail(error)
 
-    def _read_mmio(self, _uc: int, offset: int, size: int, base: int) -> int:
+    def _read_mmio(self, gpa: int, size: int) -> int:
         try:
-            return self.bus.read_mmio(base + offset & self._mask, size)
+            return self.bus.read_mmio(gpa & self._mask, size)
         except BaseException as error:
             return self._fail(error)
 
-    def _write_mmio(self, _uc: int, offset: int, size: int, value: int, base: int) -> None:
+    def _write_mmio(self, gpa: int, size: int, value: int) -> None:
         try:
-            self.bus.write_mmio(base + offset & self._mask, size, value)
+            self.bus.write_mmio(gpa & self._mask, size, value)
         except BaseException as error:
             self._fail(error)
 

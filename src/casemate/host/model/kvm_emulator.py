@@ -105,6 +105,8 @@ class WriteJudge:
 _READ_AHEAD = 1024
 _MMIO_BYTES = 8
 _DF = 1 << 10
+_PF_PRESENT, _PF_WRITE, _PF_USER = 1, 2, 4
+"""Bits of the error code of #PF."""
 _REPEATS = frozenset(b"\xf2\xf3")
 _OPERAND_SIZE, _ADDRESS_SIZE, _REX_W = 0x66, 0x67, 8
 _INSB = 0x6C
@@ -178,6 +180,21 @@ class PortInput:
         stored = read if ins.step > 0 else read[:1]
         self._store(bus, start, b"".join(stored))
         self._engine.write_many(ins.after(len(stored)))
+
+    def page_fault(self) -> int | None:
+        """The error code, CR2 being set, if the element at hand ends in a page that the guest cannot write to."""
+        ins = self._decode()
+        start = self._linear(ins)
+        in_page = PAGE_SIZE - start % PAGE_SIZE
+        if in_page >= ins.size or self._engine.translate(start + in_page, WRITE) is not None:
+            return None
+        self._engine.write(registers.CR2, start + in_page)
+        is_present = self._engine.translate(start + in_page) is not None
+        return (
+            _PF_WRITE
+            | (_PF_PRESENT if is_present else 0)
+            | (_PF_USER if self._engine.privilege() == 3 else 0)
+        )
 
     def _decode(self) -> _Ins:
         engine = self._engine

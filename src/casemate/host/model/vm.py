@@ -182,8 +182,7 @@ class ModelVm:
             instructions = PageInstructions(self._engine, self._page_states)
         if isinstance(self.msrs, SevMsrs) and self.capabilities.has_protected_state:
             self._ghcb = GhcbServer(self._slots, self.msrs, self._cpuid, bus, snp)
-            if snp is None:
-                self._engine.hooks.serve_ghcb()
+            self._engine.hooks.serve_ghcb()
         self._vcpu = ModelVcpu(
             self._engine,
             self._memory,

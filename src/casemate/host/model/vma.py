@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
+from casemate.errors import HostError
+
+_MAPS = "/proc/self/maps"
+
+
+def open_maps() -> BinaryIO:
+    """The mappings of this process, a line each. Raises HostError where there is no /proc."""
+    try:
+        return open(_MAPS, "rb", buffering=1 << 16)
+    except OSError as error:
+        remedy = "mount /proc: the modelled host looks there for the protection of memory"
+        raise HostError("open", error.errno or 0, _MAPS, remedy) from None
+
 
 def is_writable(hva: int, size: int) -> bool:
     """Whether all of ``[hva, hva + size)`` is mapped with PROT_WRITE, as KVM finds when it pins a page for writing."""
@@ -15,7 +30,7 @@ def is_readable(hva: int, size: int) -> bool:
 
 def _is_mapped(hva: int, size: int, permissions: bytes) -> bool:
     end = hva + size
-    with open("/proc/self/maps", "rb", buffering=1 << 16) as maps:
+    with open_maps() as maps:
         for line in maps:
             start_text, _, rest = line.partition(b"-")
             end_text, _, found = rest.partition(b" ")

@@ -1,17 +1,15 @@
-/* Accesses that leave the CPU: stores that their slot does not take, memory that nobody backs, ports.
-
-   Each is registered with the engine as a hook whose user data is the CPU. Whatever goes to Python lets it first have
+/* Accesses that leave the CPU: stores that their slot does not take, memory that nobody backs, ports. Whatever goes to Python lets it first have
    what is noted for it, so that it hears of everything in order. */
 #include "cpu.h"
 
-/* Python decides: 0 has the engine ignore the store, else it is the exception that undoes the instruction. RIP is up to
-   date. Python has returned when the exception is raised. */
+/* Python decides: 0 has the engine ignore the store, else the low half is the exception that undoes the instruction and the
+   high half its error code. RIP is up to date. Python has returned when the exception is raised. */
 EXPORT int hook_refused_store(void *uc, int type, u64 gpa, int size, u64 value, struct cpu *c) {
     (void)uc, (void)type;
     hand_over(c);
     c->store_gpa = gpa, c->store_size = size, c->store_value = value;
-    u32 vector = c->on_store();
-    if (vector) raise(c, vector, 0, 0);
+    u32 answer = c->on_store();
+    if (answer) raise(c, answer & 0xffff, answer >> 16, 0);
     return 1;
 }
 
@@ -21,27 +19,48 @@ EXPORT int hook_unmapped(void *uc, int type, u64 gpa, int size, u64 value, struc
     raise(c, VECTOR_VC, EXIT_NPF, 0);
 }
 
+/* Memory that nobody backs; the user data is where its range begins. */
+
 EXPORT u64 hook_mmio_read(void *uc, u64 offset, u32 size, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     u64 value;
     if (flash_read(c, base + offset, size, &value)) return value;
     hand_over(c);
-    return c->read_mmio(uc, offset, size, base);
+    return c->read_mmio(base + offset, size);
 }
 
 EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     if (flash_write(c, base + offset, size, value)) return;
     hand_over(c);
-    c->write_mmio(uc, offset, size, value, base);
+    c->write_mmio(base + offset, size, value);
 }
 
-EXPORT u32 hook_in(void *uc, u32 port, int size, struct cpu *c) {
-    hand_over(c);
-    return c->read_port(uc, port, size, c);
-}
+/* IN and OUT, in place of the engine's helpers. */
 
-EXPORT void hook_out(void *uc, u32 port, int size, u32 value, struct cpu *c) {
-    hand_over(c);
-    c->write_port(uc, port, size, value, c);
-}
+#define MASK(bytes) (bytes == 4 ? ~0u : (1u << 8 * bytes) - 1)
+
+#define HELPER_IN(name, bytes) \
+    u64 h_##name(void *env, u64 port, u64 unused) { \
+        struct cpu *c = cpu_of_env(env); \
+        if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
+        if (c) { \
+            hand_over(c); \
+            return c->read_port(port, bytes) & MASK(bytes); \
+        } \
+        TAIL e_##name(env, port, unused); \
+    }
+IN_HELPERS(HELPER_IN)
+
+#define HELPER_OUT(name, bytes) \
+    u64 h_##name(void *env, u64 port, u64 value) { \
+        struct cpu *c = cpu_of_env(env); \
+        if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
+        if (c) { \
+            hand_over(c); \
+            c->write_port(port, bytes, value & MASK(bytes)); \
+            return 0; \
+        } \
+        TAIL e_##name(env, port, value); \
+    }
+OUT_HELPERS(HELPER_OUT)

@@ -8,6 +8,9 @@ enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
 /* What the guest is, and what happens to it. */
 enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4, ANSWERS_CPUID = 8 };
 
+/* What is refused on a page of an SNP guest. */
+enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
+
 /* What Python says of an instruction that the engine does not know; everything else is the exit code of its #VC. */
 enum { UNDEFINED = 0, EXECUTED = 1 };
 
@@ -84,10 +87,10 @@ struct cpu {
     u32 (*on_store)(void);
     void (*on_pseudo)(void *uc, u32 vector, void *user);
     u32 (*on_instruction)(void);
-    u32 (*read_port)(void *uc, u32 port, int size, void *user);
-    void (*write_port)(void *uc, u32 port, int size, u32 value, void *user);
-    u64 (*read_mmio)(void *uc, u64 offset, u32 size, u64 base);
-    void (*write_mmio)(void *uc, u64 offset, u32 size, u64 value, u64 base);
+    u32 (*read_port)(u32 port, u32 size);
+    void (*write_port)(u32 port, u32 size, u32 value);
+    u64 (*read_mmio)(u64 gpa, u32 size);
+    void (*write_mmio)(u64 gpa, u32 size, u64 value);
     void (*on_cpuid)(u32 leaf, u32 index, u32 *answer);
 
     u64 served[SERVED_KINDS];
@@ -121,8 +124,10 @@ CALLED(DECLARE)
 REPLACED(DECLARE)
 IN_CLASS(DECLARE)
 HELPERS(DECLARE)
-#define DECLARE_HELPER(name, code) HIDDEN extern u64 (*e_##name)(void *, u64, u64, u64);
+#define DECLARE_HELPER(name, code) HIDDEN extern u64 (*e_##name)(void *, u64, u64);
 VC_HELPERS(DECLARE_HELPER)
+IN_HELPERS(DECLARE_HELPER)
+OUT_HELPERS(DECLARE_HELPER)
 HIDDEN extern void (*e_siglongjmp)(void *, int);
 HIDDEN extern void (*e_abort)(void);
 HIDDEN extern void (*e_exit)(int);
@@ -131,8 +136,10 @@ HIDDEN extern void (*e_exit)(int);
 REPLACED(PROTOTYPE)
 IN_CLASS(PROTOTYPE)
 HELPERS(PROTOTYPE)
-#define PROTOTYPE_HELPER(name, code) HIDDEN u64 h_##name(void *, u64, u64, u64);
+#define PROTOTYPE_HELPER(name, code) HIDDEN u64 h_##name(void *, u64, u64);
 VC_HELPERS(PROTOTYPE_HELPER)
+IN_HELPERS(PROTOTYPE_HELPER)
+OUT_HELPERS(PROTOTYPE_HELPER)
 HIDDEN void h_siglongjmp(void *, int);
 HIDDEN void h_exit(int);
 EXPORT void hooks_abort(void);

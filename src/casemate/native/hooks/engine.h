@@ -128,11 +128,12 @@ typedef uint8_t u8;
     X(helper_get_dr, u64, (void *env, int number)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
-/* The same, of instructions that only raise #VC: name and exit code. */
-#define VC_HELPERS(X) \
-    X(helper_inb, 0x7b) X(helper_inw, 0x7b) X(helper_inl, 0x7b) \
-    X(helper_outb, 0x7b) X(helper_outw, 0x7b) X(helper_outl, 0x7b) \
-    X(helper_monitor, 0x8a) X(helper_mwait, 0x8b) X(helper_rdpmc, 0x6f)
+/* The same, by name and bytes: IN and OUT. */
+#define IN_HELPERS(X) X(helper_inb, 1) X(helper_inw, 2) X(helper_inl, 4)
+#define OUT_HELPERS(X) X(helper_outb, 1) X(helper_outw, 2) X(helper_outl, 4)
+
+/* The same, of instructions that raise #VC and are else the engine's: name and exit code. */
+#define VC_HELPERS(X) X(helper_monitor, 0x8a) X(helper_mwait, 0x8b) X(helper_rdpmc, 0x6f)
 
 /* In the class of each CPU, on the heap. */
 #define IN_CLASS(X) \

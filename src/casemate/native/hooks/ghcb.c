@@ -1,4 +1,4 @@
-/* VMGEXIT of a SEV-ES guest (AMD 56421): ports, MMIO, registers and CPUID. All else is Python's (host/model/sev/ghcb.py),
+/* VMGEXIT of a SEV-ES or SNP guest (AMD 56421): ports, MMIO, registers and CPUID. All else is Python's (host/model/sev/ghcb.py),
    and so is every request that is not plain: nothing has happened then. */
 #include "cpu.h"
 
@@ -41,14 +41,14 @@ static int serve_port(struct cpu *c, u8 *page, u64 info) {
     if (info & IOIO_STRING || (size != 1 && size != 2 && size != 4)) return 0;
     if (info & IOIO_IN) {
         hand_over(c);
-        u32 value = c->read_port(0, port, size, 0) & mask;
+        u32 value = c->read_port(port, size) & mask;
         answered(c, page, SERVED_IOIO);
         put(page, RAX, value);
         return 1;
     }
     if (!has(page, RAX)) return 0;
     hand_over(c);
-    c->write_port(0, port, size, AT(u32, page, RAX) & mask, 0);
+    c->write_port(port, size, AT(u32, page, RAX) & mask);
     return answered(c, page, SERVED_IOIO);
 }
 
@@ -82,10 +82,10 @@ static int serve_mmio(struct cpu *c, u8 *page, u64 gpa, u64 size, int is_write) 
     gpa = ADDRESS(gpa);
     if (is_write) {
         value = load(data, size);
-        if (!flash_write(c, gpa, size, value)) hand_over(c), c->write_mmio(0, gpa, size, value, 0);
+        if (!flash_write(c, gpa, size, value)) hand_over(c), c->write_mmio(gpa, size, value);
         return answered(c, page, SERVED_MMIO_WRITE);
     }
-    if (!flash_read(c, gpa, size, &value)) hand_over(c), value = c->read_mmio(0, gpa, size, 0);
+    if (!flash_read(c, gpa, size, &value)) hand_over(c), value = c->read_mmio(gpa, size);
     store(data, size, value);
     return answered(c, page, SERVED_MMIO_READ);
 }
@@ -112,6 +112,8 @@ int serve_ghcb(struct cpu *c) {
         return 1;
     }
     if (ghcb & KIND_OF_REQUEST) return 0;
+    /* An SNP guest shares its GHCB, so it refuses to be private and nothing else. */
+    if (c->rights && c->rights[ADDRESS(ghcb) >> 12 & (PAGES - 1)] != REFUSE_PRIVATE) return 0;
     if (ghcb != c->ghcb_gpa || !c->ghcb) {
         c->ghcb = host_address(c, ADDRESS(ghcb), PAGE);
         c->ghcb_gpa = ghcb;

@@ -5,7 +5,6 @@
 #include "cpu.h"
 
 enum { FETCH = 2, EXECUTABLE = 4, PAGE = 4096 };
-enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
 
 static u8 *code_mark(struct cpu *c, u64 pa) { return &c->code_pages[pa >> 12 & (PAGES - 1)]; }
 

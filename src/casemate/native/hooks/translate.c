@@ -8,7 +8,7 @@ enum { TYPE_I32 = 0, PREFIX_LOCK = 0xf0, OPCODE_0F = 0x0f };
    its place in the operation that was just appended, which ends with the function. */
 
 #define PAIR(name, ...) {(void *)&e_##name, (void *)h_##name},
-static const struct { void **theirs; void *ours; } helpers[] = {HELPERS(PAIR) VC_HELPERS(PAIR)};
+static const struct { void **theirs; void *ours; } helpers[] = {HELPERS(PAIR) VC_HELPERS(PAIR) IN_HELPERS(PAIR) OUT_HELPERS(PAIR)};
 
 static void *ours_for(void *function) {
     for (u64 i = 0; i < sizeof helpers / sizeof *helpers; i++)

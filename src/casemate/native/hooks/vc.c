@@ -13,12 +13,12 @@ static struct cpu *raises_vc(void *env, u32 flag) {
     return c && c->flags & flag ? c : 0;
 }
 
-/* IN and OUT take up to four arguments; handing on more than there are costs nothing. */
+/* Handing on more arguments than there are costs nothing. */
 #define HELPER(name, code) \
-    u64 h_##name(void *env, u64 a, u64 b, u64 d) { \
+    u64 h_##name(void *env, u64 a, u64 b) { \
         struct cpu *c = raises_vc(env, RAISES_VC); \
         if (c) raise(c, VECTOR_VC, code, CALLER); \
-        TAIL e_##name(env, a, b, d); \
+        TAIL e_##name(env, a, b); \
     }
 VC_HELPERS(HELPER)
 

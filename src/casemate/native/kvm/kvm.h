@@ -56,10 +56,10 @@ struct vcpu {
     u64 counts[COUNTS];
 
     /* Python's answers for what is inside */
-    u32 (*read_port)(void *uc, u32 port, int size, void *user);
-    void (*write_port)(void *uc, u32 port, int size, u32 value, void *user);
-    u64 (*read_mmio)(void *uc, u64 offset, u32 size, u64 base);
-    void (*write_mmio)(void *uc, u64 offset, u32 size, u64 value, u64 base);
+    u32 (*read_port)(u32 port, u32 size);
+    void (*write_port)(u32 port, u32 size, u32 value);
+    u64 (*read_mmio)(u64 gpa, u32 size);
+    void (*write_mmio)(u64 gpa, u32 size, u64 value);
 
     /* The coroutine */
     u64 started;

@@ -156,27 +156,27 @@ static int is_inside(struct vcpu *v, u64 gpa) {
     return 0;
 }
 
-EXPORT u32 kvm_read_port(void *uc, u32 port, int size, void *user) {
+EXPORT u32 kvm_read_port(u32 port, u32 size) {
     struct vcpu *v = current_vcpu;
-    return is_port_inside(v, port) ? v->read_port(uc, port, size, user) : kvm_exit_port(v, 0, port, size, 0);
+    return is_port_inside(v, port) ? v->read_port(port, size) : kvm_exit_port(v, 0, port, size, 0);
 }
 
-EXPORT void kvm_write_port(void *uc, u32 port, int size, u32 value, void *user) {
+EXPORT void kvm_write_port(u32 port, u32 size, u32 value) {
     struct vcpu *v = current_vcpu;
-    if (is_port_inside(v, port)) v->write_port(uc, port, size, value, user);
+    if (is_port_inside(v, port)) v->write_port(port, size, value);
     else kvm_exit_port(v, 1, port, size, value);
 }
 
-EXPORT u64 kvm_read_mmio(void *uc, u64 offset, u32 size, u64 base) {
+EXPORT u64 kvm_read_mmio(u64 gpa, u32 size) {
     struct vcpu *v = current_vcpu;
-    u64 gpa = (base + offset) & v->address_mask;
-    return is_inside(v, gpa) ? v->read_mmio(uc, offset, size, base) : kvm_exit_mmio(v, 0, gpa, size, 0);
+    gpa &= v->address_mask;
+    return is_inside(v, gpa) ? v->read_mmio(gpa, size) : kvm_exit_mmio(v, 0, gpa, size, 0);
 }
 
-EXPORT void kvm_write_mmio(void *uc, u64 offset, u32 size, u64 value, u64 base) {
+EXPORT void kvm_write_mmio(u64 gpa, u32 size, u64 value) {
     struct vcpu *v = current_vcpu;
-    u64 gpa = (base + offset) & v->address_mask;
-    if (is_inside(v, gpa)) v->write_mmio(uc, offset, size, value, base);
+    gpa &= v->address_mask;
+    if (is_inside(v, gpa)) v->write_mmio(gpa, size, value);
     else kvm_exit_mmio(v, 1, gpa, size, value);
 }
 

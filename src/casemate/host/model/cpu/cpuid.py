@@ -12,6 +12,7 @@ from unicorn import Uc, unicorn_const, x86_const
 
 from casemate.errors import HostError
 from casemate.host.model.cpu.hooks import create_cpu
+from casemate.native.code import guest_code
 
 C_BIT = 39
 """Position of the encryption bit; the engine's CPU has 40 physical bits, hosts use 47 or 51."""
@@ -92,5 +93,5 @@ def _native(leaf: int, index: int) -> Leaf:
 def _scratch_engine() -> Uc:
     scratch = new_cpu(unicorn_const.UC_MODE_64, amd=True)
     scratch.mem_map(0x1000, 0x1000)
-    scratch.mem_write(0x1000, b"\x0f\xa2")  # cpuid
+    scratch.mem_write(0x1000, guest_code("host/model/cpu/cpuid.ask"))
     return scratch

@@ -26,7 +26,7 @@ from casemate.host.clock import NANOSECONDS
 from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
-from casemate.host.model.cpu.unicorn_api import MmioRead, MmioWrite, PortRead, PortWrite, hook_add, library
+from casemate.host.model.cpu.unicorn_api import hook_add, library
 
 REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
 """Pseudo exception numbers: a write that was undone, and an access of an SNP guest that needs a page shared."""
@@ -48,6 +48,12 @@ ABORTED = unicorn_const.UC_ERR_RESOURCE
 
 library.cpu_get_ticks_x86_64.restype = c_uint64
 
+PortRead = CFUNCTYPE(c_uint32, c_uint32, c_uint32)
+"""Port and bytes."""
+PortWrite = CFUNCTYPE(None, c_uint32, c_uint32, c_uint32)
+MmioRead = CFUNCTYPE(c_uint64, c_uint64, c_uint32)
+"""Guest-physical address and bytes."""
+MmioWrite = CFUNCTYPE(None, c_uint64, c_uint32, c_uint64)
 InterruptAcknowledger = CFUNCTYPE(c_int)
 WriteDecider = CFUNCTYPE(c_uint32)
 """Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
@@ -137,9 +143,17 @@ class Callbacks(NamedTuple):
     on_write: Any
 
 
-@cache
+_lock = threading.Lock()
+
+
 def _hooks() -> Any:
     """The library, in place in the engine. Raises UnsupportedError where that cannot be."""
+    with _lock:
+        return _install()
+
+
+@cache
+def _install() -> Any:
     if platform.machine() != "x86_64":
         raise _cannot(f"it needs an x86-64 computer, this is {platform.machine()}")
     try:
@@ -199,9 +213,6 @@ def create_cpu(engine: int) -> None:
 def hook_address(name: str) -> int:
     """Address of one of the library's functions, to register with the engine. Raises UnsupportedError."""
     return ctypes.cast(getattr(_hooks(), name), c_void_p).value or 0
-
-
-_lock = threading.Lock()
 
 
 class EngineHooks:
@@ -274,7 +285,7 @@ class EngineHooks:
         return Callbacks(*before)
 
     def serve_ghcb(self) -> None:
-        """Serve the plain requests of a SEV-ES guest without Python, but for the bus."""
+        """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""
         self.record.flags |= _SERVES_GHCB
 
     def call_back(self, callbacks: Callbacks) -> None:

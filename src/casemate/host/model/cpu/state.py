@@ -105,7 +105,7 @@ class CpuState:
         return flags | (_ADDSEG if not values.cr0 & _PE or not values.cs.db or has_bases else 0)
 
     def fxsave(self) -> bytes:
-        """x87 and SSE registers as FXSAVE64 stores them (512 bytes)."""
+        """x87 and SSE registers as FXSAVE64 writes them (512 bytes)."""
         uc, area = self._engine.uc, bytearray(_FXSAVE_BYTES)
         area[0:2] = uc.reg_read(_FPCW).to_bytes(2, "little")
         area[2:4] = uc.reg_read(_FPSW).to_bytes(2, "little")

@@ -7,43 +7,12 @@ map changes hundreds of times.
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, c_bool, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any
 
-from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import uclib as _binding
 
 library = ctypes.CDLL(_binding._name)
-
-PortRead = CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
-PortWrite = CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
-MmioRead = CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_uint32, c_uint64)
-MmioWrite = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_uint64, c_uint64)
-MemoryFaultHook = CFUNCTYPE(c_bool, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p)
-InterruptHook = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
-InvalidInstructionHook = CFUNCTYPE(c_bool, c_void_p, c_void_p)
-CpuidHook = CFUNCTYPE(c_int, c_void_p, c_void_p)
-CodeHook = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
-
-
-class TlbEntry(ctypes.Structure):
-    """``uc_tlb_entry``: a page, and a sum of ``UC_PROT_READ`` and its like."""
-
-    _fields_ = (("gpa", c_uint64), ("rights", c_uint32))
-
-
-TlbFill = CFUNCTYPE(c_bool, c_void_p, c_uint64, c_int, ctypes.POINTER(TlbEntry), c_void_p)
-
-
-class TranslationBlock(ctypes.Structure):
-    """``uc_tb``: one translated block."""
-
-    _fields_ = (("pc", c_uint64), ("icount", ctypes.c_uint16), ("size", ctypes.c_uint16))
-
-
-EdgeHook = CFUNCTYPE(
-    None, c_void_p, ctypes.POINTER(TranslationBlock), ctypes.POINTER(TranslationBlock), c_void_p
-)
 
 
 def _declare(name: str, *argument_types: Any) -> Any:
@@ -67,14 +36,6 @@ reg_read_batch = _declare("uc_reg_read_batch", c_void_p, c_void_p, c_void_p, c_i
 reg_write_batch = _declare("uc_reg_write_batch", c_void_p, c_void_p, c_void_p, c_int)
 strerror = library.uc_strerror
 strerror.restype = ctypes.c_char_p
-
-
-_FLUSH_TLB = unicorn_const.UC_CTL_TLB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
-
-
-def flush_tlb(uc: int) -> None:
-    """``uc_ctl_flush_tlb``, which the binding does not have."""
-    library.uc_ctl(c_void_p(uc), c_int(_FLUSH_TLB))
 
 
 class RegisterBatch:

@@ -17,13 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from casemate.abi.sev.certificates import (
-    KeyUsage,
-    SevCertificate,
-    make_amd_certificate,
-    make_certificate,
-    sign_certificate,
-)
+from casemate.abi.sev.certificates import KeyUsage, SevCertificate
+from casemate.abi.sev.signatures import make_amd_certificate, make_certificate, sign_certificate
 from casemate.errors import HostError
 from casemate.host.secure_processor import PlatformCertificates
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from casemate.abi.sev.certificates import parse_certificate, shared_secret
 from casemate.abi.sev.commands import BLOCK_SIZE, MAX_SECRET, GuestState, SevCommand
 from casemate.abi.sev.policy import SevPolicy
 from casemate.abi.sev.secret import MEASURE_CONTEXT, SecretHeader, secret_mac_message
 from casemate.abi.sev.session import KEY_SIZE, SessionBlob, mac, policy_message, wrapping_keys
+from casemate.abi.sev.signatures import parse_certificate, shared_secret
 from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
