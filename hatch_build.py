@@ -39,8 +39,9 @@ _FLAGS = [
     *("-Wall", "-Wextra", "-Wl,--build-id=none", "-s"),
 ]
 _FREESTANDING = ["-nostdlib", "-ffreestanding", "-fno-builtin"]
-_WITH_LIBC = ["-Wl,--no-as-needed", "-l:libdl.so.2"]
-"""Behind the sources. Of the C library only what its version 2.17 has; since 2.34 it has no libdl of its own."""
+_OLD_PARTS = ["-Wl,--no-as-needed", "-l:libdl.so.2", "-l:libpthread.so.0"]
+"""Behind the sources that use the C library. Since its version 2.34 the linker finds these by their file names alone."""
+_ZIG_PARTS = ["-ldl", "-lpthread"]
 _ZIG_FLAGS = ["-target", "x86_64-linux-gnu.2.17", "-fno-sanitize=all"]
 _TAG = "py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64"
 
@@ -78,11 +79,17 @@ class NativeBuild(BuildHookInterface[Any]):
             return
         package = Path(self.root, "src/casemate")
         try:
-            built = [*(build(library, package) for library in LIBRARIES), build_guest_code(package)]
+            built = [build_guest_code(package)]
+            built += [build(library, package) for library in LIBRARIES if not library.uses_libc]
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", "") or error
             self.app.display_warning(f"casemate is built without the modelled CPU: {said}")
             return
+        try:
+            built += [build(library, package) for library in LIBRARIES if library.uses_libc]
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", "") or error
+            self.app.display_warning(f"casemate is built without a KVM for other VMMs: {said}")
         build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in built]
         build_data["pure_python"] = False
         build_data["tag"] = _TAG
@@ -101,7 +108,8 @@ def build(library: Library, package: Path) -> Path:
     command += [] if library.uses_libc else _FREESTANDING
     cached = _cached(compiler, command, ".so")
     if not cached.exists():
-        _compile(command, sorted(folder.glob("*.c")), cached, _WITH_LIBC if library.uses_libc else [])
+        parts = _OLD_PARTS if _system_compiler() else _ZIG_PARTS
+        _compile(command, sorted(folder.glob("*.c")), cached, parts if library.uses_libc else [])
     target.unlink(missing_ok=True)  # a process may have the old one loaded
     shutil.copyfile(cached, target)
     return target

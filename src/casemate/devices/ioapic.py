@@ -23,7 +23,7 @@ RTE_WRITABLE = 0xFF00_0000_0001_AFFF
 class IoapicState:
     """IOREGSEL, the ID register, the level of each pin as a bit, and the redirection table."""
 
-    index: int
+    selected: int
     id: int
     lines: int
     table: tuple[int, ...]
@@ -88,7 +88,7 @@ class Ioapic:
 
     def load(self, state: IoapicState) -> None:
         """Take such a state; a pin that is asserted is delivered if it may be."""
-        self._index, self._id, self._lines = state.index, state.id, state.lines
+        self._index, self._id, self._lines = state.selected, state.id, state.lines
         self._table = list(state.table)
         for pin in range(PINS):
             self._deliver_if_asserted(pin)

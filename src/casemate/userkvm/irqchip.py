@@ -166,7 +166,7 @@ class Irqchip:
         """As KVM_GET_IRQCHIP has it."""
         with self.lock:
             found = self.ioapic.save()
-        state = IoapicStateStruct(IOAPIC, found.index, found.id, found.lines)
+        state = IoapicStateStruct(IOAPIC, found.selected, found.id, found.lines)
         state.redirtbl[:] = found.table
         return state
 

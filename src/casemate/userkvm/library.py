@@ -94,6 +94,7 @@ class VcpuRecord(ctypes.Structure):
         ("read_mmio", c_uint64),
         ("write_mmio", c_uint64),
         ("started", c_uint64),
+        ("must_end", c_uint64),
         ("stack", c_uint64),
         ("here", c_uint64),
         ("caller", c_uint64),

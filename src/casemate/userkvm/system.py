@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from errno import E2BIG, EINVAL, ENXIO
 
 from casemate.abi.kvm.ioctls import Ioctl
@@ -82,6 +83,8 @@ class System(Descriptor):
         """Forget a VM that nobody has a descriptor of."""
         del self.vms[vm.number]
         vm.close()
+        # A CPU and its callbacks know each other, and hold mappings.
+        gc.collect()
 
     @answers(Ioctl.GET_MSR_INDEX_LIST)
     def get_msr_list(self, address: int) -> None:

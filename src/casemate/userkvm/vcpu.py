@@ -177,12 +177,12 @@ class Vcpu(Descriptor):
     # The coroutine.
 
     def loop(self) -> None:
-        """All of the vCPU's life, on its own stack."""
-        while True:
+        """All of the vCPU's life, on its own stack, until its last descriptor is closed."""
+        while not self.record.must_end:
             try:
                 self._apply()
                 vm_exit = self.model.run()
-                if self.record.abandoned:
+                if self.record.abandoned or self.record.must_end:
                     continue
                 self._leave(vm_exit)
             except Exception as error:
@@ -204,7 +204,7 @@ class Vcpu(Descriptor):
             self.model.is_halted = True
             self._door.wait_for_signal()
             return
-        if not isinstance(vm_exit, Interrupted):
+        if not isinstance(vm_exit, (Interrupted, Hlt)):
             text = self.vm.describe(vm_exit)
             self.vm.say(text)
             if isinstance(vm_exit, MemoryFault):

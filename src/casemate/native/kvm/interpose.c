@@ -78,6 +78,10 @@ EXPORT int close(int fd) {
     if (object && !result && object->owner == getpid() && !is_open_elsewhere(object->inode)) {
         int kind = object->kind;
         u64 id = object->id;
+        if (kind == VCPU) {
+            if (((struct vcpu *)id)->in_run) return result; /* another thread is in KVM_RUN: it keeps the vCPU */
+            end_vcpu((struct vcpu *)id);
+        }
         object->inode = 0;
         __sync_synchronize();
         object->kind = NO_KIND;

@@ -63,6 +63,7 @@ struct vcpu {
 
     /* The coroutine */
     u64 started;
+    u64 must_end;            /* the coroutine is to return from all of its calls */
     void *stack, *here, *caller;
     u64 in_access;           /* the engine waits in an access for its answer */
     u64 pending;             /* the kind of exit whose answer is awaited, or 0 */
@@ -88,6 +89,7 @@ HIDDEN int was_code_written(struct vcpu *v);
 HIDDEN extern _Thread_local struct vcpu *current_vcpu;
 HIDDEN int run_vcpu(struct vcpu *v);
 HIDDEN void interrupt_vcpu(void);
+HIDDEN void end_vcpu(struct vcpu *v);
 
 HIDDEN int start_python(void);
 HIDDEN extern long (*python_ioctl)(int kind, u64 id, unsigned long request, unsigned long argument);

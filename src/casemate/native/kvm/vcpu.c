@@ -48,8 +48,19 @@ EXPORT void kvm_free_vcpu(struct vcpu *v) {
 }
 
 static void loop(void) {
-    python_loop(current_vcpu);
-    abort();
+    struct vcpu *v = current_vcpu;
+    python_loop(v);
+    switch_stack(&v->here, v->caller);
+    abort(); /* nobody comes back */
+}
+
+/* Python keeps frames on the coroutine's stack: they must be gone, in their order, before it is. No Python of this thread
+   may be under way. */
+void end_vcpu(struct vcpu *v) {
+    if (!v->started || v->must_end) return;
+    v->must_end = v->abandoned = v->stop_wanted = 1;
+    current_vcpu = v;
+    switch_stack(&v->caller, v->here);
 }
 
 static void leave(struct vcpu *v, long result) {

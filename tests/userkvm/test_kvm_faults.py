@@ -1,0 +1,34 @@
+"""Rules of ``casemate kvm --fault`` (docs/guide/kvm.md)."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from casemate.errors import SpecError
+from casemate.userkvm.faults import Fault, FaultPlan, parse_fault
+
+
+def test_rules_name_an_ioctl_or_a_launch_command() -> None:
+    assert parse_fault("KVM_CREATE_VCPU:2=ENOMEM") == Fault("KVM_CREATE_VCPU", 2, errno.ENOMEM)
+    assert parse_fault("KVM_SEV_LAUNCH_START:1=fw:0x0b") == Fault("KVM_SEV_LAUNCH_START", 1, errno.EIO, 0xB)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["KVM_NOTHING:1=EIO", "KVM_RUN", "KVM_RUN:0=EIO", "KVM_RUN:x=EIO", "KVM_RUN:1=NOPE", "KVM_RUN:1=fw:3"],
+)
+def test_rules_without_sense_are_refused_by_name(rule: str) -> None:
+    with pytest.raises(SpecError, match="--fault"):
+        parse_fault(rule)
+
+
+def test_only_the_planned_call_fails() -> None:
+    plan = FaultPlan([parse_fault("KVM_RUN:2=EIO")])
+    assert [plan.next(call) is not None for call in ("KVM_RUN", "KVM_GET_REGS", "KVM_RUN", "KVM_RUN")] == [
+        False,
+        False,
+        True,
+        False,
+    ]

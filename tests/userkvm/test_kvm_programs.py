@@ -1,0 +1,83 @@
+"""Small VMMs on the modelled KVM: coherence, faults, errors, and what is left of VMs (Linux api.rst)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Vmm
+
+CODE = "rewritten_code"
+
+
+def sees_writes_into_code() -> bool:
+    """Whether this process may handle the kernel's own faults (Linux userfaultfd(2))."""
+    allowed = Path("/proc/sys/vm/unprivileged_userfaultfd")
+    return os.geteuid() == 0 or (allowed.exists() and allowed.read_text().strip() == "1")
+
+
+@pytest.mark.skipif(not sees_writes_into_code(), reason="userfaultfd(2) serves no faults of the kernel here")
+def test_code_that_a_vmm_rewrites_is_what_its_guest_executes(run_vmm: Vmm) -> None:
+    values = [line.split()[6] for line in run_vmm(CODE).stdout.splitlines() if "exit" in line]
+    # Step 1 writes 0x22; step 3 has the kernel write 0 into the same page, by read(2).
+    assert values[:5] == ["11", "11", "22", "22", "0"]
+
+
+def test_store_to_a_mapping_that_was_made_readonly_is_efault_until_it_is_lifted(run_vmm: Vmm) -> None:
+    ran = run_vmm(CODE)
+    lines = ran.stdout.splitlines()
+    assert lines[5] == f"5 errno {errno.EFAULT} stored 55"
+    assert lines[6].endswith("stored 55")
+    assert "1 bytes at 0x1000 by the instruction at 0xfff4" in ran.stderr
+    assert "armed (read-only)" in ran.stderr
+    assert "lifted" in ran.stderr
+
+
+def test_random_ioctls_give_an_errno_and_never_a_crash(run_vmm: Vmm) -> None:
+    ran = run_vmm("random_ioctls", "20000", options=("--quiet",))
+    assert (ran.returncode, ran.stdout) == (0, "survived\n")
+    assert "Traceback" not in ran.stderr
+    assert "internal error" not in ran.stderr
+
+
+def test_vms_that_are_gone_leave_no_descriptor_thread_or_mapping(run_vmm: Vmm) -> None:
+    ran = run_vmm("lives_and_deaths", "40")
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "version of the copy 12"
+    assert lines[1] == "more descriptors 0 threads 0 mappings few"
+    assert lines[2] == "child -1 Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [
+        ("KVM_RUN:3=EAGAIN", f"2 errno {errno.EAGAIN} stored 55"),
+        ("KVM_RUN:1=ENOMEM", f"0 errno {errno.ENOMEM} stored 0"),
+    ],
+)
+def test_planned_fault_meets_the_call_that_it_is_for(run_vmm: Vmm, rule: str, shown: str) -> None:
+    ran = run_vmm(CODE, options=("--fault", rule))
+    assert shown in ran.stdout.splitlines()
+    assert rule.partition("=")[0] in ran.stderr
+
+
+def test_log_has_every_ioctl_with_its_argument_and_result(run_vmm: Vmm, tmp_path: Path) -> None:
+    log = tmp_path / "calls.jsonl"
+    run_vmm(CODE, options=("--log", str(log)))
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    regions = [row for row in rows if row["ioctl"] == "KVM_SET_USER_MEMORY_REGION"]
+    assert [row["argument"]["guest_phys_addr"] for row in regions] == [0xFFFF0000, 0x1000]
+    runs = [row for row in rows if row["ioctl"] == "KVM_RUN"]
+    assert [row["errno"] for row in runs] == [None] * 5 + ["EFAULT"] + [None] * 2
+
+
+def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
+    ran = run_vmm(CODE, options=("--json", "--era", "linux-6.8"))
+    summary = json.loads(ran.stderr[ran.stderr.index("\n{") :])
+    assert (summary["host"], summary["era"]) == ("modelled", "linux-6.8")
+    (vm,) = summary["vms"]
+    assert (vm["exits"]["KVM_RUN"], vm["exits"]["KVM_EXIT_IO"]) == (8, 7)
+    assert len(vm["violations"]) == 1
