@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["support.vmm_programs"]
+
 settings.register_profile("casemate", derandomize=True, deadline=None)
 settings.load_profile("casemate")
 
