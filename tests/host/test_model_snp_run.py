@@ -41,7 +41,9 @@ class SnpRig(Rig):
 
     def __init__(self, code: str, bits: Bits = 32) -> None:
         setup = SevSetup(VmType.SNP)
-        super().__init__(code, bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup))
+        super().__init__(
+            bytes.fromhex(code), bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup)
+        )
         self.add(5, SPARE + PAGE, RAM_SIZE - SPARE - PAGE, Hva(self.ram.writable.hva + SPARE + PAGE))
         processor = self.vm.snp_processor
         assert processor is not None

@@ -5,14 +5,14 @@ One statement to a line, or several with ``;`` between them; ``#`` begins a comm
     poll:   in al, dx               # a label
             test al, 1
             jz poll                 # "$" is the statement's own address
-            inc dword [COUNTER]     # a size where the registers do not tell: byte, word, dword, qword
+            inc dword [0x9000]      # a size where the registers do not tell: byte, word, dword, qword
             mov rsi, [fs:rbx + rcx*4 + 8]
             rep movsb
             jmp 0x18:target         # far
             db 0x90, "text"
 
-Numbers are Python's, sums of numbers, labels and the names that the caller gives. As in NASM, ``[0x2000]`` is
-an absolute address in 64-bit code, too.
+Numbers are Python's, or sums of numbers and labels. As in NASM, ``[0x2000]`` is an absolute address in 64-bit code,
+too.
 """
 
 from __future__ import annotations
@@ -96,7 +96,6 @@ class Assembler:
 
     bits: Bits
     origin: int
-    names: Mapping[str, int]
 
     def assemble(self, source: str) -> bytes:
         """The bytes of ``source``; repeated until no label moves any more."""
@@ -114,7 +113,7 @@ class Assembler:
         raise AssemblyError("the labels do not come to rest")
 
     def _encode(self, statement: str, address: int, labels: Mapping[str, int] | None) -> bytes:
-        known = Names({**self.names, **(labels or {}), "$": address}, None if labels is not None else address)
+        known = Names({**(labels or {}), "$": address}, None if labels is not None else address)
         word, _, rest = statement.partition(" ")
         if word == "db":
             return b"".join(data(part, known) for part in split(rest))
@@ -144,6 +143,10 @@ class Assembler:
         codes = [
             code for code in by_mnemonic().get(ALIASES.get(word, word), ()) if self._fits(code, operands)
         ]
+        if not any(isinstance(each, str) or (isinstance(each, Memory) and each.size) for each in operands):
+            # Nothing says how wide: as wide as the mode is.
+            other = (32, 64) if self.bits == 16 else (16,)
+            codes = [code for code in codes if OpCodeInfo(code).operand_size not in other] or codes
         sizes = {MemorySizeInfo(OpCodeInfo(code).memory_size).size for code in codes}
         if len(sizes) > 1 and any(isinstance(each, Memory) and each.size is None for each in operands):
             raise AssemblyError(f"{word}: byte, word, dword or qword?")
@@ -287,7 +290,7 @@ def matches(kind: str, each: Operand, memory_size: int) -> bool:
     if isinstance(each, Memory):
         if kind == "MEM_OFFS" and each.registers:
             return False
-        return kind in ("MEM", "MEM_OFFS") or (kind.endswith("_OR_MEM") and each.size in (None, memory_size))
+        return (kind in ("MEM", "MEM_OFFS") or kind.endswith("_OR_MEM")) and each.size in (None, memory_size)
     if isinstance(each, Far):
         return kind.startswith("FARBR")
     if isinstance(each, int):
@@ -301,6 +304,6 @@ def matches(kind: str, each: Operand, memory_size: int) -> bool:
     return bool(re.fullmatch(FAMILIES.get(family, ""), each))
 
 
-def assemble(source: str, bits: Bits = 32, *, origin: int = 0, **names: int) -> bytes:
-    """The bytes of ``source`` for code of 16, 32 or 64 bits at ``origin``; ``names`` are numbers that it may use."""
-    return Assembler(bits, origin, names).assemble(source)
+def assemble(source: str, bits: Bits = 32, *, origin: int = 0) -> bytes:
+    """The bytes of ``source`` for code of 16, 32 or 64 bits at ``origin``."""
+    return Assembler(bits, origin).assemble(source)

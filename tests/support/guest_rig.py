@@ -18,6 +18,7 @@ from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.vm import ModelVm
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
+from support.assembler import assemble
 
 RAM_SIZE = 4 << 20
 PROTECTED = 0x300000
@@ -79,7 +80,10 @@ class ScriptedInterrupts:
 
 
 class Rig:
-    """Use as a context manager; ``run`` executes until an exit, with a deadline that no test should reach."""
+    """Use as a context manager; ``run`` executes until an exit, with a deadline that no test should reach.
+
+    ``code`` is machine code, or its source for ``assemble``.
+    """
 
     def __init__(
         self,
@@ -88,8 +92,9 @@ class Rig:
         vm: Vm,
         interrupts: InterruptController | None = None,
     ):
-        payload = bytes.fromhex(code) if isinstance(code, str) else code
+        payload = assemble(code, bits) if isinstance(code, str) else code
         self.vm = vm
+        self.bits = bits
         self.ram = Backing("ram", RAM_SIZE)
         self.rom = Backing("rom", IMAGE_SIZE)
         self.rom.writable.view[:] = make_image(payload, bits)
@@ -111,6 +116,11 @@ class Rig:
             return self.vcpu.run()
         finally:
             watchdog.cancel()
+
+    def put(self, gpa: int, code: bytes | str) -> None:
+        """Write into RAM, bytes or code of the rig's bits."""
+        data = assemble(code, self.bits) if isinstance(code, str) else code
+        self.ram.writable.view[gpa : gpa + len(data)] = data
 
     def ram_at(self, gpa: int, size: int) -> bytes:
         return bytes(self.ram.writable.view[gpa : gpa + size])

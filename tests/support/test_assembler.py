@@ -33,6 +33,8 @@ ENCODINGS: list[tuple[Bits, str, str]] = [
     (64, "rep movsq; repne scasb; cld; iretq", "f348a5 f2ae fc 48cf"),
     (64, "fstp dword [rbx]; fnstsw [0x2060]; movups [rbx], xmm1", "d91b dd3c2560200000 0f110b"),
     (64, "push 0x33; push 0x230000; or dword [rsp], 0x100", "6a33 6800002300 810c2400010000"),
+    (64, "push 0x202; ret; leave; cbw; fnstenv [rbx]; fstp qword [rbx]", "6802020000 c3 c9 6698 d933 dd1b"),
+    (16, "push 0x202; ret; pushf", "680202 c3 9c"),
 ]
 
 
@@ -48,9 +50,9 @@ def test_decoder_reads_what_was_written() -> None:
         start:  xor ebx, ebx
                 add rbx, [r8 + r9*8 - 0x40]
                 jne start
-                movzx eax, word [TABLE + 2]
+                movzx eax, word [0x3000 + 2]
     """
-    code = assemble(source, 64, TABLE=0x3000)
+    code = assemble(source, 64)
     assert [str(instruction) for instruction in Decoder(64, code)] == [
         "xor ebx,ebx",
         "add rbx,[r8+r9*8-40h]",
