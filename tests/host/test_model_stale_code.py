@@ -58,9 +58,9 @@ def test_code_rewritten_by_two_aliases_in_turn() -> None:
                 test bl, 1
                 je even
                 mov [{ALIAS} + 1], ebx
-                jmp stored
+                jmp written
         even:   mov [{ALIAS + 0x200000} + 1], ebx
-        stored:
+        written:
     """
     with ModelRig(ENABLE_NX + NEW_TABLES + call_and_compare(store) + "hlt", 64) as rig:
         view = rig.ram.writable.view

@@ -38,6 +38,11 @@ READ = [
     ("shell script", "  4711 pts/0  Sl+  3:10 /usr/libexec/qemu-kvm -m 1G"),
     ("shell script", "root 12 0.0 1.5 123 456 ? Sl 10:00 0:01 /usr/bin/kvm -id 100 -m 2G"),
     ("shell script", "env FOO=1 $QEMU --enable-kvm -m 1G"),
+    (
+        "shell script",
+        "libvirt 19403 100 0.8 2896956 144824 ? Sl 09:02 47:27 /usr/bin/qemu-system-x86_64 -name guest=g -object "
+        '{"qom-type":"secret","id":"masterKey0","format":"raw"} -blockdev {"driver":"file","filename":"/v.fd"}',
+    ),
     ("arguments of a process", "/usr/bin/qemu-system-x86_64\0-m\x001G\0"),
     ("arguments of a process", "qemu-kvm\0-name\0a b\0"),
     ("libvirt log", LOG),

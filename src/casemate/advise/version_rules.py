@@ -24,7 +24,7 @@ _UPSTREAM_MACHINE = re.compile(r"pc-(?:q35|i440fx)-[0-9.]+|[a-z0-9]+")
 def _option(guest: Guest) -> Iterator[Found]:
     for option in guest.request.options:
         if option.name and guest.qemu.lacks_option(option.name):
-            cause = f"{guest.qemu.name} has no option {option.name[:40]}: it stops"
+            cause = guest.qemu.lacking(f"option {option.name[:40]}")
             yield option, cause, f"leave it out{nearest(option.name, guest.qemu.options)}"
 
 
@@ -33,7 +33,7 @@ def _object(guest: Guest) -> Iterator[Found]:
     for option in guest.request.objects.values():
         kind = option.fields.get("qom-type", "")
         if option.is_known("qom-type") and kind not in _DEVELOPMENT and guest.qemu.lacks_object(kind):
-            cause = f"{guest.qemu.name} has no object of type {kind[:60]!r}: it stops"
+            cause = guest.qemu.lacking(f"object of type {kind[:60]!r}")
             yield option.at("qom-type"), cause, f"correct it{nearest(kind, guest.qemu.object_types)}"
 
 
@@ -47,7 +47,7 @@ def _object_property(guest: Guest) -> Iterator[Found]:
             plain = name.partition(".")[0]
             if plain in option.word.unknown or not guest.qemu.lacks_property(kind, plain):
                 continue
-            cause = f"{guest.qemu.name} has no property {plain[:60]!r} of {kind}: it stops"
+            cause = guest.qemu.lacking(f"property {plain[:60]!r} of {kind}")
             remedy = f"correct it{nearest(plain, guest.qemu.properties(kind))}"
             if plain in _PENDING:
                 remedy = "use a QEMU with the VMSA feature patches (--this-qemu asks it), or leave it out"
@@ -60,7 +60,7 @@ def _machine_property(guest: Guest) -> Iterator[Found]:
         option = guest.request.machine_option(name)
         if name in ("type", "") or not option.is_known(name) or not guest.qemu.lacks_machine_property(name):
             continue
-        cause = f"{guest.qemu.name} has no machine property {name[:60]!r}: it stops"
+        cause = guest.qemu.lacking(f"machine property {name[:60]!r}")
         yield option, cause, f"correct it{nearest(name, guest.qemu.machine_properties)}"
 
 
@@ -70,7 +70,7 @@ def _machine(guest: Guest) -> Iterator[Found]:
     option = guest.request.machine_option("type")
     # Distributions have machines of their own, such as pc-q35-rhel9.4.0 and pc-q35-noble.
     if option.is_known("type") and _UPSTREAM_MACHINE.fullmatch(name) and guest.qemu.lacks_machine(name):
-        cause = f"{guest.qemu.name} has no machine {name[:60]!r}: it stops"
+        cause = guest.qemu.lacking(f"machine {name[:60]!r}")
         yield option, cause, f"use q35{nearest(name, guest.qemu.machines)}"
 
 

@@ -41,6 +41,8 @@ exit code: 0 without errors, 1 with errors (warnings and notes do not count), 4 
 
 _ERRORS = 1
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+_LONGEST_SHOWN = 400
+"""Characters of an option; JSON has all of them."""
 _READABLE = 256 << 20
 """Bytes of all files that one command reads."""
 
@@ -153,7 +155,7 @@ def _print(
         severity = coloured(str(finding.severity), _COLOURS[finding.severity], sys.stdout)
         place = f"{printable(name)}:{finding.line}:{finding.column}: " if name and finding.line else ""
         print(f"{place}{severity}: {finding.id}: {printable(finding.cause)}")
-        print(f"    option: {printable(finding.option)}\n    remedy: {printable(finding.remedy)}")
+        print(f"    option: {printable(_short(finding.option))}\n    remedy: {printable(finding.remedy)}")
         print(f"    see: {finding.reference}")
     counts = {word: sum(one.severity == word for one in findings) for word in ("error", "warning", "note")}
     words = (f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
@@ -165,3 +167,7 @@ def _print(
     )
     for path in unread:
         print(f"not read, judged by its name: {path!r}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

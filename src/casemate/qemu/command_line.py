@@ -13,6 +13,10 @@ from casemate.qemu.shell import Word
 
 _ON = ("on", "yes", "true", "y")
 _LEAST_TEXT = 60
+MOST_OPTIONS = 2000
+"""More has no guest; libvirt gives a large one about 300."""
+MOST_FIELDS = 500
+"""Properties of one option; no object of QEMU's has a tenth."""
 
 
 class Option(NamedTuple):
@@ -67,6 +71,8 @@ def options_of(words: Sequence[str | Word]) -> Iterator[Option]:
     Raises SpecError if an option lacks its value.
     """
     rest = deque(as_words(words))
+    if len(rest) > 2 * MOST_OPTIONS:
+        raise SpecError(f"over {2 * MOST_OPTIONS} words are no command line", "give one guest")
     is_first = True
     while rest:
         word = rest.popleft()
@@ -88,6 +94,8 @@ def options_of(words: Sequence[str | Word]) -> Iterator[Option]:
 
 
 def _option(name: str, value: Word) -> Option:
+    if value.text.count(",") > MOST_FIELDS and not value.text.startswith("{"):
+        raise SpecError(f"QEMU's {name} has over {MOST_FIELDS} properties", "give one guest")
     try:
         fields, starts = parse_fields(value.text)
     except (ValueError, RecursionError) as error:
@@ -106,7 +114,10 @@ def parse_fields(value: str, first: str = "") -> tuple[dict[str, str], dict[str,
     for broken JSON.
     """
     if value.startswith("{"):
-        return _flatten(json.loads(value)), {}
+        found = _flatten(json.loads(value))
+        if len(found) > MOST_FIELDS:
+            raise ValueError(f"over {MOST_FIELDS} values")
+        return found, {}
     fields, starts = {}, {}
     at = 0
     for index, text in enumerate(value.replace(",,", "\0").split(",")):

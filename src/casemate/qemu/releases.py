@@ -33,6 +33,9 @@ SUGAR = frozenset(
 )
 """What -machine takes beside its type's properties: options of the accelerator, and IGVM where it is built in."""
 
+VENDOR_OPTIONS = {"-id": True}
+"""Options that a vendor adds, and whether a value follows: Proxmox names the guest so (qemu-server)."""
+
 OPTIONAL_OBJECTS = {"igvm-cfg": frozenset({"id", "qom-type", "file", "resettable"})}
 """Objects that are in QEMU's sources, but not in every build."""
 
@@ -120,6 +123,14 @@ class QemuFacts:
                 (above or below)[0 if above else -1],
             )
 
+    def lacking(self, what: str) -> str:
+        """A sentence that says so."""
+        return (
+            f"no QEMU of 7.2 to 11.1 has {what}: it stops"
+            if self._version is None
+            else f"{self.name} has no {what}: it stops"
+        )
+
     @property
     def version(self) -> Version | None:
         """Its release; None for any."""
@@ -162,7 +173,9 @@ class QemuFacts:
 
     def lacks_option(self, name: str) -> bool:
         """Whether it certainly has no such option."""
-        return not any(name in release.options for release in self._candidates())
+        return name not in VENDOR_OPTIONS and not any(
+            name in release.options for release in self._candidates()
+        )
 
     def lacks_machine(self, name: str) -> bool:
         """Whether it certainly has no such machine; those of the releases in between may be there."""
@@ -209,7 +222,11 @@ def takes_value(option: str) -> bool | None:
 @functools.cache
 def _all_options() -> dict[str, bool]:
     older = dict.fromkeys(("-curses", "-no-kvm", "-sdl", "-no-quit"), False)
-    return older | {name: value for release in known_releases() for name, value in release.options.items()}
+    return (
+        older
+        | VENDOR_OPTIONS
+        | {name: value for release in known_releases() for name, value in release.options.items()}
+    )
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

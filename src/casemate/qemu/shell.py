@@ -6,6 +6,7 @@ the word, and the word says so.
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,10 @@ class _Scanner:
             self._expand(quoted=False)
         elif letter in "<>":
             self._redirection()
+        elif self._word.start < 0 and self._text.startswith('{"', at) and (end := self._end_of_json(at)):
+            # What ps prints: a shell would have needed quotes around it.
+            self._word.add(self._text[at:end], at)
+            self._at = end
         elif letter == "#" and self._word.start < 0:
             newline = self._text.find("\n", at, self._end)
             self._at = self._end if newline < 0 else newline
@@ -123,6 +128,13 @@ class _Scanner:
         else:  # white space that ASCII does not have
             self._end_word()
             self._at += 1
+
+    def _end_of_json(self, at: int) -> int:
+        """Where JSON ends that begins here, 0 if none does."""
+        try:
+            return min(json.JSONDecoder().raw_decode(self._text, at)[1], self._end)
+        except (ValueError, RecursionError):
+            return 0
 
     def _place(self, at: int) -> tuple[int, int]:
         line = bisect_right(self._lines, at)
