@@ -85,16 +85,5 @@ def test_a_damaged_image_is_read_or_refused(
     image = bytearray((folder / "a.qcow2").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         image[data.draw(st.integers(0, min(len(image) - 1, 300000)))] = data.draw(st.integers(0, 255))
-<<<<<<< HEAD
-    try:
-        contents = read_qcow2(bytes(image), "a.qcow2", lambda _: None)
-    except ImageError as error:
-        refusal = str(error)
-    else:
-        refusal = "a.qcow2"
-        assert len(contents) <= 64 << 20
-    assert "a.qcow2" in refusal
-=======
     with suppress(ImageError):
         assert len(read_qcow2(bytes(image), "a.qcow2", lambda _: None)) <= 64 << 20
->>>>>>> lint
