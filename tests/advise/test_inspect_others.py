@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from firmware_images import firmware_roots, require_image
+from support.firmware_images import firmware_roots, require_image
 
 from casemate.advise.descriptor_check import check_descriptor, is_descriptor
 from casemate.advise.inspect import Role, inspect_image

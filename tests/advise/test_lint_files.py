@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.advise.lint import lint
 from casemate.advise.rule import HostFacts

@@ -81,7 +81,7 @@ def _id_auth(guest: Guest) -> Iterator[Found]:
         )
 
 
-@FILE_RULES.add("firmware-not-for-snp", _ERROR, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
+@FILE_RULES.add("firmware-not-for-snp", _WARNING, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
 def _too_old(guest: Guest) -> Iterator[Found]:
     option, image = guest.request.last("-bios"), guest.bios
     if option is None or image is None or guest.request.kind is not Kind.SNP:

@@ -206,7 +206,7 @@ RULES = (
     ),
     _rule(
         "firmware-status",
-        r"fw_error[=:]? ?'?(?P<error>\d+)",
+        r"fw_error[=:]? ?'?(?P<error>0x[0-9a-fA-F]+|\d+)",
         "the secure processor refuses a command",
         "see what the command was given",
         "the line before, for the command's name",
