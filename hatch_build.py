@@ -40,7 +40,7 @@ _FLAGS = [
 ]
 _FREESTANDING = ["-nostdlib", "-ffreestanding", "-fno-builtin"]
 _OLD_PARTS = ["-Wl,--no-as-needed", "-l:libdl.so.2", "-l:libpthread.so.0"]
-"""Behind the sources that use the C library, whose versions since 2.34 have these for old programs only."""
+"""Behind the sources that use the C library. Since its version 2.34 the linker finds these by file name alone."""
 _ZIG_PARTS = ["-ldl", "-lpthread"]
 _ZIG_FLAGS = ["-target", "x86_64-linux-gnu.2.17", "-fno-sanitize=all"]
 _TAG = "py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64"

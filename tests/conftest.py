@@ -1,9 +1,11 @@
-"""Settings of all tests; lying here it also lets them import ``firmware_images`` (pytest, conftest.py)."""
+"""Settings of all tests; lying here it also lets them import ``support`` (pytest, conftest.py)."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["support.vmm_programs"]
 
 settings.register_profile("casemate", derandomize=True, deadline=None)
 settings.load_profile("casemate")

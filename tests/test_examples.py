@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 

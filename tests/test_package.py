@@ -29,7 +29,7 @@ TEXTS = [
 
 LAYERS = (
     {"abi", "address", "errors", "events", "files", "native", "version"},
-    {"firmware", "host", "linux"},
+    {"firmware", "host", "linux", "qemu"},
     {"memory", "digest", "guests"},
     {"devices", "owner"},
     {"evidence"},
@@ -41,7 +41,7 @@ LAYERS = (
 )
 """Packages of ``casemate``, lowest first."""
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}
-PURE = ("abi", "firmware", "linux", "digest", "advise")
+PURE = ("abi", "firmware", "linux", "qemu", "digest", "advise")
 HOST_MODULES = {"mmap", "fcntl", "socket", "subprocess", "time", "threading", "signal", "select", "unicorn"}
 BANNED_NAMES = {"util", "utils", "common", "helpers", "misc", "base", "core", "types", "manager", "handler"}
 

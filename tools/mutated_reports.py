@@ -16,7 +16,6 @@ import functools
 import io
 import os
 import random
-import resource
 import sys
 import tempfile
 import traceback
@@ -26,16 +25,15 @@ from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 from cryptography.hazmat.primitives.serialization import Encoding
+from support.attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 
 from casemate.advise.certificate_file import parse_pool
 from casemate.advise.report_file import CERTIFICATE_KINDS, read_report
 from casemate.cli import verify
 from casemate.errors import CasemateError
+from tools.mutation_runs import Fault, mutate, run_in_child
 
-CPU_SECONDS, ADDRESS_SPACE = 60, 2 << 30
-"""What a child may use."""
 BATCH = 500
 _REFUSED = (3, 4)
 
@@ -46,14 +44,6 @@ class Input(NamedTuple):
     name: str
     files: dict[str, bytes]
     words: tuple[str, ...]
-
-
-class Fault(NamedTuple):
-    """A mutation that was not refused."""
-
-    number: int
-    what: str
-    how: str
 
 
 def inputs() -> list[Input]:
@@ -84,37 +74,7 @@ def run_batches(seed: int, count: int) -> Iterator[list[Fault]]:
     sound = inputs()
     for start in range(0, count, BATCH):
         numbers = range(start, min(start + BATCH, count))
-        yield _in_child(sound, seed, numbers)
-
-
-def _in_child(sound: list[Input], seed: int, numbers: range) -> list[Fault]:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(reading)
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-            resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-            with os.fdopen(writing, "w") as pipe:
-                pipe.writelines(
-                    f"{number}\t{what}\t{how!r}\n" for number, what, how in _run(sound, seed, numbers)
-                )
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        faults = [_fault(line) for line in pipe]
-    _, status = os.waitpid(child, 0)
-    if status:
-        faults.append(Fault(numbers.start, "batch", f"the child ended with status {status:#x}"))
-    return faults
-
-
-def _fault(line: str) -> Fault:
-    number, what, how = line.rstrip("\n").split("\t", 2)
-    return Fault(int(number), what, how)
+        yield run_in_child(numbers, functools.partial(_run, sound, seed))
 
 
 def _run(sound: list[Input], seed: int, numbers: range) -> list[Fault]:
@@ -130,7 +90,7 @@ def _run(sound: list[Input], seed: int, numbers: range) -> list[Fault]:
             given = rng.choice(sound)
             os.chdir(f"{folder}/{given.name}")
             target = rng.choice(sorted(given.files))
-            mutated = _mutate(rng, given.files[target], given.files)
+            mutated = mutate(rng, given.files[target], list(given.files.values()))
             Path(target).write_bytes(mutated)
             how = _judge(given, target, mutated)
             Path(target).write_bytes(given.files[target])
@@ -182,29 +142,6 @@ def _is_the_same(target: str, before: bytes, after: bytes) -> bool:
     except CasemateError:
         return False
     return old.certificates == new.certificates and old.crls == new.crls
-
-
-def _mutate(rng: random.Random, data: bytes, others: dict[str, bytes]) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at = rng.randrange(max(len(changed), 1))
-        kind = rng.randrange(8)
-        if kind <= 2 and changed:
-            changed[at] ^= 1 << rng.randrange(8)
-        elif kind == 3 and changed:
-            changed[at] = rng.choice((0, 0xFF, 0x7F, 0x80, 0x30, 0x82, rng.randrange(256)))
-        elif kind == 4:
-            changed[at:at] = rng.randbytes(rng.randrange(1, 20))
-        elif kind == 5:
-            del changed[at : at + rng.randrange(1, 40)]
-        elif kind == 6:
-            del changed[at:]
-        else:
-            other = rng.choice(list(others.values()))
-            start = rng.randrange(len(other))
-            piece = other[start : start + rng.randrange(1, 64)]
-            changed[at : at + len(piece)] = piece
-    return bytes(changed)
 
 
 def _table(entries: dict[str, bytes]) -> bytes:

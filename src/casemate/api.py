@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kernel_eras import NEWEST
-from casemate.advise.domain_xml import words_of_domain
 from casemate.advise.inspect import Inspection, inspect_image
 from casemate.advise.lint import lint as lint_words
 from casemate.advise.rule import Finding, HostFacts
@@ -50,6 +49,7 @@ from casemate.machine.host_choice import HostChoice, choose_host
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord, Outcome
 from casemate.machine.spec import MachineSpec
+from casemate.qemu.source import read_commands
 
 if TYPE_CHECKING:
     from casemate.advise.attestation import Check, Expectations
@@ -216,7 +216,8 @@ def inspect(path: Source) -> Inspection:
 
 
 def lint(command: str | Sequence[str], era: str = NEWEST) -> list[Finding]:
-    """What is wrong with a guest before it is started: a QEMU command line as words, or a libvirt domain as XML.
+    """What is wrong with a guest before it is started: a QEMU command line as words, or as text whatever
+    ``casemate lint FILE`` reads: a script, a libvirt domain as XML.
 
     ``era`` is the kernel of the host, such as ``linux-6.8``. Raises SpecError for what is neither.
     """
@@ -227,9 +228,12 @@ def lint(command: str | Sequence[str], era: str = NEWEST) -> list[Finding]:
         except ImageError:
             return None
 
-    words = words_of_domain(command) if isinstance(command, str) else command
-    findings, _ = lint_words(words, HostFacts.of_era(era), load)
-    return findings
+    if not isinstance(command, str):
+        return lint_words(command, HostFacts.of_era(era), load)[0]
+    found = (
+        lint_words(each, HostFacts.of_era(era), load)[0] for each in read_commands(command.encode(), "lint")
+    )
+    return [finding for findings in found for finding in findings]
 
 
 def verify(

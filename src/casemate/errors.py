@@ -18,6 +18,11 @@ import os
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """Text out of a file or a path, with nothing in it that a terminal would obey: ``\\x1b`` for an escape."""
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
+
+
 class CasemateError(Exception):
     """Base of all errors; ``cause`` says what is wrong, ``remedy`` what to do about it (may be empty)."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from firmware_images import find_images
+from support.firmware_images import find_images
 
 from casemate.advise.inspect import inspect_image
 from casemate.advise.inspection_json import report_to_dict

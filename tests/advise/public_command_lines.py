@@ -171,6 +171,7 @@ LINES = (
         "policy=0x30000,cbitpos=51,reduced-phys-bits=1,init-flags=0,host-data=b2l3bmNvd3FuY21wbXA"
         " -drive if=pflash,format=raw,unit=0,file=OVMF_CODE_sev.fd,readonly=on"
         " -drive if=pflash,format=raw,unit=1,file=OVMF_VARS_sev.fd -nographic",
-        "pflash-with-snp", "memfd-private", "blob-length", works=False,
+        "pflash-with-snp", "memfd-private", "blob-length", "machine-property-unknown", "object-property-unknown",
+        works=False,
     ),
 )  # fmt: skip

@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from attestation_rig import (
+from cryptography import x509
+from support.attestation_rig import (
     CHIP,
     END,
     MILAN_TCB,
@@ -19,7 +20,6 @@ from attestation_rig import (
     certificate,
     revocation_list,
 )
-from cryptography import x509
 
 from casemate.abi.sev.report import Tcb
 from casemate.advise.attestation import Check, Expectations, check_report

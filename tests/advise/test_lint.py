@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from base64 import b64encode
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from public_command_lines import LINES, Line
 
-from casemate.advise.domain_xml import words_of_domain
-from casemate.advise.guest_request import GuestRequest, Kind
 from casemate.advise.lint import all_rules, lint
 from casemate.advise.rule import Finding, HostFacts, Severity
 from casemate.errors import SpecError
 from casemate.firmware import guids
 from casemate.firmware.image import FirmwareImage
+from casemate.qemu.domain_xml import words_of_domain
+from casemate.qemu.guest_request import GuestRequest, Kind
+from casemate.qemu.releases import QemuFacts, version_of
+from casemate.qemu.source import read_commands
 from casemate.testing.images import ImageBuilder, kernel_loader, variable_store
 
 CODE_SIZE = 0x200000 - 0x20000
@@ -40,6 +43,8 @@ FILES = {
     "vars.json": b'{"version": 2, "variables": []}',
     "odd.fd": bytes(5000),
     "huge.fd": bytes(9 << 20),
+    "s.b64": b64encode(bytes(128)),
+    "d.b64": b64encode(bytes(2084)),
     "q.img": b"QFI\xfb" + bytes(4092),
 }
 CODE = "-drive if=pflash,format=raw,unit=0,readonly=on,file=code.fd"
@@ -100,16 +105,52 @@ RULES = [
     ("memory-encryption-alias", f"-machine q35,memory-encryption=s -object sev-guest,{BITS}", SEV),
     ("kvm-missing", SEV.replace("-accel kvm ", ""), SEV),
     ("cbitpos-missing", f"{KVM} -object sev-guest,id=s,cbitpos=51", SEV),
-    ("cbitpos-value", SEV.replace("51", "48"), SEV.replace("51", "47")),
+    ("cbitpos-impossible", SEV.replace("51", "48"), SEV.replace("51", "47")),
+    ("cbitpos-impossible", SEV_ES.replace("=51", "=0"), SEV_ES),
+    ("cbitpos-impossible", SNP.replace("51", "0x40"), SNP.replace("51", "0x33")),
     ("cbitpos-value", SNP.replace("51", "47"), SNP),
     ("number-wrong", f"{SEV},policy=none", f"{SEV},policy=0x1"),
     ("reduced-phys-bits", SEV.replace("bits=1", "bits=5"), SEV),
+    ("reduced-phys-bits-range", SEV.replace("bits=1", "bits=99"), SEV.replace("bits=1", "bits=63")),
+    ("reduced-phys-bits-range", SNP.replace("bits=1", "bits=0"), SNP),
+    ("reduced-phys-bits-range", SEV_ES.replace("bits=1", "bits=0x40"), SEV_ES),
     ("features-without-es", f"{SEV},debug-swap=on", f"{SEV_ES},debug-swap=on"),
     ("legacy-with-features", f"{SEV_ES},debug-swap=on,legacy-vm-type=on", f"{SEV_ES},debug-swap=on"),
     ("tsc-frequency-alone", f"{SNP},tsc-frequency=1000000000", f"{SNP},secure-tsc=on,tsc-frequency=1000000000"),
     ("policy-debug", f"{SEV},policy=0", f"{SEV},policy=1"),
     ("policy-debug", f"{SNP},policy=0xb0000", f"{SNP},policy=0x30000"),
-    ("snp-policy", f"{SNP},policy=0x5", SNP),
+    ("snp-policy", f"{SNP},policy=0x5", f"{SNP},policy=0x20000"),
+    ("snp-policy-bits", f"{SNP},policy=0x70000", f"{SNP},policy=0x130000"),
+    ("snp-policy-bits", f"{SNP},policy=0x230000", f"{SNP},policy=0x3001f"),
+    ("snp-policy-bits", f"{SNP},policy=0x8000000000030000", SNP),
+    ("option-unknown", "-machine q35 -dirve if=pflash", "-machine q35"),
+    ("option-unknown", "-machine q35 -enable-kvmm", "-machine q35 -enable-kvm"),
+    ("option-unknown", "-m 1G -smpp 2", "-m 1G -smp 2"),
+    ("object-unknown", "-object nocc,id=x", "-object rng-builtin,id=x"),
+    ("object-unknown", "-object sev-snp-gest,id=x", "-object sev-snp-guest,id=x"),
+    ("object-unknown", """-object '{"qom-type":"sev-emulated","id":"x"}'""", "-object igvm-cfg,id=x,file=f"),
+    ("object-property-unknown", f"{SNP},polcy=0x30000", f"{SNP},policy=0x30000"),
+    ("object-property-unknown", f"{SEV_ES},debug-swap=on", SEV_ES),
+    ("object-property-unknown", f"{SEV},init-flags=0", f"{SEV},handle=0"),
+    ("object-property-unknown", "-object memory-backend-ram,id=m,siez=1G", "-object memory-backend-ram,id=m,size=1G"),
+    ("machine-property-unknown", "-machine q35,kvm-type=protected", "-machine q35,vmport=off"),
+    ("machine-property-unknown", "-machine q35,kernel-irqchp=split", "-machine q35,kernel-irqchip=split"),
+    ("machine-property-unknown", "-M q35,memroy-backend=m", "-M q35,memory-backend=m,cxl-fmw.0.size=1G"),
+    ("machine-unknown", "-machine q53", "-machine q35"),
+    ("machine-unknown", "-M pc-q35-12.9", "-M pc-q35-rhel9.4.0"),
+    ("machine-unknown", "-machine pc-i440fx-99.0", "-machine pc-i440fx-noble"),
+    ("value-unknown", "qemu-kvm -machine $BOARD", "qemu-kvm -machine q35"),
+    ("value-unknown", 'A="-m $SIZE"; qemu-kvm $A', 'SIZE=1G; A="-m $SIZE"; qemu-kvm $A'),
+    ("value-unknown", "test $1 && A=-S; qemu-kvm -m 1 $A", "A=(-S); qemu-kvm -m 1 ${A[@]}"),
+    ("id-auth-length", f"{SNP},id-auth={'A' * 8000}", f"{SNP},id-auth={'A' * 4000}"),
+    ("session-contents", f"{SEV},session-file=s.b64,dh-cert-file=s.b64", f"{SEV},session-file=s.b64"),
+    ("session-contents", f"{SEV},session-file=x", f"{SEV},session-file=s.b64,dh-cert-file=d.b64"),
+    ("session-contents", f"{SEV},session-file=d.b64,dh-cert-file=s.b64", SEV),
+    ("session-contents", f"{SEV},session-file=none,dh-cert-file=code.fd", SEV),
+    ("amdsev-without-kernel", f"{SEV} -bios verifying.fd", f"{SEV} -bios verifying.fd -kernel k"),
+    ("amdsev-without-kernel", "-pflash verifying.fd", "-pflash generic.fd"),
+    ("amdsev-without-kernel", f"{SNP} -bios verifying.fd", f"{SNP} -bios verifying.fd $EXTRA"),
+    ("flash-unreadable", "-drive if=pflash,format=qcow2,file=q.img", CODE),
     ("kernel-hashes-off", f"{SEV} -kernel k", f"{SEV},kernel-hashes=on -kernel k"),
     ("kernel-hashes-no-kernel", f"{SEV},kernel-hashes=on", f"{SEV},kernel-hashes=on -kernel k"),
     (
@@ -137,8 +178,40 @@ ERA_RULES = [
     ("vm-type-missing", SNP, "linux-6.10", "linux-6.11"),
     ("vm-type-missing", f"{SEV_ES},debug-swap=on", "linux-6.8", "linux-6.10"),
     ("vm-type-missing", TDX, "linux-6.11", "linux-6.16"),
+    ("snp-policy", f"{SNP},policy=0x20000", "linux-6.16", "linux-6.18"),
+    ("snp-policy-bits", f"{SNP},policy=0x130000", "linux-6.11", "linux-6.18"),
     ("unasked-debug-swap", SEV_ES, "linux-6.6", "linux-6.8"),
     ("pflash-sev-es-init2", f"{SEV_ES},debug-swap=on {CODE}", "linux-6.11", "linux-6.10"),
+]
+QEMU_RULES = [
+    ("object-unknown", SNP, "9.0", "9.1"),
+    ("object-unknown", TDX, "10.0", "10.1"),
+    ("object-unknown", "-object igvm-cfg,id=i,file=f", "9.2", "10.1.2"),
+    ("object-property-unknown", f"{SEV},legacy-vm-type=off", "9.0", "9.1"),
+    ("machine-property-unknown", "-machine q35,shim=s", "7.2", "10.0"),
+    ("machine-unknown", "-machine pc-q35-9.2", "7.2", "10.0"),
+    ("machine-unknown", "-machine pc-q35-10.2", "10.1", "10.2"),
+    ("option-unknown", "-machine q35 -no-hpet", "10.0", "7.2"),
+    ("reset-ends-guest", SNP, "10.2", "11.0"),
+    ("kernel-header-rewritten", f"{TDX} -kernel k", "10.1", "10.2"),
+]
+
+
+def domain(launch: str, system: str = "<type arch='x86_64' machine='q35'>hvm</type>") -> str:
+    return f"<domain type='kvm'><os>{system}</os><cpu mode='maximum'/>{launch}</domain>"
+
+
+SNP_DOMAIN = "<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>"
+DOMAIN_RULES = [
+    ("libvirt-unknown", domain("<launchSecurity type='sev-es'/>"), domain(SNP_DOMAIN)),
+    ("libvirt-unknown", domain("<launchSecurity type='snp'/>"), domain(SNP_DOMAIN)),
+    ("libvirt-unknown", domain(SNP_DOMAIN.replace("policy>", "polcy>")), domain(SNP_DOMAIN)),
+    (
+        "libvirt-unknown",
+        domain(SNP_DOMAIN.replace("'sev-snp'", "'sev-snp' kernelHash='yes'")),
+        domain(SNP_DOMAIN.replace("'sev-snp'", "'sev-snp' kernelHashes='yes'")),
+    ),
+    ("firmware-autoselect", domain("").replace("<os>", "<os firmware='efi'>"), domain("")),
 ]
 
 
@@ -147,7 +220,8 @@ def load(path: str) -> FirmwareImage | None:
 
 
 def findings(line: str, era: str = "linux-6.18") -> list[Finding]:
-    return lint(shlex.split(line), HostFacts.of_era(era), load)[0]
+    command = read_commands(line.encode(), "line")[0] if "$" in line else shlex.split(line)
+    return lint(command, HostFacts.of_era(era), load)[0]
 
 
 def ids(line: str, era: str = "linux-6.18") -> set[str]:
@@ -166,11 +240,33 @@ def test_rule_depends_on_the_kernel(name: str, line: str, broken: str, right: st
     assert name not in ids(line, right)
 
 
+@pytest.mark.parametrize(("name", "line", "broken", "right"), QEMU_RULES)
+def test_rule_depends_on_the_release_of_qemu(name: str, line: str, broken: str, right: str) -> None:
+    found = {}
+    for release in (broken, right):
+        facts = QemuFacts(version_of(release))
+        found[release] = {one.id for one in lint(shlex.split(line), HostFacts.of_era(), load, facts)[0]}
+    assert name in found[broken]
+    assert name not in found[right]
+
+
+def of_domain(text: str) -> list[Finding]:
+    (command,) = read_commands(text.encode(), "domain.xml")
+    return lint(command, HostFacts.of_era(), load)[0]
+
+
+@pytest.mark.parametrize(("name", "broken", "right"), DOMAIN_RULES)
+def test_rule_knows_what_libvirt_takes(name: str, broken: str, right: str) -> None:
+    assert name in {one.id for one in of_domain(broken)}
+    assert name not in {one.id for one in of_domain(right)}
+
+
 def test_every_rule_is_tried_and_has_a_paragraph_in_the_guide() -> None:
     names = [rule.id for rule in all_rules()]
     guide = (Path(__file__).parents[2] / "docs" / "guide" / "lint.md").read_text("utf-8")
     assert len(names) == len(set(names)) >= 25
-    assert set(names) == {rule[0] for rule in RULES} | {rule[0] for rule in ERA_RULES}
+    tried = {rule[0] for rule in (*RULES, *ERA_RULES, *QEMU_RULES, *DOMAIN_RULES)}
+    assert set(names) == tried | {"firmware-not-for-snp"}, "the last one needs a real image, below"
     assert sorted(names) == sorted(re.findall(r"^### `([\w-]+)`", guide, re.MULTILINE))
 
 

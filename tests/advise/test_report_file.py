@@ -6,8 +6,8 @@ import base64
 from pathlib import Path
 
 import pytest
-from attestation_rig import TURIN, VLEK, Case, certificate, der, pem, revocation_list
 from cryptography.hazmat.primitives.serialization import Encoding
+from support.attestation_rig import TURIN, VLEK, Case, certificate, der, pem, revocation_list
 
 from casemate.abi.sev.report import AttestationReport
 from casemate.advise.certificate_file import load_pool, parse_pool, pick

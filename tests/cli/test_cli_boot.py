@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.cli import main
 from casemate.devices.flash.file import FlashFile

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confidential_launches import HASHES, UNIT0, write_guest, write_kernel, write_variables
-from firmware_images import require_image
+from support.confidential_launches import HASHES, UNIT0, write_guest, write_kernel, write_variables
+from support.firmware_images import require_image
 
 from casemate.cli import main
 from casemate.firmware import guids

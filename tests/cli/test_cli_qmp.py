@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from confidential_launches import write_guest
+from support.confidential_launches import write_guest
 
 from casemate.cli import main
 from casemate.errors import UnsupportedError

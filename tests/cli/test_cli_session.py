@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from confidential_launches import write_guest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from support.confidential_launches import write_guest
 
 from casemate.cli import main
 from casemate.digest.measurement import PlatformVersion, predict_measurement

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 from cryptography.hazmat.primitives.serialization import Encoding
 from omne_attest import vectors
+from support.attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 
 from casemate.cli import main
 

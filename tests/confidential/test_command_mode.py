@@ -5,7 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from confidential_launches import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.confidential_launches import (
     DEBUG_SWAP,
     UNIT0,
     UNIT1,
@@ -17,8 +19,6 @@ from confidential_launches import (
     write_guest,
     write_variables,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from casemate.devices.flash import spec
 from casemate.guests.actions import tell

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from confidential_launches import (
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from support.confidential_launches import (
     DEBUG_SWAP,
     MIB,
     UNIT0,
@@ -18,7 +19,6 @@ from confidential_launches import (
     write_kernel,
     write_variables,
 )
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kernel_eras import find_era

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from confidential_launches import MIB, Launch
-from firmware_images import find_images
+from support.confidential_launches import MIB, Launch
+from support.firmware_images import find_images
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.confidential.preparation import LaunchOptions

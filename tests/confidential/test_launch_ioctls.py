@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from confidential_launches import MIB, readonly_bytes, sev_es, write_guest, write_kernel, write_variables
+from support.confidential_launches import (
+    MIB,
+    readonly_bytes,
+    sev_es,
+    write_guest,
+    write_kernel,
+    write_variables,
+)
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm import sev as kvm_sev

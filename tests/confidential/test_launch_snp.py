@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confidential_launches import MIB
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.confidential_launches import MIB
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.report import AttestationReport

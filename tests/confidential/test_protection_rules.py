@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from confidential_launches import (
+from support.confidential_launches import (
     DEBUG_SWAP,
     HASHES,
     MIB,

@@ -7,7 +7,7 @@ import mmap
 from typing import Literal
 
 import pytest
-from guest_rig import PROTECTED, Rig
+from support.guest_rig import PROTECTED, Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.address import Hva

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from contract_hosts import END, PAGE, READ, WRITE, ContractRig, HostName, family, on_each_host
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 
 from casemate.address import Hva
 from casemate.guests.stores import FILLER

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from contract_hosts import END, READ, ContractRig, HostName, on_each_host
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 
 from casemate.guests.entry import Bits
 from casemate.guests.stores import DEVICE, PORT

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from contract_hosts import END, PAGE, ContractRig, HostName, on_each_host
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 
 from casemate.address import Gpa, GuestRange
 from casemate.host.exits import Interrupted

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from contract_hosts import END, PAGE, READ, ContractRig, HostName, family, on_each_host
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError

@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 from contract_hosts import END, ContractRig, HostName, on_each_host
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 
 from casemate.guests.entry import Bits
 from casemate.host.exits import Interrupted, Shutdown

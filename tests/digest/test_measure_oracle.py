@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from firmware_images import find_images, require_image
+from support.firmware_images import find_images, require_image
 
 pytest.importorskip("sevsnpmeasure", reason="sev-snp-measure is not installed (./dev test says why)")
 

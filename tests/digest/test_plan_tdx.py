@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_images import find_images, require_image
+from support.firmware_images import find_images, require_image
 
 from casemate.address import FOUR_GIB, Gpa, GuestRange
 from casemate.digest.mrtd import predict_mrtd

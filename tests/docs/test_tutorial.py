@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.md"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from firmware_images import require_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.firmware_images import require_image
 
 from casemate.evidence.owner import owner_of
 from casemate.firmware.variables import VENDORS, Variable

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from confidential_launches import write_guest, write_variables
-from firmware_images import require_kernel
+from support.confidential_launches import write_guest, write_variables
+from support.firmware_images import require_kernel
 from test_report_html import Page, chromium
 
 from casemate.cli import main

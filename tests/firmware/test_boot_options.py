@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.advise.store_check import check_store
 from casemate.cli import main

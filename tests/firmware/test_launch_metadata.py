@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.errors import ImageError
 from casemate.firmware import guids

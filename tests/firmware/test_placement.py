@@ -6,7 +6,7 @@ import lzma
 import struct
 
 import pytest
-from firmware_images import find_images, require_image
+from support.firmware_images import find_images, require_image
 
 from casemate.errors import CasemateError, ImageError, SpecError
 from casemate.firmware import guids

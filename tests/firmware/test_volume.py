@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_images import find_images
+from support.firmware_images import find_images
 
 pytest.importorskip("uefi_firmware", reason="uefi-firmware is not installed (./dev test says why)")
 

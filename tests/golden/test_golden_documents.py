@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confidential_launches import HASHES
-from firmware_images import require_image
+from support.confidential_launches import HASHES
+from support.firmware_images import require_image
 
 from casemate.cli import main
 from casemate.guests.actions import store, tell

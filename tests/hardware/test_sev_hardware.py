@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from confidential_launches import write_guest
+from support.confidential_launches import write_guest
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.cli import main

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from firmware_images import firmware_roots
+from support.firmware_images import firmware_roots
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.guest_memfd import UserspaceMemoryRegion2

@@ -14,9 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model_rig import ModelRig
+from support.guest_rig import ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_rig import ModelRig
+from support.guest_rig import ModelRig
 
 from casemate.guests.actions import tell
 from casemate.guests.entry import CODE64, make_image
@@ -48,7 +48,7 @@ print(boot(spec, timeout=20).report["exit_port"])
 WHILE_TRANSLATING = """
 from unicorn import unicorn_const
 from casemate.host.model.cpu.engine import Engine
-from guest_rig import PROTECTED
+from support.guest_rig import PROTECTED
 from test_model_sev_es import HANDLER, LOAD_IDT, SevRig, put_gate
 start = Engine.start
 
@@ -69,7 +69,7 @@ with SevRig(LOAD_IDT + f"b8 {(PROTECTED + 0xFFB).to_bytes(4, 'little').hex()} ff
 
 def with_handler(code: str, step: int) -> ModelRig:
     """A guest whose handler of #UD counts, and goes on ``step`` bytes behind."""
-    rig = ModelRig(LOAD_IDT + code, 64)
+    rig = ModelRig(bytes.fromhex(LOAD_IDT + code), 64)
     view = rig.ram.writable.view
     view[0x1000:0x100A] = struct.pack("<HQ", 256 * 16 - 1, IDT)
     gate = struct.pack("<HHBBHQ", HANDLER & 0xFFFF, CODE64, 0, 0x8E, HANDLER >> 16, 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
-from guest_rig import PROTECTED
-from model_rig import ModelRig
+from support.assembler import assemble
+from support.guest_rig import PROTECTED, ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
 from casemate.host.exits import Hlt, KvmInternalError
@@ -21,47 +21,46 @@ def make_readonly(rig: ModelRig) -> None:
     rig.add(3, PROTECTED, 0x1000, rig.ram.writable.hva, readonly=True)
 
 
-def word(value: int) -> str:
-    return value.to_bytes(4, "little").hex()
-
-
 DIRECTORY, TABLE = PAGE_TABLES + 0x4000, 0x200000
-MAP_ONE_PAGE = (
-    f"c70425 {word(TABLE)} {word(PROTECTED | 3)} c70425 {word(DIRECTORY)} {word(TABLE | 3)} 0f20d8 0f22d8"
-)
+MAP_ONE_PAGE = f"""
+    mov dword [{TABLE}], {PROTECTED | 3}
+    mov dword [{DIRECTORY}], {TABLE | 3}
+    mov rax, cr3
+    mov cr3, rax
+"""
 """PROTECTED at 2 GiB, and nothing behind it; new CR3."""
 
-X87 = {"fstp": "d91b", "fstp qword": "dd1b", "fistp": "db1b", "with a prefix": "41dd1f"}
-SETUP = "dbe3 d9e8 bb 20003000 4989df"  # fninit; fld1; mov ebx, PROTECTED + 0x20; mov r15, rbx
+X87 = ("fstp dword [rbx]", "fstp qword [rbx]", "fistp dword [rbx]", "fstp qword [r15]")
+SETUP = f"fninit; fld1; mov ebx, {PROTECTED + 0x20}; mov r15, rbx;"
 
 
-@pytest.mark.parametrize("code", X87.values(), ids=X87)
+@pytest.mark.parametrize("code", X87)
 def test_x87_store_of_the_supervisor_ends_the_run_on_it(code: str) -> None:
-    with ModelRig(f"{SETUP} {code} f4", 64) as rig:
+    with ModelRig(f"{SETUP} {code}; hlt", 64) as rig:
         make_readonly(rig)
         vm_exit = rig.run()
         assert vm_exit == KvmInternalError("KVM internal error EMULATION", rig.vcpu.rip())
         found = rig.vcpu.code_at_rip()
         assert found is not None
-        assert found[0].startswith(bytes.fromhex(code))
+        assert found[0].startswith(assemble(code, 64))
         assert rig.bus.log == []
 
 
-@pytest.mark.parametrize("code", ["dd33", "d933", "df33"], ids=["fnsave", "fnstenv", "fbstp"])
+@pytest.mark.parametrize("code", ["fnsave [rbx]", "fnstenv [rbx]", "fbstp [rbx]"])
 def test_x87_store_in_many_parts_is_undone_with_the_first(code: str) -> None:
-    with ModelRig(f"{SETUP} {code} f4", 64) as rig:
+    with ModelRig(f"{SETUP} {code}; hlt", 64) as rig:
         make_readonly(rig)
         assert rig.run() == KvmInternalError("KVM internal error EMULATION", rig.vcpu.rip())
         found = rig.vcpu.code_at_rip()
         assert found is not None
-        assert found[0].startswith(bytes.fromhex(code))
+        assert found[0].startswith(assemble(code, 64))
         assert rig.bus.log == []
 
 
 def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map() -> None:
     # rep insw from 2 bytes below the page's end: KVM reads as many words ahead as bytes are left.
-    setup = "66ba8000 b904000000 bffe0f0080"  # mov dx, 0x80; mov ecx, 4; mov edi, 0x80000ffe
-    with ModelRig(MAP_ONE_PAGE + setup + "f3666d f4", 64) as rig:
+    setup = f"mov dx, {PORT}; mov ecx, 4; mov edi, 0x80000ffe;"
+    with ModelRig(MAP_ONE_PAGE + setup + "rep insw; hlt", 64) as rig:
         make_readonly(rig)
         assert not isinstance(rig.run(), Hlt)
         assert [(kind, at, size) for kind, at, size, _ in rig.bus.log] == [
@@ -71,13 +70,13 @@ def test_ins_reads_no_input_for_a_page_that_the_guest_does_not_map() -> None:
 
 
 def test_instruction_is_found_in_a_code_segment_that_does_not_begin_at_0() -> None:
-    # A segment at 2 MiB - 32; its code is insb, hlt at offset 32. lgdt [0x1000]; mov dx, 0x80; mov edi, ..; far jump.
-    code = "0f0115 00100000 66ba8000 bf20003000 ea 20000000 0800"
+    # The segment begins at 2 MiB - 32.
+    code = f"lgdt [0x1000]; mov dx, {PORT}; mov edi, {PROTECTED + 0x20}; jmp 8:32"
     with ModelRig(code, 32) as rig:
         view = rig.ram.writable.view
         view[0x1000:0x1006] = struct.pack("<HI", 15, 0x1010)
         view[0x1018:0x1020] = struct.pack("<Q", 0x00C09B1FFFE0FFFF | 0xF << 48)
-        view[0x200000:0x200002] = b"\x6c\xf4"
+        rig.put(0x200000, "insb; hlt")
         make_readonly(rig)
         assert rig.run() == HALTED
         assert rig.bus.log == [("in", PORT, 1, 0), ("write", PROTECTED + 0x20, 1, 0)]

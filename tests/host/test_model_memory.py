@@ -7,14 +7,14 @@ import errno
 import mmap
 
 import pytest
-from model_rig import PROTECTED, ModelRig
+from support.guest_rig import PROTECTED, ModelRig
 
 from casemate.address import Hva
 from casemate.errors import HostError
 from casemate.host.exits import Hlt, MemoryFault
 
 HALTED = Hlt(interrupts_enabled=False)
-MOV_STORE = "c605 00003000 5a"  # mov byte [PROTECTED], 0x5a
+MOV_STORE = f"mov byte [{PROTECTED}], 0x5a;"
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -25,7 +25,7 @@ def protect(rig: ModelRig, prot: int) -> None:
 
 
 def test_store_to_ram_lands() -> None:
-    with ModelRig(MOV_STORE + "f4") as rig:
+    with ModelRig(MOV_STORE + "hlt") as rig:
         assert rig.run() == HALTED
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
         assert rig.bus.log == []
@@ -34,15 +34,15 @@ def test_store_to_ram_lands() -> None:
 @pytest.mark.parametrize(
     ("write", "expected"),
     [
-        ("c605 00000f00 77", [("write", 0xF0000, 1, 0x77)]),
-        ("66c705 00000f00 3412", [("write", 0xF0000, 2, 0x1234)]),
-        ("c705 00000f00 78563412", [("write", 0xF0000, 4, 0x12345678)]),
+        ("mov byte [0xf0000], 0x77", [("write", 0xF0000, 1, 0x77)]),
+        ("mov word [0xf0000], 0x1234", [("write", 0xF0000, 2, 0x1234)]),
+        ("mov dword [0xf0000], 0x12345678", [("write", 0xF0000, 4, 0x12345678)]),
     ],
 )
 def test_store_to_a_readonly_slot_goes_to_the_bus(
     write: str, expected: list[tuple[str, int, int, int]]
 ) -> None:
-    with ModelRig(write + "a0 00000f00 a2 00002000 f4") as rig:
+    with ModelRig(write + "; mov al, [0xf0000]; mov [0x200000], al; hlt") as rig:
         before = bytes(rig.rom.writable.view)
         assert rig.run() == HALTED
         assert rig.bus.log == expected
@@ -51,7 +51,7 @@ def test_store_to_a_readonly_slot_goes_to_the_bus(
 
 
 def test_store_to_a_protected_mapping_faults_and_changes_nothing() -> None:
-    code = "b8 11223344 bb 00003000 8903 83c001 f4"  # mov eax, ..; mov ebx, PROTECTED; mov [ebx], eax; add eax, 1
+    code = f"mov eax, 0x44332211; mov ebx, {PROTECTED}; mov [ebx], eax; add eax, 1; hlt"
     with ModelRig(code) as rig:
         protect(rig, mmap.PROT_READ)
         fault = rig.run()
@@ -66,7 +66,7 @@ def test_store_to_a_protected_mapping_faults_and_changes_nothing() -> None:
 
 
 def test_faulted_store_lands_when_the_mapping_becomes_writable() -> None:
-    code = "bb 00003000 ff03 ff03 ff03 f4"  # inc dword [ebx], three times
+    code = f"mov ebx, {PROTECTED};" + "inc dword [ebx];" * 3 + "hlt"
     with ModelRig(code) as rig:
         protect(rig, mmap.PROT_READ)
         assert isinstance(rig.run(), MemoryFault)
@@ -77,7 +77,7 @@ def test_faulted_store_lands_when_the_mapping_becomes_writable() -> None:
 
 
 def test_store_after_protecting_a_page_already_stored_to_faults() -> None:
-    code = f"{MOV_STORE} e680 c605 00003000 a5 f4"  # write; out 0x80, al; write again
+    code = f"{MOV_STORE} out 0x80, al; mov byte [{PROTECTED}], 0xa5; hlt"
     with ModelRig(code) as rig:
         rig.bus.on_write_port[0x80] = lambda: protect(rig, mmap.PROT_READ)
         assert isinstance(rig.run(), MemoryFault)
@@ -85,14 +85,16 @@ def test_store_after_protecting_a_page_already_stored_to_faults() -> None:
 
 
 def test_reading_and_executing_a_protected_mapping_works() -> None:
-    with ModelRig("a0 00003000 e8 00000000 58 b8 00003000 ffd0 f4") as rig:
-        rig.ram.writable.view[PROTECTED : PROTECTED + 3] = b"\xb0\x42\xc3"  # mov al, 0x42; ret
+    code = f"mov al, [{PROTECTED}]; call next; next: pop eax; mov eax, {PROTECTED}; call eax; hlt"
+    with ModelRig(code) as rig:
+        rig.put(PROTECTED, "mov al, 0x42; ret")
         protect(rig, mmap.PROT_READ)
         assert rig.run() == HALTED
 
 
 def test_deleted_slot_becomes_mmio_and_returns() -> None:
-    code = f"{MOV_STORE} e680 {MOV_STORE} a0 00003000 e681 a0 00003000 f4"
+    load = f"mov al, [{PROTECTED}];"
+    code = f"{MOV_STORE} out 0x80, al; {MOV_STORE} {load} out 0x81, al; {load} hlt"
     with ModelRig(code) as rig:
         hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.answers[PROTECTED] = 0x99
@@ -107,8 +109,16 @@ def test_deleted_slot_becomes_mmio_and_returns() -> None:
 
 
 def test_hundreds_of_flips_keep_memory_and_mmio_apart() -> None:
-    # 300 times: port 0x80 removes the slot, a write goes to the bus, port 0x81 returns it, a write lands.
-    code = f"b9 2c010000 e680 {MOV_STORE} e681 ff05 04003000 49 75ea f4".replace(" ", "")
+    code = f"""
+                mov ecx, 300
+        again:  out 0x80, al            # removes the slot
+                {MOV_STORE}             # goes to the bus
+                out 0x81, al            # returns the slot
+                inc dword [{PROTECTED + 4}]
+                dec ecx
+                jne again
+                hlt
+    """
     with ModelRig(code) as rig:
         hva = Hva(rig.ram.writable.hva + PROTECTED)
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
@@ -128,21 +138,21 @@ def test_hundreds_of_flips_keep_memory_and_mmio_apart() -> None:
     ids=["overlap", "misaligned", "live-number"],
 )
 def test_slot_rules_are_kvms(number: int, gpa: int, size: int, expected: int) -> None:
-    with ModelRig("f4") as rig:
+    with ModelRig("hlt") as rig:
         with pytest.raises(HostError) as caught:
             rig.add(number, gpa, size, rig.ram.writable.hva)
         assert caught.value.errno == expected
 
 
 def test_deleting_a_slot_that_is_not_there_is_enoent() -> None:
-    with ModelRig("f4") as rig:
+    with ModelRig("hlt") as rig:
         with pytest.raises(HostError) as caught:
             rig.vm.delete_slot(77)
         assert caught.value.errno == errno.ENOENT
 
 
 def test_unmapped_address_reads_what_the_bus_says() -> None:
-    with ModelRig("a1 000040fe a3 00002000 f4") as rig:  # mov eax, [0xfe400000]
+    with ModelRig("mov eax, [0xfe400000]; mov [0x200000], eax; hlt") as rig:
         rig.bus.answers[0xFE400000] = 0xCAFEF00D
         assert rig.run() == HALTED
         assert rig.ram_at(0x200000, 4) == (0xCAFEF00D).to_bytes(4, "little")
@@ -152,7 +162,7 @@ def test_exception_on_the_bus_reaches_the_caller() -> None:
     def fail() -> None:
         raise HostError("pwrite", errno.ENOSPC, "variables")
 
-    with ModelRig("e680 f4") as rig:
+    with ModelRig("out 0x80, al; hlt") as rig:
         rig.bus.on_write_port[0x80] = fail
         with pytest.raises(HostError, match="pwrite"):
             rig.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from guest_rig import PROTECTED, Rig
+from support.guest_rig import PROTECTED, Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
@@ -38,7 +38,7 @@ class SevRig(Rig):
         era: str = "linux-6.8",
     ) -> None:
         hypervisor = ModelHypervisor(GuestClock(), era="linux-6.18" if setup else era)
-        super().__init__(code, bits, hypervisor.create_vm(kind, setup))
+        super().__init__(bytes.fromhex(code), bits, hypervisor.create_vm(kind, setup))
         processor = self.vm.secure_processor
         assert processor is not None
         processor.launch_start(0x5 if kind is GuestKind.SEV_ES else 0x1, None)
@@ -402,7 +402,7 @@ def test_mmio_with_the_c_bit_reaches_the_same_device() -> None:
 def test_plain_guest_beside_a_sev_es_guest_raises_no_vc() -> None:
     with SevRig("b0 41 e680 f4") as protected:
         vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
-        with Rig("b0 42 e680 0fa2 f4", 32, vm) as plain:
+        with Rig("mov al, 0x42; out 0x80, al; cpuid; hlt", 32, vm) as plain:
             assert protected.run() == HALTED
             assert plain.run() == HALTED
             assert plain.bus.log == [("out", 0x80, 1, 0x42)]

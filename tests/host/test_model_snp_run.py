@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from guest_rig import RAM_SIZE, Rig
+from support.guest_rig import RAM_SIZE, Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
@@ -41,7 +41,9 @@ class SnpRig(Rig):
 
     def __init__(self, code: str, bits: Bits = 32) -> None:
         setup = SevSetup(VmType.SNP)
-        super().__init__(code, bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup))
+        super().__init__(
+            bytes.fromhex(code), bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup)
+        )
         self.add(5, SPARE + PAGE, RAM_SIZE - SPARE - PAGE, Hva(self.ram.writable.hva + SPARE + PAGE))
         processor = self.vm.snp_processor
         assert processor is not None

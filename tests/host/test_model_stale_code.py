@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from model_rig import ModelRig
+from support.guest_rig import ModelRig
 
 from casemate.guests.entry import PAGE_TABLES
 from casemate.host.exits import Hlt
@@ -15,26 +15,31 @@ FUNCTION = 0x203000
 ALIAS = 0x400000 + FUNCTION - 0x200000
 BAD, ROUNDS = 0x2000, 500
 NX, WRITABLE_LARGE = 1 << 63, 0x83
-ENABLE_NX = "b9 800000c0 0f32 0d 00080000 0f30"
-NEW_TABLES = "e680 0f20d8 0f22d8"
+ENABLE_NX = "mov ecx, 0xc0000080; rdmsr; or eax, 0x800; wrmsr;"
+NEW_TABLES = "out 0x80, al; mov rax, cr3; mov cr3, rax;"
 
 
 def call_and_compare(store: str) -> str:
     """For ebx from 500 down: rewrite what the function returns, call it, count what is not as rewritten."""
-    rounds = struct.pack("<I", ROUNDS).hex()
-    call = f"b8 {struct.pack('<I', FUNCTION).hex()} ffd0 39d8 7407 ff0425 {struct.pack('<I', BAD).hex()}"
-    body = bytes.fromhex(store + call + "ffcb")
-    back = struct.pack("<i", -(len(body) + 6)).hex()
-    return f"bb {rounds}" + body.hex() + f"0f85 {back}"
+    return f"""
+                mov ebx, {ROUNDS}
+        again:  {store}
+                mov eax, {FUNCTION}
+                call rax
+                cmp eax, ebx
+                je right
+                inc dword [{BAD}]
+        right:  dec ebx
+                jne again
+    """
 
 
 @pytest.mark.parametrize("attributes", [NX, 0], ids=["not executable", "executable"])
 @pytest.mark.parametrize("fetched_first", [True, False])
 def test_code_rewritten_through_an_alias(attributes: int, fetched_first: bool) -> None:
-    alias = struct.pack("<I", ALIAS + 1).hex()
-    first = f"b8 {struct.pack('<I', FUNCTION).hex()} ffd0" if fetched_first else ""
-    # mov [ALIAS + 1], ebx, the operand of mov eax at FUNCTION
-    code = ENABLE_NX + NEW_TABLES + first + call_and_compare(f"891c25 {alias}") + "f4"
+    first = f"mov eax, {FUNCTION}; call rax;" if fetched_first else ""
+    store = f"mov [{ALIAS} + 1], ebx"  # the operand of mov eax at FUNCTION
+    code = ENABLE_NX + NEW_TABLES + first + call_and_compare(store) + "hlt"
     with ModelRig(code, 64) as rig:
         view = rig.ram.writable.view
 
@@ -43,16 +48,21 @@ def test_code_rewritten_through_an_alias(attributes: int, fetched_first: bool) -
             struct.pack_into("<Q", view, PAGE_TABLES + 0x2000 + 8 * 2, 0x200000 | WRITABLE_LARGE | attributes)
 
         rig.bus.on_write_port[0x80] = remap
-        view[FUNCTION : FUNCTION + 6] = bytes.fromhex("b8 00000000 c3")
+        rig.put(FUNCTION, "mov eax, 0; ret")
         assert rig.run() == HALTED
         assert rig.ram_at(BAD, 4) == bytes(4), "rounds that ran old code"
 
 
 def test_code_rewritten_by_two_aliases_in_turn() -> None:
-    aliases = [struct.pack("<I", ALIAS + 0x200000 * number + 1).hex() for number in (0, 1)]
-    # test bl, 1; jz: the one; else the other
-    store = f"f6c301 7409 891c25 {aliases[0]} eb07 891c25 {aliases[1]}"
-    with ModelRig(ENABLE_NX + NEW_TABLES + call_and_compare(store) + "f4", 64) as rig:
+    store = f"""
+                test bl, 1
+                je even
+                mov [{ALIAS} + 1], ebx
+                jmp written
+        even:   mov [{ALIAS + 0x200000} + 1], ebx
+        written:
+    """
+    with ModelRig(ENABLE_NX + NEW_TABLES + call_and_compare(store) + "hlt", 64) as rig:
         view = rig.ram.writable.view
 
         def remap() -> None:
@@ -61,6 +71,6 @@ def test_code_rewritten_by_two_aliases_in_turn() -> None:
                 struct.pack_into("<Q", view, PAGE_TABLES + 0x2000 + 8 * index, entry)
 
         rig.bus.on_write_port[0x80] = remap
-        view[FUNCTION : FUNCTION + 6] = bytes.fromhex("b8 00000000 c3")
+        rig.put(FUNCTION, "mov eax, 0; ret")
         assert rig.run() == HALTED
         assert rig.ram_at(BAD, 4) == bytes(4), "rounds that ran old code"

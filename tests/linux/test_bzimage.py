@@ -14,9 +14,9 @@ from pathlib import Path
 import lz4.block
 import pytest
 import zstandard
-from firmware_images import require_kernel
 from hypothesis import given
 from hypothesis import strategies as st
+from support.firmware_images import require_kernel
 
 from casemate.abi.sev.snp import SnpPageType
 from casemate.errors import ImageError, SpecError

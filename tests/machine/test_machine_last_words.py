@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.cli import main
 from casemate.events import Event

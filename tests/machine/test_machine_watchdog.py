@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from confidential_launches import Launch, sev_es, write_guest, write_variables
+from support.confidential_launches import Launch, sev_es, write_guest, write_variables
 
 from casemate.cli import main
 from casemate.errors import UnsupportedError

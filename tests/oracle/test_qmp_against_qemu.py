@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qmp_guests import Booted
+from support.qmp_guests import Booted
 
 QEMU = "qemu-system-x86_64"
 OPTIONS = ["-accel", "tcg", "-S", "-display", "none", "-nodefaults"]

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("qemu.qmp", reason="qemu.qmp is not installed (./dev test says why)")
 
 from qemu.qmp import ExecuteError, QMPClient
-from qmp_guests import COUNT, HALT, Booted, until_event
+from support.qmp_guests import COUNT, HALT, Booted, until_event
 
 from casemate.errors import UnsupportedError
 from casemate.host.kvm.hypervisor import KvmHypervisor

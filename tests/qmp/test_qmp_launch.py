@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confidential_launches import write_guest
+from support.confidential_launches import write_guest
 
 pytest.importorskip("qemu.qmp", reason="qemu.qmp is not installed (./dev test says why)")
 
 from qemu.qmp import ExecuteError, QMPClient
-from qmp_guests import Booted, until_event
+from support.qmp_guests import Booted, until_event
 
 from casemate.cli import main
 from casemate.errors import FirmwareStatusError

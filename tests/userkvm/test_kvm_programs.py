@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Vmm
+from support.vmm_programs import Vmm
 
 CODE = "rewritten_code"
 

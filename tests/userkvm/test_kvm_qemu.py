@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import kvm_command
-from firmware_images import require_image, require_kernel
+from support.firmware_images import require_image, require_kernel
+from support.vmm_programs import kvm_command
 
 from casemate import native
 

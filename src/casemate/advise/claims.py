@@ -36,11 +36,14 @@ def find_claims(inspection: Inspection) -> tuple[Claim, ...]:
     path = Path(os.path.realpath(inspection.image.name))
     descriptors = (descriptor for root in path.parents for descriptor in read_descriptors(root))
     return tuple(
-        _compare(each, inspection) for each in descriptors if os.path.realpath(each.executable) == str(path)
+        compare_claim(each, inspection)
+        for each in descriptors
+        if os.path.realpath(each.executable) == str(path)
     )
 
 
-def _compare(descriptor: Descriptor, inspection: Inspection) -> Claim:
+def compare_claim(descriptor: Descriptor, inspection: Inspection) -> Claim:
+    """What a descriptor says of its executable against what was found in it."""
     false, silent = [], []
     for kind, feature in _FEATURES.items():
         # A flash descriptor never offers SNP or TDX: that is the placement's fault, not the build's.

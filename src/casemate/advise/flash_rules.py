@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from casemate.address import PAGE_SIZE
-from casemate.advise.guest_request import Kind
 from casemate.advise.rule import Found, Guest, RuleSet, Severity
+from casemate.advise.store_check import check_store
 from casemate.errors import CasemateError
 from casemate.firmware.completeness import BIOS_GRANULE, is_variable_store
+from casemate.firmware.image import FirmwareImage
 from casemate.firmware.placement import MAX_FLASH, validate_pair
+from casemate.firmware.qcow2 import MAGIC
 from casemate.firmware.smm import requires_smm
 from casemate.firmware.variables_json import variables_from_json
+from casemate.firmware.varstore import has_rewrite_in_spare
+from casemate.qemu.guest_request import Flash, Kind
 
 FLASH_RULES = RuleSet()
 
 _SYSFW = "QEMU hw/i386/pc_sysfw.c"
 _README = "edk2 OvmfPkg/README"
 _UEFI_VARS = "QEMU hw/uefi/var-service-json.c"
-_QCOW2 = b"QFI\xfb"
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 
@@ -38,10 +41,12 @@ def _needs_smm(guest: Guest) -> bool:
 
 @FLASH_RULES.add("pflash-gap", _ERROR, _SYSFW)
 def _gap(guest: Guest) -> Iterator[Found]:
+    if guest.request.hides_options:
+        return
     for flash in guest.request.flash:
         if flash.unit and guest.request.unit(flash.unit - 1) is None:
             cause = f"flash unit {flash.unit} without unit {flash.unit - 1}"
-            yield str(flash.option), cause, "give CODE as unit 0 and VARS as unit 1"
+            yield flash.option, cause, "give CODE as unit 0 and VARS as unit 1"
 
 
 @FLASH_RULES.add("pflash-unit", _ERROR, _SYSFW)
@@ -49,7 +54,7 @@ def _unit(guest: Guest) -> Iterator[Found]:
     for flash in guest.request.flash:
         if flash.unit > 1:
             yield (
-                str(flash.option),
+                flash.option,
                 f"there is no flash unit {flash.unit}, only 0 and 1",
                 "use unit=0 or unit=1",
             )
@@ -60,7 +65,7 @@ def _twice(guest: Guest) -> Iterator[Found]:
     units = [flash.unit for flash in guest.request.flash]
     for index, flash in enumerate(guest.request.flash):
         if flash.unit in units[:index]:
-            yield str(flash.option), f"flash unit {flash.unit} is given twice", "give each unit one file"
+            yield flash.option, f"flash unit {flash.unit} is given twice", "give each unit one file"
 
 
 @FLASH_RULES.add("flash-format-missing", _WARNING, "QEMU docs/system/invocation, -drive format")
@@ -68,37 +73,42 @@ def _format_missing(guest: Guest) -> Iterator[Found]:
     for flash in guest.request.flash:
         if flash.format is None and flash.option.name == "-drive":
             cause = "without format= QEMU guesses, and then forbids writes to the first block"
-            yield str(flash.option), cause, "add format=raw"
+            yield flash.option, cause, "add format=raw"
 
 
 @FLASH_RULES.add("flash-format-wrong", _ERROR, "QEMU docs/interop/qcow2; github.com/AMDESE/AMDSEV/issues/218")
 def _format_wrong(guest: Guest) -> Iterator[Found]:
     for flash in guest.request.flash:
         image = guest.images.get(flash.file)
-        is_qcow2 = image.data.startswith(_QCOW2) if image else _name(flash.file).endswith(".qcow2")
+        is_qcow2 = image.data.startswith(MAGIC) if image else _name(flash.file).endswith(".qcow2")
         known = image is not None or is_qcow2
         if known and flash.format in ("raw", "qcow2") and is_qcow2 != (flash.format == "qcow2"):
             is_format = "qcow2" if is_qcow2 else "raw"
             cause = (
                 f"{flash.file} is {is_format}, and is attached as {flash.format}: firmware would be garbage"
             )
-            yield str(flash.option), cause, f"say format={is_format}"
+            yield flash.option, cause, f"say format={is_format}"
+
+
+@FLASH_RULES.add("flash-unreadable", _ERROR, "QEMU docs/interop/qcow2")
+def _unreadable(guest: Guest) -> Iterator[Found]:
+    yield from guest.problems
 
 
 @FLASH_RULES.add("flash-size", _ERROR, _SYSFW)
 def _flash_size(guest: Guest) -> Iterator[Found]:
     total = 0
     for flash in guest.request.flash:
-        image = guest.images.get(flash.file)
-        if image is None or flash.format == "qcow2" or image.data.startswith(_QCOW2):
+        image = guest.image(flash.unit)
+        if image is None or image.data.startswith(MAGIC):
             continue
         total += image.size
         if image.size % PAGE_SIZE:
-            cause = f"{flash.file} has {image.size} bytes, no multiple of {PAGE_SIZE}"
-            yield str(flash.option), cause, "the file is truncated or no raw image; copy it anew"
+            cause = f"{image.name} has {image.size} bytes, no multiple of {PAGE_SIZE}"
+            yield flash.option, cause, "the file is truncated or no raw image; copy it anew"
         if total > MAX_FLASH:
             cause = f"{total} bytes of flash, at most {MAX_FLASH} fit"
-            yield str(flash.option), cause, "use an image for x86_64, or raise -machine max-fw-size"
+            yield flash.option, cause, "use an image for x86_64, or raise -machine max-fw-size"
 
 
 @FLASH_RULES.add("flash-swapped", _ERROR, _README)
@@ -108,7 +118,7 @@ def _swapped(guest: Guest) -> Iterator[Found]:
         return
     name = _name(flash.file)
     if is_variable_store(image) if image else "vars" in name and "code" not in name:
-        yield str(flash.option), "unit 0 holds variables, no code: nothing could start", "make CODE unit 0"
+        yield flash.option, "unit 0 holds variables, no code: nothing could start", "make CODE unit 0"
 
 
 @FLASH_RULES.add(
@@ -118,25 +128,31 @@ def _swapped(guest: Guest) -> Iterator[Found]:
 )
 def _pair(guest: Guest) -> Iterator[Found]:
     code, variables, flash = guest.image(0), guest.image(1), guest.request.unit(1)
-    if flash is None:
+    if flash is None or (code and code.variable_volume):
         return
-    if code and code.variable_volume:
+    if code and variables:
+        if code.code_volumes:
+            yield from _content_pair(code, variables, flash)
         return
-    if code and variables and code.code_volumes:
-        try:
-            validate_pair(code, variables)
-        except CasemateError as error:
-            yield str(flash.option), error.cause, error.remedy
-    elif code is None and variables is None:
-        first = guest.request.unit(0)
-        names = [_name(one.file) for one in (first, flash) if one]
-        if (
-            len(names) == 2
-            and all("ovmf" in name for name in names)
-            and len({"4m" in name for name in names}) == 2
-        ):
-            cause = "CODE and VARS of different builds (2M and 4M), by their names"
-            yield str(flash.option), cause, "take CODE and VARS from one pair (both 2M or both 4M)"
+    first = guest.request.unit(0)
+    names = [_name(one.template or one.file) for one in (first, flash) if one]
+    if (
+        len(names) == 2
+        and all("ovmf" in name for name in names)
+        and len({"4m" in name for name in names}) == 2
+    ):
+        cause = "CODE and VARS of different builds (2M and 4M), by their names"
+        yield flash.option, cause, "take CODE and VARS from one pair (both 2M or both 4M)"
+
+
+def _content_pair(code: FirmwareImage, variables: FirmwareImage, flash: Flash) -> Iterator[Found]:
+    try:
+        validate_pair(code, variables)
+    except CasemateError as error:
+        remedy = error.remedy
+        if variables.variable_volume is None and not has_rewrite_in_spare(variables.data):
+            remedy = "copy the VARS template of the same package, such as OVMF_VARS_4M.fd"
+        yield flash.option, error.cause, remedy
 
 
 @FLASH_RULES.add("vars-unused", _WARNING, _README)
@@ -144,17 +160,18 @@ def _vars_unused(guest: Guest) -> Iterator[Found]:
     code, flash = guest.image(0), guest.request.unit(1)
     if flash and code and code.variable_volume and code.code_volumes:
         cause = "unit 0 is a combined image and uses the store in itself: this file stays as it is"
-        yield str(flash.option), cause, "use the split CODE image as unit 0, or leave unit 1 out"
+        yield flash.option, cause, "use the split CODE image as unit 0, or leave unit 1 out"
 
 
 @FLASH_RULES.add("code-without-vars", _WARNING, _README)
 def _code_alone(guest: Guest) -> Iterator[Found]:
-    flash, image = guest.request.unit(0), guest.image(0)
-    if flash is None or guest.request.unit(1) is not None or guest.request.variable_devices:
+    flash, image, request = guest.request.unit(0), guest.image(0), guest.request
+    is_completed = guest.domain.is_libvirt or request.hides_options
+    if flash is None or request.unit(1) is not None or request.variable_devices or is_completed:
         return
     if image.variable_volume is None if image else "code" in _name(flash.file):
         cause = "CODE without VARS: variables, boot entries and Secure Boot keys are lost at every reset"
-        yield str(flash.option), cause, "add a copy of the VARS template of the same build as unit 1"
+        yield flash.option, cause, "add a copy of the VARS template of the same build as unit 1"
 
 
 @FLASH_RULES.add("uefi-vars-forgets", _WARNING, _UEFI_VARS)
@@ -163,7 +180,7 @@ def _variables_without_file(guest: Guest) -> Iterator[Found]:
         if "jsonfile" not in device.fields:
             cause = "no jsonfile: variables, boot entries and Secure Boot keys are lost when QEMU ends"
             yield (
-                str(device),
+                device,
                 cause,
                 "add jsonfile=F; casemate vars migrate --to json makes one of a flash store",
             )
@@ -179,7 +196,7 @@ def _variable_file(guest: Guest) -> Iterator[Found]:
         try:
             variables_from_json(image.data.decode(errors="replace"), name)
         except CasemateError as error:
-            yield str(device), error.cause, "make one: casemate vars migrate VARS.fd --to json -o vars.json"
+            yield device, error.cause, "make one: casemate vars migrate VARS.fd --to json -o vars.json"
 
 
 @FLASH_RULES.add("combined-readonly", _WARNING, _README)
@@ -187,7 +204,7 @@ def _combined_readonly(guest: Guest) -> Iterator[Found]:
     flash, image = guest.request.unit(0), guest.image(0)
     if flash and flash.readonly and image and image.variable_volume and image.code_volumes:
         cause = "the image holds its variables, and cannot be written to"
-        yield str(flash.option), cause, "use the split CODE and VARS files, or leave readonly=on out"
+        yield flash.option, cause, "use the split CODE and VARS files, or leave readonly=on out"
 
 
 @FLASH_RULES.add("vars-readonly", _WARNING, _README)
@@ -195,7 +212,7 @@ def _vars_readonly(guest: Guest) -> Iterator[Found]:
     flash = guest.request.unit(1)
     if flash and flash.readonly:
         cause = "variables cannot be written: firmware may stop, or forget everything at reset"
-        yield str(flash.option), cause, "give a copy of the template, without readonly=on"
+        yield flash.option, cause, "give a copy of the template, without readonly=on"
 
 
 @FLASH_RULES.add("vars-template", _WARNING, "Debian ovmf, README.Debian")
@@ -205,7 +222,7 @@ def _vars_template(guest: Guest) -> Iterator[Found]:
         return
     if flash.file.startswith("/usr/share/"):
         cause = "this is the package's template: all guests would write into the one file"
-        yield str(flash.option), cause, "copy it, one copy a guest"
+        yield flash.option, cause, "copy it, one copy a guest"
 
 
 @FLASH_RULES.add("code-writable", _WARNING, _README)
@@ -213,14 +230,14 @@ def _code_writable(guest: Guest) -> Iterator[Found]:
     flash = guest.request.unit(0)
     if flash and not flash.readonly and flash.option.name != "-pflash" and guest.request.unit(1):
         cause = "the guest may rewrite its firmware, and the file with it"
-        yield str(flash.option), cause, "add readonly=on"
+        yield flash.option, cause, "add readonly=on"
 
 
 @FLASH_RULES.add("bios-ignored", _WARNING, _SYSFW)
 def _bios_ignored(guest: Guest) -> Iterator[Found]:
     option = guest.request.last("-bios")
     if option and guest.request.unit(0):
-        yield str(option), "flash unit 0 is given too, and QEMU then ignores -bios", "keep one of the two"
+        yield option, "flash unit 0 is given too, and QEMU then ignores -bios", "keep one of the two"
 
 
 @FLASH_RULES.add("bios-size", _ERROR, "QEMU hw/i386/x86-common.c, x86_bios_rom_init")
@@ -228,7 +245,7 @@ def _bios_size(guest: Guest) -> Iterator[Found]:
     option, image = guest.request.last("-bios"), guest.bios
     if option and image and image.size % BIOS_GRANULE:
         cause = f"{image.size:#x} bytes, no multiple of 64 KiB: QEMU cannot load it as -bios"
-        yield str(option), cause, "use the combined image, or attach CODE as flash"
+        yield option, cause, "use the combined image, or attach CODE as flash"
 
 
 @FLASH_RULES.add("bios-code", _WARNING, _README)
@@ -236,15 +253,16 @@ def _bios_code(guest: Guest) -> Iterator[Found]:
     option = guest.request.last("-bios")
     if option and "_code" in _name(option.value):
         cause = "a split CODE image as -bios: the 4M builds do not load at all, the others have no variables"
-        yield str(option), cause, "use the combined image, such as OVMF.fd"
+        yield option, cause, "use the combined image, such as OVMF.fd"
 
 
 @FLASH_RULES.add("bios-variables", _NOTE, _README)
 def _bios_variables(guest: Guest) -> Iterator[Found]:
     option = guest.request.last("-bios")
-    if option and guest.request.kind is Kind.PLAIN and "ovmf" in _name(option.value):
+    is_plain = guest.request.kind is Kind.PLAIN and not guest.request.variable_devices
+    if option and is_plain and "ovmf" in _name(option.value):
         cause = "with -bios OVMF keeps its variables in memory: boot entries may be gone after a reset"
-        yield str(option), cause, "attach CODE and VARS as flash"
+        yield option, cause, "attach CODE and VARS as flash"
 
 
 @FLASH_RULES.add("igvm-pflash", _ERROR, _SYSFW)
@@ -252,7 +270,7 @@ def _igvm(guest: Guest) -> Iterator[Found]:
     flash = guest.request.unit(0)
     if flash and guest.request.machine.get("igvm-cfg"):
         yield (
-            str(flash.option),
+            flash.option,
             "flash cannot be given with an IGVM file",
             "leave the flash out: IGVM brings it",
         )
@@ -266,6 +284,8 @@ def _smm_missing(guest: Guest) -> Iterator[Found]:
     missing = None
     if request.kind not in (Kind.PLAIN, Kind.SEV):
         missing = f"a {request.kind} guest has none"
+    elif request.may_say("-machine", "-M"):
+        return
     elif "q35" not in request.machine_type:
         missing = f"the machine {request.machine_type} has none for OVMF"
     elif request.machine.get("smm") == "off":
@@ -273,7 +293,7 @@ def _smm_missing(guest: Guest) -> Iterator[Found]:
     if missing:
         cause = f"the firmware requires SMM, and {missing}: it stops in SEC or PEI"
         yield (
-            str(flash.option),
+            flash.option,
             cause,
             "use a build without SMM, or -machine q35,smm=on for a guest that may have it",
         )
@@ -282,23 +302,36 @@ def _smm_missing(guest: Guest) -> Iterator[Found]:
 @FLASH_RULES.add("flash-insecure", _WARNING, f"{_README}, SMM support")
 def _insecure(guest: Guest) -> Iterator[Found]:
     flash = guest.request.unit(0)
-    if flash is None or not _needs_smm(guest):
+    if flash is None or not _needs_smm(guest) or guest.request.may_say("-global"):
         return
     given = [option for option in guest.request.options if option.name == "-global"]
     if not any("pflash01" in option.value and "secure" in option.value for option in given):
         cause = "a build with SMM, yet code outside of SMM can write the flash: Secure Boot protects nothing"
         remedy = "add -global driver=cfi.pflash01,property=secure,value=on"
-        yield str(flash.option), cause, remedy
+        yield flash.option, cause, remedy
 
 
 @FLASH_RULES.add("secure-boot-without-smm", _WARNING, "github.com/tianocore/edk2/pull/12979")
 def _secure_boot(guest: Guest) -> Iterator[Found]:
     variables, code = guest.request.unit(1), guest.request.unit(0)
-    if variables is None or code is None or _needs_smm(guest):
+    if variables is None or code is None or _needs_smm(guest) or not _has_keys(guest, variables):
         return
-    has_keys = any(part in _name(variables.file) for part in (".ms.", ".secboot.", ".snakeoil."))
-    if has_keys and not any(part in _name(code.file) for part in (".ms.", ".secboot.")):
+    is_named_so = any(part in _name(code.file) for part in (".ms.", ".secboot."))
+    if guest.image(0) is not None or not is_named_so:
         cause = (
             "Secure Boot keys in a store that every driver of the guest can write; edk2 of 2026 refuses it"
         )
-        yield str(variables.option), cause, "use the .secboot CODE build, with -machine q35,smm=on"
+        yield variables.option, cause, "use the .secboot CODE build, with -machine q35,smm=on"
+
+
+def _has_keys(guest: Guest, flash: Flash) -> bool:
+    """Whether a platform key is enrolled, by contents if the file could be read, else by its name."""
+    image = guest.image(flash.unit)
+    if image is None:
+        name = _name(flash.template or flash.file)
+        return any(part in name for part in (".ms.", ".secboot.", ".snakeoil."))
+    try:
+        variables = check_store(image.data, image.name).variables
+    except CasemateError:
+        return False
+    return any(variable.name == "PK" and variable.data for variable in variables)

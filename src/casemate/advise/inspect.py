@@ -6,11 +6,15 @@ was built without (a TDX-only build has SEV metadata with empty sections, an AMD
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
+from math import log2
 from typing import NamedTuple, TypeVar
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.address import PAGE_SIZE
+from casemate.advise.known_faults import SNP_TOO_OLD, is_too_old_for_snp
 from casemate.digest.steps import SnpPages
 from casemate.digest.steps_snp import section_steps
 from casemate.errors import CasemateError, ImageError
@@ -27,6 +31,12 @@ from casemate.firmware.wrapper import find_wrapper
 
 _T = TypeVar("_T")
 
+_SAMPLE = 1 << 20
+"""Bytes that are looked at."""
+_MOST_BITS = 7.8
+"""Of information in a byte; of the images seen OVMF's 2 MiB builds have most, 7.2, and noise has 8."""
+_TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
+
 
 class Role(StrEnum):
     """What a file is for."""
@@ -37,6 +47,7 @@ class Role(StrEnum):
     VARIABLES = "variables"
     OTHER_CODE = "code without firmware volumes"
     WRAPPED = "not raw"
+    NO_FIRMWARE = "no firmware"
 
 
 class Placement(StrEnum):
@@ -91,11 +102,14 @@ def inspect_image(image: FirmwareImage) -> Inspection:
     problems: list[str] = []
     wrapper = find_wrapper(image.data)
     role = _role(image) if wrapper is None else Role.WRAPPED
+    if role is Role.OTHER_CODE and (fault := _no_firmware(image.data)):
+        role = Role.NO_FIRMWARE
+        problems.append(fault)
     volumes = read_volumes(image.data, image.code_volumes)
     problems += (damage for volume in volumes for damage in volume.all_damage())
     store = _store(image, role, problems)
     lacks = _all_lacks(image, volumes, problems)
-    verdicts = () if role is Role.VARIABLES else _verdicts(image, lacks)
+    verdicts = () if role in (Role.VARIABLES, Role.NO_FIRMWARE) else _verdicts(image, lacks)
     what = wrapper[0] if wrapper else None
     return Inspection(image, role, what, volumes, store, tuple(problems), lacks, verdicts)
 
@@ -104,6 +118,21 @@ def _role(image: FirmwareImage) -> Role:
     if image.code_volumes:
         return Role.COMBINED if image.variable_volume else Role.CODE
     return Role.VARIABLES if image.variable_volume else Role.OTHER_CODE
+
+
+def _no_firmware(data: bytes) -> str | None:
+    """Why bytes without any table of firmware's cannot be code, or None if they may be."""
+    if guids.TABLE_FOOTER in data[-PAGE_SIZE:]:
+        return None
+    sample = data[:: len(data) // _SAMPLE + 1]
+    counts = Counter(sample)
+    if len(sample) >= PAGE_SIZE:
+        bits = -sum(count / len(sample) * log2(count / len(sample)) for count in counts.values())
+        if bits > _MOST_BITS:
+            return f"its bytes are noise ({bits:.2f} bits of information in each): random, compressed or encrypted"
+    if all(byte in _TEXT for byte in counts) and data.isascii():
+        return "it is text"
+    return None
 
 
 def _store(image: FirmwareImage, role: Role, problems: list[str]) -> VariableStoreHeader | None:
@@ -152,12 +181,13 @@ def _all_lacks(
 ) -> dict[GuestKind, tuple[str, ...]]:
     drivers = {file.guid for volume in volumes for file in volume.all_files()}
     sev = _sev_lacks(image, drivers, problems)
+    too_old = (SNP_TOO_OLD,) if is_too_old_for_snp(volumes) else ()
     sev_es = sev + _sev_es_lacks(image, problems)
     return {
         GuestKind.PLAIN: (),
         GuestKind.SEV: sev,
         GuestKind.SEV_ES: sev_es,
-        GuestKind.SNP: sev_es + _snp_lacks(image, problems),
+        GuestKind.SNP: sev_es + _snp_lacks(image, problems) + too_old,
         GuestKind.TDX: _tdx_lacks(image, drivers, problems),
     }
 

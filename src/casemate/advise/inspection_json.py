@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from casemate.advise.claims import Claim
+from casemate.advise.descriptor_check import DescriptorReport
 from casemate.advise.inspect import Inspection, try_read
 from casemate.advise.pairing import Pair
 from casemate.firmware.guided_table import GuestArea
@@ -15,12 +16,29 @@ from casemate.firmware.volume import FirmwareFile, FirmwareVolume
 
 
 def report_to_dict(
-    inspections: Sequence[tuple[Inspection, tuple[Claim, ...]]], pairs: Sequence[Pair]
+    inspections: Sequence[tuple[Inspection, tuple[Claim, ...]]],
+    pairs: Sequence[Pair],
+    descriptors: Sequence[DescriptorReport] = (),
 ) -> dict[str, Any]:
-    """All files and pairs of one run."""
+    """All files, pairs and descriptors of one run."""
     return {
         "files": [_inspection(inspection, claims) for inspection, claims in inspections],
         "pairs": [pair._asdict() for pair in pairs],
+        "descriptors": [_descriptor(report) for report in descriptors],
+    }
+
+
+def _descriptor(report: DescriptorReport) -> dict[str, Any]:
+    claim, descriptor = report.claim, report.descriptor
+    return {
+        "file": str(report.path),
+        "device": descriptor.device,
+        "files": [str(file) for file in descriptor.files],
+        "features": list(descriptor.features),
+        "usable": report.is_right,
+        "problems": list(report.problems),
+        "false": list(claim.false) if claim else [],
+        "silent": list(claim.silent) if claim else [],
     }
 
 

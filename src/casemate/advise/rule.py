@@ -8,10 +8,19 @@ from enum import StrEnum
 
 from casemate.abi.kernel_eras import ERAS, NEWEST, find_era
 from casemate.abi.kvm.vm_types import VmType
-from casemate.advise.guest_request import GuestRequest, Kind
+from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.image import FirmwareImage
+from casemate.qemu.command_line import Option
+from casemate.qemu.domain_xml import Domain
+from casemate.qemu.guest_request import GuestRequest, Kind
+from casemate.qemu.releases import QemuFacts
 
 _FIRST_WITH_TDX = "linux-6.16"
+_FIRST_WITH_SINGLE_SOCKET = "linux-6.18"
+"""The change came with 6.17 (24be2b7956a5, 9f4701e05fae), which the table has as the release after."""
+SINGLE_SOCKET_BIT = 20
+_SNP_POLICY = frozenset({*range(18), 19, SINGLE_SOCKET_BIT})
+"""Bits that some released KVM takes (Linux arch/x86/kvm/svm/sev.c, SNP_POLICY_MASK_VALID)."""
 
 
 class Severity(StrEnum):
@@ -35,6 +44,9 @@ class Finding:
     cause: str
     remedy: str
     reference: str
+    line: int = 0
+    """Where the option stands in the file, from 1; 0 if there is no file."""
+    column: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,10 @@ class HostFacts:
     vm_types: frozenset[VmType]
     readonly: frozenset[VmType]
     unasked_features: int = 0
+    snp_policy: frozenset[int] = frozenset(range(64))
+    """Bits that KVM takes in the policy of an SNP guest."""
+    needs_snp_smt: bool = False
+    """Whether KVM refuses an SNP guest whose policy rules SMT out."""
 
     @classmethod
     def of_era(cls, name: str = NEWEST) -> HostFacts:
@@ -53,25 +69,37 @@ class HostFacts:
         has_tdx = ERAS.index(name) >= ERAS.index(_FIRST_WITH_TDX)
         types = era.vm_types | ({VmType.TDX} if has_tdx else set())
         readonly = frozenset(kind for kind in types if era.takes_readonly_slot(kind))
-        return cls(name, frozenset(types), readonly, era.legacy_vmsa_features)
+        is_old = ERAS.index(name) < ERAS.index(_FIRST_WITH_SINGLE_SOCKET)
+        policy = _SNP_POLICY - ({SINGLE_SOCKET_BIT} if is_old else set())
+        return cls(name, frozenset(types), readonly, era.legacy_vmsa_features, frozenset(policy), is_old)
 
 
-Found = tuple[str, str, str]
+Found = tuple[Option | str, str, str]
 """Option, cause, remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What rules look at: the request, the host, and the files that could be read, by path."""
+    """What rules look at."""
 
     request: GuestRequest
     host: HostFacts
     images: dict[str, FirmwareImage]
+    """The files that could be read, as they are, by path."""
+    contents: dict[int, FirmwareImage]
+    """By flash unit what the guest sees of them."""
+    problems: tuple[Found, ...]
+    """Flash whose format could not be read through."""
+    qemu: QemuFacts
+    domain: Domain
+    descriptors: tuple[Descriptor, ...]
+    """Of the host's firmware, by precedence."""
+    unread: tuple[str, ...]
+    """Files that are named and could not be read."""
 
     def image(self, unit: int) -> FirmwareImage | None:
-        """The file of a flash unit, if it could be read and is raw."""
-        flash = self.request.unit(unit)
-        return self.images.get(flash.file) if flash else None
+        """What the guest sees of a flash unit, if its file could be read."""
+        return self.contents.get(unit)
 
     @property
     def bios(self) -> FirmwareImage | None:

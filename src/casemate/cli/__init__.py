@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from casemate.cli.parser import load_command, parse
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, printable
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HOST_CANNOT, _INTERNAL, _INTERRUPTED, _NOBODY_READS = 5, 6, 130, 141
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command_line = ["casemate", *arguments]
         return load_command(args.command).run(args)
     except CasemateError as error:
-        print(f"casemate: error: {error}", file=sys.stderr)
+        print(f"casemate: error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from casemate.digest.diff import find_difference, parse_launch
+from casemate.errors import printable
 from casemate.files import read_text
 
 EPILOG = """\
@@ -14,7 +15,7 @@ examples:
   casemate measure --json --mode seves ... --init legacy >b.json
   casemate diff a.json b.json
 
-exit code: 0 if both give one digest, 1 if they differ
+exit code: 0 if both give one digest, 1 if they differ, 4 if a file is no launch
 """
 
 _DIFFERENT = 1
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print("all steps are the same, and so is the digest")
     else:
         names = " against ".join(name or "nothing" for name in (difference.first, difference.second))
-        print(f"step {difference.position} is the first that differs: {names}")
+        print(f"step {difference.position} is the first that differs: {printable(names)}")
         for cause in difference.causes:
-            print(f"    {cause}")
+            print(f"    {printable(cause)}")
     return _DIFFERENT if difference else 0

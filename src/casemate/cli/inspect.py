@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.advise.claims import Claim, find_claims
+from casemate.advise.descriptor_check import DescriptorReport, check_descriptor, is_descriptor
 from casemate.advise.inspect import Inspection, describe_area, inspect_image, snp_sections, try_read
 from casemate.advise.inspection_json import report_to_dict
 from casemate.advise.pairing import check_pairs
+from casemate.errors import printable
 from casemate.firmware.guids import guid_text
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.volume import FirmwareVolume
@@ -28,8 +30,9 @@ examples:
   casemate inspect OVMF_CODE_4M.fd OVMF_VARS_4M.fd     also checks that the two belong together
   casemate inspect --files OVMF.fd                     lists every driver
   casemate inspect --json OVMF.fd
+  casemate inspect /usr/share/qemu/firmware/60-edk2-x86_64.json    a descriptor, and what it offers
 
-exit code: 0 if every file is usable and every pair fits, else 4
+exit code: 0 if every file is usable, every pair fits and every descriptor is right, else 4
 """
 
 _UNUSABLE = 4
@@ -55,23 +58,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Inspect each file, pair them up, print; 0, or 4 if something is not usable."""
 
-    inspections = [inspect_image(FirmwareImage.load(path)) for path in args.files]
+    descriptors = [check_descriptor(path) for path in args.files if is_descriptor(path)]
+    named = {report.path for report in descriptors}
+    inspections = [inspect_image(FirmwareImage.load(path)) for path in args.files if path not in named]
     claims = [find_claims(inspection) for inspection in inspections]
     pairs = check_pairs(inspections)
     if args.json:
-        print(json.dumps(report_to_dict(list(zip(inspections, claims, strict=True)), pairs), indent=2))
+        print(
+            json.dumps(
+                report_to_dict(list(zip(inspections, claims, strict=True)), pairs, descriptors), indent=2
+            )
+        )
     else:
         from rich.console import Console
 
         console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
         for inspection, claim in zip(inspections, claims, strict=True):
             console.print(_show(inspection, claim, args.list_files))
+        for report in descriptors:
+            console.print(_show_descriptor(report))
         for pair in pairs:
             verdict = f"[red]no[/]: {_safe(pair.fault)}" if pair.fault else "[green]belong together[/]"
             console.print(f"{_safe(pair.code)} and {_safe(pair.variables)}: {verdict}")
     is_good = all(inspection.is_usable for inspection in inspections) and not any(
         pair.fault for pair in pairs
     )
+    is_good = is_good and all(report.is_right for report in descriptors)
     return 0 if is_good else _UNUSABLE
 
 
@@ -79,7 +91,7 @@ def _safe(text: str) -> str:
     """Text out of a file or a path, with nothing in it that the terminal or rich would obey."""
     from rich.markup import escape
 
-    return escape("".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text))
+    return escape(printable(text))
 
 
 def _show(inspection: Inspection, claims: tuple[Claim, ...], list_files: bool) -> RenderableType:
@@ -102,6 +114,19 @@ def _show(inspection: Inspection, claims: tuple[Claim, ...], list_files: bool) -
         _add_volume(tree, volume, list_files)
     for claim in claims:
         _add_claim(tree, claim)
+    return tree
+
+
+def _show_descriptor(report: DescriptorReport) -> RenderableType:
+    from rich.tree import Tree
+
+    descriptor = report.descriptor
+    tree = Tree(f"[bold]{_safe(str(report.path))}[/]: a firmware descriptor", highlight=False)
+    tree.add(_safe(f"offers {descriptor.executable} as {descriptor.device}"))
+    for problem in report.problems:
+        tree.add(f"[red]wrong[/]: {_safe(problem)}")
+    if report.claim:
+        _add_claim(tree, report.claim)
     return tree
 
 

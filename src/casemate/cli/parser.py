@@ -37,6 +37,7 @@ COMMANDS = {
     "session": "check a SEV platform, and make a launch session for it",
     "secret": "seal a secret for a guest that measured as expected",
     "lint": "say what is wrong with a QEMU command line or a libvirt domain",
+    "triage": "say what messages about a failed launch mean",
     "vars": "show, change, check and repair variable stores",
     "prove": "prove write protection here, by guests that attack it",
     "kvm": "run another VMM, whose KVM is the modelled host",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from casemate.errors import SpecError
+from casemate.qemu.command_line import options_of, parse_fields
 
 _DEBUG_PORT = "0x402"
 _NOTHING_TO_DO = {
@@ -22,20 +23,14 @@ _NOTHING_TO_DO = {
     f"-global isa-debugcon.iobase={_DEBUG_PORT}",
 }
 """What is so here anyway."""
-_WITHOUT_VALUE = (
-    "-nodefaults",
-    "-no-user-config",
-    "-nographic",
-    "-enable-kvm",
-    "-no-reboot",
-    "-S",
-    "-snapshot",
-)
 
 
 def apply_qemu_options(args: argparse.Namespace, words: list[str], size: Callable[[str], int]) -> None:
     """Set in ``args`` what QEMU's options say; ``size`` reads sizes. Raises SpecError, by name, for the rest."""
-    for option, value in _pairs(words):
+    # What comes first is no program here, so a word stands in for it.
+    for option, value in ((each.name, each.value) for each in options_of(["qemu", *words])):
+        if not option:
+            raise SpecError(f"{value!r} is no option of QEMU", "give options behind --, such as -bios FILE")
         if f"{option} {value}".rstrip() in _NOTHING_TO_DO:
             continue
         setter = _SETTERS.get(option)
@@ -52,18 +47,6 @@ def _size(size: Callable[[str], int], text: str) -> int:
         raise SpecError(f"QEMU's -m: {error}", "correct it") from None
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-"):
-            raise SpecError(f"{word!r} is no option of QEMU", "give options behind --, such as -bios FILE")
-        option = word[1:] if word.startswith("--") else word
-        value = "" if option in _WITHOUT_VALUE else next(rest, None)
-        if value is None:
-            raise SpecError(f"QEMU's {option} needs a value", "complete it")
-        yield option, value
-
-
 def _set(args: argparse.Namespace, option: str, name: str, value: object) -> None:
     if name == "fw_cfg":
         args.fw_cfg = [*args.fw_cfg, value]
@@ -74,14 +57,11 @@ def _set(args: argparse.Namespace, option: str, name: str, value: object) -> Non
 
 
 def _fields(value: str, first: str = "") -> dict[str, str]:
-    """``a=b,c=d``, with QEMU's doubled comma for a comma; what comes first may lack its name."""
-    fields = {}
-    for index, field in enumerate(value.replace(",,", "\0").split(",")):
-        name, separator, text = field.replace("\0", ",").partition("=")
-        if not separator:
-            name, text = (first, name) if index == 0 and first else (name, "on")
-        fields[name] = text
-    return fields
+    """The fields of a value; what comes first may lack its name."""
+    try:
+        return parse_fields(value, first)[0]
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"QEMU's {value[:60]}: no JSON: {error}", "correct it") from None
 
 
 def _refused(option: str, what: str) -> SpecError:

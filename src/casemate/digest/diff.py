@@ -67,18 +67,24 @@ def parse_launch(text: str, name: str = "launch") -> list[Step]:
             return steps_of_plan(LaunchPlan.from_json(text, name))
         return [
             Step(
-                str(step["what"]),
+                _text(step["what"]),
                 int(step["length"]),
                 bytes.fromhex(step["sha256"]),
                 None,
                 None if step.get("gpa") is None else int(step["gpa"], 16),
-                step.get("kind"),
+                None if step.get("kind") is None else _text(step["kind"]),
             )
             for step in document["steps"]
         ]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         cause = f"{name}: this is neither a launch plan nor a trace ({reason_of(error)})"
         raise SpecError(cause, "give what casemate measure --json printed, or a plan") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where text is expected")
+    return value
 
 
 def steps_of_plan(plan: LaunchPlan) -> list[Step]:

@@ -16,7 +16,7 @@ _MAGIC = {
         "a Debian package",
         "unpack it with dpkg-deb -x and give the .fd file inside",
     ),
-    b"IGVM": ("an IGVM file", "give a raw firmware image"),
+    b"IGVM": ("an IGVM file", "give it to QEMU 10.1 or later: -object igvm-cfg,file=FILE"),
     b"-----BEGIN ": ("a certificate or key in PEM form", "give a raw firmware image"),
 }
 _KERNEL, _KERNEL_AT = b"HdrS", 0x202

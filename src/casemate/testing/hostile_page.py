@@ -15,9 +15,9 @@ def render() -> str:
     lines = [
         "# Hostile guests",
         "",
-        "Tiny firmware that misbehaves (`guests/hostile.py`), and how each run ends. The test suite runs every one on",
-        "every host that it finds (`pytest tests/guests`). None ever changes its code unit, and only erase-vars",
-        "changes its variables, where it may. Made by `python -m casemate.testing.hostile_page`.",
+        "Tiny firmware that misbehaves (`guests/hostile.py`), and how each run ends. The test suite runs",
+        "each on every host that it finds (`pytest tests/hostile_guests`). None ever changes its code unit, and only",
+        "erase-vars changes its variables, where it may. Made by `python -m casemate.testing.hostile_page`.",
         "",
         f"| guest | what it does | {' | '.join(COLUMNS)} | differs |",
         "|---|---|" + "---|" * len(COLUMNS) + "---|",

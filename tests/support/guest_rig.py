@@ -1,4 +1,4 @@
-"""A VM for tiny guests: RAM at 0, an image at the top of 4 GiB, a bus that writes down what it sees."""
+"""VMs for tiny guests: RAM at 0, an image at the top of 4 GiB, a bus that writes down what it sees."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
+from casemate.abi.guest_kind import GuestKind
 from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
+from casemate.host.clock import GuestClock
 from casemate.host.exits import VmExit
 from casemate.host.hypervisor import InterruptController, Vm
+from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.model.vm import ModelVm
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
+from support.assembler import assemble
 
 RAM_SIZE = 4 << 20
 PROTECTED = 0x300000
@@ -75,7 +80,10 @@ class ScriptedInterrupts:
 
 
 class Rig:
-    """Use as a context manager; ``run`` executes until an exit, with a deadline that no test should reach."""
+    """Use as a context manager; ``run`` executes until an exit, with a deadline that no test should reach.
+
+    ``code`` is machine code, or its source for ``assemble``.
+    """
 
     def __init__(
         self,
@@ -84,8 +92,9 @@ class Rig:
         vm: Vm,
         interrupts: InterruptController | None = None,
     ):
-        payload = bytes.fromhex(code) if isinstance(code, str) else code
+        payload = assemble(code, bits) if isinstance(code, str) else code
         self.vm = vm
+        self.bits = bits
         self.ram = Backing("ram", RAM_SIZE)
         self.rom = Backing("rom", IMAGE_SIZE)
         self.rom.writable.view[:] = make_image(payload, bits)
@@ -108,6 +117,11 @@ class Rig:
         finally:
             watchdog.cancel()
 
+    def put(self, gpa: int, code: bytes | str) -> None:
+        """Write into RAM, bytes or code of the rig's bits."""
+        data = assemble(code, self.bits) if isinstance(code, str) else code
+        self.ram.writable.view[gpa : gpa + len(data)] = data
+
     def ram_at(self, gpa: int, size: int) -> bytes:
         return bytes(self.ram.writable.view[gpa : gpa + size])
 
@@ -118,3 +132,13 @@ class Rig:
         self.vm.close()
         self.rom.close()
         self.ram.close()
+
+
+class ModelRig(Rig):
+    """A ``Rig`` on the modelled host."""
+
+    vm: ModelVm
+
+    def __init__(self, code: bytes | str, bits: Bits = 32, *, interrupts: ScriptedInterrupts | None = None):
+        vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
+        super().__init__(code, bits, vm, interrupts)

@@ -14,7 +14,7 @@ import pytest
 from casemate import native
 
 Vmm = Callable[..., "subprocess.CompletedProcess[str]"]
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "userkvm"
 
 
 def kvm_command(*options: str) -> list[str]:

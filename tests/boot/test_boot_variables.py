@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.advise.store_check import check_store, repair_store
 from casemate.cli import main

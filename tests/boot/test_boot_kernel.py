@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_images import require_image, require_kernel
+from support.firmware_images import require_image, require_kernel
 
 from casemate.cli import main
 from casemate.testing.linux_init import initramfs, printing_init

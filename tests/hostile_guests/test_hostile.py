@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from confidential_launches import DEBUG_SWAP, Launch, sev_es
+from support.confidential_launches import DEBUG_SWAP, Launch, sev_es
 
 from casemate.errors import UnsupportedError
 from casemate.guests.entry import IMAGE_SIZE

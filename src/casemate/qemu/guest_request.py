@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from casemate.errors import SpecError
+from casemate.qemu.command_line import Option, options_of
+from casemate.qemu.shell import Word
 
-_WITHOUT_VALUE = frozenset((
-    "-nodefaults", "-no-user-config", "-nographic", "-enable-kvm", "-no-reboot", "-no-shutdown", "-S", "-s",
-    "-snapshot", "-daemonize", "-no-acpi", "-no-hpet", "-usb", "-full-screen", "-no-fd-bootchk", "-only-migratable",
-    "-singlestep", "-curses", "-no-kvm",
-))  # fmt: skip
-_ON = ("on", "yes", "true", "y")
+_SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
 class Kind(StrEnum):
@@ -29,25 +24,6 @@ class Kind(StrEnum):
     TDX = "TDX"
 
 
-class Option(NamedTuple):
-    """One option: its spelling, and its ``a=b,c=d`` taken apart."""
-
-    name: str
-    value: str
-    fields: dict[str, str]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.value}".rstrip()
-
-    def has(self, name: str) -> bool:
-        """Whether this switch is on."""
-        return self.fields.get(name, "off") in _ON
-
-    def number(self, name: str) -> int | None:
-        """A number, None if it is missing. Raises ValueError if it is none."""
-        return int(self.fields[name], 0) if name in self.fields else None
-
-
 class Flash(NamedTuple):
     """A file as flash unit."""
 
@@ -56,6 +32,11 @@ class Flash(NamedTuple):
     format: str | None
     readonly: bool
     option: Option
+    offset: int = 0
+    size: int | None = None
+    """The part of the file that QEMU's raw format is told to show, in bytes."""
+    template: str | None = None
+    """What libvirt copies if the file is not there."""
 
 
 @dataclass
@@ -68,9 +49,9 @@ class GuestRequest:
     flash: list[Flash] = field(default_factory=list)
 
     @classmethod
-    def of_words(cls, words: Sequence[str]) -> GuestRequest:
+    def of_words(cls, words: Sequence[str | Word]) -> GuestRequest:
         """Take a command line apart, with or without the program. Raises SpecError if an option lacks its value."""
-        request = cls(list(_options(words)))
+        request = cls(list(options_of(words)))
         for option in request.options:
             if option.name in ("-machine", "-M"):
                 request.machine |= option.fields
@@ -86,6 +67,32 @@ class GuestRequest:
     def has(self, *names: str) -> bool:
         """Whether one of these is given."""
         return self.last(*names) is not None
+
+    def may_have(self, *names: str) -> bool:
+        """Whether one of these is given, or hidden in what nobody can know."""
+        return self.hides_options or any(option.name in names for option in self.options)
+
+    def may_say(self, *names: str) -> bool:
+        """Whether one of these options, or a hidden one, has a variable in it that nobody can know."""
+        return self.hides_options or any(option.is_unknown for option in self.options if option.name in names)
+
+    @property
+    def hides_options(self) -> bool:
+        """Whether whole options may come from a variable or a file that is not read."""
+        return any(
+            (not option.name and option.is_unknown) or option.name == "-readconfig" for option in self.options
+        )
+
+    def machine_option(self, field: str) -> Option:
+        """The -machine option that says ``field`` last, cut down to that."""
+        for option in reversed(self.options):
+            if option.name in ("-machine", "-M") and field in option.fields:
+                return option.at(field)._replace(value=f"{field}={option.fields[field]}")
+        return Option("-machine", f"{field}={self.machine.get(field, '')}", {})
+
+    def option_for(self, word: Word) -> Option:
+        """Something that is no option of QEMU's, as one that says where it is."""
+        return Option("", word.text, {}, word)
 
     def unit(self, number: int) -> Flash | None:
         """A flash unit."""
@@ -157,46 +164,9 @@ class GuestRequest:
         return self.machine.get("type", "pc")
 
 
-def parse_fields(value: str) -> dict[str, str]:
-    """``a=b,c=d`` with a doubled comma for a comma, or JSON; what comes first may lack its name (key ``qom-type``)."""
-    if value.startswith("{"):
-        return _flatten(json.loads(value))
-    fields = {}
-    for index, text in enumerate(value.replace(",,", "\0").split(",")):
-        name, separator, rest = text.replace("\0", ",").partition("=")
-        if not separator:
-            name, rest = ("", name) if index == 0 else (name, "on")
-        fields[name] = rest
-    return fields
-
-
-def _flatten(document: object, prefix: str = "") -> dict[str, str]:
-    if isinstance(document, bool):
-        return {prefix: "on" if document else "off"}
-    if not isinstance(document, dict):
-        return {prefix: str(document)}
-    found: dict[str, str] = {}
-    for name, value in document.items():
-        found |= _flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    return found
-
-
-def _options(words: Sequence[str]) -> Iterator[Option]:
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-"):
-            continue  # the program, or a disk image
-        name = word[1:] if word.startswith("--") else word
-        value = "" if name in _WITHOUT_VALUE else next(rest, None)
-        if value is None:
-            raise SpecError(f"QEMU's {name} needs a value", "complete the command line")
-        try:
-            fields = parse_fields(value)
-        except (ValueError, RecursionError) as error:
-            raise SpecError(f"QEMU's {name} {value}: no JSON: {error}", "quote it for the shell") from None
-        if "" in fields:
-            fields["qom-type" if name == "-object" else "type"] = fields.pop("")
-        yield Option(name, value, fields)
+def _bytes(text: str | None) -> int | None:
+    match = re.fullmatch(r"([0-9]{1,18})([bkmgBKMG]?)", text or "")
+    return int(match[1]) * _SUFFIXES[match[2].lower()] if match else None
 
 
 def _flash(request: GuestRequest) -> Iterator[Flash]:
@@ -209,21 +179,29 @@ def _flash(request: GuestRequest) -> Iterator[Flash]:
         free = next(unit for unit in range(len(taken) + 1) if unit not in taken)
         unit = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else free
         taken.add(unit)
-        file = option.fields.get("file", "") if is_drive else option.value
+        file = option.fields.get("file", option.fields.get("file.filename", "")) if is_drive else option.value
         readonly = option.has("readonly") or option.has("read-only")
-        yield Flash(unit, file, option.fields.get("format"), readonly, option)
+        kind = option.fields.get("format", option.fields.get("driver"))
+        offset, size = _bytes(option.fields.get("offset")) or 0, _bytes(option.fields.get("size"))
+        yield Flash(unit, file, kind, readonly, option, offset, size)
     yield from _flash_nodes(request)
 
 
 def _flash_nodes(request: GuestRequest) -> Iterator[Flash]:
-    """The units that -machine takes from -blockdev."""
+    """The units that -machine takes from -blockdev, through as many nodes as there are."""
     nodes = {node.fields.get("node-name", ""): node for node in request.options if node.name == "-blockdev"}
     for unit in (0, 1):
-        node = nodes.get(request.machine.get(f"pflash{unit}", ""))
-        if node is None:
+        top = nodes.get(request.machine.get(f"pflash{unit}", ""))
+        if top is None:
             continue
-        below = nodes.get(node.fields.get("file", ""), node)
-        file = below.fields.get("filename") or node.fields.get("file.filename", "")
-        driver = node.fields.get("driver", "raw")
-        readonly = node.has("read-only") or below.has("read-only")
-        yield Flash(unit, file, "raw" if driver == "file" else driver, readonly, node)
+        chain = [top]
+        while (below := nodes.get(chain[-1].fields.get("file", ""))) and below not in chain:
+            chain.append(below)
+        last = chain[-1].fields
+        file = last.get("filename") or last.get("file.filename", "")
+        drivers = [node.fields.get("driver", "raw") for node in chain]
+        kind = next((driver for driver in drivers if driver not in ("raw", "file")), "raw")
+        readonly = any(node.has("read-only") for node in chain)
+        offset = sum(_bytes(node.fields.get("offset")) or 0 for node in chain)
+        size = next((_bytes(node.fields["size"]) for node in chain if "size" in node.fields), None)
+        yield Flash(unit, file, kind, readonly, top, offset, size)

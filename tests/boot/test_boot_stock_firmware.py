@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.machine.boot import boot
 from casemate.machine.outcome import Ending, Outcome

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.cli import boot_text
 from casemate.machine.boot import boot

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from firmware_images import require_image, require_kernel
+from support.firmware_images import require_image, require_kernel
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.confidential.preparation import LaunchOptions, prepare

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_images import require_kernel
+from support.firmware_images import require_kernel
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.cli import main
