@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import pytest
-from firmware_images import require_image
+from support.firmware_images import require_image
 
 from casemate.advise.lint import lint
 from casemate.advise.rule import HostFacts, Severity
