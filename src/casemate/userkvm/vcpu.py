@@ -363,7 +363,7 @@ class Vcpu(Descriptor):
         room = int.from_bytes(copy_in(address, 4), "little")
         if room < len(self.cpuid.entries):
             raise Refused(E2BIG, f"{len(self.cpuid.entries)} leaves")
-        copy_out(address, c_uint32(len(self.cpuid.entries)))  # type: ignore[arg-type]
+        copy_out(address, len(self.cpuid.entries).to_bytes(4, "little"))
         copy_out(address + 8, b"".join(entry.to_bytes() for entry in self.cpuid.entries))
 
     @answers(Ioctl.GET_MSRS)
