@@ -45,7 +45,9 @@ def test_spinning_guest_ends_and_says_where(tmp_path: Path, host: str) -> None:
 
 
 @on_each_host
-@pytest.mark.parametrize("code", ["again: cli; hlt; jmp again", "again: in al, 0x80; jmp again"], ids=["halted", "polling"])
+@pytest.mark.parametrize(
+    "code", ["again: cli; hlt; jmp again", "again: in al, 0x80; jmp again"], ids=["halted", "polling"]
+)
 def test_guest_that_waits_is_left_alone(tmp_path: Path, host: str, code: str) -> None:
     assert boot_code(tmp_path, code, host, timeout=1).ending is Ending.TIMEOUT
 
