@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.booting import BootCli
 from support.firmware_images import require_image, require_kernel
 
-from casemate.cli import main
 from casemate.testing.linux_init import initramfs, printing_init
 
 pytestmark = pytest.mark.boot
@@ -32,12 +31,6 @@ def flash(release: str, folder: Path) -> list[str]:
     template = require_image("OVMF_VARS_4M.fd", release)
     variables = shutil.copy(template, folder / template.name)
     return ["--code", str(require_image("OVMF_CODE_4M.fd", release)), "--vars", str(variables)]
-
-
-def boot(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    main(["boot", "--json", "--host", "model", *words])
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
 
 
 def assert_ran_to_its_end(document: dict[str, Any]) -> None:
@@ -65,32 +58,31 @@ def test_kernel_finds_the_machine_by_acpi_and_powers_it_off(
     timer: int,
     kernel_words: list[str],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    boot_cli: BootCli,
 ) -> None:
     image = str(require_kernel(kernel))
-    document = boot(
-        capsys, *flash(firmware, tmp_path), "--machine", machine, "--kernel", image, *kernel_words
-    )
+    words = [*flash(firmware, tmp_path), "--machine", machine, "--kernel", image, *kernel_words]
+    document = boot_cli("--json", "--host", "model", *words).document
     assert_ran_to_its_end(document)
     assert f"PM-Timer IO Port: {timer:#x}" in document["serial"], "where this firmware put the ACPI block"
 
 
 def test_kernel_runs_in_the_guest_whose_flash_kvm_cannot_protect(
-    kernel_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kernel_words: list[str], tmp_path: Path, boot_cli: BootCli
 ) -> None:
     """Firmware from flash behind read-only mappings, and a whole operating system above it, without one write there."""
     words = [*flash("trixie", tmp_path), *DEBUG_SWAP, "--kernel", str(require_kernel("trixie"))]
-    document = boot(capsys, *words, *kernel_words)
+    document = boot_cli("--json", "--host", "model", *words, *kernel_words).document
     assert_ran_to_its_end(document)
     assert "Memory Encryption Features active: AMD SEV SEV-ES" in document["serial"]
     assert [unit["protection"] for unit in document["flash"]] == ["readonly-vma", "readonly-vma"]
 
 
 def test_snp_firmware_starts_the_kernel_that_was_measured_and_it_powers_off(
-    kernel_words: list[str], capsys: pytest.CaptureFixture[str]
+    kernel_words: list[str], boot_cli: BootCli
 ) -> None:
     image = require_image("OVMF.amdsev.fd", "sid")
     words = ["--guest", "snp", "--bios", str(image), "--kernel", str(require_kernel("trixie"))]
-    document = boot(capsys, *words, "--kernel-hashes", *kernel_words)
+    document = boot_cli("--json", "--host", "model", *words, "--kernel-hashes", *kernel_words).document
     assert_ran_to_its_end(document)
     assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in document["serial"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.booting import BootCli
 from support.firmware_images import require_kernel
 
 from casemate.abi.sev.ghcb import ExitCode
-from casemate.cli import main
 from casemate.testing.linux_init import initramfs, printing_init
 
 pytestmark = pytest.mark.boot
@@ -26,10 +24,7 @@ FEATURES = {
 APPEND = "console=ttyS0 panic=-1"
 
 
-def boot(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
-    main(["boot", "--host", "model", "--json", "--timeout", "60", *map(str, words)])
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+MODEL = ("--host", "model", "--json", "--timeout", "60")
 
 
 @pytest.fixture
@@ -57,10 +52,10 @@ def signals_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("guest", FEATURES)
 @pytest.mark.parametrize("release", KERNELS)
 def test_kernel_runs_its_first_program_and_powers_off(
-    release: str, guest: str, initrd: Path, capsys: pytest.CaptureFixture[str]
+    release: str, guest: str, initrd: Path, boot_cli: BootCli
 ) -> None:
     words = ("--kernel", require_kernel(release), "--initrd", initrd, "--append", APPEND, "--guest", guest)
-    document = boot(capsys, *words)
+    document = boot_cli(*MODEL, *words).document
     serial = document["serial"]
     assert document["outcome"] == "power-off", document["detail"]
     assert f"Linux version {KERNELS[release]}." in serial
@@ -79,11 +74,11 @@ def test_kernel_runs_its_first_program_and_powers_off(
 @pytest.mark.parametrize("guest", FEATURES)
 @pytest.mark.parametrize("release", KERNELS)
 def test_exceptions_signals_and_timers_work_in_user_mode(
-    release: str, guest: str, signals_initrd: Path, capsys: pytest.CaptureFixture[str]
+    release: str, guest: str, signals_initrd: Path, boot_cli: BootCli
 ) -> None:
     append = f"{APPEND} quiet"
     words = ("--kernel", require_kernel(release), "--initrd", signals_initrd, "--append", append)
-    document = boot(capsys, *words, "--guest", guest)
+    document = boot_cli(*MODEL, *words, "--guest", guest).document
     bad = [line for line in document["serial"].splitlines() if "BAD" in line]
     assert bad == []
     assert "ALL IS WELL" in document["serial"], document["serial"][-2000:]
@@ -91,21 +86,27 @@ def test_exceptions_signals_and_timers_work_in_user_mode(
 
 
 @pytest.mark.parametrize("append", ["console=ttyS0", APPEND], ids=["stays", "resets"])
-def test_kernel_without_a_root_ends_as_the_panic_that_it_is(
-    append: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document = boot(capsys, "--kernel", require_kernel(), "--append", append)
+def test_kernel_without_a_root_ends_as_the_panic_that_it_is(append: str, boot_cli: BootCli) -> None:
+    document = boot_cli(*MODEL, "--kernel", require_kernel(), "--append", append).document
     assert (document["outcome"], document["exit_code"]) == ("kernel-panic", 1)
     assert "Unable to mount root fs" in document["detail"]
 
 
 def test_changed_command_line_or_kernel_changes_the_digest(
-    initrd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    initrd: Path, tmp_path: Path, boot_cli: BootCli
 ) -> None:
     def digest(append: str, first_program: Path) -> str:
-        words = ["boot", "--host", "model", "--guest", "sev", "--kernel", str(require_kernel()), "--json"]
-        main([*words, "--initrd", str(first_program), "--append", append, "--dry-run"])
-        return str(json.loads(capsys.readouterr().out)["digest"])
+        words = (
+            "--guest",
+            "sev",
+            "--kernel",
+            require_kernel(),
+            "--initrd",
+            first_program,
+            "--append",
+            append,
+        )
+        return str(boot_cli(*MODEL, *words, "--dry-run").document["digest"])
 
     other = tmp_path / "other"
     other.write_bytes(initramfs(printing_init("hullo from user mode")))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.booting import BootCli
 from support.firmware_images import require_image
 
 from casemate.abi.sev.ghcb import ExitCode
-from casemate.cli import main
 
 pytestmark = pytest.mark.boot
 
@@ -24,10 +22,7 @@ PAIRS = {
 }
 
 
-def boot(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
-    main(["boot", "--json", "--timeout", "100", *map(str, words)])
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+AS_JSON = ("--json", "--timeout", "100")
 
 
 def pair(release: str, folder: Path) -> tuple[Path, Path, list[str]]:
@@ -41,12 +36,14 @@ def pair(release: str, folder: Path) -> tuple[Path, Path, list[str]]:
 
 @pytest.mark.parametrize("release", PAIRS)
 def test_stock_pair_runs_as_sev_es_guest_with_its_flash_behind_readonly_mappings(
-    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    release: str, tmp_path: Path, boot_cli: BootCli
 ) -> None:
     """The question of it all: does a well-behaved guest go on working when its flash is protected by mprotect?"""
     code, variables, words = pair(release, tmp_path)
     before = hashlib.sha256(code.read_bytes()).hexdigest()
-    document = boot(capsys, *words, *DEBUG_SWAP, "--host", "model:linux-6.18", "--until", PAIRS[release][3])
+    document = boot_cli(
+        *AS_JSON, *words, *DEBUG_SWAP, "--host", "model:linux-6.18", "--until", PAIRS[release][3]
+    ).document
     assert document["outcome"] == "until", document["detail"]
     assert [unit["protection"] for unit in document["flash"]] == ["readonly-vma", "readonly-vma"]
     assert len(document["warnings"]) == 1
@@ -65,11 +62,9 @@ def test_stock_pair_runs_as_sev_es_guest_with_its_flash_behind_readonly_mappings
 
 
 @pytest.mark.parametrize("release", PAIRS)
-def test_stock_pair_runs_as_sev_guest(
-    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stock_pair_runs_as_sev_guest(release: str, tmp_path: Path, boot_cli: BootCli) -> None:
     _, _, words = pair(release, tmp_path)
-    document = boot(capsys, *words, "--guest", "sev", "--until", PAIRS[release][3])
+    document = boot_cli(*AS_JSON, *words, "--guest", "sev", "--until", PAIRS[release][3]).document
     assert document["outcome"] == "until", document["detail"]
     assert {unit["protection"] for unit in document["flash"]} == {"readonly-slot"}
     assert document["protection_audit"] == []
@@ -77,17 +72,17 @@ def test_stock_pair_runs_as_sev_guest(
     assert document["requests"]["pages"]["private"] > 0
 
 
-def test_without_debug_swap_dr7_raises_vc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_debug_swap_dr7_raises_vc(tmp_path: Path, boot_cli: BootCli) -> None:
     _, _, words = pair("bookworm", tmp_path)
-    document = boot(capsys, *words, "--guest", "sev-es", "--until", "Shell> ")
+    document = boot_cli(*AS_JSON, *words, "--guest", "sev-es", "--until", "Shell> ").document
     assert document["outcome"] == "until", document["detail"]
     assert document["requests"]["vc"][f"{ExitCode.READ_DR7:#x}"] > 0
 
 
-def test_variables_of_a_sev_es_guest_persist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_variables_of_a_sev_es_guest_persist(tmp_path: Path, boot_cli: BootCli) -> None:
     _, _, words = pair("bookworm", tmp_path)
-    boot(capsys, *words, *DEBUG_SWAP, "--type", "set greeting kept")
-    document = boot(capsys, *words, *DEBUG_SWAP, "--type", "set greeting")
+    boot_cli(*AS_JSON, *words, *DEBUG_SWAP, "--type", "set greeting kept")
+    document = boot_cli(*AS_JSON, *words, *DEBUG_SWAP, "--type", "set greeting").document
     assert "kept" in document["serial"].split("set greeting")[-1]
 
 
@@ -106,10 +101,10 @@ def test_combined_image_by_bios_runs_confidentially(
     release: str,
     machine: str,
     text: str,
-    capsys: pytest.CaptureFixture[str],
+    boot_cli: BootCli,
 ) -> None:
     image = require_image(name, release)
-    document = boot(capsys, "--bios", image, "--machine", machine, *guest, "--until", text)
+    document = boot_cli(*AS_JSON, "--bios", image, "--machine", machine, *guest, "--until", text).document
     assert document["outcome"] == "until", document["detail"]
     assert document["warnings"] == []
     assert document["protection_audit"] == []
@@ -124,12 +119,12 @@ def test_combined_image_by_bios_runs_confidentially(
     ids=["mapping", "slot"],
 )
 def test_shell_that_stores_into_protected_flash_ends_the_guest(
-    options: tuple[str, ...], outcome: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], outcome: str, says: str, tmp_path: Path, boot_cli: BootCli
 ) -> None:
     """What the patch promises for misbehaving guests; the write is one of OVMF's own shell."""
     _, _, words = pair("bookworm", tmp_path)
     stores = "mm ffe00000 41 -w 1 -n"
-    document = boot(capsys, *words, *options, "--type", stores, "--until", "never printed")
+    document = boot_cli(*AS_JSON, *words, *options, "--type", stores, "--until", "never printed").document
     assert document["outcome"] == outcome, document["detail"]
     assert says in document["detail"]
     assert document["exit_code"] == 1

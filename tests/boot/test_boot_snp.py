@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.booting import BootCli
 from support.firmware_images import require_image, require_kernel
 
 from casemate.abi.sev.ghcb import ExitCode
@@ -23,11 +22,7 @@ MODULES = ("configfs", "gf128mul", "ghash-generic", "crypto_null", "gcm", "tsm",
 APPEND = "console=ttyS0 panic=-1"
 
 
-def boot(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
-    guest = ("--guest", "snp", "--host", "model", "--json", "--timeout", "60")
-    main(["boot", *guest, *map(str, words)])
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+SNP = ("--guest", "snp", "--host", "model", "--json", "--timeout", "60")
 
 
 def modules(kernel: Path) -> dict[str, bytes]:
@@ -58,11 +53,13 @@ def reporter(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("release", ["bookworm", "trixie"])
 def test_kernel_runs_as_snp_guest_to_its_first_program(
-    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    release: str, tmp_path: Path, boot_cli: BootCli
 ) -> None:
     initrd = tmp_path / "initrd"
     initrd.write_bytes(initramfs(printing_init("hello from user mode")))
-    document = boot(capsys, "--kernel", require_kernel(release), "--initrd", initrd, "--append", APPEND)
+    document = boot_cli(
+        *SNP, "--kernel", require_kernel(release), "--initrd", initrd, "--append", APPEND
+    ).document
     serial = document["serial"]
     assert document["outcome"] == "power-off", document["detail"]
     assert "hello from user mode" in serial
@@ -81,13 +78,13 @@ def test_kernel_runs_as_snp_guest_to_its_first_program(
 
 
 def test_report_out_of_the_guest_is_believed_outside(
-    reporter: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reporter: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_cli: BootCli
 ) -> None:
     kernel = require_kernel("trixie")
     initrd = tmp_path / "initrd"
     initrd.write_bytes(initramfs(reporter, modules(kernel)))
     words = ("--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--attestation", tmp_path)
-    document = boot(capsys, *words)
+    document = boot_cli(*SNP, *words).document
     assert "Initialized SEV guest driver (using VMPCK0 communication key)" in document["serial"]
     reports = [line.split() for line in document["serial"].splitlines() if line.startswith("REPORT")]
     assert [status for _, status, _ in reports] == ["0", "0"], document["serial"][-2000:]
@@ -102,7 +99,6 @@ def test_report_out_of_the_guest_is_believed_outside(
         report[0x90] ^= 1
         Path("report").write_bytes(report)
         assert main(["verify", "report", *chain, *predicted]) == 3
-    capsys.readouterr()
     assert document["requests"]["vmgexits"][f"{ExitCode.GUEST_REQUEST:#x}"] == 2
 
 
@@ -110,10 +106,10 @@ def test_report_out_of_the_guest_is_believed_outside(
     ("name", "release", "text"),
     [("OVMF.amdsev.fd", "sid", "No bootable option"), ("OVMF.fd", "trixie", "Shell> ")],
 )
-def test_firmware_runs_as_snp_guest(
-    name: str, release: str, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document = boot(capsys, "--bios", require_image(name, release), "--machine", "q35", "--until", text)
+def test_firmware_runs_as_snp_guest(name: str, release: str, text: str, boot_cli: BootCli) -> None:
+    document = boot_cli(
+        *SNP, "--bios", require_image(name, release), "--machine", "q35", "--until", text
+    ).document
     assert document["outcome"] == "until", document["detail"]
     assert [phase["name"] for phase in document["phases"]][:3] == ["PEI", "DXE", "BDS"]
     requests = document["requests"]
@@ -123,23 +119,21 @@ def test_firmware_runs_as_snp_guest(
 
 
 def test_firmware_that_uses_memory_before_it_took_it_is_stopped_and_the_page_named(
-    capsys: pytest.CaptureFixture[str],
+    boot_cli: BootCli,
 ) -> None:
     """A defect of edk2 until 2024 (its pull request 6285): the variable store is copied to unvalidated memory."""
-    document = boot(capsys, "--bios", require_image("OVMF.fd", "bookworm"), "--machine", "pc")
+    document = boot_cli(*SNP, "--bios", require_image("OVMF.fd", "bookworm"), "--machine", "pc").document
     assert document["outcome"] == "sev-termination"
     assert "touched 0xffe0000, private memory that it did not validate" in document["detail"]
     assert document["requests"]["vc"][f"{ExitCode.PAGE_NOT_VALIDATED:#x}"] == 1
 
 
-def test_firmware_starts_the_measured_kernel_as_snp_guest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_firmware_starts_the_measured_kernel_as_snp_guest(tmp_path: Path, boot_cli: BootCli) -> None:
     """Measured to the last program: firmware, kernel hashes, kernel, initrd."""
     initrd = tmp_path / "initrd"
     initrd.write_bytes(initramfs(printing_init("hello from user mode")))
     firmware = ("--bios", require_image("OVMF.amdsev.fd", "sid"), "--machine", "q35", "--kernel-hashes")
     kernel = ("--kernel", require_kernel("trixie"), "--initrd", initrd, "--append", APPEND)
-    document = boot(capsys, *firmware, *kernel, "--until", "hello from user mode")
+    document = boot_cli(*SNP, *firmware, *kernel, "--until", "hello from user mode").document
     assert document["outcome"] == "until", document["detail"]
     assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in document["serial"]

@@ -19,28 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.booting import TinyGuest
 from support.firmware_images import require_image
 
 from casemate.cli import main
 from casemate.devices.flash.file import FlashFile
 from casemate.errors import HostError
-from casemate.guests.entry import make_image
+from casemate.guests.entry import Bits
 from casemate.machine.boot import Attachments, boot
 from casemate.machine.spec import MachineSpec
 
 CASEMATE = [sys.executable, "-m", "casemate"]
 ENDING_SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-LOOPS = {
-    "jump to itself": ("ebfe", 16),
-    "halt with interrupts off": ("fa f4 ebfc", 16),
-    "wait on the timer": ("66ba 0806 ed a801 ebfb", 32),
+LOOPS: dict[str, tuple[str, Bits]] = {
+    "jump to itself": ("jmp $", 16),
+    "halt with interrupts off": ("again: cli; hlt; jmp again", 16),
+    "wait on the timer": ("mov dx, 0x608; again: in eax, dx; test al, 1; jmp again", 32),
 }
-
-
-def image(folder: Path, code: str, bits: int = 16, name: str = "guest.bin") -> Path:
-    path = folder / name
-    path.write_bytes(make_image(bytes.fromhex(code), bits))  # type: ignore[arg-type]
-    return path
+PROMPT = "mov dx, 0x3f8; mov al, 0x3e; out dx, al;"
+EXIT = "mov al, 0x2a; out 0xf4, al"
 
 
 @pytest.fixture
@@ -141,11 +138,11 @@ def test_variables_in_use_by_another_guest_are_refused(
     ],
 )
 def test_options_that_contradict_are_refused(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tiny_guest: TinyGuest
 ) -> None:
     if "--bios" not in arguments:
         arguments = (
-            ["--bios", str(image(tmp_path, "f4")), *arguments] if "--name" not in arguments else arguments
+            ["--bios", str(tiny_guest("hlt", 16)), *arguments] if "--name" not in arguments else arguments
         )
     if "--name" in arguments:
         arguments += ["--code", "x", "--vars-template", "y"]
@@ -195,14 +192,16 @@ def test_full_disk_while_copying_the_template_leaves_nothing_behind(
     assert [path for path in state.rglob("*") if path.is_file()] == []
 
 
-def test_full_disk_while_the_guest_writes_variables_names_file_and_offset(tmp_path: Path) -> None:
+def test_full_disk_while_the_guest_writes_variables_names_file_and_offset(
+    tmp_path: Path, tiny_guest: TinyGuest
+) -> None:
     target = 0x1_0000_0000 - 0x20000 + 0xF000
     cycles = (0x10, 0x41, 0xFF)
-    code = "".join(f"c605 {target.to_bytes(4, 'little').hex()} {byte:02x}" for byte in cycles) + "ebfe"
+    code = "".join(f"mov byte [{target}], {byte};" for byte in cycles) + "jmp $"
     variables = tmp_path / "vars.fd"
     variables.write_bytes(b"\xee" * 0x10000)
     spec = MachineSpec(
-        code=image(tmp_path, code, 32, "code.fd"), variables=variables, machine="bare", memory=4 << 20
+        code=tiny_guest(code, name="code.fd"), variables=variables, machine="bare", memory=4 << 20
     )
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -221,8 +220,8 @@ def test_full_disk_while_the_guest_writes_variables_names_file_and_offset(tmp_pa
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_timeout_ends_any_loop(loop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = image(tmp_path, *LOOPS[loop])
+def test_timeout_ends_any_loop(loop: str, capsys: pytest.CaptureFixture[str], tiny_guest: TinyGuest) -> None:
+    path = tiny_guest(*LOOPS[loop])
     started = time.monotonic()
     assert main(["boot", "--bios", str(path), "--machine", "bare", "--timeout", "0.3", "--json"]) == 7
     assert time.monotonic() - started < 1.3
@@ -232,12 +231,11 @@ def test_timeout_ends_any_loop(loop: str, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize(("number", "code", "word"), ENDING_SIGNALS)
 def test_signal_ends_any_loop_with_a_full_outcome(
-    loop: str, number: int, code: int, word: str, tmp_path: Path
+    loop: str, number: int, code: int, word: str, tmp_path: Path, tiny_guest: TinyGuest
 ) -> None:
     # The guest says on its serial port that it runs, so that the signal finds it running.
     body, bits = LOOPS[loop]
-    hello = "66ba f803 b0 21 ee" if bits == 32 else "ba f803 b0 21 ee"
-    path = image(tmp_path, hello + body, bits)
+    path = tiny_guest("mov dx, 0x3f8; mov al, 0x21; out dx, al;" + body, bits)
     serial = tmp_path / "serial"
     os.mkfifo(serial)
     process = subprocess.Popen(
@@ -267,8 +265,8 @@ def test_signal_ends_any_loop_with_a_full_outcome(
     assert outcome["bios"]["file"] == str(path)
 
 
-def test_json_has_the_documented_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = image(tmp_path, "b0 2a e6f4")
+def test_json_has_the_documented_fields(capsys: pytest.CaptureFixture[str], tiny_guest: TinyGuest) -> None:
+    path = tiny_guest(EXIT, 16)
     assert main(["boot", "--bios", str(path), "--machine", "bare", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     fields = {
@@ -282,16 +280,16 @@ def test_json_has_the_documented_fields(tmp_path: Path, capsys: pytest.CaptureFi
     assert document["host"]["modelled"] is True
 
 
-def test_guest_that_dies_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = image(tmp_path, "0f011d 00000000 0f0b", 32)  # an IDT at 0 of size 0, then an invalid opcode
+def test_guest_that_dies_ends_with_1(capsys: pytest.CaptureFixture[str], tiny_guest: TinyGuest) -> None:
+    path = tiny_guest("lidt [0]; ud2")  # an IDT of size 0
     assert main(["boot", "--bios", str(path), "--machine", "bare", "--serial", "none", "--timeout", "5"]) == 1
     assert "triple-fault" in capsys.readouterr().err
 
 
 def test_guest_that_ends_before_the_text_ends_with_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], tiny_guest: TinyGuest
 ) -> None:
-    path = image(tmp_path, "b0 2a e6f4")
+    path = tiny_guest(EXIT, 16)
     assert (
         main(["boot", "--bios", str(path), "--machine", "bare", "--until", "never", "--serial", "none"]) == 1
     )
@@ -352,10 +350,18 @@ def on_a_terminal(path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, in
         os.close(follower)
 
 
-def test_terminal_is_a_console_and_is_restored(tmp_path: Path) -> None:
-    # The guest echoes what it reads from its serial port.
-    echo = "66ba fd03 ec a801 74fb 66ba f803 ec ee ebef"
-    path = image(tmp_path, "66ba f803 b0 3e ee" + echo, 32)
+def test_terminal_is_a_console_and_is_restored(tiny_guest: TinyGuest) -> None:
+    echo = """
+        echo:   mov dx, 0x3fd
+        poll:   in al, dx
+                test al, 1
+                je poll
+                mov dx, 0x3f8
+                in al, dx
+                out dx, al
+                jmp echo
+    """
+    path = tiny_guest(PROMPT + echo)
     with on_a_terminal(path) as (process, leader, follower, before):
         read_until(leader, b">")
         assert termios.tcgetattr(follower)[3] & termios.ECHO == 0
@@ -368,8 +374,8 @@ def test_terminal_is_a_console_and_is_restored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_terminal_is_restored_after_a_signal(number: int, tmp_path: Path) -> None:
-    path = image(tmp_path, "66ba f803 b0 3e ee ebfe", 32)
+def test_terminal_is_restored_after_a_signal(number: int, tiny_guest: TinyGuest) -> None:
+    path = tiny_guest(PROMPT + "jmp $")
     with on_a_terminal(path) as (process, leader, follower, before):
         read_until(leader, b">")
         process.send_signal(number)
@@ -378,8 +384,8 @@ def test_terminal_is_restored_after_a_signal(number: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("guest", ["plain", "sev"])
-def test_engine_has_nothing_to_say_of_its_own(guest: str, tmp_path: Path) -> None:
-    path = image(tmp_path, "b007 e6f4", 32)
+def test_engine_has_nothing_to_say_of_its_own(guest: str, tiny_guest: TinyGuest) -> None:
+    path = tiny_guest("mov al, 7; out 0xf4, al")
     line = [*CASEMATE, "boot", "--host", "model", "--guest", guest, "--bios", str(path), "--json"]
     done = subprocess.run([*line, "--timeout", "20"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

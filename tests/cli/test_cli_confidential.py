@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -7,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.booting import BootCli
 from support.confidential_launches import HASHES, UNIT0, write_guest, write_kernel, write_variables
 from support.firmware_images import require_image
 
@@ -23,16 +26,24 @@ from casemate.testing.images import ImageBuilder, kernel_loader
 DEBUG_SWAP = ("--guest", "sev-es", "--feature", "debug-swap")
 
 
-def boot(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    code = main(["boot", "--timeout", "20", "--memory", "16M", "--serial", "none", *map(str, words)])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+BootJson = Callable[..., tuple[int, dict[str, Any], str]]
 
 
-def boot_json(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, dict[str, Any], str]:
-    code, out, err = boot(capsys, "--json", *words)
-    return code, json.loads(out), err
+@pytest.fixture
+def boot(boot_cli: BootCli) -> BootCli:
+    """A small guest that cannot go on for ever."""
+    return functools.partial(boot_cli, "--timeout", "20", "--memory", "16M", "--serial", "none")
+
+
+@pytest.fixture
+def boot_json(boot: BootCli) -> BootJson:
+    """The same, with the document that it prints."""
+
+    def run(*words: str | Path) -> tuple[int, dict[str, Any], str]:
+        ended = boot("--json", *words)
+        return ended.code, ended.document, ended.err
+
+    return run
 
 
 @pytest.fixture
@@ -41,9 +52,9 @@ def guest(tmp_path: Path) -> Path:
 
 
 def test_vma_protection_warns_once_on_stderr_and_in_the_json(
-    capsys: pytest.CaptureFixture[str], guest: Path
+    boot: BootCli, boot_json: BootJson, guest: Path
 ) -> None:
-    code, document, err = boot_json(capsys, *DEBUG_SWAP, "--code", guest, "--host", "model:linux-6.18")
+    code, document, err = boot_json(*DEBUG_SWAP, "--code", guest, "--host", "model:linux-6.18")
     assert code == 0
     (warning,) = document["warnings"]
     assert err.count(warning) == err.count("warning") == 1
@@ -51,21 +62,19 @@ def test_vma_protection_warns_once_on_stderr_and_in_the_json(
     assert "--bios" in warning
     assert document["host"]["era"] == "linux-6.18"
     assert document["guest"]["features"] == ["debug-swap"]
-    _, _, text = boot(capsys, *DEBUG_SWAP, "--code", guest)
+    _, _, text = boot(*DEBUG_SWAP, "--code", guest)
     assert text.count(warning) == 1
 
 
 @pytest.mark.parametrize("words", [(*DEBUG_SWAP, "--bios"), (*DEBUG_SWAP, "--host", "model:linux-6.10", "--code"),
                                    ("--guest", "sev-es", "--code"), ("--guest", "sev", "--code")])  # fmt: skip
-def test_others_are_not_warned(
-    capsys: pytest.CaptureFixture[str], guest: Path, words: tuple[str, ...]
-) -> None:
-    code, document, err = boot_json(capsys, *words, guest)
+def test_others_are_not_warned(boot_json: BootJson, guest: Path, words: tuple[str, ...]) -> None:
+    code, document, err = boot_json(*words, guest)
     assert (code, document["warnings"], err) == (0, [], "")
 
 
 def test_launch_and_measurement_are_reported(
-    capsys: pytest.CaptureFixture[str], guest: Path, tmp_path: Path
+    boot_json: BootJson, capsys: pytest.CaptureFixture[str], guest: Path, tmp_path: Path
 ) -> None:
     tik = tmp_path / "tik.bin"
     tik.write_bytes(bytes(range(16)))
@@ -79,7 +88,7 @@ def test_launch_and_measurement_are_reported(
         write_kernel(tmp_path),
         "--kernel-hashes",
     )
-    _, document, _ = boot_json(capsys, *words)
+    _, document, _ = boot_json(*words)
     launch, measurement = document["launch"], document["measurement"]
     assert launch["state"] == "running"
     assert launch["init"] == "KVM_SEV_INIT2"
@@ -94,10 +103,8 @@ def test_launch_and_measurement_are_reported(
     assert capsys.readouterr().out.strip() == measurement["mac"]
 
 
-def test_summary_tells_of_launch_digest_and_measurement(
-    capsys: pytest.CaptureFixture[str], guest: Path
-) -> None:
-    _, _, err = boot(capsys, *DEBUG_SWAP, "--code", guest)
+def test_summary_tells_of_launch_digest_and_measurement(boot: BootCli, guest: Path) -> None:
+    _, _, err = boot(*DEBUG_SWAP, "--code", guest)
     assert re.search(
         r"launch    running, KVM_SEV_INIT2 on KVM_X86_SEV_ES_VM, policy 0x5\n  digest    [0-9a-f]{64}\n", err
     )
@@ -136,9 +143,9 @@ def test_summary_tells_of_launch_digest_and_measurement(
     ],
 )  # fmt: skip
 def test_refusals_come_before_files_are_read(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, says: str
+    boot: BootCli, words: tuple[str, ...], code: int, says: str
 ) -> None:
-    found, out, err = boot(capsys, *words)
+    found, out, err = boot(*words)
     assert (found, out) == (code, "")
     assert says in err
     assert err.startswith("casemate: error: ")
@@ -146,10 +153,10 @@ def test_refusals_come_before_files_are_read(
 
 
 def test_snp_without_firmware_given_prepares_no_variables(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    boot: BootCli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert boot(capsys, "--guest", "snp")[0] == 4
+    assert boot("--guest", "snp")[0] == 4
     assert not list(tmp_path.iterdir())
 
 
@@ -166,44 +173,42 @@ def test_snp_without_firmware_given_prepares_no_variables(
     ],
 )
 def test_refusals_of_a_launch(
-    capsys: pytest.CaptureFixture[str], guest: Path, words: tuple[str, ...], code: int, says: str
+    boot: BootCli, guest: Path, words: tuple[str, ...], code: int, says: str
 ) -> None:
-    found, _, err = boot(capsys, *DEBUG_SWAP, "--code", guest, *words)
+    found, _, err = boot(*DEBUG_SWAP, "--code", guest, *words)
     assert found == code
     assert says in err
 
 
-def test_features_may_be_repeated_or_joined(capsys: pytest.CaptureFixture[str], guest: Path) -> None:
-    code, document, _ = boot_json(capsys, *DEBUG_SWAP, "--feature", "debug-swap,debug-swap", "--code", guest)
+def test_features_may_be_repeated_or_joined(boot_json: BootJson, guest: Path) -> None:
+    code, document, _ = boot_json(*DEBUG_SWAP, "--feature", "debug-swap,debug-swap", "--code", guest)
     assert (code, document["guest"]["features"]) == (0, ["debug-swap"])
 
 
-def test_store_to_protected_firmware_exits_with_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_store_to_protected_firmware_exits_with_1(boot: BootCli, tmp_path: Path) -> None:
     path = write_guest(tmp_path, store(UNIT0 + 0x8000, 1) + tell(0))
-    code, _, err = boot(capsys, *DEBUG_SWAP, "--code", path, "--vars", write_variables(tmp_path), "-v")
+    code, _, err = boot(*DEBUG_SWAP, "--code", path, "--vars", write_variables(tmp_path), "-v")
     assert code == 1
     assert "address unknown (protected state); armed: unit 0, unit 1" in err
     assert "audit     unit 0 lifted: launch update" in err
 
 
-def test_reset_of_a_sealed_guest_has_its_own_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, document, _ = boot_json(capsys, *DEBUG_SWAP, "--code", write_guest(tmp_path, ask_for_reset()))
+def test_reset_of_a_sealed_guest_has_its_own_word(boot_json: BootJson, tmp_path: Path) -> None:
+    code, document, _ = boot_json(*DEBUG_SWAP, "--code", write_guest(tmp_path, ask_for_reset()))
     assert (code, document["outcome"]) == (0, "reset")
 
 
-def test_reset_before_the_awaited_text_is_a_failure(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_reset_before_the_awaited_text_is_a_failure(boot_json: BootJson, tmp_path: Path) -> None:
     path = write_guest(tmp_path, print_text("hello") + ask_for_reset())
-    code, document, _ = boot_json(capsys, *DEBUG_SWAP, "--code", path, "--until", "ready")
+    code, document, _ = boot_json(*DEBUG_SWAP, "--code", path, "--until", "ready")
     assert (code, document["outcome"], document["serial"]) == (1, "ended-early", "hello")
 
 
-def test_writable_combined_image_is_not_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_writable_combined_image_is_not_written(boot: BootCli, tmp_path: Path) -> None:
     path = write_guest(tmp_path, tell_memory(UNIT0))
     path.chmod(0o666)
     before = hashlib.sha256(path.read_bytes()).hexdigest()
-    boot(capsys, *DEBUG_SWAP, "--code", path)
+    boot(*DEBUG_SWAP, "--code", path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
@@ -226,10 +231,10 @@ def test_dry_run_opens_no_host_and_no_file_for_writing(guest: Path, tmp_path: Pa
     assert "KVM_SEV_LAUNCH_UPDATE_DATA" in done.stdout
 
 
-def test_dry_run_json_names_what_the_text_does(capsys: pytest.CaptureFixture[str], guest: Path) -> None:
-    _, plan, err = boot_json(capsys, *DEBUG_SWAP, "--dry-run", "--code", guest)
+def test_dry_run_json_names_what_the_text_does(boot: BootCli, boot_json: BootJson, guest: Path) -> None:
+    _, plan, err = boot_json(*DEBUG_SWAP, "--dry-run", "--code", guest)
     assert err == ""
-    _, text, _ = boot(capsys, *DEBUG_SWAP, "--dry-run", "--code", guest)
+    _, text, _ = boot(*DEBUG_SWAP, "--dry-run", "--code", guest)
     assert plan["digest"] in text
     for row in plan["ioctls"]:
         assert f"{row['command']:<30}  {row['detail']}".rstrip() in text
@@ -237,9 +242,9 @@ def test_dry_run_json_names_what_the_text_does(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.boot
-def test_launch_only_measures_a_stock_image_and_does_not_run_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_launch_only_measures_a_stock_image_and_does_not_run_it(boot_json: BootJson) -> None:
     image = require_image("OVMF_CODE.fd", "bookworm")
-    code, document, _ = boot_json(capsys, *DEBUG_SWAP, "--launch-only", "--code", image)
+    code, document, _ = boot_json(*DEBUG_SWAP, "--launch-only", "--code", image)
     assert (code, document["outcome"]) == (0, "launched")
     assert "not run" in document["detail"]
     # The value that sev-snp-measure gives for this image, one EPYC-v4 vCPU and debug-swap.
@@ -247,8 +252,8 @@ def test_launch_only_measures_a_stock_image_and_does_not_run_it(capsys: pytest.C
     assert document["launch"]["digest"] == expected
 
 
-def test_image_that_starts_in_32_bit_code_is_refused_as_sev_es(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = boot(capsys, *DEBUG_SWAP, "--code", require_image("OVMF_CODE_4M.fd", "bookworm"))
+def test_image_that_starts_in_32_bit_code_is_refused_as_sev_es(boot: BootCli) -> None:
+    code, out, err = boot(*DEBUG_SWAP, "--code", require_image("OVMF_CODE_4M.fd", "bookworm"))
     assert (code, out) == (4, "")
     assert "VMGEXIT" in err
 
@@ -315,11 +320,11 @@ def test_strace_sees_every_mprotect_of_a_flash_guest_in_order(tmp_path: Path) ->
 @pytest.mark.parametrize(("constants", "warned"), [(b"", True), (guids.KERNEL_HASH_ENTRY, False)])
 @pytest.mark.parametrize("mode", ["--dry-run", "--launch-only"])
 def test_firmware_that_compares_no_hashes_is_warned_about(
-    mode: str, constants: bytes, warned: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    mode: str, constants: bytes, warned: bool, boot_json: BootJson, tmp_path: Path
 ) -> None:
     image = tmp_path / "loader.fd"
     image.write_bytes(ImageBuilder().hashes(HASHES).volume_of(kernel_loader(constants)).build())
     words = ("--guest", "sev", "--bios", image, "--kernel", write_kernel(tmp_path), "--kernel-hashes", mode)
-    code, document, _ = boot_json(capsys, *words, "--host", "model")
+    code, document, _ = boot_json(*words, "--host", "model")
     assert code == 0
     assert any("no driver of this build compares" in text for text in document["warnings"]) == warned

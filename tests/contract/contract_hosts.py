@@ -7,6 +7,7 @@ import mmap
 from typing import Literal
 
 import pytest
+from support.assembler import assemble
 from support.guest_rig import PROTECTED, Rig
 
 from casemate.abi.guest_kind import GuestKind
@@ -25,7 +26,7 @@ HOSTS: tuple[HostName, ...] = ("model", "kvm")
 on_each_host = pytest.mark.parametrize("host", HOSTS)
 PAGE = 0x1000
 END_PORT = 0xF4
-END = "e6f4 ebfe"  # out END_PORT, al; jmp $
+END = f"; out {END_PORT}, al; jmp $"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -54,7 +55,7 @@ class ContractRig(Rig):
     def __init__(self, host: HostName, code: str | bytes, bits: Bits = 32, *, user: bool = False) -> None:
         self.host = host
         self.ended = False
-        payload = bytes.fromhex(code) if isinstance(code, str) else code
+        payload = assemble(code, bits) if isinstance(code, str) else code
         vm = make_host(host).create_vm(GuestKind.PLAIN)
         super().__init__(in_user_mode(payload) if user else payload, bits, vm)
         self.bus.on_write_port[END_PORT] = self._end

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from contract_hosts import END, PAGE, READ, WRITE, ContractRig, HostName, family, on_each_host
+from support.assembler import assemble
 from support.guest_rig import PROTECTED
 
 from casemate.address import Hva
@@ -69,7 +70,7 @@ def outcome(rig: ContractRig, vm_exit: VmExit) -> Outcome:
 @on_each_host
 @pytest.mark.parametrize("row", BEHAVIOURS, ids=name)
 def test_store_does_what_the_table_says(host: HostName, row: Behaviour) -> None:
-    with ContractRig(host, PROLOGUE + row.code + bytes.fromhex(END), 64, user=row.user) as rig:
+    with ContractRig(host, PROLOGUE + row.code + assemble(END, 64), 64, user=row.user) as rig:
         rig.ram.writable.view[PROTECTED : PROTECTED + PAGE] = FILLED
         contents = protect(rig, row.protection)
         vm_exit = rig.run()
@@ -87,13 +88,13 @@ def assert_stands_on_it(rig: ContractRig, code: bytes) -> None:
     text, bits = found
     assert bits == 64
     # Some rows begin with instructions that only prepare.
-    rest = next(code[at:] for at in range(len(code)) if text.startswith(code[at:] + bytes.fromhex(END)))
+    rest = next(code[at:] for at in range(len(code)) if text.startswith(code[at:] + assemble(END, 64)))
     assert len(rest) >= 1
 
 
 @on_each_host
 def test_fault_is_restartable_once_the_mapping_is_writable(host: HostName) -> None:
-    with ContractRig(host, f"{'ff0425 00003000' * 3}{END}", 64, user=True) as rig:  # inc dword [PROTECTED]
+    with ContractRig(host, f"inc dword [{PROTECTED}];" * 3 + END, 64, user=True) as rig:
         rig.protect(READ)
         assert isinstance(rig.run(), MemoryFault)
         assert isinstance(rig.run(), MemoryFault)
@@ -104,7 +105,7 @@ def test_fault_is_restartable_once_the_mapping_is_writable(host: HostName) -> No
 
 @on_each_host
 def test_page_already_stored_to_faults_once_it_is_protected(host: HostName) -> None:
-    code = f"c60425 00003000 5a e680 c60425 00003000 a5 {END}"
+    code = f"mov byte [{PROTECTED}], 0x5a; out 0x80, al; mov byte [{PROTECTED}], 0xa5 {END}"
     with ContractRig(host, code, 64, user=True) as rig:
         rig.bus.on_write_port[0x80] = lambda: rig.protect(READ)
         assert isinstance(rig.run(), MemoryFault)
@@ -113,7 +114,7 @@ def test_page_already_stored_to_faults_once_it_is_protected(host: HostName) -> N
 
 @on_each_host
 def test_store_can_be_stepped_over(host: HostName) -> None:
-    with ContractRig(host, f"c60425 00003000 5a {END}", 64, user=True) as rig:
+    with ContractRig(host, f"mov byte [{PROTECTED}], 0x5a {END}", 64, user=True) as rig:
         rig.protect(READ)
         fault = rig.run()
         assert isinstance(fault, MemoryFault)
@@ -126,9 +127,9 @@ def test_store_can_be_stepped_over(host: HostName) -> None:
 
 @on_each_host
 def test_protected_memory_can_be_read_and_executed(host: HostName) -> None:
-    code = f"8a0425 00003000 e680 b8 00003000 ffd0 e680 {END}"
+    code = f"mov al, [{PROTECTED}]; out 0x80, al; mov eax, {PROTECTED}; call rax; out 0x80, al {END}"
     with ContractRig(host, code, 64, user=True) as rig:
-        rig.ram.writable.view[PROTECTED : PROTECTED + 3] = b"\xb0\x42\xc3"  # mov al, 0x42; ret
+        rig.put(PROTECTED, "mov al, 0x42; ret")
         rig.protect(READ)
         assert rig.run() == Interrupted()
         assert [value for _, _, _, value in rig.accesses] == [0xB0, 0x42]
@@ -136,7 +137,7 @@ def test_protected_memory_can_be_read_and_executed(host: HostName) -> None:
 
 @on_each_host
 def test_writer_of_the_other_view_is_seen_at_once(host: HostName) -> None:
-    code = f"8a0425 00003000 e680 8a0425 00003000 e681 {END}"
+    code = f"mov al, [{PROTECTED}]; out 0x80, al; mov al, [{PROTECTED}]; out 0x81, al {END}"
     with ContractRig(host, code, 64, user=True) as rig:
         rig.replace_slot(Hva(rig.ram.map_again(readonly=True).hva + PROTECTED))
 

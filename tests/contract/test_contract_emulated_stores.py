@@ -13,14 +13,14 @@ from casemate.guests.stores import DEVICE, PORT
 from casemate.host.exits import Interrupted, MemoryFault
 
 each_protection = pytest.mark.parametrize("readonly_slot", [True, False], ids=["slot", "mapping"])
-REGISTERS = "89c8 e788 89f8 e78c"
+REGISTERS = "mov eax, ecx; out 0x88, eax; mov eax, edi; out 0x8c, eax"
 """ECX and EDI to ports."""
 
 
 def ins(count: int, at: int, code: str, *, down: bool = False) -> str:
     """32-bit or 64-bit code that sets up ECX, EDI and DX, runs ``code``, and tells the registers."""
-    setup = f"b9 {count.to_bytes(4, 'little').hex()} bf {(PROTECTED + at).to_bytes(4, 'little').hex()}"
-    return f"{setup} 66ba {PORT:02x}00 {'fd' if down else 'fc'} {code} {REGISTERS} {END}"
+    setup = f"mov ecx, {count}; mov edi, {PROTECTED + at}; mov dx, {PORT}; {'std' if down else 'cld'}"
+    return f"{setup}; {code}; {REGISTERS} {END}"
 
 
 def run(rig: ContractRig, readonly_slot: bool) -> None:
@@ -52,7 +52,7 @@ def stores(rig: ContractRig) -> list[tuple[int, int, int]]:
 
 def kinds(rig: ContractRig) -> str:
     """i for each element that was read, s for each write, in order."""
-    return "".join(kind[0] for kind, *_ in rig.accesses if kind != "out")
+    return "".join("s" if kind == "write" else kind[0] for kind, *_ in rig.accesses if kind != "out")
 
 
 @on_each_host
@@ -61,7 +61,7 @@ def kinds(rig: ContractRig) -> str:
 def test_rep_ins_reads_all_and_stores_eight_bytes_at_a_time(
     host: HostName, readonly_slot: bool, bits: Bits
 ) -> None:
-    with ContractRig(host, ins(6, 0x20, "f3 66 6d"), bits) as rig:
+    with ContractRig(host, ins(6, 0x20, "rep insw"), bits) as rig:
         run(rig, readonly_slot)
         words = range(6)
         data = b"".join(word.to_bytes(2, "little") for word in words)
@@ -76,7 +76,14 @@ def test_rep_ins_reads_all_and_stores_eight_bytes_at_a_time(
 @on_each_host
 @each_protection
 @pytest.mark.parametrize(
-    ("code", "size"), [("6c", 1), ("66 6d", 2), ("6d", 4), ("48 6d", 4), ("66 48 6d", 4)]
+    ("code", "size"),
+    [
+        ("insb", 1),
+        ("insw", 2),
+        ("insd", 4),
+        ("db 0x48; insd", 4),  # REX.W
+        ("db 0x66, 0x48; insd", 4),
+    ],
 )
 def test_ins_without_a_prefix_leaves_the_count_alone(
     host: HostName, readonly_slot: bool, code: str, size: int
@@ -94,7 +101,7 @@ def test_ins_without_a_prefix_leaves_the_count_alone(
 @on_each_host
 @each_protection
 def test_ins_downwards_forgets_what_it_read_ahead(host: HostName, readonly_slot: bool) -> None:
-    with ContractRig(host, ins(3, 0x20, "f3 66 6d", down=True), 64, user=True) as rig:
+    with ContractRig(host, ins(3, 0x20, "rep insw", down=True), 64, user=True) as rig:
         run(rig, readonly_slot)
         assert kinds(rig) == "iiiwiiwiw"
         assert stores(rig) == [(0x20, 2, 0), (0x1E, 2, 3), (0x1C, 2, 5)]
@@ -104,7 +111,7 @@ def test_ins_downwards_forgets_what_it_read_ahead(host: HostName, readonly_slot:
 @on_each_host
 @each_protection
 def test_ins_downwards_reads_ahead_to_the_page_only(host: HostName, readonly_slot: bool) -> None:
-    with ContractRig(host, ins(4, 2, "f3 6c", down=True), 64, user=True) as rig:
+    with ContractRig(host, ins(4, 2, "rep insb", down=True), 64, user=True) as rig:
         run(rig, readonly_slot)
         assert kinds(rig) == "iiwiwiwi"
         assert stores(rig) == [(2, 1, 0), (1, 1, 2), (0, 1, 3)]
@@ -115,7 +122,7 @@ def test_ins_downwards_reads_ahead_to_the_page_only(host: HostName, readonly_slo
 @on_each_host
 @each_protection
 def test_rep_ins_comes_from_memory_into_the_page(host: HostName, readonly_slot: bool) -> None:
-    with ContractRig(host, ins(5, -2, "f3 6c"), 64, user=True) as rig:
+    with ContractRig(host, ins(5, -2, "rep insb"), 64, user=True) as rig:
         run(rig, readonly_slot)
         assert rig.ram_at(PROTECTED - 2, 2) == b"\x00\x01"
         assert stores(rig) == [(0, 3, 0x040302)]
@@ -125,7 +132,7 @@ def test_rep_ins_comes_from_memory_into_the_page(host: HostName, readonly_slot: 
 @on_each_host
 @each_protection
 def test_rep_ins_reads_1024_bytes_ahead(host: HostName, readonly_slot: bool) -> None:
-    with ContractRig(host, ins(1100, 0x20, "f3 6c"), 64, user=True) as rig:
+    with ContractRig(host, ins(1100, 0x20, "rep insb"), 64, user=True) as rig:
         run(rig, readonly_slot)
         assert kinds(rig) == "i" * 1024 + "w" * 128 + "i" * 76 + "w" * 10
         assert stores(rig)[-1] == (0x20 + 1096, 4, 0x4F4E4D4C)
@@ -135,7 +142,7 @@ def test_rep_ins_reads_1024_bytes_ahead(host: HostName, readonly_slot: bool) -> 
 @on_each_host
 @each_protection
 def test_rep_ins_ends_with_the_page(host: HostName, readonly_slot: bool) -> None:
-    with ContractRig(host, ins(4, 0xFFC, "f3 6c"), 64, user=True) as rig:
+    with ContractRig(host, ins(4, 0xFFC, "rep insb"), 64, user=True) as rig:
         run(rig, readonly_slot)
         assert stores(rig) == [(0xFFC, 4, 0x03020100)]
         assert told(rig) == (0, 0x1000)
@@ -143,8 +150,14 @@ def test_rep_ins_ends_with_the_page(host: HostName, readonly_slot: bool) -> None
 
 @on_each_host
 def test_rep_ins_of_32_bit_addresses_in_64_bit_code(host: HostName) -> None:
-    high = "48c1e020"  # shl rax, 32
-    code = f"b8 01000000 {high} 4809c7 4809c1 67 f3 6c 4889f8 48c1e820 e790 4889c8 48c1e820 e790"
+    code = """
+        mov eax, 1; shl rax, 32
+        or rdi, rax; or rcx, rax
+        db 0x67                         # 32-bit addresses
+        rep insb
+        mov rax, rdi; shr rax, 32; out 0x90, eax
+        mov rax, rcx; shr rax, 32; out 0x90, eax
+    """
     with ContractRig(host, ins(3, 0x20, code), 64, user=True) as rig:
         run(rig, readonly_slot=True)
         assert stores(rig) == [(0x20, 3, 0x020100)]
@@ -153,12 +166,10 @@ def test_rep_ins_of_32_bit_addresses_in_64_bit_code(host: HostName) -> None:
 
 
 @on_each_host
-@pytest.mark.parametrize(("prefix", "size"), [("f3 6d", 2), ("66 f3 6d", 4)])
-def test_rep_ins_in_real_mode(host: HostName, prefix: str, size: int) -> None:
-    # mov ax, 0xf000; mov es, ax; mov edi, 0x12341000; mov ecx, 0x12340002; mov dx, PORT
-    setup = f"b800f0 8ec0 66bf 00103412 66b9 02003412 ba{PORT:02x}00 fc"
-    tell = "66 89c8 66 e788 66 89f8 66 e78c"
-    with ContractRig(host, f"{setup} {prefix} {tell} {END}", 16) as rig:
+@pytest.mark.parametrize(("code", "size"), [("rep insw", 2), ("rep insd", 4)])
+def test_rep_ins_in_real_mode(host: HostName, code: str, size: int) -> None:
+    setup = f"mov ax, 0xf000; mov es, ax; mov edi, 0x12341000; mov ecx, 0x12340002; mov dx, {PORT}; cld"
+    with ContractRig(host, f"{setup}; {code}; {REGISTERS} {END}", 16) as rig:
         element = 0x44332211 & (1 << 8 * size) - 1
         rig.bus.answers[PORT] = element
         assert rig.run() == Interrupted()
@@ -172,13 +183,13 @@ def test_rep_ins_in_real_mode(host: HostName, prefix: str, size: int) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        f"bc {(PROTECTED + 0x28).to_bytes(4, 'little').hex()} ff7500",  # mov esp, ..; push qword [rbp]
-        f"bf {(PROTECTED + 0x20).to_bytes(4, 'little').hex()} 4889ee 48a5",  # mov edi, ..; mov rsi, rbp; movsq
+        f"mov esp, {PROTECTED + 0x28}; push qword [rbp]",
+        f"mov edi, {PROTECTED + 0x20}; mov rsi, rbp; movsq",
     ],
     ids=["push", "movsq"],
 )
 def test_whatever_loads_from_mmio_gets_past_a_protected_mapping(host: HostName, code: str) -> None:
-    text = f"bd {DEVICE.to_bytes(4, 'little').hex()} {code} {END}"
+    text = f"mov ebp, {DEVICE}; {code} {END}"
     with ContractRig(host, text, 64, user=True) as rig:
         rig.bus.answers |= {DEVICE: 0x1122334455667788, DEVICE + 4: 0x11223344}
         rig.protect(READ)
@@ -189,17 +200,16 @@ def test_whatever_loads_from_mmio_gets_past_a_protected_mapping(host: HostName, 
 
 @on_each_host
 def test_load_from_mmio_before_the_store_does_not_help(host: HostName) -> None:
-    # mov ebp, DEVICE; mov rax, [rbp]; mov [PROTECTED], rax
-    code = f"bd {DEVICE.to_bytes(4, 'little').hex()} 488b4500 48890425 00003000 {END}"
+    code = f"mov ebp, {DEVICE}; mov rax, [rbp]; mov [{PROTECTED}], rax {END}"
     with ContractRig(host, code, 64, user=True) as rig:
         rig.protect(READ)
         assert isinstance(rig.run(), MemoryFault)
 
 
 @on_each_host
-@pytest.mark.parametrize(("code", "value"), [("d93b", 0x37F), ("dd3b", 0)], ids=["fnstcw", "fnstsw"])
+@pytest.mark.parametrize(("code", "value"), [("fnstcw", 0x37F), ("fnstsw", 0)])
 def test_two_x87_stores_are_emulated(host: HostName, code: str, value: int) -> None:
-    with ContractRig(host, f"dbe3 bb 20003000 {code} {END}", 64, user=True) as rig:
+    with ContractRig(host, f"fninit; mov ebx, {PROTECTED + 0x20}; {code} [rbx] {END}", 64, user=True) as rig:
         rig.replace_slot(readonly=True)
         assert rig.run() == Interrupted()
         assert stores(rig) == [(0x20, 2, value)]

@@ -7,7 +7,7 @@ from contract_hosts import END, ContractRig, HostName, family, on_each_host
 
 from casemate.host.exits import Interrupted
 
-TELL = f"e788 48c1e820 e788 {END}"
+TELL = f"out 0x88, eax; shr rax, 32; out 0x88, eax {END}"
 """RAX to a port, lower half first."""
 
 
@@ -20,7 +20,7 @@ def test_hypercall_is_answered_and_the_guest_goes_on(host: HostName, user: bool,
             "it rewrites the instruction to its own processor's, which in a read-only slot never ends"
         )
     result = -1 if user else 0 if number == 1 else -1000
-    with ContractRig(host, f"b8 {number:02x}000000 0f01d9 {TELL}", 64, user=user) as rig:
+    with ContractRig(host, f"mov eax, {number}; vmmcall; {TELL}", 64, user=user) as rig:
         assert rig.run() == Interrupted()
         assert rig.ended
         low, high = (value for _, port, _, value in rig.accesses if port == 0x88)

@@ -19,13 +19,12 @@ pytestmark = on_each_host
 
 WHERE = GuestRange(Gpa(PROTECTED), PAGE)
 DONE = 0x2000
-TELL = f"c605 {DONE.to_bytes(4, 'little').hex()} 01"  # mov byte [DONE], 1
+TELL = f"mov byte [{DONE}], 1;"
 
 
 def stores(count: int) -> str:
     """Write the low byte of ``count``, ``count`` - 1, ... to PROTECTED and up."""
-    # mov edi, PROTECTED; mov ecx, count; 1: mov [edi], cl; inc edi; loop 1b
-    return f"bf 00003000 b9 {count.to_bytes(4, 'little').hex()} 880f 47 e2fb"
+    return f"mov edi, {PROTECTED}; mov ecx, {count}; store{count}: mov [edi], cl; inc edi; loop store{count};"
 
 
 def expected(count: int) -> list[tuple[str, int, int, int]]:
@@ -84,7 +83,7 @@ def test_late_stores_are_whole_and_in_order(host: HostName, count: int, kvm_runs
 
 
 def test_load_comes_after_the_stores_before_it(host: HostName) -> None:
-    with LateRig(host, f"{stores(5)} a0 01003000 {stores(3)} e680 {END}") as rig:
+    with LateRig(host, f"{stores(5)} mov al, [{PROTECTED + 1}]; {stores(3)} out 0x80, al {END}") as rig:
         rig.bus.answers[PROTECTED + 1] = 0x42
         assert rig.run() == Interrupted()
         loaded = ("load", PROTECTED + 1, 1, 0x42)
@@ -92,8 +91,14 @@ def test_load_comes_after_the_stores_before_it(host: HostName) -> None:
 
 
 def test_late_stores_of_every_width_are_whole(host: HostName) -> None:
-    # mov [PROTECTED], al; [PROTECTED + 2], ax; [PROTECTED + 4], eax; and one that reaches out of the range
-    code = f"b8 44332211 a2 00003000 66a3 02003000 a3 04003000 a3 fe0f3000 {END}"
+    code = f"""
+        mov eax, 0x11223344
+        mov [{PROTECTED}], al
+        mov [{PROTECTED + 2}], ax
+        mov [{PROTECTED + 4}], eax
+        mov [{PROTECTED + 0xFFE}], eax  # reaches out of the range
+        {END}
+    """
     with LateRig(host, code) as rig:
         assert rig.run() == Interrupted()
         taken = [
@@ -105,7 +110,7 @@ def test_late_stores_of_every_width_are_whole(host: HostName) -> None:
 
 
 def test_stop_and_reset_find_nothing_undelivered(host: HostName) -> None:
-    with LateRig(host, f"{stores(7)} {TELL} ebfe") as rig:
+    with LateRig(host, f"{stores(7)} {TELL} jmp $") as rig:
         with rig.when_done(rig.vcpu.stop):
             assert rig.run() == Interrupted()
         assert rig.accesses == expected(7)
@@ -117,7 +122,7 @@ def test_stop_and_reset_find_nothing_undelivered(host: HostName) -> None:
 
 
 def test_stores_of_a_guest_without_exits_are_delivered_when_asked_for(host: HostName) -> None:
-    with LateRig(host, f"{stores(7)} {TELL} ebfe") as rig:
+    with LateRig(host, f"{stores(7)} {TELL} jmp $") as rig:
 
         def stop_at_the_last() -> None:
             if len(rig.accesses) == 7:
@@ -131,7 +136,7 @@ def test_stores_of_a_guest_without_exits_are_delivered_when_asked_for(host: Host
 
 def test_only_late_stores_say_so(host: HostName) -> None:
     # a write to the range, then one to where no slot is
-    with LateRig(host, f"{stores(1)} a3 000040fe {END}") as rig:
+    with LateRig(host, f"{stores(1)} mov [0xfe400000], eax {END}") as rig:
         seen: list[bool] = []
         rig.bus.on_write = lambda: seen.append(rig.vcpu.write_was_coalesced)
         assert rig.run() == Interrupted()
@@ -139,7 +144,7 @@ def test_only_late_stores_say_so(host: HostName) -> None:
 
 
 def test_slot_that_returns_takes_stores_at_once(host: HostName) -> None:
-    with LateRig(host, f"{stores(3)} e680 {stores(4)} e681 {stores(2)} {END}") as rig:
+    with LateRig(host, f"{stores(3)} out 0x80, al; {stores(4)} out 0x81, al; {stores(2)} {END}") as rig:
 
         def show_memory() -> None:
             rig.vm.coalesce_mmio(WHERE, enabled=False)

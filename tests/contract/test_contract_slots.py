@@ -18,8 +18,17 @@ from casemate.memory.backing import Backing
 
 pytestmark = on_each_host
 
-STORE = "c605 00003000 5a"  # mov byte [PROTECTED], 0x5a
+STORE = f"mov byte [{PROTECTED}], 0x5a;"
 ALIAS = 0x500000
+BY_TURNS = f"""
+    {STORE}
+    mov al, [{ALIAS}]
+    out 0x80, al
+    mov byte [{ALIAS}], 0x66
+    mov al, [{PROTECTED}]
+    out 0x80, al
+    {END}
+"""
 TABLES = 0x600000
 
 
@@ -66,33 +75,40 @@ def test_refused_slot_leaves_the_others_alone(host: HostName) -> None:
 
 
 def test_two_slots_over_the_same_memory_show_the_same_bytes(host: HostName) -> None:
-    code = f"{STORE} a0 00005000 e680 c605 00005000 66 a0 00003000 e680 {END}"
-    with ContractRig(host, code) as rig:
+    with ContractRig(host, BY_TURNS) as rig:
         rig.add(9, ALIAS, PAGE, rig.protected_hva)
         assert rig.run() == Interrupted()
         assert [entry[3] for entry in rig.accesses] == [0x5A, 0x66]
 
 
 def test_read_only_alias_follows_the_writable_slot(host: HostName) -> None:
-    code = f"{STORE} a0 00005000 e680 c605 00005000 66 a0 00003000 e680 {END}"
-    with ContractRig(host, code) as rig:
+    with ContractRig(host, BY_TURNS) as rig:
         rig.add(9, ALIAS, PAGE, rig.protected_hva, readonly=True)
         assert rig.run() == Interrupted()
         assert rig.accesses == [("out", 0x80, 1, 0x5A), ("write", ALIAS, 1, 0x66), ("out", 0x80, 1, 0x5A)]
 
 
 def test_read_only_slot_can_be_executed(host: HostName) -> None:
-    with ContractRig(host, f"b8 00003000 ffd0 e680 {END}") as rig:
-        rig.ram.writable.view[PROTECTED : PROTECTED + 3] = b"\xb0\x42\xc3"  # mov al, 0x42; ret
+    with ContractRig(host, f"mov eax, {PROTECTED}; call eax; out 0x80, al {END}") as rig:
+        rig.put(PROTECTED, "mov al, 0x42; ret")
         rig.replace_slot(readonly=True)
         assert rig.run() == Interrupted()
         assert rig.accesses == [("out", 0x80, 1, 0x42)]
 
 
 def test_hundreds_of_flips_keep_memory_and_mmio_apart(host: HostName) -> None:
-    # 300 times: port 0x80 removes the slot, a write goes to the bus, port 0x81 returns it read-only, a load reads it,
-    # port 0x82 returns it writable, a count lands.
-    code = f"b9 2c010000 e680 {STORE} e681 a0 00003000 e682 ff05 04003000 49 75e5 {END}"
+    code = f"""
+                mov ecx, 300
+        again:  out 0x80, al            # removes the slot
+                {STORE}                 # goes to the bus
+                out 0x81, al            # returns the slot, read-only
+                mov al, [{PROTECTED}]
+                out 0x82, al            # makes it writable
+                inc dword [{PROTECTED + 4}]
+                dec ecx
+                jne again
+                {END}
+    """
     with ContractRig(host, code) as rig:
         rig.bus.on_write_port[0x80] = lambda: rig.vm.delete_slot(3)
         rig.bus.on_write_port[0x81] = lambda: rig.add(3, PROTECTED, PAGE, rig.protected_hva, readonly=True)
@@ -105,7 +121,7 @@ def test_hundreds_of_flips_keep_memory_and_mmio_apart(host: HostName) -> None:
 def test_slot_deleted_under_a_running_vcpu_turns_into_mmio(host: HostName) -> None:
     if host != "kvm":
         pytest.skip("the modelled engine changes slots on the vCPU's thread only")
-    with ContractRig(host, f"fe05 00003000 ebf8 {END}") as rig:  # 1: inc byte [PROTECTED]; jmp 1b
+    with ContractRig(host, f"again: inc byte [{PROTECTED}]; jmp again {END}") as rig:
         threading.Timer(0.02, lambda: rig.vm.delete_slot(3)).start()
         rig.bus.answers[PROTECTED] = 0x10
 
@@ -121,7 +137,7 @@ def test_slot_deleted_under_a_running_vcpu_turns_into_mmio(host: HostName) -> No
 def test_unreadable_host_memory_is_a_fault(host: HostName) -> None:
     if host != "kvm":
         pytest.skip("the modelled engine reads host memory by itself, and would end with this process")
-    with ContractRig(host, f"8a0425 00003000 {END}", 64, user=True) as rig:
+    with ContractRig(host, f"mov al, [{PROTECTED}] {END}", 64, user=True) as rig:
         rig.protect(0)
         assert isinstance(rig.run(), MemoryFault)
         rig.protect(READ)
@@ -131,7 +147,7 @@ def test_unreadable_host_memory_is_a_fault(host: HostName) -> None:
 @pytest.mark.parametrize("readonly_slot", [True, False], ids=["slot", "mapping"])
 def test_page_tables_in_protected_memory_change_nothing_in_it(host: HostName, readonly_slot: bool) -> None:
     """Accessed and dirty bits are set already; even so hosts walk them as if they written."""
-    code = f"b8 00006000 0f22d8 90 {END}"  # mov eax, TABLES; mov cr3, eax; nop
+    code = f"mov eax, {TABLES}; mov cr3, rax; nop {END}"
     tables = Backing("tables", 4 * PAGE)
     view = tables.writable.view
     struct.pack_into("<Q", view, 0, TABLES + PAGE | 0x23)

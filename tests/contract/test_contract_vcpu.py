@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from time import monotonic
 
@@ -19,13 +20,14 @@ HOLE = 0xFE400000
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
 def test_image_runs_from_the_reset_vector(host: HostName, bits: Bits) -> None:
-    with ContractRig(host, f"b042 e680 {END}", bits) as rig:
+    with ContractRig(host, f"mov al, 0x42; out 0x80, al {END}", bits) as rig:
         assert rig.run() == Interrupted()
         assert rig.accesses == [("out", 0x80, 1, 0x42)]
 
 
 def test_ports_of_every_width_reach_the_bus(host: HostName) -> None:
-    with ContractRig(host, f"e490 e680 66e592 66e782 e594 e784 {END}") as rig:
+    code = "in al, 0x90; out 0x80, al; in ax, 0x92; out 0x82, ax; in eax, 0x94; out 0x84, eax"
+    with ContractRig(host, code + END) as rig:
         rig.bus.answers.update({0x90: 0x11, 0x92: 0x2222, 0x94: 0x44444444})
         assert rig.run() == Interrupted()
         assert [entry[1:] for entry in rig.accesses] == [
@@ -39,8 +41,14 @@ def test_ports_of_every_width_reach_the_bus(host: HostName) -> None:
 
 
 def test_mmio_of_every_width_reaches_the_bus(host: HostName) -> None:
-    # rbx = HOLE: load and write 1, 2, 4 and 8 bytes
-    code = f"bb 000040fe 8a03 8803 668b4302 66894302 8b4304 894304 488b4308 48894308 {END}"
+    code = f"""
+        mov ebx, {HOLE}
+        mov al, [rbx]; mov [rbx], al
+        mov ax, [rbx + 2]; mov [rbx + 2], ax
+        mov eax, [rbx + 4]; mov [rbx + 4], eax
+        mov rax, [rbx + 8]; mov [rbx + 8], rax
+        {END}
+    """
     answers = {HOLE: 0x11, HOLE + 2: 0x2222, HOLE + 4: 0x44444444, HOLE + 8: 0x8877665544332211}
     with ContractRig(host, code, 64) as rig:
         rig.bus.answers.update(answers)
@@ -55,8 +63,11 @@ def test_mmio_of_every_width_reaches_the_bus(host: HostName) -> None:
 
 
 def test_string_instructions_on_ports_move_every_unit(host: HostName) -> None:
-    # rep insb x5 from 0x90 to RAM, rep outsw x3 from RAM to 0x92
-    code = f"66ba9000 bf 00002000 b9 05000000 f36c 66ba9200 be 00102000 b9 03000000 66f36f {END}"
+    code = f"""
+        mov dx, 0x90; mov edi, 0x200000; mov ecx, 5; rep insb
+        mov dx, 0x92; mov esi, 0x201000; mov ecx, 3; rep outsw
+        {END}
+    """
     with ContractRig(host, code) as rig:
         rig.bus.answers[0x90] = 0x33
         rig.ram.writable.view[0x201000:0x201006] = bytes(range(1, 7))
@@ -67,7 +78,8 @@ def test_string_instructions_on_ports_move_every_unit(host: HostName) -> None:
 
 
 def test_long_string_instruction_crosses_pages(host: HostName) -> None:
-    code = f"66ba9000 bf 00082000 b9 00200000 f36c {END}"  # rep insb, 8 KiB from the middle of a page
+    # 8 KiB from the middle of a page
+    code = f"mov dx, 0x90; mov edi, 0x200800; mov ecx, 0x2000; rep insb {END}"
     with ContractRig(host, code) as rig:
         rig.bus.answers[0x90] = 0x5C
         assert rig.run() == Interrupted()
@@ -77,7 +89,7 @@ def test_long_string_instruction_crosses_pages(host: HostName) -> None:
 
 @pytest.mark.parametrize("user", [False, True], ids=["supervisor", "user"])
 def test_stop_ends_a_busy_loop_within_a_second(host: HostName, user: bool) -> None:
-    with ContractRig(host, f"ebfe {END}", 64, user=user) as rig:
+    with ContractRig(host, f"jmp $ {END}", 64, user=user) as rig:
         timer = threading.Timer(0.05, rig.vcpu.stop)
         timer.start()
         started = monotonic()
@@ -87,7 +99,7 @@ def test_stop_ends_a_busy_loop_within_a_second(host: HostName, user: bool) -> No
 
 
 def test_stop_before_the_run_ends_it_at_once_and_only_once(host: HostName) -> None:
-    with ContractRig(host, f"e680 {END}") as rig:
+    with ContractRig(host, f"out 0x80, al {END}") as rig:
         rig.vcpu.stop()
         rig.vcpu.stop()
         assert rig.run() == Interrupted()
@@ -97,7 +109,7 @@ def test_stop_before_the_run_ends_it_at_once_and_only_once(host: HostName) -> No
 
 
 def test_wake_does_not_end_a_run(host: HostName) -> None:
-    with ContractRig(host, f"e680 {END}") as rig:
+    with ContractRig(host, f"out 0x80, al {END}") as rig:
         rig.bus.on_write_port[0x80] = rig.vcpu.wake
         assert rig.run() == Interrupted()
         assert rig.ended
@@ -105,25 +117,30 @@ def test_wake_does_not_end_a_run(host: HostName) -> None:
 
 def test_stop_in_an_access_lets_it_finish(host: HostName) -> None:
     # eax takes what the port says although the stop comes in between; so does the load
-    code = f"e590 a3 00002000 e680 a1 000040fe a3 04002000 {END}"
+    code = f"in eax, 0x90; mov [0x200000], eax; out 0x80, al; mov eax, [{HOLE}]; mov [0x200004], eax {END}"
     with ContractRig(host, code) as rig:
         rig.bus.answers.update({0x90: 0x12345678, HOLE: 0x9ABCDEF0})
         rig.bus.on_read = rig.vcpu.stop
         while not rig.ended:
             assert rig.run() == Interrupted()
-        assert rig.ram_at(0x200000, 8) == bytes.fromhex("78563412 f0debc9a")
+        assert rig.ram_at(0x200000, 8) == struct.pack("<II", 0x12345678, 0x9ABCDEF0)
         assert len(rig.accesses) == 3
 
 
 @pytest.mark.parametrize(
     "access",
-    ["e590", "e780", "a1 000040fe", "a3 000040fe", "66ba9000 bf 00002000 b9 10000000 f36c"],
+    [
+        "in eax, 0x90",
+        "out 0x80, eax",
+        f"mov eax, [{HOLE}]",
+        f"mov [{HOLE}], eax",
+        "mov dx, 0x90; mov edi, 0x200000; mov ecx, 16; rep insb",
+    ],
     ids=["in", "out", "load", "write", "string"],
 )
 def test_reset_in_an_access_starts_over(host: HostName, access: str) -> None:
     # [PROTECTED] counts starts; the stop comes in the midst of the access of the first, which then never ends
-    skip = len(bytes.fromhex(access)) + 2
-    code = f"ff05 00003000 833d 00003000 02 74{skip:02x} {access} ebfe {END}"
+    code = f"inc dword [{PROTECTED}]; cmp dword [{PROTECTED}], 2; je again; {access}; jmp $; again: {END}"
     with ContractRig(host, code) as rig:
         rig.bus.on_read = rig.bus.on_write = rig.bus.on_write_port[0x80] = rig.vcpu.stop
         assert rig.run() == Interrupted()
@@ -138,7 +155,7 @@ def test_reset_in_an_access_starts_over(host: HostName, access: str) -> None:
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_reset_leaves_protected_and_long_mode(host: HostName, bits: Bits) -> None:
-    code = f"e680 {END}"
+    code = f"out 0x80, al {END}"
     with ContractRig(host, code, bits) as rig:
         for start in range(1, 4):
             assert rig.run() == Interrupted()
@@ -147,14 +164,14 @@ def test_reset_leaves_protected_and_long_mode(host: HostName, bits: Bits) -> Non
 
 
 def test_fault_without_a_handler_is_a_shutdown(host: HostName) -> None:
-    # lidt of an empty table, ud2
-    with ContractRig(host, f"0f011c25 00100000 0f0b {END}", 64) as rig:
+    # The table that is loaded is empty.
+    with ContractRig(host, f"lidt [0x1000]; ud2 {END}", 64) as rig:
         assert isinstance(rig.run(), Shutdown)
         assert not rig.ended
 
 
 def test_rip_can_be_set(host: HostName) -> None:
-    with ContractRig(host, f"e680 ebfe e681 {END}") as rig:
+    with ContractRig(host, f"out 0x80, al; jmp $; out 0x81, al {END}") as rig:
         rig.bus.on_write_port[0x80] = rig.vcpu.stop
         assert rig.run() == Interrupted()
         rip = rig.vcpu.rip()

@@ -58,7 +58,7 @@ def with_hook(engine, rip):
     return start(engine, rip)
 
 Engine.start = with_hook
-with SevRig(LOAD_IDT + f"b8 {(PROTECTED + 0xFFB).to_bytes(4, 'little').hex()} ffe0") as rig:
+with SevRig(LOAD_IDT + f"mov eax, {PROTECTED + 0xFFB}; jmp eax") as rig:
     rig.catch_vc()
     put_gate(rig, 6, HANDLER, 0x8E)
     code = bytes.fromhex("909090 66b8")  # nop; nop; nop; mov ax, what no slot backs

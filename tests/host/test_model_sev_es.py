@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+from support.assembler import assemble
 from support.guest_rig import PROTECTED, Rig
 
 from casemate.abi.guest_kind import GuestKind
@@ -23,6 +24,8 @@ from casemate.host.secure_processor import SevSetup
 
 HALTED = Hlt(interrupts_enabled=False)
 IDT, HANDLER, ERROR_CODE = 0x200000, 0x201000, 0x2000
+GHCB_MSR = 0xC0010130
+VMGEXIT = "db 0xf3; vmmcall"
 DEBUG_SWAP = SevSetup(VmType.SEV_ES, SevFeatures.DEBUG_SWAP)
 
 
@@ -38,7 +41,7 @@ class SevRig(Rig):
         era: str = "linux-6.8",
     ) -> None:
         hypervisor = ModelHypervisor(GuestClock(), era="linux-6.18" if setup else era)
-        super().__init__(bytes.fromhex(code), bits, hypervisor.create_vm(kind, setup))
+        super().__init__(code, bits, hypervisor.create_vm(kind, setup))
         processor = self.vm.secure_processor
         assert processor is not None
         processor.launch_start(0x5 if kind is GuestKind.SEV_ES else 0x1, None)
@@ -57,36 +60,36 @@ class SevRig(Rig):
         view[IDT + 8 * 29 : IDT + 8 * 30] = struct.pack(
             "<HHHH", HANDLER & 0xFFFF, CODE32, 0x8E00, HANDLER >> 16
         )
-        view[HANDLER : HANDLER + 7] = bytes.fromhex("58a300200000f4")  # pop eax; mov [ERROR_CODE], eax; hlt
+        self.put(HANDLER, f"pop eax; mov [{ERROR_CODE}], eax; hlt")
 
 
-LOAD_IDT = "0f011d 00100000"
+LOAD_IDT = "lidt [0x1000];"
 
 
 @pytest.mark.parametrize(
     ("instruction", "code"),
     [
-        ("0fa2", ExitCode.CPUID),
-        ("e4f4", ExitCode.IOIO),
-        ("66ba f803 ee", ExitCode.IOIO),
-        ("b9 1b000000 0f32", ExitCode.MSR),
-        ("b9 1b000000 0f30", ExitCode.MSR),
-        ("0f09", ExitCode.WBINVD),
-        ("0f08", ExitCode.INVD),
-        ("0f01d9", ExitCode.VMMCALL),
-        ("31c9 0f01c8", ExitCode.MONITOR),
-        ("0f01c9", ExitCode.MWAIT),
-        ("0f33", ExitCode.RDPMC),
-        ("0f21f8", ExitCode.READ_DR7),
-        ("31c0 0f23f8", ExitCode.WRITE_DR7),
-        ("a1 000040fe", ExitCode.NPF),
-        ("a3 000040fe", ExitCode.NPF),
+        ("cpuid", ExitCode.CPUID),
+        ("in al, 0xf4", ExitCode.IOIO),
+        ("mov dx, 0x3f8; out dx, al", ExitCode.IOIO),
+        ("mov ecx, 0x1b; rdmsr", ExitCode.MSR),
+        ("mov ecx, 0x1b; wrmsr", ExitCode.MSR),
+        ("wbinvd", ExitCode.WBINVD),
+        ("invd", ExitCode.INVD),
+        ("vmmcall", ExitCode.VMMCALL),
+        ("xor ecx, ecx; monitor", ExitCode.MONITOR),
+        ("mwait", ExitCode.MWAIT),
+        ("rdpmc", ExitCode.RDPMC),
+        ("mov eax, dr7", ExitCode.READ_DR7),
+        ("xor eax, eax; mov dr7, eax", ExitCode.WRITE_DR7),
+        ("mov eax, [0xfe400000]", ExitCode.NPF),
+        ("mov [0xfe400000], eax", ExitCode.NPF),
     ],
 )
 def test_what_a_sev_es_guest_may_not_do_raises_vc_before_anything_happened(
     instruction: str, code: int
 ) -> None:
-    with SevRig(LOAD_IDT + instruction + "f4") as rig:
+    with SevRig(LOAD_IDT + instruction + "; hlt") as rig:
         rig.catch_vc()
         assert rig.run() == HALTED
         assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == code
@@ -94,17 +97,19 @@ def test_what_a_sev_es_guest_may_not_do_raises_vc_before_anything_happened(
 
 
 @pytest.mark.parametrize(
-    "code", ["b40f 08c0", "b40f 09c0", "b0f0 b80fa3c090"], ids=["invd", "wbinvd", "lock bt"]
+    "code",
+    ["mov ah, 0x0f; or al, al", "mov ah, 0x0f; or eax, eax", "mov al, 0xf0; mov eax, 0x90c0a30f"],
+    ids=["invd", "wbinvd", "lock bt"],
 )
 def test_bytes_that_are_no_instruction_raise_nothing(code: str) -> None:
     """They lie across two instructions, or are an operand."""
-    with SevRig(LOAD_IDT + code + "f4") as rig:
+    with SevRig(LOAD_IDT + code + "; hlt") as rig:
         rig.catch_vc()
         assert rig.run() == HALTED
         assert rig.ram_at(ERROR_CODE, 4) == bytes(4)
 
 
-STORE_IDTR = "0f010d 10200000"
+STORE_IDTR = "sidt [0x2010]"
 IDTR = struct.pack("<HI", 8 * 32 - 1, IDT)
 
 
@@ -114,35 +119,34 @@ def put_gate(rig: Rig, vector: int, handler: int, attributes: int) -> None:
 
 
 def test_vc_by_a_gate_that_is_not_there_says_which() -> None:
-    with SevRig(LOAD_IDT + "0fa2 f4") as rig:
+    with SevRig(LOAD_IDT + "cpuid; hlt") as rig:
         rig.catch_vc()
         put_gate(rig, 11, HANDLER, 0x8E)
         put_gate(rig, 29, HANDLER, 0x0E)
-        handler = bytes.fromhex(
-            "58a300200000" + STORE_IDTR + "f4"
-        )  # pop eax; mov [ERROR_CODE], eax; sidt; hlt
-        rig.ram.writable.view[HANDLER : HANDLER + len(handler)] = handler
+        rig.put(HANDLER, f"pop eax; mov [{ERROR_CODE}], eax; {STORE_IDTR}; hlt")
         assert rig.run() == HALTED
         assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == 29 * 8 + 2
         assert rig.ram_at(0x2010, 6) == IDTR
 
 
 def test_vc_by_a_16_bit_gate_pushes_words() -> None:
-    with SevRig(LOAD_IDT + "0fa2 f4") as rig:
+    with SevRig(LOAD_IDT + "cpuid; hlt") as rig:
         rig.catch_vc()
         put_gate(rig, 29, 0x3000, 0x86)
-        # pop ax; mov [ERROR_CODE], ax; pop ax; mov [ERROR_CODE + 2], ax (IP); sidt; hlt
-        handler = bytes.fromhex("6658 66a300200000 6658 66a302200000" + STORE_IDTR + "f4")
-        rig.ram.writable.view[0x3000 : 0x3000 + len(handler)] = handler
+        words = f"pop ax; mov [{ERROR_CODE}], ax; pop ax; mov [{ERROR_CODE + 2}], ax"  # the error code, IP
+        rig.put(0x3000, f"{words}; {STORE_IDTR}; hlt")
         assert rig.run() == HALTED
         error_code, ip = struct.unpack("<HH", rig.ram_at(ERROR_CODE, 4))
         assert error_code == ExitCode.CPUID
-        assert rig.rom.writable.view[ip : ip + 2] == bytes.fromhex("0fa2")
+        assert rig.rom.writable.view[ip : ip + 2] == assemble("cpuid")
         assert rig.ram_at(0x2010, 6) == IDTR
 
 
 def test_cpuid_says_that_memory_is_encrypted() -> None:
-    code = "b8 1f000080 0fa2 a3 00200000 891d 04200000 b8 00000080 0fa2 a3 08200000 f4"
+    code = """
+        mov eax, 0x8000001f; cpuid; mov [0x2000], eax; mov [0x2004], ebx
+        mov eax, 0x80000000; cpuid; mov [0x2008], eax; hlt
+    """
     with SevRig(code, GuestKind.SEV) as rig:
         assert rig.run() == HALTED
         features, encryption, highest = struct.unpack("<III", rig.ram_at(0x2000, 12))
@@ -151,9 +155,9 @@ def test_cpuid_says_that_memory_is_encrypted() -> None:
         assert highest >= 0x8000001F
 
 
-@pytest.mark.parametrize("instruction", ["0f21f8", "b8 00040000 0f23f8"])
+@pytest.mark.parametrize("instruction", ["mov eax, dr7", "mov eax, 0x400; mov dr7, eax"])
 def test_debug_swap_leaves_dr7_to_the_guest(instruction: str) -> None:
-    with SevRig(LOAD_IDT + instruction + "f4", setup=DEBUG_SWAP) as rig:
+    with SevRig(LOAD_IDT + instruction + "; hlt", setup=DEBUG_SWAP) as rig:
         rig.catch_vc()
         assert rig.run() == HALTED
         assert rig.ram_at(ERROR_CODE, 4) == bytes(4)
@@ -168,13 +172,13 @@ def test_debug_swap_leaves_dr7_to_the_guest(instruction: str) -> None:
     ],
 )
 def test_sev_status_says_what_the_guest_is(kind: GuestKind, setup: SevSetup | None, status: int) -> None:
-    with SevRig("b9 310101c0 0f32 a3 00200000 f4", kind, setup=setup) as rig:
+    with SevRig(f"mov ecx, 0xc0010131; rdmsr; mov [{ERROR_CODE}], eax; hlt", kind, setup=setup) as rig:
         assert rig.run() == HALTED
         assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == status
 
 
 def test_well_behaved_guest_reaches_the_bus_by_vmgexit() -> None:
-    with SevRig("b0 41 e680 66ba f803 b0 42 ee f4") as rig:
+    with SevRig("mov al, 0x41; out 0x80, al; mov dx, 0x3f8; mov al, 0x42; out dx, al; hlt") as rig:
         assert rig.run() == HALTED
         assert rig.bus.log == [("out", 0x80, 1, 0x41), ("out", 0x3F8, 1, 0x42)]
         requests = rig.vm.guest_requests()
@@ -183,9 +187,12 @@ def test_well_behaved_guest_reaches_the_bus_by_vmgexit() -> None:
 
 def request(msr: int) -> str:
     """wrmsr of the GHCB MSR, vmgexit, and its answer to [ERROR_CODE]."""
-    low, high = (msr & 0xFFFFFFFF).to_bytes(4, "little").hex(), (msr >> 32).to_bytes(4, "little").hex()
-    write = f"b9 300101c0 b8 {low} ba {high} 0f30"
-    return write + "f30f01d9 b9 300101c0 0f32 a3 00200000 8915 04200000"
+    return f"""
+        mov ecx, {GHCB_MSR}; mov eax, {msr & 0xFFFFFFFF}; mov edx, {msr >> 32}; wrmsr
+        {VMGEXIT}
+        mov ecx, {GHCB_MSR}; rdmsr; mov [{ERROR_CODE}], eax; mov [{ERROR_CODE + 4}], edx
+        hlt
+    """
 
 
 @pytest.mark.parametrize(
@@ -199,7 +206,7 @@ def request(msr: int) -> str:
     ],
 )
 def test_msr_protocol_answers(asked: int, answer: int) -> None:
-    with SevRig(request(asked) + "f4") as rig:
+    with SevRig(request(asked)) as rig:
         assert rig.run() == HALTED
         assert int.from_bytes(rig.ram_at(ERROR_CODE, 8), "little") == answer
 
@@ -209,21 +216,21 @@ def test_plain_requests_need_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("asked for what the hooks can answer")
 
     monkeypatch.setattr(GhcbServer, "serve", serve)
-    with SevRig("b0 41 e680 e6f4 f4") as rig:
+    with SevRig("mov al, 0x41; out 0x80, al; out 0xf4, al; hlt") as rig:
         assert rig.run() == HALTED
         assert rig.bus.log == [("out", 0x80, 1, 0x41), ("out", 0xF4, 1, 0x41)]
         assert rig.vm.guest_requests()["vmgexits"] == {"0x7b": 2}
 
 
 def test_answer_leaves_valid_what_belongs_to_it_alone() -> None:
-    with SevRig("b0 41 e680 f4") as rig:
+    with SevRig("mov al, 0x41; out 0x80, al; hlt") as rig:
         assert rig.run() == HALTED
         assert rig.ram_at(GHCB + ghcb.SW_EXIT_INFO_1, 16) == bytes(16)
         assert rig.ram_at(GHCB + ghcb.VALID_BITMAP, ghcb.VALID_BITMAP_SIZE) == bytes(ghcb.VALID_BITMAP_SIZE)
 
 
 def test_termination_ends_the_run_with_its_reason() -> None:
-    with SevRig(request(0x100 | 1 << 16) + "f4") as rig:
+    with SevRig(request(0x100 | 1 << 16)) as rig:
         vm_exit = rig.run()
         assert isinstance(vm_exit, SevTermination)
         assert "unsupported protocol" in vm_exit.detail
@@ -252,7 +259,7 @@ def page(
     return bytes(block)
 
 
-ASK = f"b9 300101c0 b8 {GHCB.to_bytes(4, 'little').hex()} 31d2 0f30 f30f01d9 f4"
+ASK = f"mov ecx, {GHCB_MSR}; mov eax, {GHCB}; xor edx, edx; wrmsr; {VMGEXIT}; hlt"
 
 
 def test_mmio_store_by_ghcb_reaches_the_device_though_its_slot_is_live() -> None:
@@ -316,14 +323,14 @@ def test_hypercall_by_ghcb_gets_kvms_answer_in_rax_alone(number: int, privilege:
 
 
 def test_hypercall_that_raised_vc_is_counted() -> None:
-    with SevRig(LOAD_IDT + "0f01d9 f4") as rig:
+    with SevRig(LOAD_IDT + "vmmcall; hlt") as rig:
         rig.catch_vc()
         assert rig.run() == HALTED
         assert rig.vm.guest_requests()["vc"] == {"0x81": 1}
 
 
 def test_vmcall_stays_undefined_in_a_sev_es_guest() -> None:
-    with SevRig(LOAD_IDT + "0f01c1 f4") as rig:
+    with SevRig(LOAD_IDT + "vmcall; hlt") as rig:
         rig.catch_vc()
         assert isinstance(rig.run(), Shutdown)
 
@@ -337,7 +344,7 @@ def test_hypercall_by_ghcb_without_its_input_is_refused(fields: dict[int, int]) 
 
 
 def test_hypercall_of_a_sev_guest_is_answered_in_its_register() -> None:
-    with SevRig("b863000000 0f01d9 a3 00200000 f4", GuestKind.SEV) as rig:
+    with SevRig("mov eax, 99; vmmcall; mov [0x2000], eax; hlt", GuestKind.SEV) as rig:
         assert rig.run() == HALTED
         assert struct.unpack("<i", rig.ram_at(0x2000, 4)) == (-1000,)
 
@@ -353,7 +360,7 @@ def test_store_to_a_readonly_mapping_of_a_sealed_guest_tells_nothing() -> None:
     import mmap
 
     libc = ctypes.CDLL(None)
-    with SevRig("c605 00003000 5a f4", setup=DEBUG_SWAP) as rig:
+    with SevRig(f"mov byte [{PROTECTED}], 0x5a; hlt", setup=DEBUG_SWAP) as rig:
         hva = rig.ram.writable.hva + PROTECTED
         libc.mprotect(ctypes.c_void_p(hva), ctypes.c_size_t(0x1000), mmap.PROT_READ)
         rig.vm.mapping_changed(hva, 0x1000)  # type: ignore[arg-type]
@@ -363,13 +370,14 @@ def test_store_to_a_readonly_mapping_of_a_sealed_guest_tells_nothing() -> None:
 
 def test_memory_is_the_same_with_and_without_the_c_bit() -> None:
     """Virtual 8 MiB shows physical 2 MiB with the C-bit: code written there runs there, and shows in the plain view."""
-    code = (
-        "e680"
-        "48be 0020800000000000"  # rsi = 0x802000
-        "c706 b001c390 ffd6 88c3"  # mov al, 1; ret: call it
-        "c706 b002c390 ffd6 00c3"  # the same with 2
-        "881c25 00200000 f4"
-    )
+    code = """
+        out 0x80, al
+        mov esi, 0x802000
+        mov dword [rsi], 0x90c301b0; call rsi; mov bl, al   # mov al, 1; ret
+        mov dword [rsi], 0x90c302b0; call rsi; add bl, al   # the same with 2
+        mov [0x2000], bl
+        hlt
+    """
     with SevRig(code, GuestKind.SEV, bits=64) as rig:
         view = rig.ram.writable.view
 
@@ -383,7 +391,7 @@ def test_memory_is_the_same_with_and_without_the_c_bit() -> None:
 
 
 def test_mmio_with_the_c_bit_reaches_the_same_device() -> None:
-    code = "e680 48be 0000e0fe80000000 8b06 890425 00200000 f4"
+    code = f"out 0x80, al; mov rsi, {(512 << 30) + 0xFEE00000}; mov eax, [rsi]; mov [0x2000], eax; hlt"
     with SevRig(code, GuestKind.SEV, bits=64) as rig:
         rig.bus.answers[0xFEE00000] = 0x1234
         view = rig.ram.writable.view
@@ -400,7 +408,7 @@ def test_mmio_with_the_c_bit_reaches_the_same_device() -> None:
 
 
 def test_plain_guest_beside_a_sev_es_guest_raises_no_vc() -> None:
-    with SevRig("b0 41 e680 f4") as protected:
+    with SevRig("mov al, 0x41; out 0x80, al; hlt") as protected:
         vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
         with Rig("mov al, 0x42; out 0x80, al; cpuid; hlt", 32, vm) as plain:
             assert protected.run() == HALTED

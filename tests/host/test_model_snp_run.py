@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from support.assembler import assemble
 from support.guest_rig import RAM_SIZE, Rig
 
 from casemate.abi.guest_kind import GuestKind
@@ -27,12 +28,15 @@ HALTED = Hlt(interrupts_enabled=False)
 PAGE = 0x1000
 IDT, LARGE, SPARE = 0x3000, 0x200000, 0x300000
 RIGHT_CODE = 0x40
-LOAD_IDT = "0f011d 00300000"
-TELL = "0fb6c0 c1e010 0d00010000 31d2 b9300101c0 0f30 f30f01d9 f4"
+GHCB_MSR = 0xC0010130
+LOAD_IDT = f"lidt [{IDT}];"
+VMGEXIT = "db 0xf3; vmmcall;"
+TELL = f"movzx eax, al; shl eax, 16; or eax, 0x100; xor edx, edx; mov ecx, {GHCB_MSR}; wrmsr; {VMGEXIT} hlt"
 """Ends the guest; AL is the reason that is told."""
-TELL_RESULT = "0f92c3 c0e307 08d8" + TELL
+TELL_RESULT = "setb bl; shl bl, 7; or al, bl;" + TELL
 """AL is EAX of the instruction before, and bit 7 its carry flag."""
-VMGEXIT_AT_SPARE = "8a042500003000 b9300101c0 b800003000 31d2 0f30 f30f01d9 f4"
+ASK_AT_SPARE = f"mov ecx, {GHCB_MSR}; mov eax, {SPARE}; xor edx, edx; wrmsr; {VMGEXIT} hlt"
+VMGEXIT_AT_SPARE = f"mov al, [{SPARE}];" + ASK_AT_SPARE
 """In 64-bit code whose page tables know no C-bit: touch the page, so that it is shared, and ask with it as GHCB."""
 
 
@@ -41,9 +45,7 @@ class SnpRig(Rig):
 
     def __init__(self, code: str, bits: Bits = 32) -> None:
         setup = SevSetup(VmType.SNP)
-        super().__init__(
-            bytes.fromhex(code), bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup)
-        )
+        super().__init__(code, bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup))
         self.add(5, SPARE + PAGE, RAM_SIZE - SPARE - PAGE, Hva(self.ram.writable.hva + SPARE + PAGE))
         processor = self.vm.snp_processor
         assert processor is not None
@@ -88,9 +90,7 @@ class SnpRig(Rig):
         page[:6] = struct.pack("<HI", 8 * 32 - 1, IDT + 0x100)
         gate = struct.pack("<HHHH", handler & 0xFFFF, CODE32, 0x8E00, handler >> 16)
         page[0x100 + 8 * 29 : 0x100 + 8 * 30] = gate
-        code = bytes.fromhex(
-            "58 3d04040000 0f94c0 c0e006" + TELL
-        )  # pop eax; cmp eax, 0x404; sete al; shl al, 6
+        code = assemble("pop eax; cmp eax, 0x404; sete al; shl al, 6;" + TELL)
         page[0x800 : 0x800 + len(code)] = code
         return bytes(page)
 
@@ -104,22 +104,20 @@ def told(code: str) -> int:
 
 
 def pvalidate(gpa: int, *, large: int = 0, validate: int = 1) -> str:
-    words = (b"\xb8", gpa), (b"\xb9", large), (b"\xba", validate)
-    return b"".join(opcode + struct.pack("<I", value) for opcode, value in words).hex() + "f20f01ff"
+    return f"mov eax, {gpa}; mov ecx, {large}; mov edx, {validate}; pvalidate;"
 
 
 def rmpadjust(gpa: int, attributes: int) -> str:
-    words = (b"\xb8", gpa), (b"\xb9", 0), (b"\xba", attributes)
-    return b"".join(opcode + struct.pack("<I", value) for opcode, value in words).hex() + "f30f01fe"
+    # RMPADJUST, which the assembler knows in 64-bit code only
+    return f"mov eax, {gpa}; mov ecx, 0; mov edx, {attributes}; db 0xf3, 0x0f, 0x01, 0xfe;"
 
 
 def state_request(gpa: int, operation: int) -> str:
     low, high = gpa | 0x14, operation << 20
-    setup = b"\xb9\x30\x01\x01\xc0\xb8" + struct.pack("<I", low) + b"\xba" + struct.pack("<I", high)
-    return setup.hex() + "0f30 f30f01d9"
+    return f"mov ecx, {GHCB_MSR}; mov eax, {low}; mov edx, {high}; wrmsr; {VMGEXIT}"
 
 
-STORE, LOAD = "c60500003000 5a", "a000003000"
+STORE, LOAD = f"mov byte [{SPARE}], 0x5a;", f"mov al, [{SPARE}];"
 """To and from SPARE."""
 
 
@@ -147,14 +145,16 @@ def test_instructions_return_what_the_processor_does(code: str, result: int) -> 
     assert told(code + TELL_RESULT) == result
 
 
-@pytest.mark.parametrize("access", [STORE, LOAD, "b800003000 ffe0"], ids=["write", "load", "fetch"])
+@pytest.mark.parametrize(
+    "access", [STORE, LOAD, f"mov eax, {SPARE}; jmp eax;"], ids=["write", "load", "fetch"]
+)
 def test_page_that_the_guest_did_not_take_raises_vc(access: str) -> None:
-    assert told(access + "31c0" + TELL) == RIGHT_CODE
+    assert told(access + "xor eax, eax;" + TELL) == RIGHT_CODE
     assert told(pvalidate(SPARE) + STORE + pvalidate(SPARE, validate=0) + access + TELL) == RIGHT_CODE
 
 
 def test_taken_page_holds_what_the_guest_stores_and_the_host_sees_nothing() -> None:
-    with SnpRig(LOAD_IDT + pvalidate(SPARE) + STORE + "b000" + LOAD + TELL) as rig:
+    with SnpRig(LOAD_IDT + pvalidate(SPARE) + STORE + "mov al, 0;" + LOAD + TELL) as rig:
         ended = rig.run()
         assert isinstance(ended, SevTermination)
         assert "code 0x5a" in ended.detail
@@ -178,14 +178,14 @@ def test_pvalidate_of_a_shared_page_ends_in_a_nested_page_fault() -> None:
 
 
 def test_shared_access_makes_the_page_shared_as_qemu_does() -> None:
-    with SnpRig("c6042500003000 5a f4", bits=64) as rig:
+    with SnpRig(STORE + "hlt", bits=64) as rig:
         assert rig.run() == HALTED
         assert rig.ram_at(SPARE, 1) == b"\x5a"
         assert rig.vm.guest_requests()["page_states"]["shared unasked"] == 1
 
 
 def test_ghcb_that_is_not_shared_ends_the_guest() -> None:
-    with SnpRig("b9300101c0 b800003000 31d2 0f30 f30f01d9 f4") as rig:
+    with SnpRig(ASK_AT_SPARE) as rig:
         ended = rig.run()
         assert isinstance(ended, SevTermination)
         assert "did not share" in ended.detail
@@ -252,7 +252,7 @@ def test_requests_by_ghcb(code: int, fields: dict[str, int], answer: tuple[int, 
 
 
 def test_firmware_status_of_a_refused_message_is_told_to_the_guest() -> None:
-    touch = "8a042500103000 8a042500203000"
+    touch = "mov al, [0x301000]; mov al, [0x302000];"
     with SnpRig(touch + VMGEXIT_AT_SPARE, bits=64) as rig:
         rig.ghcb(ExitCode.GUEST_REQUEST, info1=0x301000, info2=0x302000)
         assert rig.run() == HALTED

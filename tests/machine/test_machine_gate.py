@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.assembler import assemble
+from support.second_vcpu import start_second
 
 from casemate.address import Gpa
 from casemate.errors import UnsupportedError
@@ -21,26 +22,12 @@ from casemate.machine.spec import MachineSpec
 
 MIB = 1 << 20
 COUNTER, OTHER_COUNTER = 0x9000, 0x9004
-COUNT = b"\xff\x05" + struct.pack("<I", COUNTER) + b"\xeb\xf8"  # 1: inc dword [COUNTER]; jmp 1b
-OTHER_COUNT = b"\x66\xff\x06" + struct.pack("<H", OTHER_COUNTER) + b"\xeb\xf9"  # the same in real mode
+COUNT = assemble(f"again: inc dword [{COUNTER}]; jmp again")
+OTHER_COUNT = f"again: inc dword [{OTHER_COUNTER}]; jmp again"
 ROUNDS = {"model": 20_000_000, "kvm": 200_000}
 """Increments in about a second; a KVM in software is much slower than the model."""
 BETWEEN_PAUSES = {"model": 400_000, "kvm": 4000}
 """Increments that are waited for: where each pause lets a slow guest do one or two, it would never come to its end."""
-LAPIC = 0xFEE00000
-
-
-def put(gpa: int, value: int) -> bytes:
-    return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
-
-
-def start_other() -> bytes:
-    """vCPU 1 counts too."""
-    padded = OTHER_COUNT + bytes(-len(OTHER_COUNT) % 4)
-    words = struct.unpack(f"<{len(padded) // 4}I", padded)
-    copy = b"".join(put(0x8000 + 4 * index, word) for index, word in enumerate(words))
-    wake = put(LAPIC + 0xF0, 0x1FF) + put(LAPIC + 0x310, 1 << 24)
-    return copy + wake + put(LAPIC + 0x300, 0x4500) + put(LAPIC + 0x300, 0x4608)
 
 
 class Running:
@@ -129,7 +116,7 @@ def test_paused_guest_changes_nothing_until_it_goes_on(start: Start, host: str) 
 
 
 def test_both_vcpus_stand_still(start: Start) -> None:
-    guest = start(start_other() + COUNT, "kvm", 2)
+    guest = start(start_second(OTHER_COUNT) + COUNT, "kvm", 2)
     for _ in range(20):
         guest.counts_on(COUNTER, OTHER_COUNTER)
         guest.machine.vcpus.gate.pause()
@@ -141,13 +128,17 @@ def test_both_vcpus_stand_still(start: Start) -> None:
 def test_pauses_lose_and_repeat_nothing(start: Start, host: str) -> None:
     """Each increment happens once, however often the guest is paused meanwhile."""
     rounds = ROUNDS[host]
-    code = (
-        b"\xb9" + struct.pack("<I", rounds)
-        + b"\xff\x05" + struct.pack("<I", COUNTER) + b"\x49\x75\xf7"  # 1: inc dword [COUNTER]; dec ecx; jnz 1b
-        + b"\x81\x3d" + struct.pack("<II", COUNTER, rounds)  # cmp dword [COUNTER], rounds
-        + b"\x0f\x94\xc0\xe6\xf4\xeb\xfe"  # sete al; out 0xf4, al; jmp $
-    )  # fmt: skip
-    guest = start(code, host, paused=True)
+    code = f"""
+                mov ecx, {rounds}
+        again:  inc dword [{COUNTER}]
+                dec ecx
+                jne again
+                cmp dword [{COUNTER}], {rounds}
+                sete al
+                out 0xf4, al
+                jmp $
+    """
+    guest = start(assemble(code), host, paused=True)
     pauses = 0
     while guest.machine.state.ending is None:
         wanted = guest.count() + BETWEEN_PAUSES[host]
@@ -191,11 +182,18 @@ def test_reset_of_a_paused_guest_is_made_at_once(start: Start, host: str) -> Non
 @on_each_host
 def test_halted_guest_can_be_paused_and_only_a_reset_wakes_it(start: Start, host: str) -> None:
     """It halts at its first start and ends at its second."""
-    again = b"\x80\x3d" + struct.pack("<IB", COUNTER, 0) + b"\x75\x0a"  # cmp byte [COUNTER], 0; jne over
-    halt = (
-        b"\xfe\x05" + struct.pack("<I", COUNTER) + b"\xfa\xf4\xeb\xfe"
-    )  # inc byte [COUNTER]; cli; hlt; jmp $
-    guest = start(again + halt + b"\xb0\x05\xe6\xf4\xeb\xfe", host)
+    code = f"""
+                cmp byte [{COUNTER}], 0
+                jne second
+                inc byte [{COUNTER}]
+                cli
+                hlt
+                jmp $
+        second: mov al, 5
+                out 0xf4, al
+                jmp $
+    """
+    guest = start(assemble(code), host)
     while guest.count() == 0:
         pass
     guest.machine.vcpus.gate.pause()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
+from support.booting import BootCli, TinyGuest
 from support.firmware_images import require_image
 
-from casemate.cli import main
 from casemate.events import Event
-from casemate.guests.entry import make_image
 from casemate.machine.console import Console
 from casemate.machine.last_words import LINES, PROMPTS
 
@@ -96,63 +92,42 @@ def test_debug_port_is_heard_as_well() -> None:
     assert len(reasons) == 1
 
 
-def boot(tmp_path: Path, code: bytes, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
-    """The document of a tiny guest's run."""
-    image = tmp_path / "guest.bin"
-    image.write_bytes(make_image(code, 32))
-    words = ["boot", "--host", "model", "--memory", "16M", "--bios", str(image), "--timeout", "30", "--json"]
-    assert main([*words, *options]) == 1
-    document: dict[str, object] = json.loads(capsys.readouterr().out)
-    return document
+MODEL = ("--host", "model", "--json")
+TINY = (*MODEL, "--memory", "16M", "--timeout", "30", "--bios")
 
 
-def test_run_ends_with_reason_and_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = boot(tmp_path, say(NO_OPTION), capsys, "--until", "Shell> ")
+def test_run_ends_with_reason_and_remedy(boot_cli: BootCli, tiny_guest: TinyGuest) -> None:
+    document = boot_cli("--until", "Shell> ", *TINY, tiny_guest(say(NO_OPTION))).document
     assert document["outcome"] == "gave-up"
     assert "--kernel" in str(document["detail"])
 
 
 def test_guest_that_halts_for_good_ends_the_run_that_waits_for_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    boot_cli: BootCli, tiny_guest: TinyGuest
 ) -> None:
-    document = boot(tmp_path, b"\xfa\xf4", capsys, "--until", "Shell> ")  # cli; hlt
+    document = boot_cli("--until", "Shell> ", *TINY, tiny_guest("cli; hlt")).document
     assert (document["outcome"], document["exit_code"]) == ("gave-up", 1)
     assert "halted" in str(document["detail"])
 
 
-def test_prompt_without_anybody_to_type_ends_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    image = tmp_path / "guest.bin"
-    image.write_bytes(make_image(say("Shell> "), 32))
-    assert (
-        main(
-            ["boot", "--host", "model", "--memory", "16M", "--bios", str(image), "--timeout", "30", "--json"]
-        )
-        == 0
-    )
-    assert json.loads(capsys.readouterr().out)["outcome"] == "left"
+def test_prompt_without_anybody_to_type_ends_the_run(boot_cli: BootCli, tiny_guest: TinyGuest) -> None:
+    ended = boot_cli(*TINY, tiny_guest(say("Shell> ")))
+    assert (ended.code, ended.document["outcome"]) == (0, "left")
 
 
 @pytest.mark.boot
 def test_firmware_without_an_own_boot_option_gives_up_as_bios_and_says_how_its_shell_is_reached(
-    capsys: pytest.CaptureFixture[str],
+    boot_cli: BootCli,
 ) -> None:
     image = require_image("OVMF.fd", "sid")
-    code = main(
-        ["boot", "--host", "model", "--bios", str(image), "--until", "Shell> ", "--timeout", "100", "--json"]
-    )
-    document = json.loads(capsys.readouterr().out)
-    assert (code, document["outcome"]) == (1, "gave-up")
-    assert "--bios" in document["detail"]
+    ended = boot_cli(*MODEL, "--timeout", "100", "--until", "Shell> ", "--bios", image)
+    assert (ended.code, ended.document["outcome"]) == (1, "gave-up")
+    assert "--bios" in ended.document["detail"]
 
 
 @pytest.mark.boot
-def test_probes_of_plain_firmware_by_bios_are_no_violations(capsys: pytest.CaptureFixture[str]) -> None:
+def test_probes_of_plain_firmware_by_bios_are_no_violations(boot_cli: BootCli) -> None:
     image = require_image("OVMF.fd", "trixie")
-    main(
-        ["boot", "--host", "model", "--bios", str(image), "--until", "Shell> ", "--timeout", "100", "--json"]
-    )
-    writes = json.loads(capsys.readouterr().out)["writes"]
+    writes = boot_cli(*MODEL, "--timeout", "100", "--until", "Shell> ", "--bios", image).document["writes"]
     assert writes["probes"] >= 2
     assert (writes["violations"], writes["events"]) == (0, [])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
+from support.assembler import assemble
 
 from casemate.errors import SpecError
 from casemate.guests.entry import IMAGE_SIZE, make_image
@@ -16,17 +16,17 @@ from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.protection import OnWrite
 
 UNIT1 = (1 << 32) - 2 * IMAGE_SIZE
-EXIT = "b0 07 e6f4"  # mov al, 7; out 0xf4, al
+EXIT = "mov al, 7; out 0xf4, al"
 
 
-def store(gpa: int, value: int) -> bytes:
-    return b"\xc6\x05" + struct.pack("<IB", gpa, value)  # mov byte [gpa], value
+def store(gpa: int, value: int) -> str:
+    return f"mov byte [{gpa}], {value};"
 
 
 def guest(folder: Path, *stores: tuple[int, int]) -> tuple[Path, Path]:
-    code = b"".join(store(gpa, value) for gpa, value in stores) + bytes.fromhex(EXIT)
+    code = "".join(store(gpa, value) for gpa, value in stores) + EXIT
     unit0, unit1 = folder / "code.fd", folder / "vars.fd"
-    unit0.write_bytes(make_image(code, 32))
+    unit0.write_bytes(make_image(assemble(code), 32))
     unit1.write_bytes(b"\xee" * IMAGE_SIZE)
     return unit0, unit1
 
@@ -75,9 +75,8 @@ def test_dropped_store_changes_nothing_and_the_guest_goes_on(tmp_path: Path, pro
 
 
 def test_store_that_cannot_be_dropped_kills_the_guest(tmp_path: Path) -> None:
-    code = b"\x86\x05" + struct.pack("<I", UNIT1) + bytes.fromhex(EXIT)  # xchg [UNIT1], al
     unit0, unit1 = guest(tmp_path)
-    unit0.write_bytes(make_image(code, 32))
+    unit0.write_bytes(make_image(assemble(f"xchg [{UNIT1}], al; {EXIT}"), 32))
     spec = MachineSpec(
         code=unit0, variables=unit1, machine="bare", memory=4 << 20, protection="vma", on_write=OnWrite.DROP
     )
@@ -89,9 +88,8 @@ def test_store_that_cannot_be_dropped_kills_the_guest(tmp_path: Path) -> None:
 @lifting
 def test_store_of_the_emulator_is_named_with_its_instruction(tmp_path: Path, protection: str) -> None:
     unit0, unit1 = guest(tmp_path)
-    # mov edi, UNIT1; mov dx, 0x80; mov ecx, 4; rep insb
-    code = b"\xbf" + struct.pack("<I", UNIT1) + bytes.fromhex("66ba8000 b904000000 f36c" + EXIT)
-    unit0.write_bytes(make_image(code, 32))
+    code = f"mov edi, {UNIT1}; mov dx, 0x80; mov ecx, 4; rep insb; {EXIT}"
+    unit0.write_bytes(make_image(assemble(code), 32))
     spec = MachineSpec(
         code=unit0,
         variables=unit1,
@@ -162,9 +160,9 @@ def test_plain_guest_with_a_lifting_protection_must_say_what_a_store_does(
 
 def test_bios_image_is_a_rom(tmp_path: Path) -> None:
     image = tmp_path / "bios.bin"
-    image.write_bytes(make_image(store(0xFFFFFF00, 0x41) + bytes.fromhex(EXIT), 32))
+    image.write_bytes(make_image(assemble(store(0xFFFFFF00, 0x41) + EXIT), 32))
     outcome = boot(MachineSpec(bios=image, machine="bare", memory=4 << 20), timeout=20)
     assert outcome.ending is Ending.EXIT_PORT
     assert outcome.report["writes"]["violations"] == 1
     assert outcome.report["bios"]["protection"] == "readonly-slot"
-    assert image.read_bytes() == make_image(store(0xFFFFFF00, 0x41) + bytes.fromhex(EXIT), 32)
+    assert image.read_bytes() == make_image(assemble(store(0xFFFFFF00, 0x41) + EXIT), 32)

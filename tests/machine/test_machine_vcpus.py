@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from support.assembler import assemble
+from support.second_vcpu import start_second
 
 from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
 from casemate.cli import main
@@ -25,25 +27,8 @@ from casemate.machine.outcome import Ending, Outcome
 from casemate.machine.spec import MachineSpec
 
 MIB = 1 << 20
-LAPIC = 0xFEE00000
-TRAMPOLINE = 0x8000
 COUNTER = 0x9000
-SPIN = b"\xeb\xfe"  # jmp $
-
-
-def put(gpa: int, value: int) -> bytes:
-    return b"\xc7\x05" + struct.pack("<II", gpa, value)  # mov dword [gpa], value
-
-
-def start_other(code: bytes, then: bytes = SPIN) -> bytes:
-    """32-bit code that lets vCPU 1 do ``code`` in real mode at 0x8000, and then goes on with ``then``."""
-    padded = code + bytes(-len(code) % 4)
-    words = struct.unpack(f"<{len(padded) // 4}I", padded)
-    copy = b"".join(put(TRAMPOLINE + 4 * index, word) for index, word in enumerate(words))
-    enable = put(LAPIC + 0xF0, 0x1FF)
-    init = put(LAPIC + 0x310, 1 << 24) + put(LAPIC + 0x300, 0x4500)
-    start = put(LAPIC + 0x310, 1 << 24) + put(LAPIC + 0x300, 0x4600 | TRAMPOLINE >> 12)
-    return copy + enable + init + start + then
+SPIN = "jmp $"
 
 
 def require_kvm() -> None:
@@ -61,7 +46,7 @@ def run(folder: Path, code: bytes, vcpus: int = 2, timeout: float = 20) -> Outco
 
 
 def test_second_vcpu_is_started_by_the_first(tmp_path: Path) -> None:
-    outcome = run(tmp_path, start_other(b"\xb0\x42\xe6\xf4\xf4"))  # mov al, 0x42; out 0xf4, al; hlt
+    outcome = run(tmp_path, start_second("mov al, 0x42; out 0xf4, al; hlt") + assemble(SPIN))
     assert outcome.ending is Ending.EXIT_PORT
     assert outcome.report["exit_port"] == 0x42
     assert outcome.report["guest"]["vcpus"] == 2
@@ -74,20 +59,23 @@ def test_second_vcpu_waits_until_it_is_started(tmp_path: Path) -> None:
 
 def test_reset_by_one_vcpu_resets_all(tmp_path: Path) -> None:
     """The second vCPU counts in memory and asks for the reset; the first ends the run at its third start."""
-    count = b"\xfe\x06" + struct.pack("<H", COUNTER)  # inc byte [COUNTER]
-    reset = b"\xba\xf9\x0c\xb0\x06\xee\xeb\xfe"  # mov dx, 0xcf9; mov al, 6; out dx, al; jmp $
-    check = b"\x80\x3d" + struct.pack("<IB", COUNTER, 2) + b"\x75\x06"  # cmp byte [COUNTER], 2; jne over
-    done = b"\xb0\x09\xe6\xf4\xeb\xfe"  # mov al, 9; out 0xf4, al; jmp $
-    outcome = run(tmp_path, check + done + start_other(count + reset))
+    first = assemble(f"cmp byte [{COUNTER}], 2; jne start; mov al, 9; out 0xf4, al; jmp $; start:")
+    second = f"inc byte [{COUNTER}]; mov dx, 0xcf9; mov al, 6; out dx, al; jmp $"
+    outcome = run(tmp_path, first + start_second(second) + assemble(SPIN))
     assert outcome.report["exit_port"] == 9
 
 
 def test_both_vcpus_print_one_at_a_time(tmp_path: Path) -> None:
     """Each sends 200 bytes to the serial port; what arrives is all of them, whole."""
-    other = b"\xba\xf8\x03\xb9\xc8\x00\xb0\x62\xee\xe2\xfd\xfe\x06" + struct.pack("<H", COUNTER) + b"\xeb\xfe"
-    own = b"\x66\xba\xf8\x03\xb9\xc8\x00\x00\x00\xb0\x61\xee\xe2\xfd"
-    wait = b"\x80\x3d" + struct.pack("<IB", COUNTER, 1) + b"\x75\xf7"  # 1: cmp byte [COUNTER], 1; jne 1b
-    outcome = run(tmp_path, start_other(other, own + wait + tell(1)))
+    second = f"mov dx, 0x3f8; mov cx, 200; mov al, 0x62; print: out dx, al; loop print; inc byte [{COUNTER}]; jmp $"
+    first = f"""
+                mov dx, 0x3f8; mov ecx, 200; mov al, 0x61
+        print:  out dx, al
+                loop print
+        wait:   cmp byte [{COUNTER}], 1
+                jne wait
+    """
+    outcome = run(tmp_path, start_second(second) + assemble(first) + tell(1))
     assert outcome.report["exit_port"] == 1
     assert (outcome.serial.count("a"), outcome.serial.count("b")) == (200, 200)
 
@@ -112,7 +100,7 @@ def test_two_vcpus_program_flash_by_turns(tmp_path: Path) -> None:
         + b"\x67\xc6\x05" + flag + b"\x00\xe2\xe7\xeb\xfe"  # mov byte [COUNTER], 0; loop 1b; jmp $
     )  # fmt: skip
     require_kvm()
-    (tmp_path / "code.fd").write_bytes(make_image(start_other(theirs, ours + tell(1)), 32))
+    (tmp_path / "code.fd").write_bytes(make_image(start_second(theirs) + ours + tell(1), 32))
     (tmp_path / "vars.fd").write_bytes(b"\xee" * IMAGE_SIZE)
     spec = MachineSpec(code=tmp_path / "code.fd", variables=tmp_path / "vars.fd", memory=4 * MIB, vcpus=2)
     outcome = boot(spec, timeout=60, hypervisor=lambda clock: KvmHypervisor())
@@ -124,7 +112,7 @@ def test_two_vcpus_program_flash_by_turns(tmp_path: Path) -> None:
 def test_timeout_ends_two_busy_vcpus(tmp_path: Path) -> None:
     before = threading.active_count()
     started = time.monotonic()
-    outcome = run(tmp_path, start_other(SPIN), timeout=0.5)
+    outcome = run(tmp_path, start_second(SPIN) + assemble(SPIN), timeout=0.5)
     assert outcome.ending is Ending.TIMEOUT
     assert time.monotonic() - started < 1.5
     assert threading.active_count() == before
@@ -134,7 +122,7 @@ def test_timeout_ends_two_busy_vcpus(tmp_path: Path) -> None:
 def test_signals_end_two_busy_vcpus(tmp_path: Path, number: signal.Signals, code: int) -> None:
     require_kvm()
     (tmp_path / "bios.bin").write_bytes(
-        make_image(start_other(SPIN, tell(1)[:0] + b"\x66\xba\xf8\x03\xb0\x21\xee" + SPIN), 32)
+        make_image(start_second(SPIN) + assemble("mov dx, 0x3f8; mov al, 0x21; out dx, al; jmp $"), 32)
     )
     line = ["boot", "--host", "kvm", "--cpus", "2", "--bios", str(tmp_path / "bios.bin"), "--serial", "stdio"]
     process = subprocess.Popen(
@@ -156,7 +144,7 @@ def test_fifty_starts_of_two_vcpus_leave_nothing_behind(tmp_path: Path) -> None:
     run(tmp_path, tell(1))
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(50):
-        assert run(tmp_path, start_other(SPIN, tell(1))).report["exit_port"] == 1
+        assert run(tmp_path, start_second(SPIN) + tell(1)).report["exit_port"] == 1
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.assembler import assemble
 from support.confidential_launches import Launch, sev_es, write_guest, write_variables
 
 from casemate.cli import main
@@ -18,7 +19,7 @@ from casemate.machine.spec import MachineSpec
 
 
 def boot_code(folder: Path, code: str, host: str, timeout: float = 20) -> Outcome:
-    (folder / "guest.bin").write_bytes(make_image(bytes.fromhex(code), 32))
+    (folder / "guest.bin").write_bytes(make_image(assemble(code), 32))
     make = None
     if host == "kvm":
         try:
@@ -35,7 +36,7 @@ on_each_host = pytest.mark.parametrize("host", ["model", "kvm"])
 
 @on_each_host
 def test_spinning_guest_ends_and_says_where(tmp_path: Path, host: str) -> None:
-    outcome = boot_code(tmp_path, "ebfe", host)
+    outcome = boot_code(tmp_path, "jmp $", host)
     assert (outcome.ending, outcome.exit_code) == (Ending.STUCK, 1)
     assert (
         "0.2 s of processor time without an access to any device: the guest loops at 0xffff" in outcome.detail
@@ -44,7 +45,9 @@ def test_spinning_guest_ends_and_says_where(tmp_path: Path, host: str) -> None:
 
 
 @on_each_host
-@pytest.mark.parametrize("code", ["faf4 ebfc", "e480 ebfc"], ids=["halted", "polling"])
+@pytest.mark.parametrize(
+    "code", ["again: cli; hlt; jmp again", "again: in al, 0x80; jmp again"], ids=["halted", "polling"]
+)
 def test_guest_that_waits_is_left_alone(tmp_path: Path, host: str, code: str) -> None:
     assert boot_code(tmp_path, code, host, timeout=1).ending is Ending.TIMEOUT
 
@@ -56,7 +59,7 @@ def test_sealed_guest_is_told_the_likely_cause(tmp_path: Path, era: str, says: s
     from casemate.confidential.preparation import LaunchOptions
 
     features = () if era == "linux-6.1" else ("debug-swap",)
-    spec = sev_es(write_guest(tmp_path, b"\xeb\xfe"), write_variables(tmp_path))
+    spec = sev_es(write_guest(tmp_path, assemble("jmp $")), write_variables(tmp_path))
     with Launch(spec, LaunchOptions(features=features), era=era).assembled() as machine:
         outcome = run(machine, 20, watchdog=0.2)
     assert outcome.ending is Ending.STUCK
@@ -64,7 +67,7 @@ def test_sealed_guest_is_told_the_likely_cause(tmp_path: Path, era: str, says: s
 
 
 def test_word_and_code_of_the_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "guest.bin").write_bytes(make_image(b"\xeb\xfe", 32))
+    (tmp_path / "guest.bin").write_bytes(make_image(assemble("jmp $"), 32))
     options = [
         "--machine",
         "bare",
