@@ -51,8 +51,8 @@ def stores(rig: ContractRig) -> list[tuple[int, int, int]]:
 
 
 def kinds(rig: ContractRig) -> str:
-    """i for each element that was read, s for each write, in order."""
-    return "".join("s" if kind == "write" else kind[0] for kind, *_ in rig.accesses if kind != "out")
+    """i for each element that was read, w for each write, in order."""
+    return "".join(kind[0] for kind, *_ in rig.accesses if kind != "out")
 
 
 @on_each_host
