@@ -73,7 +73,7 @@ def test_variable_that_is_erased_later_is_still_named() -> None:
     guest.write(0, bytes(store(variable("Old", 4))[:0x1000]))
     named = guest.bytes_by_name()
     assert named["Gone"] == len(variable("Gone", 4).encode(authenticated=True))
-    assert named["write header"] == RECORDS
+    assert named["store header"] == RECORDS
     assert guest.log.to_json()["erases"] == 1
 
 

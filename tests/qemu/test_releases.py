@@ -8,7 +8,7 @@ import pytest
 
 from casemate.cli.ask_qemu import ask_qemu
 from casemate.errors import SpecError, UnsupportedError
-from casemate.qemu.releases import QemuFacts, known_releases, nearest, version_of
+from casemate.qemu.releases import QemuFacts, known_releases, nearest, takes_value, version_of
 from tools.qemu_releases import commands
 from tools.roots.recipes import SUITES
 
@@ -44,6 +44,13 @@ def test_between_two_known_releases_only_the_certain_is_said() -> None:
     assert not between.lacks_object("acpi-generic-initiator")  # 10.0 has it, 7.2 does not: nobody knows
     assert between.lacks_object("sev-snp-guest")  # release notes know
     assert not between.lacks_machine_property("smm")
+
+
+@pytest.mark.parametrize("option", ["-M", "-qtest", "-qtest-log"])
+def test_option_that_help_does_not_list_is_known(option: str) -> None:
+    """QEMU 7.2 answers each of them with "requires an argument", and ``-foo`` with "invalid option"."""
+    assert takes_value(option)
+    assert not any(QemuFacts(known.version).lacks_option(option) for known in known_releases())
 
 
 def test_debug_swap_is_in_no_release() -> None:

@@ -36,6 +36,9 @@ SUGAR = frozenset(
 VENDOR_OPTIONS = {"-id": True}
 """Options that a vendor adds, and whether a value follows: Proxmox names the guest so (qemu-server)."""
 
+UNLISTED_OPTIONS = {"-M": True, "-qtest": True, "-qtest-log": True}
+"""Options that every release takes, but that ``-help`` does not list in all, and whether a value follows."""
+
 OPTIONAL_OBJECTS = {"igvm-cfg": frozenset({"id", "qom-type", "file", "resettable"})}
 """Objects that are in QEMU's sources, but not in every build."""
 
@@ -173,7 +176,7 @@ class QemuFacts:
 
     def lacks_option(self, name: str) -> bool:
         """Whether it certainly has no such option."""
-        return name not in VENDOR_OPTIONS and not any(
+        return name not in VENDOR_OPTIONS | UNLISTED_OPTIONS and not any(
             name in release.options for release in self._candidates()
         )
 
@@ -225,6 +228,7 @@ def _all_options() -> dict[str, bool]:
     return (
         older
         | VENDOR_OPTIONS
+        | UNLISTED_OPTIONS
         | {name: value for release in known_releases() for name, value in release.options.items()}
     )
 
