@@ -62,7 +62,7 @@ def page_text(page: CommandPage, names: list[str]) -> str:
         lines += [".TP", f".B {_escape(word)}", _escape(words)]
     lines.append(".SH OPTIONS")
     for action in page.options:
-        lines += [".TP", f".B {_escape(_signature(action))}", _escape(_help(page, action))]
+        lines += [".TP", f".B {_breakable(_signature(action))}", _escape(_help(page, action))]
     all_examples = (action.examples for action in page.options if isinstance(action, HelpAll))
     if examples := next(all_examples, page.parser.epilog):
         lines += [".SH NOTES", ".nf", *_lines(examples), ".fi"]
@@ -86,6 +86,11 @@ def _help(page: CommandPage, action: argparse.Action) -> str:
 
 def _lines(text: str) -> list[str]:
     return [_escape(line) for line in text.splitlines()]
+
+
+def _breakable(signature: str) -> str:
+    # Many choices are wider than a page.
+    return _escape(signature).replace("|", "|\\:")
 
 
 def _escape(text: str) -> str:
