@@ -28,14 +28,23 @@ FLAGS = {
     "KVM_IOEVENTFD_FLAG_DATAMATCH": structs.IOEVENTFD_DATAMATCH,
     "KVM_IOEVENTFD_FLAG_PIO": structs.IOEVENTFD_PIO,
     "KVM_IOEVENTFD_FLAG_DEASSIGN": structs.IOEVENTFD_DEASSIGN,
+    "KVM_IRQFD_FLAG_DEASSIGN": structs.IRQFD_DEASSIGN,
+    "KVM_IRQFD_FLAG_RESAMPLE": structs.IRQFD_RESAMPLE,
     "KVM_IRQ_ROUTING_IRQCHIP": structs.IRQ_ROUTING_IRQCHIP,
+    "KVM_IRQ_ROUTING_MSI": structs.IRQ_ROUTING_MSI,
     "KVM_IRQCHIP_PIC_MASTER": structs.IRQCHIP_PIC_MASTER,
     "KVM_IRQCHIP_PIC_SLAVE": structs.IRQCHIP_PIC_SLAVE,
     "KVM_IRQCHIP_IOAPIC": structs.IRQCHIP_IOAPIC,
     "KVM_EXIT_IO_IN": structs.IO_IN,
     "KVM_EXIT_IO_OUT": structs.IO_OUT,
 }
-IN_UNION = {("kvm_irq_routing_entry", "irqchip"), ("kvm_irq_routing_entry", "pin")}
+IN_UNION = {
+    **dict.fromkeys((("kvm_irq_routing_entry", field) for field in ("irqchip", "pin")), "u.irqchip"),
+    **dict.fromkeys(
+        (("kvm_irq_routing_entry", field) for field in ("address_lo", "address_hi", "data")), "u.msi"
+    ),
+}
+"""Fields that are in a member of the struct's union, and that member."""
 NEWER = {
     "KVM_SET_USER_MEMORY_REGION2": "6.8",
     "KVM_SET_MEMORY_ATTRIBUTES": "6.8",
@@ -89,7 +98,8 @@ def struct_probe(name: str, kind: type[Struct]) -> Iterator[str]:
     struct, _, member = name.partition(".")
     path = f"{member}." if member else ""
     for field in fields(kind):
-        where = f"u.irqchip.{field}" if (name, field) in IN_UNION else f"{path}{field}"
+        union = IN_UNION.get((name, field))
+        where = f"{union}.{field}" if union else f"{path}{field}"
         yield f'printf("{name}.{field} %zu\\n", offsetof(struct {struct}, {where}));'
     if kind is not structs.RunHead:
         what = f"((struct {struct} *)0)->{member}" if member else f"struct {struct}"

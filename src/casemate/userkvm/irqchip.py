@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from ctypes import c_uint32, c_uint64
 from typing import NamedTuple
 
-from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE
-from casemate.abi.layout import Struct
+from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IoapicStateStruct
 from casemate.devices.device import PortIo
 from casemate.devices.interrupts import PcInterrupts
 from casemate.devices.ioapic import IOAPIC_SIZE, PINS, Ioapic, IoapicState
@@ -41,20 +39,6 @@ class Message(NamedTuple):
 
 
 Route = Pin | Message
-
-
-class IoapicStateStruct(Struct):
-    """``kvm_ioapic_state``."""
-
-    SIZE, SOURCE = 216, "Linux arch/x86/include/uapi/asm/kvm.h"
-    _fields_ = (
-        ("base_address", c_uint64),
-        ("ioregsel", c_uint32),
-        ("id", c_uint32),
-        ("irr", c_uint32),
-        ("pad", c_uint32),
-        ("redirtbl", c_uint64 * PINS),
-    )
 
 
 def default_routes() -> dict[int, list[Route]]:

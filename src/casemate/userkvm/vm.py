@@ -11,19 +11,31 @@ from errno import EEXIST, EINVAL, ENOENT, ENOTTY, ENXIO
 from time import monotonic_ns
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.guest_memfd import CreateGuestMemfd, MemoryAttributes, UserspaceMemoryRegion2
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
+    IRQ_ROUTING_IRQCHIP,
+    IRQ_ROUTING_MSI,
     IRQCHIP_IOAPIC,
     IRQCHIP_PIC_SLAVE,
+    IRQFD_DEASSIGN,
+    IRQFD_RESAMPLE,
     MEM_GUEST_MEMFD,
     MEM_LOG_DIRTY_PAGES,
     MEM_READONLY,
     MEMORY_ATTRIBUTE_PRIVATE,
+    ClockData,
+    DirtyLog,
     EnableCap,
     EncRegion,
+    IoapicStateStruct,
     Ioeventfd,
+    IrqfdStruct,
     IrqLevel,
+    IrqRoutingEntry,
+    IrqRoutingMsi,
+    Msi,
     UserspaceMemoryRegion,
 )
 from casemate.abi.kvm.structs import (
@@ -46,17 +58,15 @@ from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import SLOTS
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
-from casemate.userkvm.irqchip import IoapicStateStruct, Irqchip, Message, Pin, Route, default_routes
+from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Inside, Kind, load
 from casemate.userkvm.shared_memory import share
-from casemate.userkvm.structs import ClockData, DirtyLog, IrqfdStruct, MsiMessage, RoutingEntry
 from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu import Vcpu
 
 _REGION = "KVM_SET_USER_MEMORY_REGION"
-_ROUTES, _ROUTE_CHIP, _ROUTE_MSI = 1024, 1, 2
-_IRQFD_DEASSIGN, _IRQFD_RESAMPLE = 1, 2
+_ROUTES = 1024
 _ADDRESS_SPACE = 1 << C_BIT
 _PIT_STATE = 112
 
@@ -223,7 +233,7 @@ class Vm(Descriptor):
     @answers(Ioctl.SET_USER_MEMORY_REGION2, UserspaceMemoryRegion2)
     def set_region2(self, value: UserspaceMemoryRegion2) -> None:
         """The same; the private half of a slot is the model's own."""
-        if self.kernel.capabilities.answer(231) == 0:
+        if self.kernel.capabilities.answer(Capability.USER_MEMORY2) == 0:
             raise Refused(ENOTTY, "this kernel has no such ioctl")
         if value.flags & MEM_GUEST_MEMFD and value.flags & MEM_READONLY:
             raise Refused(EINVAL, "private memory is not read-only")
@@ -264,12 +274,12 @@ class Vm(Descriptor):
         if slot is None:
             raise Refused(ENOENT, f"no slot {value.slot}")
         pages = slot.range.size // PAGE_SIZE
-        copy_out(value.bitmap, ((1 << pages) - 1).to_bytes(-(-pages // 64) * 8, "little"))
+        copy_out(value.dirty_bitmap, ((1 << pages) - 1).to_bytes(-(-pages // 64) * 8, "little"))
 
     @answers(Ioctl.SET_MEMORY_ATTRIBUTES, MemoryAttributes)
     def set_attributes(self, value: MemoryAttributes) -> None:
         """Private or shared."""
-        if not self.kernel.capabilities.answer(233, self.vm_type):
+        if not self.kernel.capabilities.answer(Capability.MEMORY_ATTRIBUTES, self.vm_type):
             raise Refused(ENOTTY, "this VM has no memory attributes")
         if value.flags or value.attributes & ~MEMORY_ATTRIBUTE_PRIVATE or not value.size:
             raise Refused(EINVAL, "flags, attributes or size")
@@ -284,7 +294,7 @@ class Vm(Descriptor):
     @answers(Ioctl.CREATE_GUEST_MEMFD, CreateGuestMemfd)
     def create_guest_memfd(self, value: CreateGuestMemfd) -> int:
         """A descriptor that stands for private memory; the model keeps the memory itself."""
-        if not self.kernel.capabilities.answer(234, self.vm_type):
+        if not self.kernel.capabilities.answer(Capability.GUEST_MEMFD, self.vm_type):
             raise Refused(ENOTTY, "this VM has no private memory")
         if value.flags or not value.size or value.size % PAGE_SIZE or value.size >> 63:
             raise Refused(EINVAL, "flags or size")
@@ -322,8 +332,8 @@ class Vm(Descriptor):
         self._irqchip().set_level(value.irq, bool(value.level))
         value.irq = 1  # what KVM_IRQ_LINE_STATUS answers: it was delivered
 
-    @answers(Ioctl.SIGNAL_MSI, MsiMessage)
-    def signal_msi(self, value: MsiMessage) -> int:
+    @answers(Ioctl.SIGNAL_MSI, Msi)
+    def signal_msi(self, value: Msi) -> int:
         """1 if it reached the vCPU."""
         return int(self._irqchip(EINVAL).deliver(Message(value.address_lo, value.data)))
 
@@ -335,13 +345,13 @@ class Vm(Descriptor):
         if count > _ROUTES or flags:
             raise Refused(EINVAL, f"{count} routes")
         routes: dict[int, list[Route]] = {}
-        data = copy_in(address + 8, count * RoutingEntry.SIZE)
-        for at in range(0, len(data), RoutingEntry.SIZE):
-            entry = RoutingEntry.from_bytes(data, at)
-            if entry.type == _ROUTE_CHIP and entry.first <= IRQCHIP_IOAPIC:
-                routes.setdefault(entry.gsi, []).append(Pin(entry.first, entry.second))
-            elif entry.type == _ROUTE_MSI:
-                routes.setdefault(entry.gsi, []).append(Message(entry.first, entry.third))
+        data = copy_in(address + 8, count * IrqRoutingEntry.SIZE)
+        for at in range(0, len(data), IrqRoutingEntry.SIZE):
+            entry, msi = IrqRoutingEntry.from_bytes(data, at), IrqRoutingMsi.from_bytes(data, at)
+            if entry.type == IRQ_ROUTING_IRQCHIP and entry.irqchip <= IRQCHIP_IOAPIC:
+                routes.setdefault(entry.gsi, []).append(Pin(entry.irqchip, entry.pin))
+            elif entry.type == IRQ_ROUTING_MSI:
+                routes.setdefault(entry.gsi, []).append(Message(msi.address_lo, msi.data))
             else:
                 raise Refused(EINVAL, f"a route of type {entry.type}")
         with chips.lock:
@@ -385,11 +395,11 @@ class Vm(Descriptor):
         """An event descriptor that raises an interrupt."""
         self._irqchip(EINVAL)
         assert self.irqfds is not None
-        if value.flags & ~(_IRQFD_DEASSIGN | _IRQFD_RESAMPLE):
+        if value.flags & ~(IRQFD_DEASSIGN | IRQFD_RESAMPLE):
             raise Refused(EINVAL, "flags")
-        if value.flags & _IRQFD_RESAMPLE:
-            raise Refused(EINVAL, "KVM_CAP_IRQFD_RESAMPLE is not offered")
-        if value.flags & _IRQFD_DEASSIGN:
+        if value.flags & IRQFD_RESAMPLE:
+            raise Refused(EINVAL, "KVM_CAPIRQFD_RESAMPLE is not offered")
+        if value.flags & IRQFD_DEASSIGN:
             self.irqfds.deassign(value.fd, value.gsi)
         else:
             self.irqfds.assign(value.fd, value.gsi, None)

@@ -15,6 +15,7 @@ MEMORY_ATTRIBUTE_PRIVATE = 8
 CPUID_FLAG_SIGNIFICANT_INDEX = 1
 PIT_SPEAKER_DUMMY = 1
 IOEVENTFD_DATAMATCH, IOEVENTFD_PIO, IOEVENTFD_DEASSIGN = 1, 2, 4
+IRQFD_DEASSIGN, IRQFD_RESAMPLE = 1, 2
 
 _GENERAL = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"
 _SEGMENT_FLAGS = "type present dpl db s l g avl unusable padding"
@@ -124,7 +125,7 @@ class Irqchip(Struct):
     _fields_ = (("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512))
 
 
-IRQ_ROUTING_IRQCHIP = 1
+IRQ_ROUTING_IRQCHIP, IRQ_ROUTING_MSI = 1, 2
 IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IRQCHIP_IOAPIC = 0, 1, 2
 
 
@@ -136,6 +137,71 @@ class IrqRoutingEntry(Struct):
         *((name, c_uint32) for name in ["gsi", "type", "flags", "pad", "irqchip", "pin"]),
         ("padding", c_uint32 * 6),
     )
+
+
+class IrqRoutingMsi(Struct):
+    """``kvm_irq_routing_entry`` of type IRQ_ROUTING_MSI; its union begins with ``address_lo``."""
+
+    SIZE, SOURCE = 48, _KVM_H
+    _fields_ = (
+        *((name, c_uint32) for name in ["gsi", "type", "flags", "pad", "address_lo", "address_hi", "data"]),
+        ("padding", c_uint32 * 5),
+    )
+
+
+class IoapicStateStruct(Struct):
+    """``kvm_ioapic_state``."""
+
+    SIZE, SOURCE = 216, _ASM_KVM_H
+    _fields_ = (
+        ("base_address", c_uint64),
+        ("ioregsel", c_uint32),
+        ("id", c_uint32),
+        ("irr", c_uint32),
+        ("pad", c_uint32),
+        ("redirtbl", c_uint64 * 24),
+    )
+
+
+class Msi(Struct):
+    """``kvm_msi``."""
+
+    SIZE, SOURCE = 32, _KVM_H
+    _fields_ = (
+        *((name, c_uint32) for name in ["address_lo", "address_hi", "data", "flags", "devid"]),
+        ("pad", c_uint8 * 12),
+    )
+
+
+class IrqfdStruct(Struct):
+    """``kvm_irqfd``."""
+
+    SIZE, SOURCE = 32, _KVM_H
+    _fields_ = (
+        *((name, c_uint32) for name in ["fd", "gsi", "flags", "resamplefd"]),
+        ("pad", c_uint8 * 16),
+    )
+
+
+class ClockData(Struct):
+    """``kvm_clock_data``."""
+
+    SIZE, SOURCE = 48, _KVM_H
+    _fields_ = (
+        ("clock", c_uint64),
+        ("flags", c_uint32),
+        ("pad0", c_uint32),
+        ("realtime", c_uint64),
+        ("host_tsc", c_uint64),
+        ("pad", c_uint32 * 4),
+    )
+
+
+class DirtyLog(Struct):
+    """``kvm_dirty_log``; ``dirty_bitmap`` is an address."""
+
+    SIZE, SOURCE = 16, _KVM_H
+    _fields_ = (("slot", c_uint32), ("padding", c_uint32), ("dirty_bitmap", c_uint64))
 
 
 class EnableCap(Struct):
