@@ -29,7 +29,7 @@ from test_vendor_defaults import DEFAULTS
 from casemate.cli import lint, triage
 from casemate.errors import CasemateError
 from casemate.testing.images import variable_store
-from tools.mutation_runs import Fault, mutate, run_in_child
+from tools.mutation_runs import Fault, main, mutate, run_in_child
 
 BATCH = 500
 _PIECES = (
@@ -114,22 +114,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    """Run as many as were asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    faults = 0
-    for batch in run_batches(args.seed, args.count):
-        for fault in batch:
-            faults += 1
-            print(f"mutation {fault.number}, {fault.what}: {fault.how}")
-    print(f"{args.count} mutations: {faults} not answered as they must be")
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, run_batches, "not answered as they must be"))

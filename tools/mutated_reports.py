@@ -32,7 +32,7 @@ from casemate.advise.certificate_file import parse_pool
 from casemate.advise.report_file import CERTIFICATE_KINDS, read_report
 from casemate.cli import verify
 from casemate.errors import CasemateError
-from tools.mutation_runs import Fault, mutate, run_in_child
+from tools.mutation_runs import Fault, main, mutate, run_in_child
 
 BATCH = 500
 _REFUSED = (3, 4)
@@ -154,22 +154,5 @@ def _table(entries: dict[str, bytes]) -> bytes:
     return head + bytes(24) + body
 
 
-def main() -> int:
-    """Run as many as were asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    faults = 0
-    for batch in run_batches(args.seed, args.count):
-        for fault in batch:
-            faults += 1
-            print(f"mutation {fault.number}, {fault.what}: {fault.how}")
-    print(f"{args.count} mutations: {faults} not refused")
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, run_batches, "not refused"))

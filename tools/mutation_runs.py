@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import resource
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 CPU_SECONDS, ADDRESS_SPACE = 60, 2 << 30
@@ -42,6 +43,25 @@ def run_in_child(numbers: range, run: Callable[[range], Iterable[Fault]]) -> lis
     if status:
         faults.append(Fault(numbers.start, "batch", f"the child ended with status {status:#x}"))
     return faults
+
+
+def main(
+    description: str | None, run_batches: Callable[[int, int], Iterator[list[Fault]]], wrong: str
+) -> int:
+    """Run as many as were asked for; the exit code. ``wrong`` says what the faults are."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    faults = 0
+    for batch in run_batches(args.seed, args.count):
+        for fault in batch:
+            faults += 1
+            print(f"mutation {fault.number}, {fault.what}: {fault.how}")
+    print(f"{args.count} mutations: {faults} {wrong}")
+    return 1 if faults else 0
 
 
 def _fault(line: str) -> Fault:
