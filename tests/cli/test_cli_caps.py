@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.hosts import kvm_or_skip
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.cli import main
@@ -19,13 +20,6 @@ from casemate.host.kvm.survey import survey_kvm
 from casemate.host.kvm.system import KvmSystem
 
 
-def require_kvm() -> None:
-    try:
-        KvmHypervisor()
-    except UnsupportedError as reason:
-        pytest.skip(str(reason))
-
-
 @pytest.fixture
 def no_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without /dev/kvm."""
@@ -35,7 +29,7 @@ def no_kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_json_has_what_vms_and_devices_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    require_kvm()
+    kvm_or_skip()
     assert main(["caps", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["usable"] is True
@@ -47,7 +41,7 @@ def test_json_has_what_vms_and_devices_answer(capsys: pytest.CaptureFixture[str]
 
 
 def test_text_names_every_type_and_device(capsys: pytest.CaptureFixture[str]) -> None:
-    require_kvm()
+    kvm_or_skip()
     assert main(["caps"]) == 0
     text = capsys.readouterr().out
     for word in ("/dev/kvm", "/dev/sev", "DEFAULT", "SEV_ES", "TDX", "READONLY_MEM 1", "auto "):
@@ -107,7 +101,7 @@ def test_device_that_is_no_kvm_is_refused() -> None:
 
 
 def test_missing_capability_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_kvm()
+    kvm_or_skip()
     answer = KvmSystem.extension
     monkeypatch.setattr(
         KvmSystem, "extension", lambda self, item, vm=None: item != Capability.PIT2 and answer(self, item, vm)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 from support.confidential_launches import write_guest
+from support.hosts import kvm_or_skip
 
 from casemate.cli import main
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import make_image
-from casemate.host.kvm.hypervisor import KvmHypervisor
 
 SPIN = b"\xeb\xfe"
 GUESTS = {
@@ -30,10 +29,7 @@ GUESTS = {
 
 def line(folder: Path, guest: str, *more: str) -> list[str]:
     if guest == "kvm":
-        try:
-            KvmHypervisor()
-        except UnsupportedError as reason:
-            pytest.skip(str(reason))
+        kvm_or_skip()
     image = write_guest(folder, SPIN)
     where = f"unix:{folder / 'qmp.sock'}"
     return ["boot", *GUESTS[guest].split(), "--bios", str(image), "--serial", "none", "--qmp", where, *more]

@@ -9,15 +9,14 @@ from typing import Literal
 import pytest
 from support.assembler import assemble
 from support.guest_rig import PROTECTED, Rig
+from support.hosts import kvm_or_skip
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.address import Hva
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import Bits
 from casemate.guests.user_mode import in_user_mode
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
-from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.host.model.hypervisor import ModelHypervisor
 
@@ -38,10 +37,7 @@ def make_host(name: HostName) -> Hypervisor:
     """Skips where the host is not to be had."""
     if name != "kvm":
         return ModelHypervisor(GuestClock())
-    try:
-        return KvmHypervisor()
-    except UnsupportedError as reason:
-        pytest.skip(str(reason))
+    return kvm_or_skip()
 
 
 def family(name: HostName) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.confidential_launches import DEBUG_SWAP, Launch, sev_es
+from support.hosts import kvm_or_skip
 
 from casemate.errors import UnsupportedError
 from casemate.guests.entry import IMAGE_SIZE
@@ -55,10 +56,7 @@ def boot_sealed(column: str, code: Path, variables: Path) -> Outcome:
 @pytest.fixture(params=["model", "kvm"])
 def host(request: pytest.FixtureRequest) -> str:
     if request.param == "kvm":
-        try:
-            KvmHypervisor()
-        except UnsupportedError as reason:
-            pytest.skip(str(reason))
+        kvm_or_skip()
     name: str = request.param
     return name
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.assembler import assemble
+from support.hosts import kvm_or_skip
 from support.second_vcpu import start_second
 
 from casemate.address import Gpa
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import make_image
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.machine.boot import Attachments, boot
@@ -89,10 +89,7 @@ def _started(folder: Path) -> Iterator[Start]:
 
     def start(code: bytes, host: str = "model", vcpus: int = 1, *, paused: bool = False) -> Running:
         if host == "kvm":
-            try:
-                KvmHypervisor()
-            except UnsupportedError as reason:
-                pytest.skip(str(reason))
+            kvm_or_skip()
         running.append(Running(folder, code, host, vcpus, paused))
         return running[-1]
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.hosts import kvm_or_skip
 
 from casemate.devices.flash.sync import Sync
 from casemate.errors import UnsupportedError
@@ -43,10 +44,7 @@ protections = pytest.mark.parametrize("protection", ["vma", "view", "uffd"])
 
 @pytest.fixture(autouse=True)
 def _kvm() -> None:
-    try:
-        KvmHypervisor()
-    except UnsupportedError as reason:
-        pytest.skip(str(reason))
+    kvm_or_skip()
 
 
 def run(

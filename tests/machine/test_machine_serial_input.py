@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.hosts import kvm_or_skip
 
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import make_image
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
@@ -31,10 +31,7 @@ ECHO = make_image(_SETUP.ljust(0x40, b"\x90") + _HANDLER, 16)
 @pytest.fixture(params=["kvm", "model"])
 def host(request: pytest.FixtureRequest) -> str:
     if request.param == "kvm":
-        try:
-            KvmHypervisor()
-        except UnsupportedError as reason:
-            pytest.skip(str(reason))
+        kvm_or_skip()
     return str(request.param)
 
 

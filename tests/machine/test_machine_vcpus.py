@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from support.assembler import assemble
+from support.hosts import kvm_or_skip
 from support.second_vcpu import start_second
 
 from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
 from casemate.cli import main
-from casemate.errors import SpecError, UnsupportedError
+from casemate.errors import SpecError
 from casemate.guests.actions import tell
 from casemate.guests.entry import IMAGE_SIZE, make_image
 from casemate.host.kvm.cpuid import cpuid_of_vcpu
@@ -31,15 +32,8 @@ COUNTER = 0x9000
 SPIN = "jmp $"
 
 
-def require_kvm() -> None:
-    try:
-        KvmHypervisor()
-    except UnsupportedError as reason:
-        pytest.skip(str(reason))
-
-
 def run(folder: Path, code: bytes, vcpus: int = 2, timeout: float = 20) -> Outcome:
-    require_kvm()
+    kvm_or_skip()
     (folder / "bios.bin").write_bytes(make_image(code, 32))
     spec = MachineSpec(bios=folder / "bios.bin", memory=4 * MIB, vcpus=vcpus)
     return boot(spec, timeout=timeout, hypervisor=lambda clock: KvmHypervisor())
@@ -99,7 +93,7 @@ def test_two_vcpus_program_flash_by_turns(tmp_path: Path) -> None:
         + b"\x67\x88\x0f\x66\x47"  # mov [edi], cl; inc edi
         + b"\x67\xc6\x05" + flag + b"\x00\xe2\xe7\xeb\xfe"  # mov byte [COUNTER], 0; loop 1b; jmp $
     )  # fmt: skip
-    require_kvm()
+    kvm_or_skip()
     (tmp_path / "code.fd").write_bytes(make_image(start_second(theirs) + ours + tell(1), 32))
     (tmp_path / "vars.fd").write_bytes(b"\xee" * IMAGE_SIZE)
     spec = MachineSpec(code=tmp_path / "code.fd", variables=tmp_path / "vars.fd", memory=4 * MIB, vcpus=2)
@@ -120,7 +114,7 @@ def test_timeout_ends_two_busy_vcpus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_two_busy_vcpus(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    require_kvm()
+    kvm_or_skip()
     (tmp_path / "bios.bin").write_bytes(
         make_image(start_second(SPIN) + assemble("mov dx, 0x3f8; mov al, 0x21; out dx, al; jmp $"), 32)
     )
@@ -159,7 +153,7 @@ def test_more_vcpus_than_the_host_takes_are_refused(
     message: str,
 ) -> None:
     if host == "kvm":
-        require_kvm()
+        kvm_or_skip()
         from casemate.abi.kvm.capabilities import Capability
         from casemate.host.kvm.system import KvmSystem
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support.assembler import assemble
 from support.confidential_launches import Launch, sev_es, write_guest, write_variables
+from support.hosts import kvm_or_skip
 
 from casemate.cli import main
-from casemate.errors import UnsupportedError
 from casemate.guests.entry import make_image
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.machine.boot import boot
@@ -22,10 +22,7 @@ def boot_code(folder: Path, code: str, host: str, timeout: float = 20) -> Outcom
     (folder / "guest.bin").write_bytes(make_image(assemble(code), 32))
     make = None
     if host == "kvm":
-        try:
-            KvmHypervisor()
-        except UnsupportedError as reason:
-            pytest.skip(str(reason))
+        kvm_or_skip()
         make = lambda clock: KvmHypervisor()  # noqa: E731
     spec = MachineSpec(bios=folder / "guest.bin", machine="bare", memory=4 << 20)
     return boot(spec, timeout=timeout, watchdog=0.2, hypervisor=make)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.hosts import kvm_or_skip
 
 from casemate.cli import main
-from casemate.errors import SpecError, UnsupportedError
+from casemate.errors import SpecError
 from casemate.host.clock import GuestClock
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.model.hypervisor import ModelHypervisor
@@ -26,10 +27,7 @@ def make_model() -> ModelHypervisor:
 
 
 def make_kvm() -> KvmHypervisor:
-    try:
-        return KvmHypervisor()
-    except UnsupportedError as reason:
-        pytest.skip(str(reason))
+    return kvm_or_skip()
 
 
 @pytest.fixture

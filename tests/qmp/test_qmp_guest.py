@@ -13,10 +13,8 @@ import pytest
 pytest.importorskip("qemu.qmp", reason="qemu.qmp is not installed (./dev test says why)")
 
 from qemu.qmp import ExecuteError, QMPClient
+from support.hosts import kvm_or_skip
 from support.qmp_guests import COUNT, HALT, Booted, until_event
-
-from casemate.errors import UnsupportedError
-from casemate.host.kvm.hypervisor import KvmHypervisor
 
 POWER_OFF = b"\xb0\x07\xe6\xf4\xeb\xfe"  # mov al, 7; out 0xf4, al; jmp $
 RESET_ONCE = (
@@ -28,10 +26,7 @@ RESET_ONCE = (
 @pytest.fixture(params=["model", "kvm"])
 def host(request: pytest.FixtureRequest) -> tuple[str, str]:
     if request.param == "kvm":
-        try:
-            KvmHypervisor()
-        except UnsupportedError as reason:
-            pytest.skip(str(reason))
+        kvm_or_skip()
     return "--host", str(request.param)
 
 
