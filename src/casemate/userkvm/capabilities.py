@@ -10,7 +10,7 @@ from casemate.abi.kvm.vm_types import VmType
 SLOTS = 509
 _MAP_GPA_RANGE = 1 << 12
 """KVM_HC_MAP_GPA_RANGE."""
-_FIXED = {
+_FIXED: dict[int, int] = {
     **dict.fromkeys(
         (
             Capability.IRQCHIP, Capability.HLT, Capability.USER_MEMORY, Capability.SET_TSS_ADDR,
@@ -69,4 +69,4 @@ class Capabilities:
             return _MAP_GPA_RANGE
         if number == Capability.USER_MEMORY2:
             return int(VmType.SW_PROTECTED in era.vm_types)
-        return _FIXED.get(Capability(number), 0) if number in set(Capability) else 0
+        return _FIXED.get(number, 0)
