@@ -43,12 +43,6 @@ _TSC = 0x10
 _FXSAVE, _XSAVE = 512, 4096
 _XSTATE_BV = 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
-_KEPT = {
-    Ioctl.GET_VCPU_EVENTS: Ioctl.SET_VCPU_EVENTS,
-    Ioctl.GET_DEBUGREGS: Ioctl.SET_DEBUGREGS,
-    Ioctl.GET_XCRS: Ioctl.SET_XCRS,
-}
-"""State that is kept for the monitor and that the guest does not see."""
 
 
 class VcpuOwner(Protocol):
@@ -108,6 +102,7 @@ class Vcpu(Descriptor):
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
         self._kept: dict[Ioctl, bytes] = {}
+        """State that is kept for the monitor and that the guest does not see, by the ioctl that reads it."""
         self._msrs: dict[int, int] = {}
         self._later: list[Callable[[], None]] = []
         self._door = ExitDoor(self.record, self.address)
@@ -316,7 +311,7 @@ class Vcpu(Descriptor):
     @answers(Ioctl.SET_VCPU_EVENTS)
     def set_events(self, address: int) -> None:
         """Kept."""
-        self._set_kept(Ioctl.SET_VCPU_EVENTS, address)
+        self._set_kept(Ioctl.GET_VCPU_EVENTS, address)
 
     @answers(Ioctl.GET_DEBUGREGS)
     def get_debug(self, address: int) -> None:
@@ -326,7 +321,7 @@ class Vcpu(Descriptor):
     @answers(Ioctl.SET_DEBUGREGS)
     def set_debug(self, address: int) -> None:
         """Kept."""
-        self._set_kept(Ioctl.SET_DEBUGREGS, address)
+        self._set_kept(Ioctl.GET_DEBUGREGS, address)
 
     @answers(Ioctl.GET_XCRS)
     def get_xcrs(self, address: int) -> None:
@@ -336,11 +331,11 @@ class Vcpu(Descriptor):
     @answers(Ioctl.SET_XCRS)
     def set_xcrs(self, address: int) -> None:
         """Kept."""
-        self._set_kept(Ioctl.SET_XCRS, address)
+        self._set_kept(Ioctl.GET_XCRS, address)
 
     def _get_kept(self, ioctl: Ioctl, address: int) -> None:
         size = int(ioctl) >> 16 & 0x3FFF
-        copy_out(address, self._kept.get(_KEPT[ioctl], bytes(size)))
+        copy_out(address, self._kept.get(ioctl, bytes(size)))
 
     def _set_kept(self, ioctl: Ioctl, address: int) -> None:
         self._kept[ioctl] = copy_in(address, int(ioctl) >> 16 & 0x3FFF)
