@@ -16,6 +16,9 @@ PAGE_SIZE = 4096
 
 FOUR_GIB = 1 << 32
 
+LAPIC_BASE, IOAPIC_BASE = Gpa(0xFEE00000), Gpa(0xFEC00000)
+"""Where a PC has the local APIC's registers and the first I/O APIC's (Intel MultiProcessor Specification 1.4, 3.6)."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class GuestRange:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-LAPIC, IOAPIC = 0xFEE00000, 0xFEC00000
+from casemate.address import IOAPIC_BASE, LAPIC_BASE
+
 SCI = 9
 _OEM, _OEM_TABLE, _CREATOR = b"CASEMA", b"CASEMATE", b"CSMT"
 _HEADER_SIZE, _RSDP_SIZE = 36, 36
@@ -104,9 +105,9 @@ def _madt(vcpus: int) -> bytes:
     has_8259s = 1
     processors = b"".join(struct.pack("<BBBBI", 0, 8, number, number, 1) for number in range(vcpus))
     return (
-        struct.pack("<II", LAPIC, has_8259s)
+        struct.pack("<II", LAPIC_BASE, has_8259s)
         + processors  # each with its local APIC
-        + struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC, 0)
+        + struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC_BASE, 0)
         + struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)  # the timer comes in at input 2
         + struct.pack("<BBBBIH", 2, 10, 0, SCI, SCI, 0xD)  # active high, level
         + struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)  # NMI at LINT1

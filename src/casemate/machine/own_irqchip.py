@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from casemate.address import IOAPIC_BASE, LAPIC_BASE
 from casemate.devices.bus import Bus
 from casemate.devices.device import IrqLine, Resettable
 from casemate.devices.interrupts import PcInterrupts
@@ -13,7 +14,6 @@ from casemate.devices.pic import PicPair
 from casemate.devices.pit import Pit, Port61
 from casemate.events import EventSink, Milestone
 from casemate.host.clock import GuestClock
-from casemate.machine.boards.board import IOAPIC, LAPIC
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
 
@@ -53,5 +53,5 @@ class OwnIrqchip:
         bus.claim_ports(0x4D0, 2, self._pic.elcr)
         bus.claim_ports(0x40, 4, self._pit)
         bus.claim_ports(0x61, 1, self._port61, over=True)
-        memory_map.add(Mmio("lapic", LAPIC_SIZE, self._lapic), LAPIC)
-        memory_map.add(Mmio("ioapic", IOAPIC_SIZE, self._ioapic), IOAPIC)
+        memory_map.add(Mmio("lapic", LAPIC_SIZE, self._lapic), LAPIC_BASE)
+        memory_map.add(Mmio("ioapic", IOAPIC_SIZE, self._ioapic), IOAPIC_BASE)

@@ -116,17 +116,17 @@ class Irqfds:
     def __init__(self, set_level: Callable[[int, bool], None]) -> None:
         self._set_level = set_level
         self._poll = select.epoll()
-        self._lines: dict[int, tuple[int, int | None]] = {}
-        """GSI and resampling descriptor by our descriptor."""
+        self._lines: dict[int, int] = {}
+        """GSI by our descriptor."""
         self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll.register(self._end, select.EPOLLIN)
         self._thread: threading.Thread | None = None
 
-    def assign(self, fd: int, gsi: int, resample: int | None) -> None:
+    def assign(self, fd: int, gsi: int) -> None:
         """Watch ``fd``. Raises Refused."""
         _file(fd)
         ours = os.dup(fd)
-        self._lines[ours] = gsi, None if resample is None else os.dup(resample)
+        self._lines[ours] = gsi
         try:
             self._poll.register(ours, select.EPOLLIN)
         except OSError as error:
@@ -138,21 +138,10 @@ class Irqfds:
 
     def deassign(self, fd: int, gsi: int) -> None:
         """No more."""
-        for ours, (line, _) in list(self._lines.items()):
+        for ours, line in list(self._lines.items()):
             if line == gsi and _same(ours, fd):
                 self._poll.unregister(ours)
                 self._drop(ours)
-
-    def resample(self, gsi: int) -> None:
-        """The guest ended a level-triggered interrupt: lower it, and ask the device."""
-        for line, descriptor in list(self._lines.values()):
-            if line == gsi and descriptor is not None:
-                self._set_level(gsi, False)
-                os.eventfd_write(descriptor, 1)
-
-    def resampled(self) -> set[int]:
-        """The GSIs that want to know."""
-        return {line for line, descriptor in self._lines.values() if descriptor is not None}
 
     def close(self) -> None:
         """End the thread, give the descriptors back."""
@@ -165,10 +154,8 @@ class Irqfds:
         os.close(self._end)
 
     def _drop(self, ours: int) -> None:
-        _, resample = self._lines.pop(ours)
+        del self._lines[ours]
         os.close(ours)
-        if resample is not None:
-            os.close(resample)
 
     def _watch(self) -> None:
         while True:
@@ -180,9 +167,8 @@ class Irqfds:
     def _raise(self, ours: int) -> None:
         try:
             os.eventfd_read(ours)
-            gsi, resample = self._lines[ours]
+            gsi = self._lines[ours]
         except (OSError, KeyError):  # it was taken away meanwhile
             return
         self._set_level(gsi, True)
-        if resample is None:
-            self._set_level(gsi, False)
+        self._set_level(gsi, False)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IoapicStateStruct
+from casemate.address import IOAPIC_BASE, LAPIC_BASE
 from casemate.devices.device import PortIo
 from casemate.devices.interrupts import PcInterrupts
 from casemate.devices.ioapic import IOAPIC_SIZE, PINS, Ioapic, IoapicState
@@ -19,7 +20,6 @@ from casemate.devices.pit import Pit, Port61
 from casemate.host.clock import GuestClock
 from casemate.userkvm.library import Inside
 
-LAPIC, IOAPIC = 0xFEE00000, 0xFEC00000
 _SLAVE_IRQ = 8
 _MSI_LOGICAL, _LEVEL = 1 << 2, 1 << 15
 
@@ -62,8 +62,6 @@ class Irqchip:
         self._port61 = Port61(clock, self.pit)
         self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic)
         self._ports: dict[int, tuple[PortIo, int]] = {}
-        self.on_eoi: Callable[[int], None] = lambda vector: None
-        self.lapic.on_eoi = self._end_of_interrupt
 
     def place(self, inside: Inside, *, has_pit: bool) -> None:
         """Serve the controllers' registers without leaving KVM_RUN."""
@@ -79,8 +77,8 @@ class Irqchip:
             for offset in range(count):
                 self._ports[first + offset] = device, offset
         if not has_pit:
-            inside.add_mmio(LAPIC, LAPIC_SIZE)
-            inside.add_mmio(IOAPIC, IOAPIC_SIZE)
+            inside.add_mmio(LAPIC_BASE, LAPIC_SIZE)
+            inside.add_mmio(IOAPIC_BASE, IOAPIC_SIZE)
 
     # What the vCPU asks (casemate.host.hypervisor.InterruptController).
 
@@ -119,7 +117,7 @@ class Irqchip:
     def chip_at(self, gpa: int) -> Lapic | Ioapic | None:
         """Whose registers are there."""
         page = gpa & ~0xFFF
-        return self.lapic if page == LAPIC else self.ioapic if page == IOAPIC else None
+        return self.lapic if page == LAPIC_BASE else self.ioapic if page == IOAPIC_BASE else None
 
     # The monitor's.
 
@@ -150,7 +148,7 @@ class Irqchip:
         """As KVM_GET_IRQCHIP has it."""
         with self.lock:
             found = self.ioapic.save()
-        state = IoapicStateStruct(IOAPIC, found.selected, found.id, found.lines)
+        state = IoapicStateStruct(IOAPIC_BASE, found.selected, found.id, found.lines)
         state.redirtbl[:] = found.table
         return state
 
@@ -180,10 +178,6 @@ class Irqchip:
                 self.ioapic.set_irq(route.pin, level)
         else:
             self.pic.set_irq(route.pin + (_SLAVE_IRQ if route.chip == IRQCHIP_PIC_SLAVE else 0), level)
-
-    def _end_of_interrupt(self, vector: int) -> None:
-        self.ioapic.end_of_interrupt(vector)
-        self.on_eoi(vector)
 
     def _kick_if_pending(self) -> None:
         if self._controller.deadline() == 0:

@@ -12,14 +12,22 @@ from casemate.abi.x86 import msr
 from casemate.userkvm import cpuid
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import RUN_BYTES
-from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
+from casemate.userkvm.table import (
+    Descriptor,
+    Refused,
+    answer_msrs,
+    answers,
+    copy_in,
+    copy_out,
+    copy_out_cpuid,
+)
 from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm import Vm
 
 _API_VERSION = 12
-_TSC, _DE_CFG = 0x10, 0xC0011029
+_DE_CFG = 0xC0011029
 _MSRS = (
-    _TSC,
+    msr.TSC,
     msr.SYSENTER_CS,
     msr.SYSENTER_ESP,
     msr.SYSENTER_EIP,
@@ -99,24 +107,12 @@ class System(Descriptor):
     @answers(Ioctl.GET_MSRS)
     def get_msrs(self, address: int) -> int:
         """Of the features."""
-        count = int.from_bytes(copy_in(address, 4), "little")
-        for done in range(count):
-            place = address + 8 + MsrEntry.SIZE * done
-            entry = MsrEntry.from_bytes(copy_in(place, MsrEntry.SIZE))
-            if entry.index not in _FEATURE_MSRS:
-                return done
-            entry.data = _FEATURE_MSRS[entry.index]
-            copy_out(place, entry.to_bytes())
-        return count
+        return answer_msrs(address, _read_feature)
 
     @answers(Ioctl.GET_SUPPORTED_CPUID)
     def get_cpuid(self, address: int) -> None:
         """E2BIG if there is no room."""
-        entries = cpuid.supported()
-        if int.from_bytes(copy_in(address, 4), "little") < len(entries):
-            raise Refused(E2BIG, f"{len(entries)} leaves")
-        copy_out(address, len(entries).to_bytes(4, "little"))
-        copy_out(address + 8, b"".join(entry.to_bytes() for entry in entries))
+        copy_out_cpuid(address, cpuid.supported())
 
     @answers(Ioctl.GET_EMULATED_CPUID)
     def get_emulated_cpuid(self, address: int) -> None:
@@ -150,6 +146,13 @@ class System(Descriptor):
         ) and VmType.SEV_ES in self._kernel.vm_types:
             return self._kernel.era.init2_vmsa_features
         raise Refused(ENXIO, f"no attribute {value.attr} of group {value.group}")
+
+
+def _read_feature(entry: MsrEntry) -> bool:
+    if entry.index not in _FEATURE_MSRS:
+        return False
+    entry.data = _FEATURE_MSRS[entry.index]
+    return True
 
 
 def _put_list(address: int, numbers: tuple[int, ...]) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_size_t, c_ssize_t, c_ulong, c_void_p
-from errno import EFAULT
+from errno import E2BIG, EFAULT
 from typing import Any, ClassVar, NamedTuple
 
 from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.kvm.structs import CpuidEntry2, MsrEntry
 from casemate.abi.layout import Struct
 
 _READ = 2 << 30
+_MAX_MSRS = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
     _call.argtypes = (ctypes.c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
@@ -51,6 +53,28 @@ def _copy(call: Any, ours: int, theirs: int, size: int) -> None:
     local, remote = _Vector(ours, size), _Vector(theirs, size)
     if call(os.getpid(), ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) != size:
         raise Refused(EFAULT, f"{size} bytes at {theirs:#x} cannot be reached")
+
+
+def answer_msrs(address: int, take: Callable[[MsrEntry], bool]) -> int:
+    """Show ``take`` the entries of ``kvm_msrs`` up to the first that it refuses; returns how many it took."""
+    count = int.from_bytes(copy_in(address, 4), "little")
+    if count >= _MAX_MSRS:
+        raise Refused(E2BIG, f"{count} registers")
+    for done in range(count):
+        place = address + 8 + MsrEntry.SIZE * done
+        entry = MsrEntry.from_bytes(copy_in(place, MsrEntry.SIZE))
+        if not take(entry):
+            return done
+        copy_out(place, entry.to_bytes())
+    return count
+
+
+def copy_out_cpuid(address: int, entries: Sequence[CpuidEntry2]) -> None:
+    """Fill in ``kvm_cpuid2``. Raises Refused E2BIG where there is no room."""
+    if int.from_bytes(copy_in(address, 4), "little") < len(entries):
+        raise Refused(E2BIG, f"{len(entries)} leaves")
+    copy_out(address, len(entries).to_bytes(4, "little"))
+    copy_out(address + 8, b"".join(entry.to_bytes() for entry in entries))
 
 
 class Answer(NamedTuple):

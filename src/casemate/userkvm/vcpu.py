@@ -32,14 +32,21 @@ from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
-from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
+from casemate.userkvm.table import (
+    Descriptor,
+    Refused,
+    answer_msrs,
+    answers,
+    copy_in,
+    copy_out,
+    copy_out_cpuid,
+)
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl
 
 RUNNABLE, HALTED = 0, 3
 """``kvm_mp_state.mp_state``."""
 _RESET_BASE, _PE = 0xFFFF0000, 1
-_MAX_CPUID, _MAX_MSRS = 256, 4096
-_TSC = 0x10
+_MAX_CPUID = 256
 _FXSAVE, _XSAVE = 512, 4096
 _XSTATE_BV = 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
@@ -253,15 +260,12 @@ class Vcpu(Descriptor):
         if _essence(value) == _essence(before) or (not self._is_open and self.vm.is_running):
             return
         if value.cs.base == _RESET_BASE and not value.cr0 & _PE:
-            self._change(self._reset)
+            self._change(self.model.reset)
         self._change(lambda: self._set_sregs(value))
 
     def _set_sregs(self, value: Sregs) -> None:
         self._state.set_sregs(value)
         self._engine.flush_translations()
-
-    def _reset(self) -> None:
-        self.model.reset()
 
     @answers(Ioctl.GET_MP_STATE, MpState)
     def get_mp_state(self, value: MpState) -> None:
@@ -355,33 +359,17 @@ class Vcpu(Descriptor):
     @answers(Ioctl.GET_CPUID2)
     def get_cpuid(self, address: int) -> None:
         """The table; E2BIG if there is no room."""
-        room = int.from_bytes(copy_in(address, 4), "little")
-        if room < len(self.cpuid.entries):
-            raise Refused(E2BIG, f"{len(self.cpuid.entries)} leaves")
-        copy_out(address, len(self.cpuid.entries).to_bytes(4, "little"))
-        copy_out(address + 8, b"".join(entry.to_bytes() for entry in self.cpuid.entries))
+        copy_out_cpuid(address, self.cpuid.entries)
 
     @answers(Ioctl.GET_MSRS)
     def get_msrs(self, address: int) -> int:
         """Those that are known, up to the first that is not; returns how many."""
-        return self._for_msrs(address, self._read_msr)
+        return answer_msrs(address, self._read_msr)
 
     @answers(Ioctl.SET_MSRS)
     def set_msrs(self, address: int) -> int:
         """Likewise."""
-        return self._for_msrs(address, self._write_msr)
-
-    def _for_msrs(self, address: int, take: Callable[[MsrEntry], bool]) -> int:
-        count = int.from_bytes(copy_in(address, 4), "little")
-        if count >= _MAX_MSRS:
-            raise Refused(E2BIG, f"{count} registers")
-        for done in range(count):
-            place = address + 8 + MsrEntry.SIZE * done
-            entry = MsrEntry.from_bytes(copy_in(place, MsrEntry.SIZE))
-            if not take(entry):
-                return done
-            copy_out(place, entry.to_bytes())
-        return count
+        return answer_msrs(address, self._write_msr)
 
     def _read_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
@@ -401,9 +389,9 @@ class Vcpu(Descriptor):
             return False
         if kind == UNKNOWN:
             self._msrs[index] = entry.data
-        elif index not in (_TSC, msr.EFER) and not self.vm.is_running:
+        elif index not in (msr.TSC, msr.EFER) and not self.vm.is_running:
             self._engine.set_msr(index, entry.data)
-        elif index not in (_TSC, msr.EFER) and self._is_open:
+        elif index not in (msr.TSC, msr.EFER) and self._is_open:
             current = MsrEntry(index)
             if self._read_msr(current) and current.data != entry.data:
                 self._engine.set_msr(index, entry.data)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
 from casemate.abi.kvm.structs import RUN_UNION, RunInternal, RunSystemEvent
 from casemate.abi.layout import Struct
+from casemate.host.clock import NANOSECONDS
 from casemate.host.exits import (
     Hlt,
     Interrupted,
@@ -24,8 +25,6 @@ from casemate.userkvm.library import VcpuRecord, load
 if TYPE_CHECKING:
     from casemate.userkvm.ioeventfd import Ioeventfds
     from casemate.userkvm.irqchip import Irqchip
-
-_SECOND = 1_000_000_000
 
 
 class SignalControl:
@@ -59,7 +58,9 @@ class SignalControl:
 
     def wait(self, nanoseconds: int | None) -> None:
         """In the library, without Python."""
-        self._library.kvm_wait(self._address, _SECOND if nanoseconds is None else min(nanoseconds, _SECOND))
+        self._library.kvm_wait(
+            self._address, NANOSECONDS if nanoseconds is None else min(nanoseconds, NANOSECONDS)
+        )
 
     def wake(self) -> None:
         """By an eventfd."""
@@ -140,7 +141,7 @@ class ExitDoor:
     def wait_for_signal(self) -> None:
         """Nothing of the guest happens, for ever: only a signal ends this KVM_RUN."""
         while not self._record.stop_wanted:
-            self._library.kvm_wait(self._address, _SECOND)
+            self._library.kvm_wait(self._address, NANOSECONDS)
         self.leave(ExitReason.INTR, EINTR)
 
     def fail(self) -> None:

@@ -398,11 +398,11 @@ class Vm(Descriptor):
         if value.flags & ~(IRQFD_DEASSIGN | IRQFD_RESAMPLE):
             raise Refused(EINVAL, "flags")
         if value.flags & IRQFD_RESAMPLE:
-            raise Refused(EINVAL, "KVM_CAPIRQFD_RESAMPLE is not offered")
+            raise Refused(EINVAL, "KVM_CAP_IRQFD_RESAMPLE is not offered")
         if value.flags & IRQFD_DEASSIGN:
             self.irqfds.deassign(value.fd, value.gsi)
         else:
-            self.irqfds.assign(value.fd, value.gsi, None)
+            self.irqfds.assign(value.fd, value.gsi)
 
     @answers(Ioctl.IOEVENTFD, Ioeventfd)
     def ioeventfd(self, value: Ioeventfd) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.pci.config import PciFunction
 
-LAPIC = Gpa(0xFEE00000)
-IOAPIC = Gpa(0xFEC00000)
 SERIAL_PORT = 0x3F8
 SERIAL_IRQ = 4
 KEYBOARD_IRQ = 1
