@@ -32,3 +32,4 @@ def test_only_the_planned_call_fails() -> None:
         True,
         False,
     ]
+    assert plan.injected == {"KVM_RUN:2": 1}

@@ -55,10 +55,15 @@ class FaultPlan:
         self._faults = {(fault.call, fault.number): fault for fault in faults}
         self._counts: Counter[str] = Counter()
         self.calls = {call for call, _ in self._faults}
+        self.injected: Counter[str] = Counter()
+        """Those that happened, as ``KVM_RUN:3``."""
 
     def next(self, call: str) -> Fault | None:
         """``call`` is being made: the fault that is planned for it."""
         if call not in self.calls:
             return None
         self._counts[call] += 1
-        return self._faults.get((call, self._counts[call]))
+        fault = self._faults.get((call, self._counts[call]))
+        if fault is not None:
+            self.injected[f"{call}:{fault.number}"] += 1
+        return fault

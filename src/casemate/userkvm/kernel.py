@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterable
 from functools import cached_property
 from time import monotonic_ns
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import Capabilities
-from casemate.userkvm.faults import FaultPlan
+from casemate.userkvm.faults import Fault, FaultPlan
 from casemate.userkvm.library import load
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Kernel:
     """``era`` as ``linux-6.18``. Raises SpecError if there is none."""
 
-    def __init__(self, era: str, *, has_sev: bool) -> None:
+    def __init__(self, era: str, *, has_sev: bool, faults: Iterable[Fault]) -> None:
         self.era = find_era(era)
         self.has_sev = has_sev
         self.clock = GuestClock()
@@ -36,7 +37,7 @@ class Kernel:
         self.said: list[str] = []
         self.watches_code = not load().kvm_watch_code()
         """Whether code that a monitor rewrites is seen by its guest; else userfaultfd(2) is forbidden here."""
-        self.faults = FaultPlan(())
+        self.faults = FaultPlan(faults)
         self._numbers = itertools.count(1)
         self._started = monotonic_ns(), engine_library.cpu_get_ticks_x86_64()
 

@@ -20,7 +20,7 @@ from casemate.abi.kvm.ioctls import Ioctl
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.userkvm.call_log import CallLog, call_name
 from casemate.userkvm.cpuid import ENCRYPTION_LEAF
-from casemate.userkvm.faults import FaultPlan, parse_fault
+from casemate.userkvm.faults import parse_fault
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import (
     AfterRunCallback,
@@ -48,13 +48,11 @@ class Server:
     """One process's KVM."""
 
     def __init__(self, options: Options) -> None:
-        self.kernel = Kernel(options.era, has_sev=options.has_sev)
+        self.kernel = Kernel(options.era, has_sev=options.has_sev, faults=map(parse_fault, options.faults))
         self._system = System(self.kernel)
         self.summary = Summary(self.kernel, self._system)
         self._sev: Descriptor | None = None
         self._log = None if options.log is None else CallLog(Path(options.log))
-        self._faults = FaultPlan(map(parse_fault, options.faults))
-        self.kernel.faults = self._faults
         self._left: set[int] = set()
         """VMs whose own descriptor was closed."""
         self._socket = None if options.socket is None else _connect(options.socket)
@@ -63,7 +61,7 @@ class Server:
     @property
     def watches_runs(self) -> bool:
         """Whether every KVM_RUN is logged, or one is to fail."""
-        return self._log is not None or "KVM_RUN" in self._faults.calls
+        return self._log is not None or "KVM_RUN" in self.kernel.faults.calls
 
     # Called by the library, on any thread.
 
@@ -71,7 +69,7 @@ class Server:
         """The result, or a negative errno."""
         name, began, value, why = call_name(request), monotonic_ns(), None, ""
         self.summary.calls[name] += 1
-        fault = self._faults.next(name)
+        fault = self.kernel.faults.next(name)
         try:
             if fault is not None:
                 raise Refused(fault.errno, "as planned by --fault")
@@ -89,8 +87,6 @@ class Server:
         except Exception as error:
             result, why = -EIO, f"internal error: {type(error).__name__}: {error}"
             self.kernel.say(f"{name}: {why}; please report it")
-        if fault is not None:
-            self.summary.injected[f"{fault.call}:{fault.number}"] += 1
         if self._log is not None:
             shown = argument if value is None else value
             self._log.write(Kind(kind).name.lower(), request, shown, result, monotonic_ns() - began, why)
@@ -147,11 +143,8 @@ class Server:
     def before_run(self, address: int) -> int:
         """The errno that this KVM_RUN is to fail with, or 0."""
         self._run_started = monotonic_ns()
-        fault = self._faults.next("KVM_RUN")
-        if fault is None:
-            return 0
-        self.summary.injected[f"{fault.call}:{fault.number}"] += 1
-        return fault.errno
+        fault = self.kernel.faults.next("KVM_RUN")
+        return 0 if fault is None else fault.errno
 
     def after_run(self, address: int, result: int) -> None:
         """Log it."""

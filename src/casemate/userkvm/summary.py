@@ -27,7 +27,6 @@ class Summary:
         self._started = monotonic_ns()
         self.calls: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
-        self.injected: Counter[str] = Counter()
         self._gone: list[dict[str, Any]] = []
 
     def keep(self, vm: Vm) -> None:
@@ -51,7 +50,7 @@ class Summary:
             ],
             "ioctls": dict(self.calls.most_common()),
             "unknown_ioctls": dict(self.unknown.most_common()),
-            "injected_faults": dict(self.injected),
+            "injected_faults": dict(self._kernel.faults.injected),
             "messages": self._kernel.said,
         }
 
