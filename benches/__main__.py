@@ -16,7 +16,18 @@ from casemate.errors import CasemateError
 
 BENCHES = [
     name
-    for name in ("imports", "checks", "measure", "cpu", "boot", "confidential", "linux", "kvm", "evidence")
+    for name in (
+        "imports",
+        "checks",
+        "measure",
+        "cpu",
+        "boot",
+        "confidential",
+        "linux",
+        "kvm",
+        "evidence",
+        "sandbox",
+    )
     if find_spec(f"benches.{name}")
 ]
 

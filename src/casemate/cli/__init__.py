@@ -16,15 +16,17 @@ _HOST_CANNOT, _INTERNAL, _INTERRUPTED, _NOBODY_READS = 5, 6, 130, 141
 """Exit codes; the last one is what a shell shows for SIGPIPE."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
     """Run one command; returns the exit code. Every error is one line on standard error.
+
+    ``own_process`` says that nothing else goes on in this process, so that a guest may be run in a sandbox.
 
     Raises SystemExit for a line that asks for help or cannot be read.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = parse(arguments)
-        args.command_line = ["casemate", *arguments]
+        args.command_line, args.own_process = ["casemate", *arguments], own_process
         return load_command(args.command).run(args)
     except CasemateError as error:
         print(f"casemate: error: {printable(str(error))}", file=sys.stderr)
@@ -44,7 +46,7 @@ def start() -> NoReturn:
     """The process ``casemate``: ``main`` with the standard streams as they should be, before and after."""
     _open_closed_streams()
     try:
-        code: int | str | None = main()
+        code: int | str | None = main(own_process=True)
     except SystemExit as asked:  # by argparse
         code = asked.code
     code = _flush(code)

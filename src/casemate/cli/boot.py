@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ from casemate.abi.guest_kind import GuestKind
 from casemate.api import boot
 from casemate.cli import boot_arguments
 from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
+from casemate.cli.boot_report import report_document, validate_reports
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
+from casemate.cli.confinement import Confinement
 from casemate.cli.qemu_options import apply_qemu_options
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
@@ -71,10 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.qemu:
         apply_qemu_options(args, args.qemu, boot_arguments.size)
     validate_host(args.host)
-    if args.report:
-        from casemate.cli.boot_report import validate_reports
-
-        validate_reports(args.report)
+    validate_reports(args.report)
     validate_launch_words(args)
     monitor = _monitor(args) if args.qmp or args.paused else None
     options = None if args.guest == "plain" else _launch_options(args, monitor)
@@ -94,7 +93,15 @@ def run(args: argparse.Namespace) -> int:
             _print_dry_run(args, plan)
             return 0
         spec = prepared.spec
-    outcome = _boot(args, spec, chosen, prepared, monitor)
+    with closing(Confinement(args)) as confinement:
+        outcome = _boot(args, spec, chosen, prepared, monitor, confinement)
+        _tell(args, outcome, cut, confinement)
+    return outcome.exit_code
+
+
+def _tell(
+    args: argparse.Namespace, outcome: Outcome, cut: CutRequest | None, confinement: Confinement
+) -> None:
     if cut is not None and outcome.ending is not Ending.POWER_CUT:
         writes = outcome.report["writes"]
         made = writes["programs"] + writes["erases"]
@@ -104,11 +111,8 @@ def run(args: argparse.Namespace) -> int:
         outcome.report["warnings"].append(warning)
         print(f"casemate: warning: {warning}", file=sys.stderr)
     _print(args, outcome)
-    for path in args.report:
-        from casemate.cli.boot_report import write_report
-
-        write_report(path, outcome, args.command_line)
-    return outcome.exit_code
+    if args.report:
+        confinement.write_reports(report_document(outcome, args.command_line))
 
 
 def _monitor(args: argparse.Namespace) -> Monitor:
@@ -150,6 +154,7 @@ def _boot(
     chosen: HostChoice,
     prepared: PreparedLaunch | None,
     monitor: Monitor | None,
+    confinement: Confinement,
 ) -> Outcome:
     with ExitStack() as stack:
         started: list[Machine] = []
@@ -203,6 +208,7 @@ def _boot(
                 debug_output=file_output(args.debugcon, stack) if args.debugcon else None,
                 on_phase=status.phase,
                 on_start=lambda machine: _start(machine, started, args.cut_power_at, monitor),
+                confine=confinement.enter,
                 on_close=monitor.close if monitor else None,
                 wait=wait,
                 real_time=interactive or line is not None,

@@ -7,6 +7,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate.cli.boot_report import report_file
 from casemate.cli.confidential_arguments import (
     add_confidential_arguments,
     add_guest_argument,
@@ -57,12 +58,6 @@ def _cut_request(text: str) -> CutRequest:
     return cut_request(text)
 
 
-def _report_file(text: str) -> Path:
-    from casemate.cli.boot_report import report_file
-
-    return report_file(text)
-
-
 def add_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
     """Declare the options in their groups; those of groups that begin with ``MORE`` are for ``--help-all``."""
     parser.usage = "casemate boot [OPTION ...] [-- QEMU OPTION ...]"
@@ -84,6 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
         "--paused",
         action="store_true",
         help="wait for cont before the guest runs, or its SEV launch is finished; as QEMU's -S",
+    )
+    _add_sandbox(parser)
+
+
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group(f"{MORE}: process").add_argument(
+        "--no-sandbox",
+        dest="sandbox",
+        action="store_false",
+        help="keep what the process may do while the guest runs (docs/guide/sandbox.md)",
     )
 
 
@@ -183,7 +188,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--report",
         metavar="F",
-        type=_report_file,
+        type=report_file,
         action="append",
         default=[],
         help="write what happened to F.html or F.json (repeatable)",

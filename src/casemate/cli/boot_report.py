@@ -8,6 +8,7 @@ import os
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from casemate.errors import SpecError
 from casemate.files import write_whole
@@ -31,16 +32,19 @@ def validate_reports(paths: list[Path]) -> None:
             raise SpecError(f"--report {path}: {path.parent} is no folder", "make it, or name another file")
 
 
-def write_report(path: Path, outcome: Outcome, command_line: list[str]) -> None:
-    """Write it, all or nothing. Raises HostError if it cannot be written."""
-
+def report_document(outcome: Outcome, command_line: list[str]) -> dict[str, Any]:
+    """What a report contains: the outcome, and what was run when and where."""
     system = os.uname()
     run = {
         "command": shlex.join(command_line),
         "when": datetime.now(UTC).isoformat(" ", "seconds"),
         "system": f"{system.sysname} {system.release}, {system.machine}",
     }
-    document = outcome.to_json() | {"run": run}
+    return outcome.to_json() | {"run": run}
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write a report, all or nothing. Raises HostError if it cannot be written."""
     if path.suffix == ".html":
         from casemate.evidence.report_html import render_html
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.hypervisor import Hypervisor
@@ -30,6 +31,8 @@ class Attachments:
     """Hears of firmware phases as they are reached."""
     on_start: Callable[[Machine], None] | None = None
     """Gets the machine before it runs."""
+    confine: Callable[[], dict[str, Any] | None] | None = None
+    """Gives up what the process does not need for the run, once all is open; what it returns is ``host.sandbox``."""
     on_close: Callable[[], None] | None = None
     """Called before the machine is given back, however it ended."""
     wait: Callable[[threading.Event, float], None] | None = None
@@ -84,9 +87,10 @@ def boot(
         try:
             launch = assemble(machine)
             with signals_end(machine):
+                facts = {"why": host_why, "sandbox": attached.confine() if attached.confine else None}
                 if attached.on_start:
                     attached.on_start(machine)
-                return run(machine, timeout, attached.wait, watchdog, launch, host_why)
+                return run(machine, timeout, attached.wait, watchdog, launch, facts)
         finally:
             if attached.on_close:
                 attached.on_close()

@@ -12,16 +12,19 @@ from casemate.machine.recorder import TimedChange, TimedViolation
 from casemate.machine.violation import owner
 
 
-def make_report(machine: Machine, launch: LaunchRecord, host_why: str) -> dict[str, Any]:
-    """Everything about a machine after its run but how it ended; ``host_why`` says why this host was taken."""
+def make_report(machine: Machine, launch: LaunchRecord, host_facts: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a machine after its run but how it ended.
+
+    ``host_facts`` goes into ``host``: why it was taken, and the sandbox that the guest ran in.
+    """
     return {
         "warnings": [*machine.warnings, *launch.warnings],
         "host": {
             "backend": machine.host_name,
             "era": machine.host_era,
             "modelled": machine.host_name == "model",
-            "why": host_why,
-        },
+        }
+        | host_facts,
         "guest": {
             "kind": str(machine.spec.kind),
             "machine": machine.spec.machine,

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
+from typing import Any
 
 from casemate.errors import CasemateError, HostError
 from casemate.events import AccessPath, Violation
@@ -51,12 +52,12 @@ class Run:
         timeout: float | None,
         watchdog: float | None = None,
         launch: LaunchRecord | None = None,
-        host_why: str = "",
+        host_facts: dict[str, Any] | None = None,
     ) -> None:
         self._machine = machine
         self._timeout = timeout
         self._launch = launch or LaunchRecord()
-        self._host_why = host_why
+        self._host_facts = host_facts or {}
         self._watchdog = Watchdog(machine, watchdog)
         self._finished = threading.Event()
         self._error: BaseException | None = None
@@ -166,7 +167,7 @@ class Run:
         if ending is Ending.STUCK:
             detail = self._watchdog.cause()
         text = bytes(machine.console.text).decode(errors="replace")
-        report = make_report(machine, self._launch, self._host_why)
+        report = make_report(machine, self._launch, self._host_facts)
         return Outcome(ending, detail, seconds, text, report)
 
 
@@ -188,13 +189,13 @@ def run(
     wait: Callable[[threading.Event, float], None] | None = None,
     watchdog: float | None = None,
     launch: LaunchRecord | None = None,
-    host_why: str = "",
+    host_facts: dict[str, Any] | None = None,
 ) -> Outcome:
     """Run an assembled machine; ``timeout`` in seconds, ``watchdog`` as for ``Watchdog``. See ``Run``.
 
-    ``launch`` is what its launch showed, ``host_why`` why this host was taken, both for the report.
+    ``launch`` is what its launch showed, ``host_facts`` more about the host, both for the report.
     """
-    return Run(machine, timeout, watchdog, launch, host_why).run(wait)
+    return Run(machine, timeout, watchdog, launch, host_facts).run(wait)
 
 
 def _wait(finished: threading.Event, seconds: float) -> None:

@@ -16,7 +16,7 @@ def guest_code(piece: str, **parameters: int) -> bytes:
 
     Raises UnsupportedError where casemate was built without a compiler.
     """
-    contents, places = _pieces()[piece]
+    contents, places = load_pieces()[piece]
     code = bytearray(contents)
     for offset, size, name, addend in places:
         value = parameters[name.lower()] + addend & (1 << 8 * size) - 1
@@ -25,7 +25,8 @@ def guest_code(piece: str, **parameters: int) -> bytes:
 
 
 @cache
-def _pieces() -> dict[str, tuple[bytes, list[tuple[int, int, str, int]]]]:
+def load_pieces() -> dict[str, tuple[bytes, list[tuple[int, int, str, int]]]]:
+    """All pieces by name: the code, and offset, size, name and addend of each parameter. Raises UnsupportedError."""
     try:
         pieces = json.loads(_DATA.read_text("utf-8"))["pieces"]
     except OSError:

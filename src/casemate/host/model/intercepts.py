@@ -65,7 +65,6 @@ class AccessIntercepts:
         encrypted: bool = False,
     ) -> None:
         self.bus = cast(IoBus, None)
-        self.error: BaseException | None = None
         self.fault: MemoryFault | NestedFaultLoop | KvmInternalError | None = None
         self._slots = slots
         self.judge: WriteJudge | None = None
@@ -141,12 +140,6 @@ class AccessIntercepts:
                 self._record_fault(undone.gpa, undone.size, undone.value)
         except BaseException as error:
             self._fail(error)
-
-    def take_error(self) -> None:
-        """Raise what a callback raised, if any did."""
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
 
     def _decide(self) -> int:
         """0 if the engine is to ignore the write, else the exception that undoes its instruction."""
@@ -228,7 +221,5 @@ class AccessIntercepts:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> int:
-        if self.error is None:
-            self.error = error
-        self._engine.stop()
+        self._engine.hooks.fail(error)
         return 0

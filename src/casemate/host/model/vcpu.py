@@ -104,7 +104,7 @@ class ModelVcpu:
                 if self._control.take_stale():
                     self._engine.flush_translations()
                 error = self._execute()
-                self._intercepts.take_error()
+                self._engine.hooks.take_error()
                 self._after_execution(error)
             if self._exit is not None:
                 vm_exit, self._exit = self._exit, None
@@ -210,7 +210,7 @@ class ModelVcpu:
             interrupts = self._interrupts
             return interrupts.acknowledge() if interrupts is not None and interrupts.pending() else NO_VECTOR
         except BaseException as error:
-            self._fail(error)
+            self._engine.hooks.fail(error)
             return NO_VECTOR
 
     def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
@@ -224,13 +224,13 @@ class ModelVcpu:
             assert self._page_instructions is not None
             self._page_instructions.states.share_touched()
         except BaseException as error:
-            self._fail(error)
+            self._engine.hooks.fail(error)
 
     def _on_unknown_instruction(self) -> int:
         try:
             return self._execute_for_guest(self._engine.hooks)
         except BaseException as error:
-            self._fail(error)
+            self._engine.hooks.fail(error)
             return EXECUTED
 
     def _execute_for_guest(self, hooks: EngineHooks) -> int:
@@ -262,10 +262,6 @@ class ModelVcpu:
 
     def _end(self, text: str) -> None:
         self._exit = SevTermination(text)
-        self._engine.stop()
-
-    def _fail(self, error: BaseException) -> None:
-        self._intercepts.error = error
         self._engine.stop()
 
     def _timer_expired(self) -> bool:

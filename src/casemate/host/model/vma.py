@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import io
+import os
 from typing import BinaryIO
 
 from casemate.errors import HostError
 
 _MAPS = "/proc/self/maps"
+_CHUNK = 1 << 16
+_held: dict[int, int] = {}
+"""The open file of a process that will open no other, by the process's number: a child's mappings are others."""
+
+
+def hold_maps() -> None:
+    """Open the file of mappings for the rest of this process, which is about to give up opening files."""
+    _held[os.getpid()] = os.open(_MAPS, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def open_maps() -> BinaryIO:
     """The mappings of this process, a line each. Raises HostError where there is no /proc."""
+    held = _held.get(os.getpid())
     try:
-        return open(_MAPS, "rb", buffering=1 << 16)
+        if held is None:
+            return open(_MAPS, "rb", buffering=_CHUNK)
+        text = bytearray()
+        while chunk := os.pread(held, _CHUNK, len(text)):
+            text += chunk
+        return io.BytesIO(text)
     except OSError as error:
         remedy = "mount /proc: the modelled host looks there for the protection of memory"
         raise HostError("open", error.errno or 0, _MAPS, remedy) from None

@@ -39,6 +39,7 @@ typedef uint8_t u8;
 #define ENV_R11 0x58
 #define ENV_RIP 0x80
 #define ENV_EFLAGS 0x88
+#define ENV_CC_SRC 0x98 /* cc_src: the stores of helper_rdrand */
 #define ENV_HFLAGS 0xb0 /* hflags: cpu_ldub_code, first load */
 #define ENV_CS 0xd0     /* segs[R_CS]; segments are 24 bytes, in the order ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT */
 #define ENV_SS 0xe8
@@ -126,6 +127,7 @@ typedef uint8_t u8;
     X(helper_syscall, void, (void *env, i32 length)) \
     X(helper_set_dr, void, (void *env, int number, u64 value)) \
     X(helper_get_dr, u64, (void *env, int number)) \
+    X(helper_rdrand, u64, (void *env)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

@@ -26,7 +26,7 @@ from casemate.host.clock import NANOSECONDS
 from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
-from casemate.host.model.cpu.unicorn_api import hook_add, library
+from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, library
 
 REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
 """Pseudo exception numbers: a write that was undone, and an access of an SNP guest that needs a page shared."""
@@ -230,6 +230,7 @@ class EngineHooks:
         self._code_pages = mmap.mmap(-1, _PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._rights: mmap.mmap | None = None
         self._kept: list[Any] = [msrs]
+        self._error: BaseException | None = None
         self.record = CpuRecord(cpu=cpu, env=env)
         self.record.code_pages = _buffer_address(self._code_pages)
         self.record.msrs = msrs.address
@@ -264,8 +265,11 @@ class EngineHooks:
         self.record.flags |= _ANSWERS_CPUID if all_leaves else 0
 
         def on_cpuid(leaf: int, index: int, registers: Any) -> None:
-            for number, value in enumerate(answer(leaf, index)):
-                registers[number] = value
+            try:
+                for number, value in enumerate(answer(leaf, index)):
+                    registers[number] = value
+            except BaseException as error:
+                self.fail(error)
 
         self.record.on_cpuid = CpuidAnswer(on_cpuid)
 
@@ -417,6 +421,18 @@ class EngineHooks:
     def user_pointer(self) -> c_void_p:
         """``user_data`` as an argument."""
         return c_void_p(self.user_data)
+
+    def fail(self, error: BaseException) -> None:
+        """A callback failed: stop the guest. ctypes alone would print the exception, and the guest would go on."""
+        if self._error is None:
+            self._error = error
+        emu_stop(self._engine)
+
+    def take_error(self) -> None:
+        """Raise what a callback raised since the last time, if any did."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     def detach(self) -> None:
         """Stop using the hooks; they stay in place for the next engine."""

@@ -1,0 +1,65 @@
+"""The sandbox of ``casemate boot``: what is needed inside is loaded and held before (docs/guide/sandbox.md)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from casemate.cli.boot_report import write_document
+from casemate.host import sandbox
+from casemate.host.model import vma
+from casemate.native.code import load_pieces
+
+if TYPE_CHECKING:
+    from casemate.cli.broker import Broker
+
+_LOADED_BEFORE = (
+    "encodings.ascii",
+    "encodings.latin_1",
+    "encodings.utf_16_le",
+    "iced_x86",
+    "casemate.host.write_target",
+)
+"""What a running guest may cause to be loaded, and no module can be loaded inside."""
+
+
+class Confinement:
+    """How one run is confined: not at all, or in a sandbox with a broker where something remains to be done."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._reports: list[Path] = args.report
+        self._wanted = args.sandbox and args.own_process
+        sockets = [Path(text[5:]) for text in (args.qmp, args.serial) if text and text.startswith("unix:")]
+        self._sockets = bool(sockets)
+        self._broker: Broker | None = None
+        if self._wanted and (self._reports or sockets):
+            from casemate.cli.broker import Broker  # loads multiprocessing, and most runs need none
+
+            self._broker = Broker(self._reports, sockets)
+
+    def enter(self) -> dict[str, Any] | None:
+        """Give up what the run does not need; returns what is in force, None without a sandbox."""
+        if not self._wanted:
+            return None
+        for name in _LOADED_BEFORE:
+            importlib.import_module(name)
+        load_pieces()
+        vma.hold_maps()
+        if self._broker and self._sockets:
+            self._broker.sockets_are_made()
+        return sandbox.enter().to_json()
+
+    def write_reports(self, document: dict[str, Any]) -> None:
+        """Write all reports. Raises HostError if one cannot be written."""
+        for number, path in enumerate(self._reports):
+            if self._broker:
+                self._broker.write_report(number, document)
+            else:
+                write_document(path, document)
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+        if self._broker:
+            self._broker.close()
