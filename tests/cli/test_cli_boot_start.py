@@ -39,6 +39,7 @@ def test_parts_of_a_plain_boot_load_nothing_heavy() -> None:
 
 
 def test_plain_boot_on_kvm_loads_nothing_heavy(tmp_path: Path) -> None:
+    # In the sandbox it loads what it could not load later.
     (tmp_path / "leave.bin").write_bytes(LEAVE)
-    line = ["boot", "--host", "kvm", "--memory", "16M", "--bios", str(tmp_path / "leave.bin")]
+    line = ["boot", "--host", "kvm", "--no-sandbox", "--memory", "16M", "--bios", str(tmp_path / "leave.bin")]
     assert_light(loaded("from casemate.cli import start; start()", *line, "--serial", "none"))

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,18 +51,14 @@ def waiting(words: list[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_signals_end_a_paused_guest(tmp_path: Path, guest: str, number: signal.Signals, code: int) -> None:
     path = tmp_path / "qmp.sock"
     with waiting(line(tmp_path, guest, "--paused"), path) as process:
-        started = time.monotonic()
         process.send_signal(number)
         assert process.wait(10) == code
-        assert time.monotonic() - started < 1
     assert not path.exists()
 
 
 @pytest.mark.parametrize("guest", GUESTS)
 def test_timeout_ends_a_paused_guest(tmp_path: Path, guest: str, capsys: pytest.CaptureFixture[str]) -> None:
-    started = time.monotonic()
     assert main(line(tmp_path, guest, "--paused", "--timeout", "0.5")) == 7
-    assert time.monotonic() - started < 3
     assert "timeout" in capsys.readouterr().err
     assert not (tmp_path / "qmp.sock").exists()
 

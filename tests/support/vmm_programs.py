@@ -17,9 +17,9 @@ Vmm = Callable[..., "subprocess.CompletedProcess[str]"]
 HERE = Path(__file__).parents[1] / "userkvm"
 
 
-def kvm_command(*options: str) -> list[str]:
-    """``casemate kvm`` up to the VMM's own line."""
-    return [sys.executable, "-m", "casemate", "kvm", *options, "--"]
+def kvm_command(*options: str, command: str = "kvm") -> list[str]:
+    """``casemate kvm``, or another command that runs VMMs, up to the VMM's own line."""
+    return [sys.executable, "-m", "casemate", command, *options, "--"]
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +32,15 @@ def run_vmm(tmp_path_factory: pytest.TempPathFactory) -> Vmm:
         pytest.skip("casemate's library for other VMMs was not built")
     folder = tmp_path_factory.mktemp("vmm")
 
-    def run(name: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *arguments: str, options: tuple[str, ...] = (), command: str = "kvm"
+    ) -> subprocess.CompletedProcess[str]:
         program = folder / name
         if not program.exists():
             source = HERE / f"{name}.c"
             subprocess.run([compiler, "-D_GNU_SOURCE", "-O1", "-pthread", "-o", program, source], check=True)
-        command = [*kvm_command(*options), str(program), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        line = [*kvm_command(*options, command=command), str(program), *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
 
     return run
 

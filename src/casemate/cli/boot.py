@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ from casemate.qmp.monitor import Monitor
 
 if TYPE_CHECKING:
     from casemate.cli.power_cuts import CutRequest
+    from casemate.host.hypervisor import Hypervisor
     from casemate.machine.host_choice import HostChoice
 
 EPILOG = """\
@@ -70,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
+    return run_on(args, lambda host: host)
+
+
+def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor]) -> int:
+    """Do it on the host that was asked for, or on another one ``around`` it; returns the exit code."""
     if args.qemu:
         apply_qemu_options(args, args.qemu, boot_arguments.size)
     validate_host(args.host)
@@ -85,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         validate_cut(spec)
         if cut.number is None:
             return judge_cuts(spec, cut, args.until, args.json)
-    chosen = choose_host(args.host, spec, _platform_folder(args))
+    choice = choose_host(args.host, spec, _platform_folder(args))
+    chosen = replace(choice, make=lambda clock: around(choice.make(clock)))
     prepared = None
     if options is not None:
         prepared, plan = _prepare(args, spec, options, chosen)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casemate.cli.boot_report import write_document
-from casemate.host import sandbox
-from casemate.host.model import vma
+from casemate.host import sandbox, vma
 from casemate.native.code import load_pieces
 
 if TYPE_CHECKING:

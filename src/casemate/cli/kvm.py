@@ -15,7 +15,8 @@ import sys
 import sysconfig
 import tempfile
 import threading
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -77,32 +78,41 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     for rule in args.fault:
         parse_fault(rule)
-    program = _program(args.vmm[0])
-    _refuse_sandbox(args.vmm)
-    python = _shared_python()
     if args.wrapper is not None:
-        return _write_wrapper(args, program)
+        return _write_wrapper(args, _program(args.vmm[0]))
     if args.log is not None:
         _make_empty(args.log)
-    with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
-        collector = _Collector(Path(folder, "summary"))
-        options = Options(
-            args.era,
-            tuple(args.fault),
-            None if args.log is None else str(args.log.resolve()),
-            str(collector.path),
-            not args.no_sev,
-        )
-        environment = os.environ | _environment(python, options)
-        print(
-            f"casemate: /dev/kvm is modelled ({args.era}); nothing here is evidence about hardware",
-            file=sys.stderr,
-        )
-        code = _Child([str(program), *args.vmm[1:]], environment, collector, args).wait()
-        collector.close()
-    summaries = collector.last()
+    options = Options(
+        args.era,
+        tuple(args.fault),
+        None if args.log is None else str(args.log.resolve()),
+        has_sev=not args.no_sev,
+    )
+    code, summaries = run_vmm(args.vmm, options, lambda summary: _print(args, summary))
     _report(args, summaries)
     return code
+
+
+def run_vmm(
+    command: list[str], options: Options, show: Callable[[dict[str, Any]], None]
+) -> tuple[int, list[dict[str, Any]]]:
+    """Run a VMM on the modelled KVM: its exit code, and the summaries of its processes that opened /dev/kvm.
+
+    ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError.
+    """
+    program = _program(command[0])
+    _refuse_sandbox(command)
+    python = _shared_python()
+    with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
+        collector = _Collector(Path(folder, "summary"))
+        environment = os.environ | _environment(python, replace(options, socket=str(collector.path)))
+        print(
+            f"casemate: /dev/kvm is modelled ({options.era}); nothing here is evidence about hardware",
+            file=sys.stderr,
+        )
+        code = _Child([str(program), *command[1:]], environment, collector, show).wait()
+        collector.close()
+    return code, collector.last()
 
 
 class _Collector:
@@ -166,10 +176,14 @@ class _Child:
     """The command; signals that end or ask ``casemate kvm`` are its."""
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], collector: _Collector, args: argparse.Namespace
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        collector: _Collector,
+        show: Callable[[dict[str, Any]], None],
     ) -> None:
         self._collector = collector
-        self._args = args
+        self._show_summary = show
         try:
             self._process = subprocess.Popen(command, env=environment)
         except OSError as error:
@@ -191,7 +205,7 @@ class _Child:
 
     def _show(self, _number: int, _frame: FrameType | None) -> None:
         for summary in self._collector.ask():
-            _print(self._args, summary)
+            self._show_summary(summary)
 
 
 def _environment(python: Path, options: Options) -> dict[str, str]:

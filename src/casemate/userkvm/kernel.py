@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kernel_eras import find_era
 from casemate.abi.kvm.vm_types import VmType
+from casemate.host import vma
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.model import vma
 from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.slots import MemorySlot

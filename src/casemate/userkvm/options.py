@@ -17,3 +17,5 @@ class Options:
     log: str | None = None
     socket: str | None = None
     has_sev: bool = True
+    traces: bool = False
+    """Whether summaries have the steps that ``casemate conform`` judges."""

@@ -38,6 +38,7 @@ from casemate.userkvm.options import OPTIONS, Options
 from casemate.userkvm.summary import Summary
 from casemate.userkvm.system import System
 from casemate.userkvm.table import Descriptor, Refused
+from casemate.userkvm.trace import Tracer
 from casemate.userkvm.vm import Vm
 
 _kept: list[Any] = []
@@ -50,7 +51,8 @@ class Server:
     def __init__(self, options: Options) -> None:
         self.kernel = Kernel(options.era, has_sev=options.has_sev, faults=map(parse_fault, options.faults))
         self._system = System(self.kernel)
-        self.summary = Summary(self.kernel, self._system)
+        self._tracer = Tracer() if options.traces else None
+        self.summary = Summary(self.kernel, self._system, self._tracer)
         self._sev: Descriptor | None = None
         self._log = None if options.log is None else CallLog(Path(options.log))
         self._left: set[int] = set()
@@ -60,8 +62,8 @@ class Server:
 
     @property
     def watches_runs(self) -> bool:
-        """Whether every KVM_RUN is logged, or one is to fail."""
-        return self._log is not None or "KVM_RUN" in self.kernel.faults.calls
+        """Whether every KVM_RUN is logged or traced, or one is to fail."""
+        return self._log is not None or self._tracer is not None or "KVM_RUN" in self.kernel.faults.calls
 
     # Called by the library, on any thread.
 
@@ -90,6 +92,8 @@ class Server:
         if self._log is not None:
             shown = argument if value is None else value
             self._log.write(Kind(kind).name.lower(), request, shown, result, monotonic_ns() - began, why)
+        if self._tracer is not None and kind == Kind.VM and number in self._system.vms:
+            self._tracer.ioctl(self._system.vms[number], request, argument, value, result)
         return result
 
     def _target(self, kind: int, number: int) -> Descriptor:
@@ -139,17 +143,24 @@ class Server:
         """The monitor changed the protection of a mapping."""
         for vm in list(self._system.vms.values()):
             vm.mapping_changed(address, size)
+            if self._tracer is not None:
+                self._tracer.mapping_changed(vm, address, size)
 
     def before_run(self, address: int) -> int:
         """The errno that this KVM_RUN is to fail with, or 0."""
         self._run_started = monotonic_ns()
+        vcpu = self._system.vcpu(address)
+        if self._tracer is not None and vcpu is not None:
+            self._tracer.run(self._system.vms[vcpu.vm.number])
         fault = self.kernel.faults.next("KVM_RUN")
         return 0 if fault is None else fault.errno
 
     def after_run(self, address: int, result: int) -> None:
-        """Log it."""
+        """Log it, and trace it."""
+        vcpu = self._system.vcpu(address)
+        if self._tracer is not None and vcpu is not None:
+            self._tracer.ran(self._system.vms[vcpu.vm.number], result)
         if self._log is not None:
-            vcpu = self._system.vcpu(address)
             reason = None if vcpu is None else vcpu.exit_reason
             self._log.write("vcpu", Ioctl.RUN, reason, result, monotonic_ns() - self._run_started, "")
 

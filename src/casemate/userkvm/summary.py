@@ -14,14 +14,16 @@ from casemate.host.clock import NANOSECONDS
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Count
 from casemate.userkvm.system import System
+from casemate.userkvm.trace import Tracer
 from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm import Vm
 
 
 class Summary:
-    """Collects for one process."""
+    """Collects for one process; with a ``tracer`` also the steps of each VM."""
 
-    def __init__(self, kernel: Kernel, system: System) -> None:
+    def __init__(self, kernel: Kernel, system: System, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
         self._kernel = kernel
         self._system = system
         self._started = monotonic_ns()
@@ -72,8 +74,15 @@ class Summary:
             ],
             "protection": vm.protections,
             "violations": [text for vcpu in vm.vcpus.values() for text in vcpu.faults],
+            "steps": self._steps(vm),
             "exits": {key: value for vcpu in vm.vcpus.values() for key, value in self._exits(vcpu).items()},
         }
+
+    def _steps(self, vm: Vm) -> list[dict[str, Any]] | None:
+        if self._tracer is None:
+            return None
+        trace = self._tracer.traces.get(vm.number)
+        return [step.to_json() for step in trace.steps] if trace else []
 
     def _exits(self, vcpu: Vcpu) -> dict[str, int]:
         counts = vcpu.record.counts

@@ -12,7 +12,7 @@ from errno import EEXIST, EINVAL, ENOENT
 
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
-from casemate.host.model import vma
+from casemate.host import vma
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.encrypted_memory import PrivatePages, SeparateMemory, TwinMappings

@@ -11,7 +11,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.address import PAGE_SIZE, Hva
 from casemate.errors import HostError
-from casemate.host.model import vma
+from casemate.host import vma
 from casemate.host.model.sev.platform import ModelPlatform
 from casemate.host.model.sev.psp import ModelPsp
 from casemate.host.model.sev.vmsa import save_area

@@ -1,0 +1,156 @@
+"""``casemate conform``: which rules about launch and protection a VMM keeps (docs/guide/conform.md)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.abi.kernel_eras import ERAS, NEWEST
+from casemate.advise.conformance import Judgement, Verdict, judge
+from casemate.cli import boot
+from casemate.cli.kvm import run_vmm
+from casemate.cli.parser import parse
+from casemate.cli.serial_choice import is_stdio
+from casemate.errors import SpecError
+from casemate.evidence.kvm_trace import KvmStep
+from casemate.evidence.traced_host import TracedHypervisor
+from casemate.host.hypervisor import Hypervisor
+from casemate.userkvm.options import Options
+
+EPILOG = """\
+examples:
+  casemate conform -- qemu-system-x86_64 -accel kvm -M q35 -m 256 -display none -bios OVMF.fd
+      runs QEMU on the modelled KVM, and judges what it did once it ends
+  casemate conform --era linux-6.10 --json -- ./my-vmm
+      as under that kernel; one JSON document on standard output
+  casemate conform --self --guest sev-es --feature debug-swap --until 'Shell> '
+      judges casemate's own VMM; what follows --self are options of casemate boot
+
+Rules are kept, broken, or unseen: nothing happened that they are about.
+exit code: 0 none is broken, 1 one is, 2 usage, 4 bad input, 5 this host cannot; the VMM's own is in the report
+"""
+_ORDER = {Verdict.BROKEN: 0, Verdict.KEPT: 1, Verdict.UNSEEN: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One VM of one process."""
+
+    program: str
+    vm_type: str
+    guest: str
+    judgements: list[Judgement]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a rule is."""
+        return any(each.verdict is Verdict.BROKEN for each in self.judgements)
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented form."""
+        return {
+            "program": self.program,
+            "type": self.vm_type,
+            "guest": self.guest,
+            "rules": [each.to_json() for each in self.judgements],
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare options."""
+    parser.usage = (
+        "casemate conform [options] -- COMMAND [ARGUMENT ...]\n"
+        "       casemate conform [options] --self [BOOT OPTION ...]"
+    )
+    parser.add_argument("--era", default=NEWEST, choices=ERAS, help=f"the modelled kernel (default {NEWEST})")
+    parser.add_argument(
+        "--firmware",
+        choices=("flash", "bios"),
+        help="what the command's firmware lies in (default: flash if it says pflash, else bios)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.add_argument("--verbose", "-v", action="store_true", help="rules that nothing happened about, too")
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument(
+        "--self",
+        dest="own",
+        metavar="BOOT OPTION",
+        nargs=argparse.REMAINDER,
+        help="judge casemate boot instead",
+    )
+    judged.add_argument(
+        "vmm", metavar="COMMAND", nargs="*", default=[], help="the VMM and its arguments, behind --"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run and judge; returns the exit code."""
+    code, judged = _own(args) if args.own is not None else _other(args)
+    if not judged:
+        raise SpecError("the command made no VM, or was killed", "see what it said")
+    if args.json:
+        print(json.dumps({"exit_code": code, "vms": [each.to_json() for each in judged]}, indent=2))
+    else:
+        print("\n".join(_lines(judged, code, verbose=args.verbose)))
+    return int(any(each.is_broken for each in judged))
+
+
+def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
+    is_bios = args.firmware == "bios" if args.firmware else not any("pflash" in word for word in args.vmm)
+    code, summaries = run_vmm(args.vmm, Options(args.era, traces=True), lambda summary: None)
+    return code, [
+        Judged(
+            f"{summary['program']} (process {summary['pid']})",
+            vm["type"],
+            vm["guest"],
+            judge(map(KvmStep.from_json, vm["steps"]), is_bios=is_bios),
+        )
+        for summary in summaries
+        for vm in summary["vms"]
+        # QEMU makes VMs to ask them for their capabilities alone.
+        if any(step["kind"] == "slot" for step in vm["steps"])
+    ]
+
+
+def _own(args: argparse.Namespace) -> tuple[int, list[Judged]]:
+    words = parse(["boot", *args.own])
+    words.command_line, words.own_process = ["casemate", "boot", *args.own], False
+    if args.json and is_stdio(words):
+        words.serial = "none"
+    if words.host == "auto":
+        words.host = f"model:{args.era}"
+    hosts: list[TracedHypervisor] = []
+
+    def around(host: Hypervisor) -> Hypervisor:
+        hosts.append(TracedHypervisor(host))
+        return hosts[-1]
+
+    with redirect_stdout(sys.stderr):
+        code = boot.run_on(words, around)
+    traces = [host.trace for host in hosts if host.trace.steps]
+    kind = str(words.guest)
+    return code, [
+        Judged("casemate boot", "modelled", kind, judge(trace.steps, is_bios=words.bios is not None))
+        for trace in traces
+    ]
+
+
+def _lines(judged: Iterable[Judged], code: int, *, verbose: bool) -> Iterable[str]:
+    for each in judged:
+        counts = dict.fromkeys(Verdict, 0)
+        for judgement in each.judgements:
+            counts[judgement.verdict] += 1
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        yield f"{each.program}: {each.vm_type}, {each.guest} guest, exit code {code}: {told}"
+        for judgement in sorted(each.judgements, key=lambda found: _ORDER[found.verdict]):
+            if judgement.verdict is Verdict.UNSEEN and not verbose:
+                continue
+            yield f"  {judgement.verdict:7} {judgement.rule.id}: {judgement.rule.title}"
+            if judgement.verdict is Verdict.BROKEN:
+                yield from (f"          {breach}" for breach in judgement.breaches)
+                yield f"          ({judgement.rule.source})"

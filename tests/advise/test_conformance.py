@@ -1,0 +1,130 @@
+"""Each rule of ``casemate conform`` against steps that keep it and steps that break it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from casemate.advise.conformance import RULES, Verdict, judge
+from casemate.evidence.kvm_trace import KvmStep, KvmTrace, StepKind
+
+MIB = 1 << 20
+RAM_HVA, FLASH_HVA = 0x7F00_0000_0000, 0x7F10_0000_0000
+ASKED = KvmStep(StepKind.CAPABILITY, "KVM_CAP_READONLY_MEM", value=0)
+RAM = KvmStep(StepKind.SLOT, slot=0, gpa=0, hva=RAM_HVA, size=16 * MIB, writable=True)
+FLASH = KvmStep(StepKind.SLOT, slot=1, gpa=(1 << 32) - MIB, hva=FLASH_HVA, size=MIB, writable=False)
+GONE = KvmStep(StepKind.SLOT, slot=1)
+LIFTED = KvmStep(StepKind.MAPPING, hva=FLASH_HVA, size=MIB, writable=True)
+ARMED = replace(LIFTED, writable=False)
+RUN = KvmStep(StepKind.RUN)
+FAULT = KvmStep(StepKind.FAULT, errno=14)
+
+
+def command(name: str, hva: int = 0, size: int = 0) -> KvmStep:
+    return KvmStep(StepKind.COMMAND, f"KVM_SEV_{name}", hva=hva, size=size, writable=True if size else None)
+
+
+INIT, START = command("INIT2"), command("LAUNCH_START")
+UPDATE = command("LAUNCH_UPDATE_DATA", hva=FLASH_HVA, size=MIB)
+HASHES = command("LAUNCH_UPDATE_DATA", hva=RAM_HVA + 0xCC00, size=176)
+VMSA, MEASURE, FINISH = command("LAUNCH_UPDATE_VMSA"), command("LAUNCH_MEASURE"), command("LAUNCH_FINISH")
+SECRET = command("LAUNCH_SECRET", hva=RAM_HVA + 0xC000, size=64)
+WHOLE = [
+    *(ASKED, INIT, START, RAM, FLASH, LIFTED, UPDATE, ARMED, HASHES, VMSA, MEASURE, SECRET, FINISH, RUN),
+    *(GONE, LIFTED, RUN, ARMED, FLASH, RUN),
+]
+"""A SEV-ES launch from flash with kernel hashes and a secret, and a flash command, as the mail wants them."""
+
+
+def broken(steps: list[KvmStep], *, is_bios: bool = False) -> set[str]:
+    return {each.rule.id for each in judge(steps, is_bios=is_bios) if each.verdict is Verdict.BROKEN}
+
+
+def without(*steps: KvmStep) -> list[KvmStep]:
+    """The launch without the first of each."""
+    left = list(WHOLE)
+    for step in steps:
+        left.remove(step)
+    return left
+
+
+def instead(old: KvmStep, *new: KvmStep) -> list[KvmStep]:
+    at = WHOLE.index(old)
+    return [*WHOLE[:at], *new, *WHOLE[at + 1 :]]
+
+
+def test_launch_of_the_mail_keeps_every_rule() -> None:
+    assert broken(WHOLE) == set()
+
+
+ROM = replace(FLASH, readonly=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps"),
+    [
+        ("capability-of-vm", [replace(ASKED, of_vm=False), RAM, ROM, RUN]),
+        ("readonly-where-offered", [ASKED, RAM, replace(ROM, errno=22), RUN]),
+        ("slot-changed-by-deletion", [RAM, replace(RAM, size=32 * MIB, errno=22), RUN]),
+        ("slot-changed-by-deletion", [replace(ASKED, value=1), FLASH, ROM, RUN]),
+        ("launch-order", instead(START, UPDATE, START)),
+        ("launch-order", without(INIT)),
+        ("launch-order", without(FINISH)),
+        ("launch-order", [*WHOLE, UPDATE]),
+        ("update-writable", instead(UPDATE, replace(UPDATE, writable=False, errno=12))),
+        ("update-writable", instead(SECRET, replace(SECRET, writable=False, errno=12))),
+        (
+            "update-writable",
+            instead(INIT, INIT, KvmStep(StepKind.REGION, hva=FLASH_HVA, size=MIB, writable=False)),
+        ),
+        ("vmsa-once", instead(VMSA, VMSA, replace(VMSA, errno=22))),
+        ("secret-after-measure", instead(VMSA, SECRET, VMSA)),
+        ("flash-protected", without(ARMED)),
+        ("flash-protected", [RAM, replace(FLASH, writable=True), RUN]),
+        ("flash-protected", [*WHOLE[: WHOLE.index(RUN) + 1], LIFTED, RUN]),
+        ("lifted-for-itself", instead(UPDATE, UPDATE, HASHES)),
+        ("ram-never-armed", instead(HASHES, HASHES, replace(ARMED, hva=RAM_HVA + 0xC000, size=0x1000))),
+        ("whole-slot", instead(ARMED, replace(ARMED, size=MIB // 2))),
+        ("whole-slot", instead(ARMED, replace(ARMED, hva=FLASH_HVA - 1, size=MIB + 1))),
+        ("fault-is-final", [*WHOLE, FAULT, RUN]),
+    ],
+)
+def test_each_rule_is_broken_by_what_breaks_it(rule: str, steps: list[KvmStep]) -> None:
+    assert rule in broken(steps)
+
+
+def test_firmware_in_ram_is_never_to_be_protected() -> None:
+    steps = [ASKED, INIT, START, RAM, FLASH, VMSA, MEASURE, FINISH, RUN]
+    assert broken(steps, is_bios=True) == {"bios-never-armed"}
+    assert (
+        broken([replace(FLASH, writable=True) if step is FLASH else step for step in steps], is_bios=True)
+        == set()
+    )
+
+
+def test_fault_may_be_answered_by_lifting_the_protection() -> None:
+    assert "fault-is-final" not in broken([*WHOLE, FAULT, LIFTED, RUN])
+
+
+def test_second_address_of_flash_is_flash() -> None:
+    alias = replace(FLASH, slot=2, gpa=0xE0000, hva=FLASH_HVA + MIB - 0x20000, size=0x20000)
+    first_run = WHOLE.index(RUN) + 1
+    assert broken(instead(FLASH, FLASH, alias)[: first_run + 1]) == set()
+
+
+def test_plain_guests_with_readonly_slots_keep_the_rules() -> None:
+    assert broken([replace(ASKED, value=1), RAM, ROM, RUN, GONE, LIFTED, RUN, ROM, RUN]) == set()
+
+
+def test_steps_survive_json_and_runs_in_a_row_are_one() -> None:
+    trace = KvmTrace()
+    for step in (RAM, RUN, RUN, FAULT, RUN):
+        trace.note(KvmStep.from_json(step.to_json()))
+    assert trace.steps == [RAM, RUN, FAULT, RUN]
+
+
+def test_guide_has_every_rule() -> None:
+    page = (Path(__file__).parents[2] / "docs/guide/conform.md").read_text("utf-8")
+    assert [rule.id for rule in RULES if f"`{rule.id}`" not in page] == []
