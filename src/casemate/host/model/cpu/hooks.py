@@ -106,13 +106,23 @@ class CpuRecord(ctypes.Structure):
         ("undo", c_uint64 * 5),
         ("block", c_uint64),
         ("is_translating", c_uint32),
-        ("bad_exit_code", c_uint32),
+        ("limit", c_uint32),
+        ("bad_vector", c_uint32),
+        ("bad_code", c_uint32),
         ("window", c_uint32),
-        ("idt_moved", c_uint32),
         ("window_end", c_uint64),
         ("aborted", c_uint64),
         ("undone", c_uint64),
         ("fetched", c_uint64),
+        ("delivering", c_uint32),
+        ("int_length", c_uint32),
+        ("idt_moved", c_uint32),
+        ("stack_moved", c_uint32),
+        ("stack_base", c_uint64),
+        ("stack_pointer", c_uint64),
+        ("cr4_reserved", c_uint64),
+        ("efer_reserved", c_uint64),
+        ("address_reserved", c_uint64),
         ("on_acknowledge", InterruptAcknowledger),
         ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
@@ -233,6 +243,9 @@ class EngineHooks:
         self.record = CpuRecord(cpu=cpu, env=env)
         self.record.code_pages = _buffer_address(self._code_pages)
         self.record.msrs = msrs.address
+        self.record.cr4_reserved = ~0x77_07FF & (1 << 64) - 1
+        self.record.efer_reserved = ~0xFD01 & (1 << 64) - 1
+        self.record.address_reserved = ~0xFFFFFFFFFF & (1 << 64) - 1
         self.record.on_acknowledge = InterruptAcknowledger(lambda: NO_VECTOR)
         self.user_data = ctypes.addressof(self.record)
         """What hooks are registered with the engine with."""
