@@ -71,9 +71,10 @@ class Delivery(ModelRig):
         interrupts: ScriptedInterrupts | None = None,
         *,
         task: bool = True,
+        cpu: str = "max",
     ) -> None:
         prologue = OPEN_PAGES + LOAD_TABLES + (LOAD_TASK if task else "") if bits == 64 else ""
-        super().__init__(prologue + kernel, bits, interrupts=interrupts)
+        super().__init__(prologue + kernel, bits, interrupts=interrupts, cpu=cpu)
         self.put(USER, user)
         self.put(HANDLER, assemble(SAVE_FRAME, 64))
         self.put(POINTERS, struct.pack("<HQ", 256 * 16 - 1, IDT))

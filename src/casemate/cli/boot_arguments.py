@@ -13,6 +13,7 @@ from casemate.cli.confidential_arguments import (
     add_kernel_arguments,
     add_snp_arguments,
 )
+from casemate.cli.cpu_option import CpuAction
 from casemate.cli.options import integer, seconds
 from casemate.cli.parser import MORE, BriefHelpFormatter, HelpAll
 
@@ -124,6 +125,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--cpus", metavar="N", type=integer, default=1, help="vCPUs; more than one on KVM only"
     )
     more = parser.add_argument_group(f"{MORE}: machine")
+    more.add_argument(
+        "--cpu",
+        metavar="MODEL[,+F,-F]",
+        action=CpuAction,
+        help="processor of the modelled host, in QEMU's spelling; help lists them (max, of confidential guests"
+        " EPYC-v4)",
+    )
     more.add_argument(
         "--protection",
         choices=("auto", "slot", "vma", "view", "uffd"),

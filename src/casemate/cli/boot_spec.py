@@ -11,6 +11,7 @@ from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.advise.store_check import check_store, rewrite_store
+from casemate.cli.cpu_option import chosen_cpu
 from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.devices.flash.file import copy_template, locked_image
 from casemate.devices.flash.sync import Sync
@@ -45,6 +46,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         machine=args.machine or "q35",
         memory=args.memory,
         vcpus=args.cpus,
+        cpu=chosen_cpu(args),
         sync=Sync(args.vars_sync),
         kind=kind,
         protection=args.protection,

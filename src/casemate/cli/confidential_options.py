@@ -13,17 +13,16 @@ from casemate.abi.sev.id_block import IdAuth, IdBlock
 from casemate.abi.sev.report import REPORT_DATA_SIZE
 from casemate.abi.sev.session import SessionBlob
 from casemate.cli.confidential_arguments import SNP_ONLY
+from casemate.cli.cpu_option import measured_signature
 from casemate.cli.options import hex_bytes
 from casemate.confidential.attestation import OwnerChannel, ask_command, ask_socket
 from casemate.confidential.features import parse_features
 from casemate.confidential.preparation import (
-    DEFAULT_VCPU_TYPE,
     AttestationRequest,
     LaunchOptions,
     LaunchSecret,
     validate_kind,
 )
-from casemate.digest.cpu_models import model_signature
 from casemate.digest.measurement import KEY_SIZE, read_tik
 from casemate.errors import HostError, SpecError
 from casemate.files import read_blob, write_file
@@ -61,7 +60,7 @@ def launch_options(
         keys=_keys(args.tik),
         session=_session(args.dh_cert_file, args.session_file),
         attest=attest or _owner(args),
-        signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
+        signature=measured_signature(args),
         launch_only=args.launch_only,
         vcpus=args.cpus,
         snp=_snp_finish(args),

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.errors import SpecError
+from casemate.host.model.cpu.processor import make_processor
 from casemate.qemu.command_line import options_of, parse_fields
 
 _DEBUG_PORT = "0x402"
@@ -117,6 +119,12 @@ def _vcpus(option: str, value: str) -> dict[str, object]:
     return {"cpus": int(fields["cpus"])}
 
 
+def _cpu(_option: str, value: str) -> dict[str, object]:
+    choice = CpuChoice.parse(value)
+    make_processor(choice)
+    return {"cpu": choice}
+
+
 def _serial(option: str, value: str) -> dict[str, object]:
     kind, _, rest = value.partition(":")
     path, *flags = rest.split(",")
@@ -161,6 +169,7 @@ _SETTERS: dict[str, Callable[[str, str], dict[str, object]]] = {
     "-M": _machine,
     "-m": _memory,
     "-smp": _vcpus,
+    "-cpu": _cpu,
     "-serial": _serial,
     "-nographic": lambda *_: {"serial": "stdio"},
     "-debugcon": _debugcon,

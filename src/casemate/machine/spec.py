@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.address import PAGE_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import SpecError
@@ -36,6 +37,8 @@ class MachineSpec:
     machine: BoardName = "q35"
     memory: int = 256 * MIB
     vcpus: int = 1
+    cpu: CpuChoice | None = None
+    """The modelled processor, in QEMU's spelling where it is given as text; None is a usual one."""
     sync: Sync = Sync.EXIT
     """When changed variables go to the disk."""
     kind: GuestKind = GuestKind.PLAIN
@@ -77,6 +80,8 @@ class MachineSpec:
         for name in ("code", "variables", "bios", "kernel", "initrd"):
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, Path(path))
+        if isinstance(self.cpu, str):
+            object.__setattr__(self, "cpu", CpuChoice.parse(self.cpu))
         for name, kind in (("kind", GuestKind), ("sync", Sync), ("on_write", OnWrite)):
             word = getattr(self, name)
             try:

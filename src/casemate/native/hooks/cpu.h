@@ -6,7 +6,7 @@ enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
 enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_GP = 13, VECTOR_AC = 17, VECTOR_VC = 29 };
 
 /* What the guest is, and what happens to it. */
-enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4, ANSWERS_CPUID = 8 };
+enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
 
 /* What is refused on a page of an SNP guest. */
 enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };

@@ -125,10 +125,26 @@ void h_cpu_abort(void *cpu, const char *format) {
     raise(c, VECTOR_TS, AT(u32, c->env, ENV_TR + SEGMENT_SELECTOR) & 0xfffc, 0);
 }
 
-/* The engine's own only skips the instruction. */
+/* SYSCALL and SYSENTER, of which the engine's own only skip the instruction. */
+
+enum { KEPT_APART = 0xcd5 }; /* CF, PF, AF, ZF, SF, OF, DF */
+
+/* Flat segments of the kernel, selectors `code` and the next. */
+static void enter_kernel(void *env, u32 code, int is_64_bit, u64 rip) {
+    enum { CODE64 = 0xa09b00, CODE32 = 0xc09b00, DATA = 0xc09300 };
+    u32 hidden = AT(u32, env, ENV_HFLAGS) & ~(HIDDEN_CPL | HIDDEN_ADDSEG | HIDDEN_CS64) | HIDDEN_CS32 | HIDDEN_SS32;
+    AT(u32, env, ENV_CS + SEGMENT_SELECTOR) = code, AT(u32, env, ENV_SS + SEGMENT_SELECTOR) = code + 8;
+    AT(u64, env, ENV_CS + SEGMENT_BASE) = AT(u64, env, ENV_SS + SEGMENT_BASE) = 0;
+    AT(u32, env, ENV_CS + SEGMENT_LIMIT) = AT(u32, env, ENV_SS + SEGMENT_LIMIT) = ~0u;
+    AT(u32, env, ENV_CS + SEGMENT_FLAGS) = is_64_bit ? CODE64 : CODE32, AT(u32, env, ENV_SS + SEGMENT_FLAGS) = DATA;
+    if (is_64_bit) hidden |= HIDDEN_CS64;
+    else if (AT(u64, env, ENV_DS + SEGMENT_BASE) | AT(u64, env, ENV_ES + SEGMENT_BASE)) hidden |= HIDDEN_ADDSEG;
+    AT(u32, env, ENV_HFLAGS) = hidden;
+    AT(u64, env, ENV_RIP) = rip;
+}
+
 void h_helper_syscall(void *env, i32 length) {
-    enum { KEPT_APART = 0xcd5, SCE = 1 }; /* CF, PF, AF, ZF, SF, OF, DF; system call enable */
-    enum { CODE64 = 0xa09b00, DATA = 0xc09300, PRIVILEGE_AND_SIZES = 0x43, CS64_SS32_CS32 = 0x8030 };
+    enum { SCE = 1 };
     u32 hidden = AT(u32, env, ENV_HFLAGS);
     if (!(hidden & HIDDEN_LMA) || !(AT(u32, env, ENV_EFER) & SCE)) {
         e_raise_exception_err_ra(env, VECTOR_UD, 0, CALLER);
@@ -138,11 +154,20 @@ void h_helper_syscall(void *env, i32 length) {
     u64 flags = (u32)e_helper_read_eflags(env) & ~RF;
     AT(u64, env, ENV_R11) = flags;
     e_helper_write_eflags(env, flags & ~AT(u32, env, ENV_FMASK), ~KEPT_APART);
-    u32 code = AT(u16, env, ENV_STAR + 4) & 0xfffc;
-    AT(u32, env, ENV_CS + SEGMENT_SELECTOR) = code, AT(u32, env, ENV_SS + SEGMENT_SELECTOR) = code + 8;
-    AT(u64, env, ENV_CS + SEGMENT_BASE) = AT(u64, env, ENV_SS + SEGMENT_BASE) = 0;
-    AT(u32, env, ENV_CS + SEGMENT_LIMIT) = AT(u32, env, ENV_SS + SEGMENT_LIMIT) = ~0u;
-    AT(u32, env, ENV_CS + SEGMENT_FLAGS) = CODE64, AT(u32, env, ENV_SS + SEGMENT_FLAGS) = DATA;
-    AT(u64, env, ENV_RIP) = AT(u64, env, hidden & HIDDEN_CS64 ? ENV_LSTAR : ENV_CSTAR);
-    AT(u32, env, ENV_HFLAGS) = (hidden & ~PRIVILEGE_AND_SIZES) | CS64_SS32_CS32;
+    enter_kernel(env, AT(u16, env, ENV_STAR + 4) & 0xfffc, 1, AT(u64, env, hidden & HIDDEN_CS64 ? ENV_LSTAR : ENV_CSTAR));
+}
+
+/* AMD's processors have it outside of long mode only. */
+void h_helper_sysenter(void *env, i32 length) {
+    enum { IF = 1 << 9, VM = 1 << 17, AMD = 0x68747541 };
+    u32 code = AT(u32, env, ENV_SYSENTER_CS) & 0xfffc, is_long = !!(AT(u32, env, ENV_HFLAGS) & HIDDEN_LMA);
+    (void)length;
+    if (!code || (is_long && AT(u32, env, ENV_VENDOR) == AMD)) {
+        e_raise_exception_err_ra(env, code ? VECTOR_UD : VECTOR_GP, 0, CALLER);
+        NEVER_RETURNS;
+    }
+    AT(u64, env, ENV_EFLAGS) &= ~(u64)(IF | VM | RF); /* the others are kept apart, and may not be up to date */
+    u64 mask = is_long ? ~0ull : ~0u;
+    AT(u64, env, ENV_RSP) = AT(u64, env, ENV_SYSENTER_ESP) & mask;
+    enter_kernel(env, code, is_long, AT(u64, env, ENV_SYSENTER_EIP) & mask);
 }

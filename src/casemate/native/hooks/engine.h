@@ -41,19 +41,26 @@ typedef uint8_t u8;
 #define ENV_RIP 0x80
 #define ENV_EFLAGS 0x88
 #define ENV_HFLAGS 0xb0 /* hflags: cpu_ldub_code, first load */
+#define ENV_ES 0xb8
 #define ENV_CS 0xd0     /* segs[R_CS]; segments are 24 bytes, in the order ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT */
 #define ENV_SS 0xe8
+#define ENV_DS 0x100
 #define ENV_TR 0x160
 #define ENV_IDT 0x190
 #define ENV_CR0 0x1a8
 #define ENV_CR4 0x1c8 /* cr[4]: cpu_x86_update_cr4, last store */
 #define ENV_EFER 0x250       /* efer and the four below: helper_syscall and helper_rdmsr */
+#define ENV_SYSENTER_CS 0x12c0 /* and the two below: helper_sysexit and helper_rdmsr */
+#define ENV_SYSENTER_ESP 0x12c8
+#define ENV_SYSENTER_EIP 0x12d0
 #define ENV_STAR 0x12d8
 #define ENV_LSTAR 0x12e8
 #define ENV_CSTAR 0x12f0
 #define ENV_FMASK 0x12f8
+#define ENV_XCR0 0x1328 /* xcr0: helper_xgetbv */
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
 #define ENV_IS_INT 0x150c     /* exception_is_int: third load there */
+#define ENV_VENDOR 0x15f0     /* cpuid_vendor1: cpu_x86_cpuid */
 #define SEGMENT_SELECTOR 0
 #define SEGMENT_BASE 8
 #define SEGMENT_LIMIT 16
@@ -63,6 +70,7 @@ typedef uint8_t u8;
 #define HIDDEN_INHIBIT_IRQ (1u << 3)
 #define HIDDEN_CS32 (1u << 4)
 #define HIDDEN_SS32 (1u << 5)
+#define HIDDEN_ADDSEG (1u << 6)
 #define HIDDEN_PE (1u << 7)
 #define HIDDEN_LMA (1u << 14)
 #define HIDDEN_CS64 (1u << 15)
@@ -135,6 +143,7 @@ typedef uint8_t u8;
     X(helper_wrmsr, void, (void *env)) \
     X(helper_cpuid, void, (void *env)) \
     X(helper_syscall, void, (void *env, i32 length)) \
+    X(helper_sysenter, void, (void *env, i32 length)) \
     X(helper_set_dr, void, (void *env, int number, u64 value)) \
     X(helper_get_dr, u64, (void *env, int number)) \
     X(helper_write_crN, void, (void *env, int number, u64 value)) \

@@ -76,7 +76,7 @@ void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_
 
 /* Instructions that must not be translated as the engine does: INVD and WBINVD of a SEV-ES guest, which it translates to
    nothing; LOCK BT, for which it makes code that loads from wherever an address was left; SMSW of 32 bits, of which it
-   makes 16; and what CR4.UMIP keeps from user mode, which it does not know. They are known by their bytes while it reads
+   makes 16; AVX; and what CR4.UMIP keeps from user mode, which it does not know. They are known by their bytes while it reads
    them. The block then ends before such an instruction; where it begins with it the guest gets the exception that is
    due, or the instruction is executed by control.c. */
 
@@ -127,6 +127,17 @@ static void look_at_store(struct cpu *c, u64 at, u32 window) {
     if (is_smsw && is_register && is_wide && !(hidden & HIDDEN_CS64)) refuse(c, EXECUTED_HERE, 0);
 }
 
+/* How many bytes ago an instruction with a VEX prefix began that is not one of BMI; 0 if none did. The engine, which has
+   no AVX, executes such as it does without the prefix. Outside of 64-bit mode they are LDS and LES with memory. */
+static int since_vex(u32 window, int is_64_bit) {
+    u32 byte = window & 0xff, before = window >> 8 & 0xff, third = window >> 16 & 0xff, map = third & 0x1f;
+    int is_vex = is_64_bit || byte >= 0xc0;
+    if (is_vex && (before == 0xc5 || (before == 0xc4 && (byte & 0x1f) == 1))) return 1;
+    if (window >> 24 != 0xc4 || !(is_64_bit || third >= 0xc0)) return 0;
+    if (map == 2) return byte != 0xf2 && byte != 0xf3 && (byte < 0xf5 || byte > 0xf7) ? 3 : 0;
+    return map == 3 && byte != 0xf0 ? 3 : 0;
+}
+
 static void look_at(struct cpu *c, u64 at, u8 byte) {
     u32 window = c->window = at == c->window_end ? c->window << 8 | byte : byte;
     c->window_end = at + 1;
@@ -136,6 +147,9 @@ static void look_at(struct cpu *c, u64 at, u8 byte) {
         if (prefixes(c, at - 2) > 0 && prefixes(c, at - 2) & HAS_LOCK) refuse(c, VECTOR_UD, 0);
     } else if ((window & 0xfffe00) == 0x0f0000) {
         look_at_store(c, at, window);
+    } else {
+        int bytes = since_vex(window, !!(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CS64));
+        if (bytes && prefixes(c, at - bytes) >= 0) refuse(c, VECTOR_UD, 0);
     }
 }
 
