@@ -22,8 +22,8 @@ SEV_DEFAULT = "EPYC-v4"
 EXECUTED = frozenset({
     "fpu", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "sep", "mtrr", "pge", "mca", "cmov", "pat", "pse36",
     "clflush", "mmx", "fxsr", "sse", "sse2", "ss", "pni", "pclmulqdq", "ssse3", "cx16", "sse4.1", "sse4.2", "movbe",
-    "popcnt", "aes", "xsave", "rdrand", "rdseed", "hypervisor", "arat", "fsgsbase", "bmi1", "smep", "bmi2", "erms", "smap", "adx",
-    "clflushopt", "clwb", "umip", "pku", "la57", "syscall", "nx", "mmxext", "pdpe1gb", "rdtscp", "lm", "3dnow",
+    "popcnt", "aes", "xsave", "rdrand", "rdseed", "hypervisor", "arat", "fsgsbase", "bmi1", "smep", "bmi2", "erms", "smap",
+    "adx", "clflushopt", "clwb", "umip", "pku", "la57", "syscall", "nx", "mmxext", "pdpe1gb", "rdtscp", "lm", "3dnow",
     "3dnowext", "lahf-lm", "cr8legacy", "abm", "sse4a", "3dnowprefetch", "xsaveopt", "xgetbv1", "wbnoinvd",
     "spec-ctrl", "stibp", "ssbd", "arch-capabilities", "md-clear",
 })  # fmt: skip
@@ -232,7 +232,8 @@ def make_processor(choice: CpuChoice) -> Processor:
 
 _NEEDED = {
     "rdseed": "rdrand", "xsaveopt": "xsave", "xgetbv1": "xsave", "pku": "xsave", "sse2": "sse", "pni": "sse2",
-    "ssse3": "pni", "sse4.1": "ssse3", "sse4.2": "sse4.1", "aes": "sse2", "pclmulqdq": "sse2", "sse": "fxsr", "3dnowext": "3dnow",
+    "ssse3": "pni", "sse4.1": "ssse3", "sse4.2": "sse4.1", "aes": "sse2", "pclmulqdq": "sse2", "sse": "fxsr",
+    "3dnowext": "3dnow",
 }  # fmt: skip
 
 
