@@ -17,7 +17,6 @@ from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
-from casemate.cli.cpu_option import cpu_warnings
 from casemate.cli.qemu_options import apply_qemu_options
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
@@ -80,8 +79,11 @@ def run(args: argparse.Namespace) -> int:
     monitor = _monitor(args) if args.qmp or args.paused else None
     options = None if args.guest == "plain" else _launch_options(args, monitor)
     spec = make_spec(args)
-    for warning in cpu_warnings(args):
-        print(f"casemate: warning: {warning}", file=sys.stderr)
+    if args.cpu is not None:
+        from casemate.cli.cpu_option import cpu_warnings
+
+        for warning in cpu_warnings(args.cpu, args.vcpu_type):
+            print(f"casemate: warning: {warning}", file=sys.stderr)
     cut: CutRequest | None = args.cut_power_at
     if cut is not None:
         from casemate.cli.power_cuts import judge_cuts, validate_cut

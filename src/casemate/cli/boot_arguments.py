@@ -13,11 +13,11 @@ from casemate.cli.confidential_arguments import (
     add_kernel_arguments,
     add_snp_arguments,
 )
-from casemate.cli.cpu_option import CpuAction
 from casemate.cli.options import integer, seconds
 from casemate.cli.parser import MORE, BriefHelpFormatter, HelpAll
 
 if TYPE_CHECKING:
+    from casemate.abi.x86.cpu_models import CpuChoice
     from casemate.cli.power_cuts import CutRequest
 
 DEFAULT_WATCHDOG = 60.0
@@ -56,6 +56,12 @@ def _cut_request(text: str) -> CutRequest:
     from casemate.cli.power_cuts import cut_request
 
     return cut_request(text)
+
+
+def _cpu_choice(text: str) -> CpuChoice:
+    from casemate.cli.cpu_option import cpu_choice
+
+    return cpu_choice(text)
 
 
 def _report_file(text: str) -> Path:
@@ -128,7 +134,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--cpu",
         metavar="MODEL[,+F,-F]",
-        action=CpuAction,
+        type=_cpu_choice,
         help="processor of the modelled host, in QEMU's spelling; help lists them (max, of confidential guests"
         " EPYC-v4)",
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
-from typing import Any
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.x86.cpu_models import CpuChoice, find_model
@@ -16,52 +14,26 @@ from casemate.host.model.cpu.processor import EXECUTED, default_cpu, list_models
 _SHOWN, _WIDTH = 5, 110
 
 
-class CpuAction(argparse.Action):
-    """Takes a choice that can be had, and lists all at ``help``."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Set it, or end with the list; the wrong word ends in a usage error."""
-        if values == "help":
-            print(models_text())
-            parser.exit(0)
-        try:
-            choice = CpuChoice.parse(str(values))
-            make_processor(choice)
-        except SpecError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
-        setattr(namespace, self.dest, choice)
-
-
-def chosen_cpu(args: argparse.Namespace) -> CpuChoice | None:
-    """The processor that ``--cpu`` names, else that of the signature that is measured; None for a usual one."""
-    cpu: CpuChoice | None = args.cpu
-    if cpu is not None or args.vcpu_type is None:
-        return cpu
-    model_signature(args.vcpu_type)  # of which any version counts
+def cpu_choice(text: str) -> CpuChoice:
+    """An argparse type: a choice that can be had; ``help`` lists all, and ends. Raises ArgumentTypeError."""
+    if text == "help":
+        print(models_text())
+        raise SystemExit(0)
     try:
-        return CpuChoice(find_model(args.vcpu_type).name)
-    except SpecError:
-        return CpuChoice(args.vcpu_type.rpartition("-v")[0])
+        return processor_of(text)
+    except SpecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def measured_signature(args: argparse.Namespace) -> int:
-    """CPUID's signature as a launch measures it: that of ``--vcpu-type``, else of the processor."""
-    if args.vcpu_type is not None:
-        return model_signature(args.vcpu_type)
-    return find_model((args.cpu or default_cpu(GuestKind(args.guest))).model).signature
+def processor_of(text: str) -> CpuChoice:
+    """The same, of QEMU's ``-cpu``. Raises SpecError."""
+    choice = CpuChoice.parse(text)
+    make_processor(choice)
+    return choice
 
 
-def cpu_warnings(args: argparse.Namespace) -> list[str]:
+def cpu_warnings(cpu: CpuChoice, vcpu_type: str | None) -> list[str]:
     """What whoever chose a processor has to know."""
-    cpu: CpuChoice | None = args.cpu
-    if cpu is None:
-        return []
     warnings = []
     if left_out := make_processor(cpu).left_out:
         named = ", ".join(left_out[:_SHOWN]) + (
@@ -69,8 +41,10 @@ def cpu_warnings(args: argparse.Namespace) -> list[str]:
         )
         warnings.append(f"CPU model {cpu.model} is modelled without {named} (casemate boot --cpu help)")
     signature = find_model(cpu.model).signature
-    if args.vcpu_type is not None and model_signature(args.vcpu_type) != signature:
-        cause = f"measured is the vCPU type {args.vcpu_type}, and CPUID shows {cpu.model} (signature {signature:#x})"
+    if vcpu_type is not None and model_signature(vcpu_type) != signature:
+        cause = (
+            f"measured is the vCPU type {vcpu_type}, and CPUID shows {cpu.model} (signature {signature:#x})"
+        )
         warnings.append(f"{cause}: a guest that compares them sees it")
     return warnings
 
@@ -91,4 +65,7 @@ def models_text() -> str:
 
 
 def _wrapped(text: str, indent: int) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+    spaces = " " * indent
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=spaces, subsequent_indent=spaces, break_on_hyphens=False
+    )

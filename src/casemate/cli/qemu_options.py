@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.errors import SpecError
-from casemate.host.model.cpu.processor import make_processor
 from casemate.qemu.command_line import options_of, parse_fields
 
 _DEBUG_PORT = "0x402"
@@ -120,9 +118,9 @@ def _vcpus(option: str, value: str) -> dict[str, object]:
 
 
 def _cpu(_option: str, value: str) -> dict[str, object]:
-    choice = CpuChoice.parse(value)
-    make_processor(choice)
-    return {"cpu": choice}
+    from casemate.cli.cpu_option import processor_of
+
+    return {"cpu": processor_of(value)}
 
 
 def _serial(option: str, value: str) -> dict[str, object]:

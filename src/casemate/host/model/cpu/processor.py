@@ -22,9 +22,9 @@ SEV_DEFAULT = "EPYC-v4"
 EXECUTED = frozenset({
     "fpu", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "sep", "mtrr", "pge", "mca", "cmov", "pat", "pse36",
     "clflush", "mmx", "fxsr", "sse", "sse2", "ss", "pni", "pclmulqdq", "ssse3", "cx16", "sse4.1", "sse4.2", "movbe",
-    "popcnt", "aes", "xsave", "rdrand", "rdseed", "hypervisor", "arat", "fsgsbase", "bmi1", "smep", "bmi2", "erms", "smap",
-    "adx", "clflushopt", "clwb", "umip", "pku", "la57", "syscall", "nx", "mmxext", "pdpe1gb", "rdtscp", "lm", "3dnow",
-    "3dnowext", "lahf-lm", "cr8legacy", "abm", "sse4a", "3dnowprefetch", "xsaveopt", "xgetbv1", "wbnoinvd",
+    "popcnt", "aes", "xsave", "rdrand", "rdseed", "hypervisor", "arat", "fsgsbase", "bmi1", "smep", "bmi2", "erms",
+    "smap", "adx", "clflushopt", "clwb", "umip", "pku", "la57", "syscall", "nx", "mmxext", "pdpe1gb", "rdtscp", "lm",
+    "3dnow", "3dnowext", "lahf-lm", "cr8legacy", "abm", "sse4a", "3dnowprefetch", "xsaveopt", "xgetbv1", "wbnoinvd",
     "spec-ctrl", "stibp", "ssbd", "arch-capabilities", "md-clear",
 })  # fmt: skip
 """QEMU's names of what the engine and its hooks execute."""
@@ -219,9 +219,7 @@ def make_processor(choice: CpuChoice) -> Processor:
     model = find_model(choice.model)
     wanted = EXECUTED - _ONLY_ASKED_FOR if choice.model == MAX else model.features
     for name in sorted(choice.added - EXECUTED):
-        raise SpecError(
-            f"CPU feature {name} cannot be had: {reason(name)}", "leave it out, or use --host kvm"
-        )
+        raise SpecError(f"CPU feature {name} cannot be had: {reason(name)}", "leave it out")
     left_out = sorted(wanted - EXECUTED - choice.removed)
     if left_out and choice.enforce:
         why = "; ".join(f"{name}: {reason(name)}" for name in left_out[:3])
