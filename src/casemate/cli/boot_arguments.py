@@ -139,6 +139,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         " EPYC-v4)",
     )
     more.add_argument(
+        "--test-device",
+        action="store_true",
+        help="QEMU's pc-testdev and isa-debug-exit: VALUE written to port 0xf4 ends with exit code VALUE*2+1",
+    )
+    more.add_argument(
         "--protection",
         choices=("auto", "slot", "vma", "view", "uffd"),
         default="auto",

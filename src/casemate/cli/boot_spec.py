@@ -48,6 +48,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         memory=args.memory,
         vcpus=args.cpus,
         cpu=_chosen_cpu(args),
+        test_device=args.test_device,
         sync=Sync(args.vars_sync),
         kind=kind,
         protection=args.protection,

@@ -37,6 +37,8 @@ class MachineSpec:
     machine: BoardName = "q35"
     memory: int = 256 * MIB
     vcpus: int = 1
+    test_device: bool = False
+    """QEMU's pc-testdev, and its isa-debug-exit, whose value decides the exit code."""
     cpu: CpuChoice | None = None
     """The modelled processor, in QEMU's spelling where it is given as text; None is a usual one."""
     sync: Sync = Sync.EXIT
@@ -68,6 +70,8 @@ class MachineSpec:
             )
         if self.is_direct and self.machine == "bare":
             raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
+        if self.test_device and (self.kind.is_confidential or self.machine == "bare"):
+            raise SpecError("--test-device is for plain guests on q35 or pc", "leave it out")
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise SpecError(f"{self.vcpus} vCPUs are not between 1 and {MAX_VCPUS}", "correct the number")
         if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:
