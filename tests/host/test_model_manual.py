@@ -8,13 +8,18 @@ import pytest
 from support.assembler import assemble
 from support.guest_rig import ModelRig, ScriptedInterrupts
 from test_model_delivery import (
+    DESCRIPTORS,
     DUMP,
+    GDT,
     HALTED,
     HANDLER,
+    KERNEL_CS,
     KERNEL_STACK,
+    POINTERS,
     TSS,
     UNMAPPED,
     USER,
+    USER_STACK,
     Delivery,
     enter_user,
     write_msr,
@@ -263,3 +268,78 @@ def test_nothing_is_executed_after_the_out_that_ends_a_run(bits: int) -> None:
         assert rig.ram_at(0x2000, 1) == b"\0"
         assert rig.run() == HALTED
         assert rig.ram_at(0x2000, 1) == b"\x03"
+
+
+SYSENTER_CS, SYSENTER_ESP = 0x174, 0x175
+USER_CS_OF_SYSEXIT = 0x3B
+"""``SYSENTER_CS`` and 32 more, for user mode."""
+
+
+def sysenter_registers() -> str:
+    values = ((SYSENTER_CS, KERNEL_CS), (SYSENTER_ESP, KERNEL_STACK), (SYSENTER_EIP, HANDLER + 0x800))
+    return "".join(write_msr(index, value) for index, value in values)
+
+
+def test_sysenter_enters_the_kernel_and_sysexit_leaves_it() -> None:
+    kernel = f"""
+        mov [{DUMP + 0x60}], rsp
+        pushfq
+        pop qword [{DUMP + 0x68}]
+        mov eax, cs
+        mov [{DUMP + 0x70}], rax
+        mov eax, ss
+        mov [{DUMP + 0x78}], rax
+        sysexitq
+    """
+    user = f"mov edx, behind; mov ecx, {USER_STACK - 8}; stc; sysenter; behind: nop; nop; ud2"
+    with Delivery(sysenter_registers() + enter_user(0x202), cpu="max") as rig:
+        rig.ram.writable.view[USER : USER + 64] = assemble(user, 64, origin=USER).ljust(64, b"\xf4")
+        rig.put(HANDLER + 0x800, kernel)
+        rig.gate(6)
+        assert rig.run() == HALTED
+        stack, flags, cs, ss = (rig.word(DUMP + at) for at in (0x60, 0x68, 0x70, 0x78))
+        assert (stack, cs, ss) == (KERNEL_STACK, KERNEL_CS, KERNEL_CS + 8)
+        assert flags & 0x201 == 1, "interrupts are off, and the carry is kept"
+        rip, user_cs, _, user_stack, _, _ = rig.frame()
+        assert rip == USER + len(assemble(user, 64, origin=USER)) - 2
+        assert (user_cs, user_stack) == (USER_CS_OF_SYSEXIT, USER_STACK - 8)
+
+
+@pytest.mark.parametrize(("cpu", "code", "vector"), [("EPYC", KERNEL_CS, 6), ("max", 0, 13)])
+def test_sysenter_is_refused_by_amd_in_long_mode_and_where_it_is_not_set_up(
+    cpu: str, code: int, vector: int
+) -> None:
+    with Delivery(write_msr(SYSENTER_CS, code) + enter_user(), "sysenter", cpu=cpu) as rig:
+        rig.gate(vector)
+        assert rig.run() == HALTED
+        assert rig.frame()[0 if vector == 6 else 1] == USER
+
+
+def test_five_levels_of_page_tables_reach_what_four_do_not() -> None:
+    """From paging off, by a table above the four levels: linear addresses of 57 bits."""
+    top = 0x207000
+    code = f"""
+        lgdt [{POINTERS}]
+        mov eax, cr4; or eax, 0x1020; mov cr4, eax              # LA57, PAE
+        mov eax, {top}; mov cr3, eax
+        mov ecx, 0xc0000080; rdmsr; or eax, 0x100; wrmsr        # LME
+        mov eax, cr0; or eax, 0x80000000; mov cr0, eax
+        jmp {KERNEL_CS}:{PLACE}
+    """
+    wide = f"""
+        mov rax, {(1 << 48) + DUMP}
+        mov rax, [rax]
+        mov [{DUMP + 8}], rax
+        mov ecx, {LSTAR}; xor eax, eax; mov edx, {1 << 23}; wrmsr   # canonical now
+        hlt
+    """
+    with ModelRig(code, 32, cpu="max,+la57") as rig:
+        rig.put(POINTERS, struct.pack("<HI", 0x4F, GDT))
+        rig.put(GDT, struct.pack("<8Q", *DESCRIPTORS))
+        rig.put(top, struct.pack("<2Q", 0x208000 | 3, 0x208000 | 3))
+        rig.put(0x208000, struct.pack("<Q", 0x209000 | 3))
+        rig.put(0x209000, struct.pack("<4Q", 0x83, 0, 0, 0xC0000083))
+        rig.put(DUMP, struct.pack("<Q", 0x1122334455667788))
+        rig.put(PLACE, assemble(wide, 64))
+        assert rig.run() == HALTED
+        assert rig.ram_at(DUMP + 8, 8) == rig.ram_at(DUMP, 8)

@@ -72,6 +72,10 @@ class MachineSpec:
             raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
         if self.test_device and (self.kind.is_confidential or self.machine == "bare"):
             raise SpecError("--test-device is for plain guests on q35 or pc", "leave it out")
+        if self.cpu is not None and self.cpu.phys_bits and self.kind.is_confidential:
+            raise SpecError(
+                "phys-bits: the addresses of confidential guests end at the C-bit", "leave it out"
+            )
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise SpecError(f"{self.vcpus} vCPUs are not between 1 and {MAX_VCPUS}", "correct the number")
         if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:

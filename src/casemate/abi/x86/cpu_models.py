@@ -17,6 +17,7 @@ from casemate.errors import SpecError
 
 _TABLE = Path(__file__).with_name("cpu_models.json")
 _OTHER_NAMES = {"sse3": "pni", "xd": "nx", "i64": "lm", "ffxsr": "fxsr-opt", "pclmuldq": "pclmulqdq"}
+LEAST_PHYS_BITS, MOST_PHYS_BITS = 40, 52
 MAX = "max"
 """The model that has all that can be executed; its name and numbers are those of ``MAX_LIKE``."""
 MAX_LIKE = "Icelake-Server"
@@ -57,6 +58,8 @@ class CpuChoice:
     added: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
     enforce: bool = False
+    phys_bits: int | None = None
+    """Bits of guest-physical addresses, from 40 to 52; None is 40."""
 
     @classmethod
     def parse(cls, text: str) -> CpuChoice:
@@ -64,21 +67,29 @@ class CpuChoice:
         name, *words = text.split(",")
         find_model(name)
         wanted: dict[str, bool] = {}
-        enforce = False
+        enforce, phys_bits = False, None
         for word in words:
             if word in ("enforce", "enforce=on"):
                 enforce = True
+            elif word.startswith("phys-bits="):
+                phys_bits = _phys_bits(word.partition("=")[2])
             elif word not in ("check", "check=on", "enforce=off"):
                 feature, is_on = _switch(word)
                 wanted[_feature(feature)] = is_on
         added = frozenset(name for name, is_on in wanted.items() if is_on)
-        return cls(name, added, frozenset(wanted) - added, enforce)
+        return cls(name, added, frozenset(wanted) - added, enforce, phys_bits)
 
     def __str__(self) -> str:
         words = [self.model, *(f"+{name}" for name in sorted(self.added))]
-        return ",".join(
-            [*words, *(f"-{name}" for name in sorted(self.removed)), *(["enforce"] * self.enforce)]
-        )
+        words += [f"-{name}" for name in sorted(self.removed)]
+        words += ["enforce"] * self.enforce + ([f"phys-bits={self.phys_bits}"] if self.phys_bits else [])
+        return ",".join(words)
+
+
+def _phys_bits(text: str) -> int:
+    if not text.isdecimal() or not LEAST_PHYS_BITS <= int(text) <= MOST_PHYS_BITS:
+        raise SpecError(f"phys-bits={text}", f"give {LEAST_PHYS_BITS} to {MOST_PHYS_BITS}")
+    return int(text)
 
 
 def _switch(word: str) -> tuple[str, bool]:

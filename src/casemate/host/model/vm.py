@@ -88,6 +88,7 @@ class ModelVm:
             self._intercepts,
             self._slots,
             takes_readonly=takes_readonly,
+            address_bits=processor.address_bits,
             encrypted=encrypted,
             separate=kind is GuestKind.SNP,
             mmio_faults=protected and raises_vc,

@@ -93,6 +93,9 @@ struct cpu {
 
     /* What this processor does not know of CR4 and EFER, and bits of physical addresses that it does not have. */
     u64 cr4_reserved, efer_reserved, address_reserved;
+    u64 wide_bits;      /* bits of physical addresses that it has and the engine has not (tlb.c) */
+    u64 table_bits, entry_bits; /* those of the page table that is being read, and of the entry that was read last */
+    u64 is_walking;
 
     /* Python */
     int (*on_acknowledge)(void);

@@ -218,6 +218,7 @@ void h_siglongjmp(void *buffer, int value) {
     struct cpu *c = executing;
     if (c) {
         c->is_translating = 0;
+        c->is_walking = 0;
         c->block = 0;
         abandon_delivery(c);
     }

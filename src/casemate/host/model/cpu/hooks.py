@@ -124,6 +124,10 @@ class CpuRecord(ctypes.Structure):
         ("cr4_reserved", c_uint64),
         ("efer_reserved", c_uint64),
         ("address_reserved", c_uint64),
+        ("wide_bits", c_uint64),
+        ("table_bits", c_uint64),
+        ("entry_bits", c_uint64),
+        ("is_walking", c_uint64),
         ("on_acknowledge", InterruptAcknowledger),
         ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
@@ -250,7 +254,8 @@ class EngineHooks:
         self.record.code_pages = _buffer_address(self._code_pages)
         self.record.msrs = msrs.address
         self.record.cr4_reserved, self.record.efer_reserved = processor.cr4_reserved, processor.efer_reserved
-        self.record.address_reserved = (1 << 64) - (1 << ADDRESS_BITS)
+        self.record.address_reserved = (1 << 64) - (1 << processor.address_bits)
+        self.record.wide_bits = (1 << processor.address_bits) - (1 << ADDRESS_BITS)
         self.record.on_acknowledge = InterruptAcknowledger(lambda: NO_VECTOR)
         self.user_data = ctypes.addressof(self.record)
         """What hooks are registered with the engine with."""

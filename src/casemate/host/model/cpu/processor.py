@@ -15,7 +15,7 @@ from casemate.abi.x86.cpu_models import MAX, CpuChoice, CpuModel, features, find
 from casemate.errors import SpecError
 
 ADDRESS_BITS = 40
-"""Of guest-physical addresses, as the engine's page tables have them."""
+"""Of guest-physical addresses, as the engine has them; the hooks add more where they are asked for."""
 SEV_DEFAULT = "EPYC-v4"
 """What QEMU's examples, and the digests here, take for guests of SEV."""
 
@@ -95,6 +95,8 @@ class Processor:
     features: frozenset[str]
     left_out: tuple[str, ...]
     """What QEMU's model has besides, by name."""
+    address_bits: int = ADDRESS_BITS
+    """Of guest-physical addresses."""
 
     @property
     def is_amd(self) -> bool:
@@ -187,7 +189,7 @@ class Processor:
             return Leaf(0, 0, l2, 32 << 18 | 8 << 12 | 1 << 8 | _CACHE_LINE if self.is_amd else 0)
         if number == 8:
             linear = 57 if "la57" in self.features else 48
-            return Leaf(linear << 8 | ADDRESS_BITS, self.word("80000008.ebx"), 0, 0)
+            return Leaf(linear << 8 | self.address_bits, self.word("80000008.ebx"), 0, 0)
         return _ZERO
 
 
@@ -225,7 +227,7 @@ def make_processor(choice: CpuChoice) -> Processor:
         why = "; ".join(f"{name}: {reason(name)}" for name in left_out[:3])
         raise SpecError(f"CPU model {choice.model} has what cannot be had ({why})", "leave enforce out")
     found = (wanted & EXECUTED | choice.added) - choice.removed
-    return Processor(model, _without_dependents(found), tuple(left_out))
+    return Processor(model, _without_dependents(found), tuple(left_out), choice.phys_bits or ADDRESS_BITS)
 
 
 _NEEDED = {
