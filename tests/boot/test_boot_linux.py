@@ -11,6 +11,7 @@ from support.booting import BootCli
 from support.firmware_images import require_kernel
 
 from casemate.abi.sev.ghcb import ExitCode
+from casemate.linux.bzimage import unpack_vmlinux
 from casemate.testing.linux_init import initramfs, printing_init
 
 pytestmark = pytest.mark.boot
@@ -118,3 +119,12 @@ def test_changed_command_line_or_kernel_changes_the_digest(
     ]
     assert len(set(digests)) == 3
     assert digests[0] == digests[3]
+
+
+def test_kernel_starts_by_its_pvh_entry(initrd: Path, tmp_path: Path, boot_cli: BootCli) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    vmlinux.write_bytes(unpack_vmlinux(require_kernel("trixie").read_bytes(), "vmlinuz"))
+    words = ("--kernel", vmlinux, "--initrd", initrd, "--append", APPEND)
+    document = boot_cli(*MODEL, *words).document
+    assert document["outcome"] == "power-off", document["detail"]
+    assert "hello from user mode" in document["serial"]

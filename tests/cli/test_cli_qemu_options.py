@@ -57,7 +57,7 @@ def test_supported_options_are_taken_over(line: str, expected: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-cpu host", "-cpu host is not supported"),
+        ("-cpu host", "the modelled processor is not this computer's"),
         ("-enable-kvm", "-enable-kvm is not supported"),
         ("-smp 2,sockets=2", "-smp sockets=2 is not supported"),
         ("-smp many", "-smp many is not supported"),

@@ -71,9 +71,10 @@ class Delivery(ModelRig):
         interrupts: ScriptedInterrupts | None = None,
         *,
         task: bool = True,
+        cpu: str = "max",
     ) -> None:
         prologue = OPEN_PAGES + LOAD_TABLES + (LOAD_TASK if task else "") if bits == 64 else ""
-        super().__init__(prologue + kernel, bits, interrupts=interrupts)
+        super().__init__(prologue + kernel, bits, interrupts=interrupts, cpu=cpu)
         self.put(USER, user)
         self.put(HANDLER, assemble(SAVE_FRAME, 64))
         self.put(POINTERS, struct.pack("<HQ", 256 * 16 - 1, IDT))
@@ -101,8 +102,7 @@ class Delivery(ModelRig):
         ("int3", 3, None, 1),
         ("ud2", 6, None, 0),
         ("hlt", 13, 0, 0),
-        # A supervisor's gate; on hardware the error code is 8 times the vector, and RIP is on it
-        ("int 0x41", 13, 0x41 * 16 + 2, 2),
+        ("int 0x41", 13, 0x41 * 8 + 2, 0),  # a supervisor's gate
         ("int 0x40", 0x40, None, 2),  # whose gate is open
         ("mov eax, 0x68; mov ds, eax", 13, 0x68, 5),  # behind the table
         (f"mov rax, {UNMAPPED}; mov bl, [rax]", 14, 4, 10),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import struct
 
 import pytest
 from support.guest_rig import PROTECTED, ModelRig
 
 from casemate.address import Hva
 from casemate.errors import HostError
+from casemate.guests.entry import CODE64, PAGE_TABLES
 from casemate.host.exits import Hlt, MemoryFault
+from casemate.memory.backing import Backing
 
 HALTED = Hlt(interrupts_enabled=False)
 MOV_STORE = f"mov byte [{PROTECTED}], 0x5a;"
@@ -166,3 +169,61 @@ def test_exception_on_the_bus_reaches_the_caller() -> None:
         rig.bus.on_write_port[0x80] = fail
         with pytest.raises(HostError, match="pwrite"):
             rig.run()
+
+
+HIGH = {"max": 0xFF << 32, "max,phys-bits=46": 1 << 45, "max,phys-bits=52": 3 << 50}
+"""An address that a processor has, by its choice."""
+SECOND_GIB, PDPT, PD = 0x40000000, PAGE_TABLES + 0x1000, PAGE_TABLES + 0x3000
+
+
+def point(entry_at: int, value: int) -> str:
+    return f"mov rax, {value}; mov [{entry_at}], rax; mov rax, cr3; mov cr3, rax;"
+
+
+@pytest.mark.parametrize("cpu", HIGH)
+def test_memory_at_the_processors_highest_addresses_is_reached(cpu: str) -> None:
+    code = point(PD, HIGH[cpu] | 0x83)
+    code += f"mov byte [{SECOND_GIB + 5}], 0x41; mov al, [{SECOND_GIB + 6}]; mov [0x2000], al; hlt"
+    with ModelRig(code, 64, cpu=cpu) as rig:
+        high = Backing("high", 2 << 20)
+        high.writable.view[6] = 0x42
+        rig.add(9, HIGH[cpu], 2 << 20, high.writable.hva)
+        assert rig.run() == HALTED
+        assert (high.writable.view[5], rig.ram_at(0x2000, 1)) == (0x41, b"B")
+        assert rig.ram_at(PD, 1)[0] & 0x60 == 0x60, "accessed and dirty"
+
+
+def test_page_tables_can_be_at_such_addresses_themselves() -> None:
+    at = HIGH["max,phys-bits=46"]
+    code = point(PDPT + 8, at | 3) + f"mov byte [{SECOND_GIB + 5}], 0x41; hlt"
+    with ModelRig(code, 64, cpu="max,phys-bits=46") as rig:
+        tables = Backing("high", 2 << 20)
+        tables.writable.view[0:8] = (0x200083).to_bytes(8, "little")
+        rig.add(9, at, 2 << 20, tables.writable.hva)
+        assert rig.run() == HALTED
+        assert rig.ram_at(0x200005, 1) == b"A"
+        assert tables.writable.view[0] & 0x60 == 0x60
+
+
+@pytest.mark.parametrize(("cpu", "bit"), [("max", 40), ("max,phys-bits=46", 46), ("max,phys-bits=46", 51)])
+def test_bits_that_the_processor_does_not_have_are_reserved_in_page_tables(cpu: str, bit: int) -> None:
+    code = "lidt [0x1000];" + point(PD, 1 << bit | 0x83) + f"mov al, [{SECOND_GIB}]; hlt"
+    with ModelRig(code, 64, cpu=cpu) as rig:
+        rig.put(0x1000, struct.pack("<HQ", 256 * 16 - 1, 0x200000))
+        rig.put(0x200000 + 14 * 16, struct.pack("<HHHHQ", 0x3000, CODE64, 0x8E00, 0, 0))
+        rig.put(0x3000, "pop rax; mov [0x2000], rax; hlt")
+        assert rig.run() == HALTED
+        assert rig.ram_at(0x2000, 1)[0] == 9, "present, and reserved bits"
+
+
+@pytest.mark.parametrize("cpu", HIGH)
+def test_what_no_slot_backs_at_high_addresses_is_mmio(cpu: str) -> None:
+    code = point(PD, HIGH[cpu] | 0x83) + f"mov [{SECOND_GIB + 8}], eax; hlt"
+    with ModelRig(code, 64, cpu=cpu) as rig:
+        assert rig.run() == HALTED
+        assert rig.bus.log[0][:3] == ("write", HIGH[cpu] + 8, 4)
+
+
+def test_slots_end_where_the_processors_addresses_do() -> None:
+    with ModelRig("hlt") as rig, pytest.raises(HostError, match="out of reach"):
+        rig.add(9, 1 << 40, 0x1000, rig.ram.writable.hva)

@@ -125,7 +125,7 @@ def test_vc_by_a_gate_that_is_not_there_says_which() -> None:
         put_gate(rig, 29, HANDLER, 0x0E)
         rig.put(HANDLER, f"pop eax; mov [{ERROR_CODE}], eax; {STORE_IDTR}; hlt")
         assert rig.run() == HALTED
-        assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == 29 * 8 + 2
+        assert int.from_bytes(rig.ram_at(ERROR_CODE, 4), "little") == 29 * 8 + 2 + 1
         assert rig.ram_at(0x2010, 6) == IDTR
 
 

@@ -31,6 +31,7 @@ from casemate.digest.steps import SnpPages, UpdateVmsa
 from casemate.digest.vmsa_pages import vmsa_pages
 from casemate.errors import FirmwareStatusError, HostError
 from casemate.host.clock import GuestClock
+from casemate.host.model.cpu.processor import everything
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.snp.rmp import READ, Fault, GuestPage, PageState
 from casemate.host.model.snp.snp import ASID, ModelSnp
@@ -51,7 +52,7 @@ PRIVATE: dict[int, bytes] = {}
 
 
 def started(**options: int) -> ModelSnp:
-    processor = ModelSnp(SevSetup(VmType.SNP, 0x20), PRIVATE.__setitem__, **options)
+    processor = ModelSnp(SevSetup(VmType.SNP, 0x20), PRIVATE.__setitem__, everything(), **options)
     processor.launch_start(POLICY, b"\x05" * 16)
     processor.set_private(MEMORY)
     ctypes.memmove(HVA, CONTENTS, len(CONTENTS))
@@ -162,7 +163,7 @@ def test_kernel_refuses_what_it_can_see_by_itself(request_: SnpUpdate, errno: in
 @pytest.mark.parametrize("policy", [0x20000, 0x10000, 0x130000])
 def test_kernel_refuses_policies_without_smt_or_of_one_socket(policy: int) -> None:
     with pytest.raises(HostError) as caught:
-        ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__).launch_start(policy, bytes(16))
+        ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__, everything()).launch_start(policy, bytes(16))
     assert caught.value.errno == EINVAL
 
 
@@ -172,12 +173,12 @@ def test_kernel_refuses_policies_without_smt_or_of_one_socket(policy: int) -> No
 )
 def test_firmware_refuses_policies_that_it_cannot_keep(policy: int, status: SevStatus) -> None:
     with pytest.raises(FirmwareStatusError) as caught:
-        ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__).launch_start(policy, bytes(16))
+        ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__, everything()).launch_start(policy, bytes(16))
     assert caught.value.status == status
 
 
 def test_commands_out_of_order_are_refused() -> None:
-    fresh = ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__)
+    fresh = ModelSnp(SevSetup(VmType.SNP), PRIVATE.__setitem__, everything())
     fresh.set_private(MEMORY)
     done = launched()
     for call in (

@@ -73,6 +73,17 @@ def test_every_table_has_a_right_checksum_and_can_be_reached(vcpus: int) -> None
     assert struct.unpack_from("<I4xI8xI", fadt, 56) == (0x600, 0x604, 0x608)
 
 
+def test_the_facs_is_aligned_and_reached_from_the_fadt() -> None:
+    tables = acpi_tables(0x600, 1).placed_at(AT)
+    (facs_at,) = struct.unpack_from("<I", listed(tables)[b"FACP"], 36)
+    signature, length, signature_of_hardware, waking, lock, flags = struct.unpack_from(
+        "<4s5I", tables, facs_at - AT
+    )
+    assert facs_at % 64 == 0
+    assert (signature, length) == (b"FACS", 64)
+    assert (signature_of_hardware, waking, lock, flags) == (0, 0, 0, 0)
+
+
 def test_firmware_links_the_same_tables() -> None:
     assert by_firmware(0xB000, 3) == acpi_tables(0xB000, 3).placed_at(AT)
 

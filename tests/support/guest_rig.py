@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
 from casemate.host.clock import GuestClock
@@ -139,6 +140,13 @@ class ModelRig(Rig):
 
     vm: ModelVm
 
-    def __init__(self, code: bytes | str, bits: Bits = 32, *, interrupts: ScriptedInterrupts | None = None):
-        vm = ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)
+    def __init__(
+        self,
+        code: bytes | str,
+        bits: Bits = 32,
+        *,
+        interrupts: ScriptedInterrupts | None = None,
+        cpu: str = "max",
+    ):
+        vm = ModelHypervisor(GuestClock(), cpu=CpuChoice.parse(cpu)).create_vm(GuestKind.PLAIN)
         super().__init__(code, bits, vm, interrupts)

@@ -86,6 +86,11 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
     monitor = _monitor(args) if args.qmp or args.paused else None
     options = None if args.guest == "plain" else _launch_options(args, monitor)
     spec = make_spec(args)
+    if args.cpu is not None:
+        from casemate.cli.cpu_option import cpu_warnings
+
+        for warning in cpu_warnings(args.cpu, args.vcpu_type):
+            print(f"casemate: warning: {warning}", file=sys.stderr)
     cut: CutRequest | None = args.cut_power_at
     if cut is not None:
         from casemate.cli.power_cuts import judge_cuts, validate_cut

@@ -18,6 +18,7 @@ from casemate.cli.options import integer, seconds
 from casemate.cli.parser import MORE, BriefHelpFormatter, HelpAll
 
 if TYPE_CHECKING:
+    from casemate.abi.x86.cpu_models import CpuChoice
     from casemate.cli.power_cuts import CutRequest
 
 DEFAULT_WATCHDOG = 60.0
@@ -56,6 +57,12 @@ def _cut_request(text: str) -> CutRequest:
     from casemate.cli.power_cuts import cut_request
 
     return cut_request(text)
+
+
+def _cpu_choice(text: str) -> CpuChoice:
+    from casemate.cli.cpu_option import cpu_choice
+
+    return cpu_choice(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
@@ -129,6 +136,18 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--cpus", metavar="N", type=integer, default=1, help="vCPUs; more than one on KVM only"
     )
     more = parser.add_argument_group(f"{MORE}: machine")
+    more.add_argument(
+        "--cpu",
+        metavar="MODEL[,+F,-F]",
+        type=_cpu_choice,
+        help="processor of the modelled host, in QEMU's spelling; help lists them (max, of confidential guests"
+        " EPYC-v4)",
+    )
+    more.add_argument(
+        "--test-device",
+        action="store_true",
+        help="QEMU's pc-testdev and isa-debug-exit: VALUE written to port 0xf4 ends with exit code VALUE*2+1",
+    )
     more.add_argument(
         "--protection",
         choices=("auto", "slot", "vma", "view", "uffd"),

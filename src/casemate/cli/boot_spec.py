@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.x86.cpu_models import CpuChoice, find_model
 from casemate.advise.store_check import check_store, rewrite_store
 from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.devices.flash.file import copy_template, locked_image
 from casemate.devices.flash.sync import Sync
+from casemate.digest.cpu_models import model_signature
 from casemate.errors import HostError, ImageError, SpecError
 from casemate.files import read_file, write_whole
 from casemate.firmware.boot_options import shell_as_next_boot
@@ -45,6 +47,8 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         machine=args.machine or "q35",
         memory=args.memory,
         vcpus=args.cpus,
+        cpu=_chosen_cpu(args),
+        test_device=args.test_device,
         sync=Sync(args.vars_sync),
         kind=kind,
         protection=args.protection,
@@ -55,6 +59,18 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
     )
     return spec if args.machine or not _fails_on_q35(spec) else replace(spec, machine="pc")
+
+
+def _chosen_cpu(args: argparse.Namespace) -> CpuChoice | None:
+    """The processor that ``--cpu`` names, else that of the signature that is measured; None for a usual one."""
+    cpu: CpuChoice | None = args.cpu
+    if cpu is not None or args.vcpu_type is None:
+        return cpu
+    model_signature(args.vcpu_type)  # of which any version counts
+    try:
+        return CpuChoice(find_model(args.vcpu_type).name)
+    except SpecError:
+        return CpuChoice(args.vcpu_type.rpartition("-v")[0])
 
 
 def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:

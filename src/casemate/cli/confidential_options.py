@@ -12,6 +12,7 @@ from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.id_block import IdAuth, IdBlock
 from casemate.abi.sev.report import REPORT_DATA_SIZE
 from casemate.abi.sev.session import SessionBlob
+from casemate.abi.x86.cpu_models import find_model
 from casemate.cli.confidential_arguments import SNP_ONLY
 from casemate.cli.options import hex_bytes
 from casemate.confidential.attestation import OwnerChannel, ask_command, ask_socket
@@ -61,13 +62,20 @@ def launch_options(
         keys=_keys(args.tik),
         session=_session(args.dh_cert_file, args.session_file),
         attest=attest or _owner(args),
-        signature=model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE),
+        signature=_signature(args),
         launch_only=args.launch_only,
         vcpus=args.cpus,
         snp=_snp_finish(args),
         gosvw=hex_bytes(args, "gosvw", GOSVW_SIZE) or bytes(GOSVW_SIZE),
         report_data=hex_bytes(args, "report_data", REPORT_DATA_SIZE) or bytes(REPORT_DATA_SIZE),
     )
+
+
+def _signature(args: argparse.Namespace) -> int:
+    """CPUID's signature as the launch measures it: that of ``--vcpu-type``, else of the processor."""
+    if args.vcpu_type is None and args.cpu is not None:
+        return find_model(args.cpu.model).signature
+    return model_signature(args.vcpu_type or DEFAULT_VCPU_TYPE)
 
 
 def dry_run_text(plan: dict[str, Any]) -> str:

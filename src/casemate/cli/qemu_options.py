@@ -50,7 +50,9 @@ def _size(size: Callable[[str], int], text: str) -> int:
 def _set(args: argparse.Namespace, option: str, name: str, value: object) -> None:
     if name == "fw_cfg":
         args.fw_cfg = [*args.fw_cfg, value]
-    elif name not in ("machine", "memory", "cpus", "paused") and getattr(args, name) is not None:
+    elif (
+        name not in ("machine", "memory", "cpus", "paused", "test_device") and getattr(args, name) is not None
+    ):
         raise SpecError(f"QEMU's {option} gives {name} a second time", "give it once")
     else:
         setattr(args, name, value)
@@ -117,6 +119,23 @@ def _vcpus(option: str, value: str) -> dict[str, object]:
     return {"cpus": int(fields["cpus"])}
 
 
+def _cpu(_option: str, value: str) -> dict[str, object]:
+    from casemate.cli.cpu_option import processor_of
+
+    return {"cpu": processor_of(value)}
+
+
+def _device(option: str, value: str) -> dict[str, object]:
+    fields = _fields(value, "driver")
+    exit_port = {"driver": ("isa-debug-exit",), "iobase": ("0xf4",), "iosize": ("4", "0x4", "0x04")}
+    _only(
+        option, fields, exit_port if fields.get("driver") == "isa-debug-exit" else {"driver": ("pc-testdev",)}
+    )
+    if fields["driver"] == "isa-debug-exit" and "iobase" not in fields:
+        raise SpecError("QEMU's isa-debug-exit is at port 0xf4 here", "add iobase=0xf4")
+    return {"test_device": True}
+
+
 def _serial(option: str, value: str) -> dict[str, object]:
     kind, _, rest = value.partition(":")
     path, *flags = rest.split(",")
@@ -161,7 +180,9 @@ _SETTERS: dict[str, Callable[[str, str], dict[str, object]]] = {
     "-M": _machine,
     "-m": _memory,
     "-smp": _vcpus,
+    "-cpu": _cpu,
     "-serial": _serial,
+    "-device": _device,
     "-nographic": lambda *_: {"serial": "stdio"},
     "-debugcon": _debugcon,
     "-qmp": _qmp,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from casemate.abi.x86.cpu_models import signature_of
 from casemate.errors import SpecError
 
 
@@ -16,8 +17,7 @@ def cpu_signature(family: int, model: int, stepping: int) -> int:
             raise SpecError(
                 f"vCPU {name} {value} is not between 0 and {limit}", "give the numbers that CPUID shows"
             )
-    extended_family, base_family = max(family - 0xF, 0), min(family, 0xF)
-    return extended_family << 20 | (model >> 4) << 16 | base_family << 8 | (model & 0xF) << 4 | stepping
+    return signature_of(family, model, stepping)
 
 
 CPU_MODELS = {

@@ -1,6 +1,7 @@
 """The ACPI tables of a PC, for a kernel that no firmware starts and for firmware to hand on (ACPI 6.5, chapter 5).
 
-They lead Linux to its processors, the I/O APIC, the power-management timer and soft off; PCI is found without.
+They lead Linux to its processors, the I/O APIC, the power-management timer and soft off; PCI is found without. The
+FACS, whose checksum does not exist, has room for a waking vector.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _HEADER_SIZE, _RSDP_SIZE = 36, 36
 ALIGNMENT = 64
 """Of the tables, in bytes."""
 
-_FADT_SIZE, _FADT_DSDT, _RSDP_XSDT, _CHECKSUM = 244, 40, 24, 9
+_FADT_SIZE, _FADT_FACS, _FADT_DSDT, _RSDP_XSDT, _CHECKSUM = 244, 36, 40, 24, 9
+_FACS_VERSION = 2
 
 _SOFT_OFF = b"\x08_S5_\x12\x06\x04\x00\x00\x00\x00"
 """Name (_S5_, Package (4) {0, 0, 0, 0})"""
@@ -60,12 +62,22 @@ def acpi_tables(pm_base: int, vcpus: int) -> AcpiTables:
     for signature, revision, body in bodies:
         at[signature] = len(data)
         data += _table(signature, revision, body)
+    facs_at = len(data)
+    data += struct.pack("<4sI24xB", b"FACS", ALIGNMENT, _FACS_VERSION).ljust(ALIGNMENT, b"\0")
     at[b"XSDT"] = len(data)
     listed = struct.pack("<2Q", at[b"FACP"], at[b"APIC"])
     data += _table(b"XSDT", 1, listed)
     data[:_RSDP_SIZE] = _rsdp(at[b"XSDT"])
+    facs_pointer = at[b"FACP"] + _FADT_FACS
+    struct.pack_into("<I", data, facs_pointer, facs_at)
     xsdt_entries = at[b"XSDT"] + _HEADER_SIZE
-    pointers = ((_RSDP_XSDT, 8), (xsdt_entries, 8), (xsdt_entries + 8, 8), (at[b"FACP"] + _FADT_DSDT, 4))
+    pointers = (
+        (_RSDP_XSDT, 8),
+        (xsdt_entries, 8),
+        (xsdt_entries + 8, 8),
+        (at[b"FACP"] + _FADT_DSDT, 4),
+        (facs_pointer, 4),
+    )
     checksums = [(start + _CHECKSUM, start, _length(data, start)) for start in at.values()]
     # The second checksum of the RSDP is over the first one, too.
     return AcpiTables(bytes(data), pointers, (*checksums, (8, 0, 20), (32, 0, _RSDP_SIZE)))

@@ -15,6 +15,7 @@ from lz4.block import decompress
 
 from casemate.errors import ImageError
 from casemate.files import LARGEST_KERNEL, read_regular
+from casemate.linux.elf import ElfImage, Segment
 
 _MAGIC, _MAGIC_AT = b"HdrS", 0x202
 _SETUP_SECTORS, _HEADER_START, _HEADER_LENGTH = 0x1F1, 0x1F1, 0x201
@@ -26,17 +27,7 @@ _COMMAND_LINE_SIZE = 0x238
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 _LZ4_BLOCK = 8 << 20
 _LARGEST_KERNEL = 512 << 20
-_ELF_64_X86 = b"\x7fELF\x02\x01\x01"
-_LOAD = 1
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Bytes of the kernel, and where they go."""
-
-    gpa: int
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +59,29 @@ class LinuxKernel:
         if version < _MINIMUM_VERSION or not image[_XLOADFLAGS] & _KERNEL_64:
             cause = f"boot protocol {version >> 8}.{version & 0xFF:02} has no 64-bit entry"
             raise ImageError(path, cause, "give an x86-64 kernel of Linux 3.8 or newer", _VERSION)
-        offset, length = struct.unpack_from("<II", image, _PAYLOAD)
-        start = ((image[_SETUP_SECTORS] or 4) + 1) * _SECTOR + offset
-        payload = image[start : start + length]
-        if len(payload) != length or length < 8:
-            raise ImageError(path, "the file ends inside of the compressed kernel", "get it anew", len(image))
-        vmlinux = _unpack(payload, path, start)
-        segments, end = _segments(vmlinux, path)
-        (entry,) = struct.unpack_from("<Q", vmlinux, 24)
-        if not any(segment.gpa <= entry < segment.gpa + len(segment.data) for segment in segments):
-            raise ImageError(path, f"the kernel's entry {entry:#x} is in none of its segments", "get it anew")
+        elf = ElfImage.from_bytes(unpack_vmlinux(image, path), path)
+        if elf.bits != 64 or min(segment.gpa for segment in elf.segments) < _MIB:
+            raise ImageError(
+                path, "the unpacked kernel is not of 64 bits, or goes below 1 MiB", "get it anew"
+            )
+        if not any(segment.gpa <= elf.entry < segment.gpa + len(segment.data) for segment in elf.segments):
+            raise ImageError(
+                path, f"the kernel's entry {elf.entry:#x} is in none of its segments", "get it anew"
+            )
         header = image[_HEADER_START : _MAGIC_AT + image[_HEADER_LENGTH]]
         (longest,) = struct.unpack_from("<I", image, _COMMAND_LINE_SIZE)
-        return cls(segments, entry, end, header, longest)
+        end = max(segment.end for segment in elf.segments)
+        return cls(elf.segments, elf.entry, end, header, longest)
+
+
+def unpack_vmlinux(image: bytes, path: Path | str) -> bytes:
+    """The ELF file in a bzImage whose setup header is whole. Raises ImageError."""
+    offset, length = struct.unpack_from("<II", image, _PAYLOAD)
+    start = ((image[_SETUP_SECTORS] or 4) + 1) * _SECTOR + offset
+    payload = image[start : start + length]
+    if len(payload) != length or length < 8:
+        raise ImageError(path, "the file ends inside of the compressed kernel", "get it anew", len(image))
+    return _unpack(payload, path, start)
 
 
 def _unpack(payload: bytes, path: Path | str, offset: int) -> bytes:
@@ -132,22 +133,3 @@ _FORMATS: dict[bytes, Callable[[bytes], bytes]] = {
     _LZ4_LEGACY: _unlz4,
     b"\x28\xb5\x2f\xfd": _unzstd,
 }
-
-
-def _segments(vmlinux: bytes, path: Path | str) -> tuple[tuple[Segment, ...], int]:
-    if not vmlinux.startswith(_ELF_64_X86):
-        raise ImageError(path, "the unpacked kernel is no 64-bit ELF file", "give an x86-64 kernel")
-    if len(vmlinux) < 64:
-        raise ImageError(path, "the unpacked kernel ends inside of its ELF header", "get the kernel anew")
-    headers, count = struct.unpack_from("<Q", vmlinux, 32)[0], struct.unpack_from("<H", vmlinux, 56)[0]
-    segments, end, size = [], 0, 0
-    for at in range(headers, min(headers + 56 * count, len(vmlinux) - 55), 56):
-        kind, _, offset, _, gpa, in_file, in_memory, _ = struct.unpack_from("<IIQQQQQQ", vmlinux, at)
-        if kind == _LOAD:
-            segments.append(Segment(gpa, vmlinux[offset : offset + in_file]))
-            end = max(end, gpa + max(in_memory, in_file))
-            if (size := size + len(segments[-1].data)) > _LARGEST_KERNEL:
-                raise ImageError(path, "the unpacked kernel's segments are too large", "get it anew")
-    if not segments or min(segment.gpa for segment in segments) < _MIB:
-        raise ImageError(path, "the unpacked kernel has no segment above 1 MiB, or one below", "get it anew")
-    return tuple(segments), end

@@ -17,7 +17,9 @@ PM_BASE = 0x600
 """First port of the ACPI block, where firmware would have put it."""
 
 _PAGE_TABLES, _BOOT_PARAMS, _COMMAND_LINE = 0x1000, 0x10000, 0x20000
-_CC_BLOB, _SECRETS, _CPUID, _ACPI, _LOW_END = 0x98000, 0x99000, 0x9A000, 0x9C000, 0xA0000
+_CC_BLOB, _SECRETS, _CPUID, _LOW_END = 0x98000, 0x99000, 0x9A000, 0xA0000
+ACPI = 0x9C000
+"""Where the ACPI tables are; the RSDP is the first."""
 _MIB = 1 << 20
 _ACPI_RSDP, _CC_BLOB_POINTER, _E820_COUNT, _SETUP_HEADER, _E820_TABLE = 0x070, 0x13C, 0x1E8, 0x1F1, 0x2D0
 _VIDEO_MODE, _LOADER, _RAMDISK, _COMMAND_LINE_POINTER = 0x1FA, 0x210, 0x218, 0x228
@@ -78,16 +80,16 @@ def prepare_linux(
             "give it more --memory",
         )
     gib = _mapped_gib(ram) if is_snp else 4
-    boot_params = _boot_params(kernel.setup_header, _e820(ram, is_snp), initrd_at, len(initrd), is_snp)
+    boot_params = _boot_params(kernel.setup_header, memory_map(ram, is_snp), initrd_at, len(initrd), is_snp)
     pieces = [
         Piece("page tables", _PAGE_TABLES, page_tables(_PAGE_TABLES, c_bit, gib)),
         Piece("boot parameters", _BOOT_PARAMS, boot_params),
-        Piece("command line", _COMMAND_LINE, _whole_pages(words)),
-        Piece("ACPI tables", _ACPI, _whole_pages(acpi_tables(PM_BASE, vcpus).placed_at(_ACPI))),
+        Piece("command line", _COMMAND_LINE, whole_pages(words)),
+        Piece("ACPI tables", ACPI, whole_pages(acpi_tables(PM_BASE, vcpus).placed_at(ACPI))),
         _kernel_piece(kernel),
     ]
     if initrd:
-        pieces.append(Piece("initrd", initrd_at, _whole_pages(initrd)))
+        pieces.append(Piece("initrd", initrd_at, whole_pages(initrd)))
     unmeasured: list[tuple[int, int]] = []
     if is_snp:
         pieces += _snp_pieces()
@@ -125,7 +127,7 @@ def _kernel_piece(kernel: LinuxKernel) -> Piece:
     data = bytearray(end - first)
     for segment in kernel.segments:
         data[segment.gpa - first : segment.gpa - first + len(segment.data)] = segment.data
-    return Piece("kernel", first, _whole_pages(data))
+    return Piece("kernel", first, whole_pages(data))
 
 
 def _boot_params(
@@ -133,7 +135,7 @@ def _boot_params(
 ) -> bytes:
     page = bytearray(PAGE_SIZE)
     page[_SETUP_HEADER : _SETUP_HEADER + len(setup_header)] = setup_header
-    struct.pack_into("<Q", page, _ACPI_RSDP, _ACPI)
+    struct.pack_into("<Q", page, _ACPI_RSDP, ACPI)
     struct.pack_into("<I", page, _CC_BLOB_POINTER, _CC_BLOB if is_snp else 0)
     struct.pack_into("<H", page, _VIDEO_MODE, _NORMAL_VIDEO)
     page[_LOADER] = _UNKNOWN_LOADER
@@ -150,27 +152,29 @@ def _snp_pieces() -> list[Piece]:
     parts = (_SECRETS, PAGE_SIZE, 0, _CPUID, PAGE_SIZE, 0)
     blob = struct.pack("<IHHQIIQII", _CC_BLOB_MAGIC, 0, 0, *parts)
     return [
-        Piece("CC blob", _CC_BLOB, _whole_pages(blob)),
+        Piece("CC blob", _CC_BLOB, whole_pages(blob)),
         Piece("secrets", _SECRETS, bytes(PAGE_SIZE), SnpPageType.SECRETS),
         Piece("CPUID table", _CPUID, bytes(PAGE_SIZE), SnpPageType.CPUID),
     ]
 
 
-def _e820(ram: Sequence[tuple[int, int]], is_snp: bool) -> list[tuple[int, int, int]]:
+def memory_map(ram: Sequence[tuple[int, int]], is_snp: bool = False) -> list[tuple[int, int, int]]:
+    """Start, size and type of what is in memory, as a PC's BIOS tells it (INT 15h, E820h)."""
     high = [(start, size, _E820_RAM) for start, size in ram if start >= FOUR_GIB]
     low_end = max(start + size for start, size in ram if start < FOUR_GIB)
     # What Linux maps as a device's memory must not be RAM.
-    start = _CC_BLOB if is_snp else _ACPI
-    reserved = [(start, _ACPI - start, _E820_RESERVED)] if is_snp else []
+    start = _CC_BLOB if is_snp else ACPI
+    reserved = [(start, ACPI - start, _E820_RESERVED)] if is_snp else []
     return [
         (0, start, _E820_RAM),
         *reserved,
-        (_ACPI, _LOW_END - _ACPI, _E820_ACPI),
+        (ACPI, _LOW_END - ACPI, _E820_ACPI),
         (_LOW_END, _MIB - _LOW_END, _E820_RESERVED),
         (_MIB, low_end - _MIB, _E820_RAM),
         *high,
     ]
 
 
-def _whole_pages(data: bytes | bytearray) -> bytes:
+def whole_pages(data: bytes | bytearray) -> bytes:
+    """The data, with zeros up to the end of its last page."""
     return bytes(data) + bytes(-len(data) % PAGE_SIZE)

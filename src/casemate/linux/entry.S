@@ -21,6 +21,32 @@
         .byte   0xe9            /* jmp to the code, which is not in this piece */
         .word   DISTANCE
 
+        /* To 32-bit code with flat segments and without paging. */
+        PIECE(to_protected_mode)
+        cli
+        cs; lgdtl GDT
+        movl    $0x11, %eax     /* ET, PE */
+        movl    %eax, %cr0
+        ljmpl   $0x8, $NEXT
+
+        .code32
+
+        PIECE(protected_mode)
+        movl    $0x10, %eax
+        movl    %eax, %ds
+        movl    %eax, %es
+        movl    %eax, %ss
+        movl    %eax, %fs
+        movl    %eax, %gs
+        xorl    %ebp, %ebp
+        xorl    %edi, %edi
+        xorl    %esi, %esi
+        xorl    %edx, %edx
+        movl    $INFORMATION, %ebx
+        movl    $ENTRY, %ecx
+        movl    $MAGIC, %eax
+        jmp     *%ecx
+
         .code64
 
         PIECE(long_mode)

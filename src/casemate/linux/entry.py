@@ -19,6 +19,7 @@ MAX_GIB = 13
 _BASE = 0xFFFF0000
 _RANGES, _CODE, _GDT, _GDT_POINTER, _RESET_VECTOR = 0xF000, 0xFE00, 0xFF00, 0xFF20, 0xFFF0
 _DESCRIPTORS = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
+_FLAT_DESCRIPTORS = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0)
 _PRESENT_WRITABLE, _LARGE = 0x3, 0x80
 _STEP = 2 << 20
 
@@ -42,14 +43,29 @@ def entry_image(
     if unmeasured:
         code += piece("take_memory", ranges=_BASE + _RANGES)
     code += piece("to_kernel", entry=entry)
-    image[_CODE : _CODE + len(code)] = code
     for index, (start, end) in enumerate((*unmeasured, (0, 0))):
         struct.pack_into("<QQ", image, _RANGES + 16 * index, start, end)
-    struct.pack_into("<4Q", image, _GDT, *_DESCRIPTORS)
-    struct.pack_into("<HI", image, _GDT_POINTER, 31, _BASE + _GDT)
-    jump = piece("reset_vector", distance=_CODE - _RESET_VECTOR - 3)
-    image[_RESET_VECTOR : _RESET_VECTOR + len(jump)] = jump
+    _put_start(image, code, _DESCRIPTORS)
     return bytes(image)
+
+
+def flat_entry_image(entry: int, magic: int, information: int) -> bytes:
+    """The same for 32-bit code at ``entry``, which finds ``magic`` in EAX and ``information`` in EBX."""
+    image = bytearray(b"\xf4" * IMAGE_SIZE)
+    start = _CODE + len(guest_code("linux/entry.to_protected_mode", gdt=0, next=0))
+    code = guest_code("linux/entry.to_protected_mode", gdt=_GDT_POINTER, next=_BASE + start)
+    code += guest_code("linux/entry.protected_mode", information=information, entry=entry, magic=magic)
+    _put_start(image, code, _FLAT_DESCRIPTORS)
+    return bytes(image)
+
+
+def _put_start(image: bytearray, code: bytes, descriptors: Sequence[int]) -> None:
+    """Code, the descriptors that it loads, and the jump to it."""
+    image[_CODE : _CODE + len(code)] = code
+    struct.pack_into("<4Q", image, _GDT, *descriptors)
+    struct.pack_into("<HI", image, _GDT_POINTER, 31, _BASE + _GDT)
+    jump = guest_code("linux/entry.reset_vector", distance=_CODE - _RESET_VECTOR - 3)
+    image[_RESET_VECTOR : _RESET_VECTOR + len(jump)] = jump
 
 
 def page_tables(gpa: int, c_bit: int | None, gib: int = 4) -> bytes:

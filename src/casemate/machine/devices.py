@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.address import FOUR_GIB, Gpa
-from casemate.devices import debugcon, exit_port
+from casemate.devices import debugcon, exit_port, pc_testdev
 from casemate.devices.bus import Bus
 from casemate.devices.cmos import Cmos
 from casemate.devices.device import PortIo, Resettable
@@ -93,12 +93,14 @@ class MachineDevices:
         self._acpi: AcpiFiles | None = None
         self._place(SERIAL_PORT, 8, self.serial)
         self._place(debugcon.PORT, 1, debugcon.DebugCon(console.debug))
-        self._place(exit_port.PORT, 1, self.exit_port)
+        self._place(exit_port.PORT, exit_port.PORTS if spec.test_device else 1, self.exit_port)
         self._resettable += [self.serial, self._pm, *irqchip.resettable]
         if board.pm_base is not None:
             self._move_pm(board.pm_base)
         if board.pci is not None:
             self._place_pc(board, spec, controls.reset)
+        if spec.test_device:
+            self._place_test_device()
 
     def reset(self) -> None:
         """All devices to their power-on state."""
@@ -129,6 +131,16 @@ class MachineDevices:
         for (device, function), pci_function in board.pci(events).items():
             self._pci.add(device, function, pci_function)
         self._resettable += [fw_cfg, cmos, keyboard, reset_control, port92, self._pci]
+
+    def _place_test_device(self) -> None:
+        latch, lines = pc_testdev.Latch(), pc_testdev.IrqPorts(self._wiring.irqchip.irq)
+        memory = pc_testdev.TestMemory()
+        self._place(pc_testdev.LATCH_PORT, 4, latch)
+        self._place(pc_testdev.FLUSH_PORT, 4, pc_testdev.PageFlush())
+        self._place(pc_testdev.BYTES_PORT, 4, latch)
+        self._place(pc_testdev.IRQ_PORT, pc_testdev.IRQ_LINES, lines)
+        self._wiring.map.add(Mmio("pc-testdev", pc_testdev.MEMORY_SIZE, memory), pc_testdev.MEMORY)
+        self._resettable += [latch, lines, memory]
 
     def set_up_power_management(self, base: int) -> None:
         """Put the ACPI block at port ``base``, as firmware would."""

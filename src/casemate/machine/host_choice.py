@@ -43,13 +43,17 @@ def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> H
     Raises UnsupportedError where KVM was asked for and cannot be used.
     """
     if word == "kvm":
+        if spec.cpu is not None:
+            raise SpecError(
+                "--cpu is for the modelled host; guests on KVM get what the processor has", "leave it out"
+            )
         kvm = KvmHypervisor()
         kvm.validate_kind(spec.kind)
         return HostChoice(lambda clock: kvm, "asked for by --host kvm")
     if word != "auto":
-        return HostChoice(_model(word.partition(":")[2], platform), _ANYWHERE)
-    if spec.kind.is_confidential:
-        return HostChoice(_model(platform=platform), _ANYWHERE)
+        return HostChoice(_model(spec, word.partition(":")[2], platform), _ANYWHERE)
+    if spec.kind.is_confidential or spec.cpu is not None:
+        return HostChoice(_model(spec, platform=platform), _ANYWHERE)
     return _automatic(spec)
 
 
@@ -57,18 +61,20 @@ def _automatic(spec: MachineSpec) -> HostChoice:
     try:
         kvm = KvmHypervisor()
     except UnsupportedError as error:
-        return HostChoice(_model(), f"{_ANYWHERE}; {error.cause}")
+        return HostChoice(_model(spec), f"{_ANYWHERE}; {error.cause}")
     name = loaded_vendor_module() or "KVM"
     found = probe(kvm, *probe_image())
     if found.reason:
-        return HostChoice(_model(), f"{_ANYWHERE}; {name} is there, but {found.reason}")
+        return HostChoice(_model(spec), f"{_ANYWHERE}; {name} is there, but {found.reason}")
     return HostChoice(
         lambda clock: kvm,
         f"{name} runs supervisor code at {found.speed / 1e6:.0f} million instructions a second or more, and x87",
     )
 
 
-def _model(era: str = "", platform: Path | None = None) -> Callable[[GuestClock], Hypervisor]:
+def _model(
+    spec: MachineSpec, era: str = "", platform: Path | None = None
+) -> Callable[[GuestClock], Hypervisor]:
     from casemate.abi.kernel_eras import NEWEST
     from casemate.host.model.hypervisor import ModelHypervisor
 
@@ -77,4 +83,4 @@ def _model(era: str = "", platform: Path | None = None) -> Callable[[GuestClock]
         from casemate.host.model.sev.platform import ModelPlatform
 
         keys = ModelPlatform(platform)
-    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=keys)
+    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=keys, cpu=spec.cpu)

@@ -78,11 +78,13 @@ class Outcome:
     serial: str
     report: dict[str, Any] = field(repr=False)
     """What was seen, in the documented form."""
+    status: int | None = None
+    """The exit code that the guest chose, where it has a device for that."""
 
     @property
     def exit_code(self) -> int:
         """Exit code of the process."""
-        return self.ending.exit_code
+        return self.ending.exit_code if self.status is None else self.status
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON form, as plain data."""

@@ -13,6 +13,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
+from casemate.devices.exit_port import status_of
 from casemate.errors import CasemateError, HostError
 from casemate.events import AccessPath, Violation
 from casemate.host.exits import (
@@ -168,7 +169,10 @@ class Run:
             detail = self._watchdog.cause()
         text = bytes(machine.console.text).decode(errors="replace")
         report = make_report(machine, self._launch, self._host_facts)
-        return Outcome(ending, detail, seconds, text, report)
+        value, status = machine.platform.devices.exit_port.value, None
+        if machine.spec.test_device and ending is Ending.EXIT_PORT and value is not None:
+            status = status_of(value)
+        return Outcome(ending, detail, seconds, text, report, status)
 
 
 _DETAILS = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.address import PAGE_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import SpecError
@@ -36,6 +37,10 @@ class MachineSpec:
     machine: BoardName = "q35"
     memory: int = 256 * MIB
     vcpus: int = 1
+    test_device: bool = False
+    """QEMU's pc-testdev, and its isa-debug-exit, whose value decides the exit code."""
+    cpu: CpuChoice | None = None
+    """The modelled processor, in QEMU's spelling where it is given as text; None is a usual one."""
     sync: Sync = Sync.EXIT
     """When changed variables go to the disk."""
     kind: GuestKind = GuestKind.PLAIN
@@ -65,6 +70,12 @@ class MachineSpec:
             )
         if self.is_direct and self.machine == "bare":
             raise SpecError("the bare board has no devices for a kernel", "use --machine q35 or pc")
+        if self.test_device and (self.kind.is_confidential or self.machine == "bare"):
+            raise SpecError("--test-device is for plain guests on q35 or pc", "leave it out")
+        if self.cpu is not None and self.cpu.phys_bits and self.kind.is_confidential:
+            raise SpecError(
+                "phys-bits: the addresses of confidential guests end at the C-bit", "leave it out"
+            )
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise SpecError(f"{self.vcpus} vCPUs are not between 1 and {MAX_VCPUS}", "correct the number")
         if self.memory % PAGE_SIZE or not MIN_MEMORY <= self.memory <= MAX_MEMORY:
@@ -77,6 +88,8 @@ class MachineSpec:
         for name in ("code", "variables", "bios", "kernel", "initrd"):
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, Path(path))
+        if isinstance(self.cpu, str):
+            object.__setattr__(self, "cpu", CpuChoice.parse(self.cpu))
         for name, kind in (("kind", GuestKind), ("sync", Sync), ("on_write", OnWrite)):
             word = getattr(self, name)
             try:

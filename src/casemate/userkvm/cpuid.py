@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
-from casemate.host.model.cpu.cpuid import C_BIT, ENCRYPTION, MAX_EXTENDED, Leaf, native_leaf
+from casemate.host.model.cpu.cpuid import C_BIT, ENCRYPTION, MAX_EXTENDED, native_leaf
+from casemate.host.model.cpu.processor import Leaf
 
 _FEATURES = 1
 _APIC, _HYPERVISOR = 1 << 9, 1 << 31

@@ -7,8 +7,11 @@ from typing import Final
 TSC: Final = 0x10
 APIC_BASE: Final = 0x1B
 FEATURE_CONTROL: Final = 0x3A
+SPEC_CTRL: Final = 0x48
+PRED_CMD: Final = 0x49
 MICROCODE_REVISION: Final = 0x8B
 MTRR_CAP: Final = 0xFE
+ARCH_CAPABILITIES: Final = 0x10A
 SYSENTER_CS: Final = 0x174
 SYSENTER_ESP: Final = 0x175
 SYSENTER_EIP: Final = 0x176
@@ -26,6 +29,9 @@ STAR: Final = 0xC0000081
 FMASK: Final = 0xC0000084
 FS_BASE: Final = 0xC0000100
 TSC_AUX: Final = 0xC0000103
+
+NOT_VULNERABLE: Final = 0b1111011 | 1 << 8 | 0b111 << 13 | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
+"""All bits of ARCH_CAPABILITIES that deny a weakness (Intel SDM volume 4, table 2-2)."""
 
 APIC_BASE_BSP: Final = 1 << 8
 APIC_BASE_ENABLE: Final = 1 << 11

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kernel_eras import NEWEST, KernelEra, find_era
+from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 class ModelHypervisor:
     """Makes modelled VMs as the kernels of one era did.
 
-    ``lock_limit`` is the bytes that may be pinned, None for any. ``platform`` is whose secure processor it is.
+    ``lock_limit`` is the bytes that may be pinned, None for any. ``platform`` is whose secure processor it is,
+    ``cpu`` the processor of the VMs, or else a usual one.
     """
 
     name = "model"
@@ -36,7 +38,9 @@ class ModelHypervisor:
         lock_limit: int | None = None,
         raises_vc: bool = True,
         platform: ModelPlatform | None = None,
+        cpu: CpuChoice | None = None,
     ) -> None:
+        self._cpu = cpu
         self._platform = platform
         self._raises_vc = raises_vc
         self._clock = clock
@@ -54,7 +58,7 @@ class ModelHypervisor:
     def create_vm(
         self, kind: GuestKind, sev: SevSetup | None = None, *, cpuid: CpuidTable | None = None
     ) -> ModelVm:
-        """A VM with one vCPU, of AMD if it has a ``cpuid`` of its own.
+        """A VM with one vCPU, which has all there is if it has a ``cpuid`` of its own.
 
         Raises UnsupportedError for kinds that are not modelled, HostError as KVM does.
         """
@@ -77,6 +81,7 @@ class ModelHypervisor:
             raises_vc=self._raises_vc,
             platform=self._platform,
             cpuid=cpuid,
+            cpu=self._cpu,
         )
 
 

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Iterator
 from errno import EEXIST, EINVAL, ENOENT
 
-from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
+from casemate.address import PAGE_SIZE, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.host import vma
 from casemate.host.model.cpu.cpuid import C_BIT
@@ -20,19 +20,18 @@ from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.slots import Piece, SlotTable
 from casemate.host.slots import MemorySlot
 
-ADDRESS_SPACE = GuestRange(Gpa(0), 1 << C_BIT)
-"""What a guest can address; the engine's CPU has one bit more, which encrypted guests use to say so."""
-
+_LOW_END = 1 << 39
 _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
 
 
 class PhysicalMemory:
     """The slots of one VM, mapped into its engine. Writes that a slot does not take go to ``intercepts``.
 
-    ``takes_readonly`` is whether slots may be read-only. Where ``private`` has pages, the guest sees those. An
-    ``encrypted`` guest finds everything a second time at addresses with the C-bit: by another host mapping of the same
-    memory, for the engine looks for translated code by host address; that of an SNP guest is ``separate`` memory. Where
-    ``mmio_faults`` (SEV-ES), memory that no slot backs raises #VC.
+    Addresses end at ``address_bits``, of an ``encrypted`` guest at the C-bit. ``takes_readonly`` is whether slots may
+    be read-only. Where ``private`` has pages, the guest sees those. An ``encrypted`` guest finds everything a second
+    time at addresses with the C-bit: by another host mapping of the same memory, for the engine looks for translated
+    code by host address; that of an SNP guest is ``separate`` memory. Where ``mmio_faults`` (SEV-ES), memory that no
+    slot backs raises #VC.
     """
 
     def __init__(
@@ -42,6 +41,7 @@ class PhysicalMemory:
         table: SlotTable,
         *,
         takes_readonly: bool = True,
+        address_bits: int,
         encrypted: bool = False,
         separate: bool = False,
         mmio_faults: bool = False,
@@ -50,6 +50,7 @@ class PhysicalMemory:
         self._intercepts = intercepts
         self._table = table
         self._takes_readonly = takes_readonly
+        self._end = 1 << (C_BIT if encrypted else address_bits)
         self._aliases = (0, 1 << C_BIT) if encrypted else (0,)
         self._mmio_faults = mmio_faults
         self._encrypted = SeparateMemory() if separate else TwinMappings()
@@ -65,17 +66,19 @@ class PhysicalMemory:
         if self._holes_mapped:
             return
         self._holes_mapped = True
-        start: int = ADDRESS_SPACE.start
+        start = 0
         for slot in sorted(self._table.slots.values(), key=lambda slot: slot.range):
             self._map_hole(start, slot.range.start)
             start = slot.range.end
-        self._map_hole(start, ADDRESS_SPACE.end)
+        # What few have memory in is a hole of its own, for it takes longest to be given up.
+        self._map_hole(start, min(_LOW_END, self._end))
+        self._map_hole(max(start, _LOW_END), self._end)
 
     def add(self, slot: MemorySlot) -> None:
         """Back ``slot.range`` with host memory. Raises HostError as KVM does."""
         if slot.number in self._table.slots:
             raise HostError(_CALL, EINVAL, f"slot {slot.number} is live; delete it first")
-        if not slot.range.is_page_aligned() or slot.hva % PAGE_SIZE or slot.range.end > ADDRESS_SPACE.end:
+        if not slot.range.is_page_aligned() or slot.hva % PAGE_SIZE or slot.range.end > self._end:
             raise HostError(
                 _CALL, EINVAL, f"slot {slot.number} at {slot.range} is misaligned or out of reach"
             )

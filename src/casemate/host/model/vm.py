@@ -13,6 +13,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState
 from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.ghcb import STATUS_DEBUG_SWAP, STATUS_SEV, STATUS_SEV_ES, STATUS_SNP
+from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
@@ -21,6 +22,7 @@ from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
 from casemate.host.model.cpu.cpuid import CpuidTable, SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.cpu.processor import Processor, default_cpu, everything, make_processor
 from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.memory import PhysicalMemory
@@ -61,14 +63,16 @@ class ModelVm:
         raises_vc: bool = True,
         platform: ModelPlatform | None = None,
         cpuid: CpuidTable | None = None,
+        cpu: CpuChoice | None = None,
     ) -> None:
         self.capabilities = answer_capabilities(kind, setup.vm_type, era)
         protected = self.capabilities.has_protected_state
         encrypted = kind.is_confidential
-        self.msrs = _registers(kind, setup)
+        processor = everything() if cpuid else make_processor(cpu or default_cpu(kind))
+        self.msrs = _registers(kind, setup, processor)
         self._clock = clock
         readonly_slot = era.protected_write_to_readonly_slot if protected else era.open_write_to_readonly_slot
-        self._engine = Engine(self.msrs, amd=encrypted or cpuid is not None)
+        self._engine = Engine(self.msrs, processor)
         self._slots = SlotTable()
         self._intercepts = AccessIntercepts(
             self._engine,
@@ -84,6 +88,7 @@ class ModelVm:
             self._intercepts,
             self._slots,
             takes_readonly=takes_readonly,
+            address_bits=processor.address_bits,
             encrypted=encrypted,
             separate=kind is GuestKind.SNP,
             mmio_faults=protected and raises_vc,
@@ -91,11 +96,10 @@ class ModelVm:
         if not encrypted:
             self._intercepts.judge = WriteJudge(self._engine, self._slots)
             self._intercepts.port_input = PortInput(self._engine, self._slots, self.memory_written)
-        self._cpuid = cpuid or SevCpuid(sev_es=protected)
+        self._cpuid = cpuid or (SevCpuid(processor, sev_es=protected) if encrypted else processor)
         if protected and raises_vc:
             self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
-        if encrypted or cpuid is not None:
-            self._engine.hooks.answer_cpuid(self._cpuid.answer, all_leaves=cpuid is not None)
+        self._engine.hooks.answer_cpuid(self._cpuid.answer)
         self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run)
         self._vcpu: ModelVcpu | None = None
         self._ghcb: GhcbServer | None = None
@@ -119,7 +123,7 @@ class ModelVm:
     def _make_snp(self, setup: SevSetup) -> None:
         from casemate.host.model.snp.snp import ASID, ModelSnp
 
-        self.snp_processor = ModelSnp(setup, self._memory.fill)
+        self.snp_processor = ModelSnp(setup, self._memory.fill, self._cpuid)
         self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.hooks.check_pages())
 
     def _may_run(self) -> bool:
@@ -220,9 +224,9 @@ class ModelVm:
         self._memory.close()
 
 
-def _registers(kind: GuestKind, setup: SevSetup) -> ModelSpecificRegisters:
+def _registers(kind: GuestKind, setup: SevSetup, processor: Processor) -> ModelSpecificRegisters:
     if not kind.is_confidential:
-        return ModelSpecificRegisters()
+        return ModelSpecificRegisters(processor.features)
     status = STATUS_SEV
     if kind is not GuestKind.SEV:
         status |= STATUS_SEV_ES | (STATUS_SNP if kind is GuestKind.SNP else 0)

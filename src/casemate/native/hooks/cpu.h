@@ -3,10 +3,10 @@
 #include "engine.h"
 
 enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
-enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
+enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_GP = 13, VECTOR_AC = 17, VECTOR_VC = 29 };
 
 /* What the guest is, and what happens to it. */
-enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4, ANSWERS_CPUID = 8 };
+enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
 
 /* What is refused on a page of an SNP guest. */
 enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
@@ -20,8 +20,10 @@ enum {
     EXIT_WBINVD = 0x89, EXIT_NPF = 0x400, EXIT_NOT_VALIDATED = 0x404, EXIT_CODES = 0x800
 };
 
-/* Pseudo exceptions, by which an access that was undone comes to Python. */
-enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601 };
+/* Pseudo exceptions, by which an access that was undone comes to Python, and an instruction to control.c. */
+enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, EXECUTED_HERE = 0x2602 };
+
+enum { RF = 1 << 16 }; /* of EFLAGS, and of the flags that a block is translated for */
 
 /* Model-specific registers: three ranges, and for each register how it is and whether an access raises #VC. */
 enum { MSR_RANGES = 3, MSRS = 0x2000, UNKNOWN_MSRS = 64 };
@@ -74,13 +76,26 @@ struct cpu {
     /* A translation under way: where to go back to, what is being translated, and what is wrong with it. */
     void *undo[5];
     void *block;
-    u32 is_translating, bad_exit_code;
+    u32 is_translating, limit; /* limit: instructions of a block */
+    u32 bad_vector, bad_code;  /* the exception that is due if the block begins with what is wrong */
     u32 window;         /* the last bytes of code that were looked at */
-    u32 idt_moved;      /* by how much the table of interrupts is moved for a #VC */
     u64 window_end;
     u64 aborted;        /* the engine gave up while the guest executed: its state is not to be trusted */
     u64 undone;         /* translations that were given up */
     u64 fetched;        /* pages that code was fetched from for the first time */
+
+    /* A delivery under way (delivery.c). */
+    u32 delivering;     /* 1 more than its vector */
+    u32 int_length;     /* of the INT instruction that asked for it, or 0 */
+    u32 idt_moved;      /* by how much the table of interrupts is moved for a #VC */
+    u32 stack_moved;    /* whether the next two are what was before */
+    u64 stack_base, stack_pointer;
+
+    /* What this processor does not know of CR4 and EFER, and bits of physical addresses that it does not have. */
+    u64 cr4_reserved, efer_reserved, address_reserved;
+    u64 wide_bits;      /* bits of physical addresses that it has and the engine has not (tlb.c) */
+    u64 table_bits, entry_bits; /* those of the page table that is being read, and of the entry that was read last */
+    u64 is_walking;
 
     /* Python */
     int (*on_acknowledge)(void);
@@ -153,7 +168,17 @@ static inline __attribute__((noreturn)) void raise(struct cpu *c, i32 vector, i3
     NEVER_RETURNS;
 }
 
+/* Whether a linear address is one, with four levels of page tables or five. */
+static inline int is_canonical(void *env, u64 address) {
+    int unused = AT(u64, env, ENV_CR4) & 1 << 12 ? 64 - 57 : 64 - 48;
+    return (u64)((int64_t)(address << unused) >> unused) == address;
+}
+
 HIDDEN void abandon_delivery(struct cpu *c);
+HIDDEN void move_stack(struct cpu *c);
+HIDDEN void restore_stack(struct cpu *c);
+HIDDEN void execute_here(struct cpu *c);
+HIDDEN u32 with_operand(u32 bit, u32 window);
 HIDDEN const u32 *cpuid(struct cpu *c, u32 leaf, u32 index);
 HIDDEN u8 *host_address(struct cpu *c, u64 gpa, u64 size);
 HIDDEN u64 read_msr(struct cpu *c, u32 index);

@@ -5,7 +5,7 @@
    of its callers, so no Python function may stand between. */
 #include "cpu.h"
 
-enum { HIGHEST_VECTOR = 255, LONG_GATE = 16, GATE = 8, OF_IDT = 2 };
+enum { HIGHEST_VECTOR = 255, LONG_GATE = 16, GATE = 8, OF_IDT = 2, EXTERNAL = 1 };
 
 /* #VC is younger than the engine, which pushes no error code for it. Vector 17 has one, so the table is moved for the
    moment: its gate 17 is the guest's gate 29 then. Neither is a contributory exception. */
@@ -25,15 +25,40 @@ static void restore_idt(struct cpu *c) {
     AT(u32, c->env, ENV_IDT + SEGMENT_LIMIT) += by;
 }
 
-/* The delivery of #VC met an exception itself. Where that is about the gate its error code names the wrong one. */
+/* The delivery met an exception itself. That of INT was an instruction's, which did not happen then. In 64-bit mode the
+   engine names gates by their offset in the table instead of their number, and it never says that the event was no
+   instruction's (Intel SDM volume 3, 6.13). */
 void abandon_delivery(struct cpu *c) {
-    u32 by = c->idt_moved, gate = by / (VECTOR_VC - VECTOR_AC);
-    if (!by) return;
+    void *env = (void *)c->env;
+    u32 *code = &AT(u32, env, ENV_ERROR_CODE), vector = c->delivering - 1, raised = AT(u32, c->cpu, CPU_EXCEPTION_INDEX);
+    restore_stack(c); /* of IRET, too */
+    if (!c->delivering) return;
+    c->delivering = 0;
+    if (raised >= VECTOR_TS && raised <= VECTOR_GP) {
+        u32 gate = AT(u32, env, ENV_HFLAGS) & HIDDEN_LMA ? LONG_GATE : GATE;
+        if (*code == (c->idt_moved ? VECTOR_AC : vector) * gate + OF_IDT) *code = vector * GATE + OF_IDT;
+        if (!c->int_length) *code |= EXTERNAL;
+    }
+    if (c->int_length) {
+        u64 rip = AT(u64, env, ENV_RIP) - c->int_length;
+        AT(u64, env, ENV_RIP) = AT(u32, env, ENV_HFLAGS) & HIDDEN_CS64 ? rip : (u32)rip;
+    }
     restore_idt(c);
-    if (AT(u32, c->env, ENV_ERROR_CODE) == VECTOR_AC * gate + OF_IDT) AT(u32, c->env, ENV_ERROR_CODE) += by;
+}
+
+static void begin_delivery(struct cpu *c, u32 vector, u32 int_length) {
+    c->delivering = 1 + vector, c->int_length = int_length;
+    move_stack(c);
+}
+
+static void end_delivery(struct cpu *c) {
+    c->delivering = 0;
+    restore_idt(c);
+    restore_stack(c);
 }
 
 static void deliver(struct cpu *c, u32 vector) {
+    begin_delivery(c, vector, AT(u32, c->env, ENV_IS_INT) ? c->int_length : 0);
     if (vector == VECTOR_VC) {
         c->vc[AT(u32, c->env, ENV_ERROR_CODE) & (EXIT_CODES - 1)]++;
         if (AT(u32, c->env, ENV_HFLAGS) & HIDDEN_PE) {
@@ -43,11 +68,12 @@ static void deliver(struct cpu *c, u32 vector) {
     }
     AT(i32, c->cpu, CPU_EXCEPTION_INDEX) = vector;
     e_x86_cpu_do_interrupt((void *)c->cpu);
-    restore_idt(c);
+    end_delivery(c);
 }
 
 EXPORT void hook_interrupt(void *uc, u32 vector, struct cpu *c) {
     if (vector <= HIGHEST_VECTOR) deliver(c, vector);
+    else if (vector == EXECUTED_HERE) execute_here(c);
     else hand_over(c), c->on_pseudo(uc, vector, c);
 }
 
@@ -87,21 +113,38 @@ EXPORT int hook_invalid(void *uc, struct cpu *c) {
 void h_do_interrupt_x86_hardirq(void *env, int vector, int hardware) {
     struct cpu *c = cpu_of_env(env);
     if (!vector && c && (vector = c->on_acknowledge()) < 0) return;
+    if (c) begin_delivery(c, vector, 0);
     e_do_interrupt_x86_hardirq(env, vector, hardware);
+    if (c) end_delivery(c);
 }
 
 /* Only delivery calls it, where the task state segment is none. */
 void h_cpu_abort(void *cpu, const char *format) {
     struct cpu *c = find_cpu((u64)cpu);
     if (!c) e_cpu_abort(cpu, format);
-    abandon_delivery(c);
     raise(c, VECTOR_TS, AT(u32, c->env, ENV_TR + SEGMENT_SELECTOR) & 0xfffc, 0);
 }
 
-/* The engine's own only skips the instruction. */
+/* SYSCALL and SYSENTER, of which the engine's own only skip the instruction. */
+
+enum { KEPT_APART = 0xcd5 }; /* CF, PF, AF, ZF, SF, OF, DF */
+
+/* Flat segments of the kernel, selectors `code` and the next. */
+static void enter_kernel(void *env, u32 code, int is_64_bit, u64 rip) {
+    enum { CODE64 = 0xa09b00, CODE32 = 0xc09b00, DATA = 0xc09300 };
+    u32 hidden = AT(u32, env, ENV_HFLAGS) & ~(HIDDEN_CPL | HIDDEN_ADDSEG | HIDDEN_CS64) | HIDDEN_CS32 | HIDDEN_SS32;
+    AT(u32, env, ENV_CS + SEGMENT_SELECTOR) = code, AT(u32, env, ENV_SS + SEGMENT_SELECTOR) = code + 8;
+    AT(u64, env, ENV_CS + SEGMENT_BASE) = AT(u64, env, ENV_SS + SEGMENT_BASE) = 0;
+    AT(u32, env, ENV_CS + SEGMENT_LIMIT) = AT(u32, env, ENV_SS + SEGMENT_LIMIT) = ~0u;
+    AT(u32, env, ENV_CS + SEGMENT_FLAGS) = is_64_bit ? CODE64 : CODE32, AT(u32, env, ENV_SS + SEGMENT_FLAGS) = DATA;
+    if (is_64_bit) hidden |= HIDDEN_CS64;
+    else if (AT(u64, env, ENV_DS + SEGMENT_BASE) | AT(u64, env, ENV_ES + SEGMENT_BASE)) hidden |= HIDDEN_ADDSEG;
+    AT(u32, env, ENV_HFLAGS) = hidden;
+    AT(u64, env, ENV_RIP) = rip;
+}
+
 void h_helper_syscall(void *env, i32 length) {
-    enum { KEPT_APART = 0xcd5, RF = 1 << 16, SCE = 1 }; /* CF, PF, AF, ZF, SF, OF, DF; resume flag; system call enable */
-    enum { CODE64 = 0xa09b00, DATA = 0xc09300, PRIVILEGE_AND_SIZES = 0x43, CS64_SS32_CS32 = 0x8030 };
+    enum { SCE = 1 };
     u32 hidden = AT(u32, env, ENV_HFLAGS);
     if (!(hidden & HIDDEN_LMA) || !(AT(u32, env, ENV_EFER) & SCE)) {
         e_raise_exception_err_ra(env, VECTOR_UD, 0, CALLER);
@@ -111,11 +154,20 @@ void h_helper_syscall(void *env, i32 length) {
     u64 flags = (u32)e_helper_read_eflags(env) & ~RF;
     AT(u64, env, ENV_R11) = flags;
     e_helper_write_eflags(env, flags & ~AT(u32, env, ENV_FMASK), ~KEPT_APART);
-    u32 code = AT(u16, env, ENV_STAR + 4) & 0xfffc;
-    AT(u32, env, ENV_CS + SEGMENT_SELECTOR) = code, AT(u32, env, ENV_SS + SEGMENT_SELECTOR) = code + 8;
-    AT(u64, env, ENV_CS + SEGMENT_BASE) = AT(u64, env, ENV_SS + SEGMENT_BASE) = 0;
-    AT(u32, env, ENV_CS + SEGMENT_LIMIT) = AT(u32, env, ENV_SS + SEGMENT_LIMIT) = ~0u;
-    AT(u32, env, ENV_CS + SEGMENT_FLAGS) = CODE64, AT(u32, env, ENV_SS + SEGMENT_FLAGS) = DATA;
-    AT(u64, env, ENV_RIP) = AT(u64, env, hidden & HIDDEN_CS64 ? ENV_LSTAR : ENV_CSTAR);
-    AT(u32, env, ENV_HFLAGS) = (hidden & ~PRIVILEGE_AND_SIZES) | CS64_SS32_CS32;
+    enter_kernel(env, AT(u16, env, ENV_STAR + 4) & 0xfffc, 1, AT(u64, env, hidden & HIDDEN_CS64 ? ENV_LSTAR : ENV_CSTAR));
+}
+
+/* AMD's processors have it outside of long mode only. */
+void h_helper_sysenter(void *env, i32 length) {
+    enum { IF = 1 << 9, VM = 1 << 17, AMD = 0x68747541 };
+    u32 code = AT(u32, env, ENV_SYSENTER_CS) & 0xfffc, is_long = !!(AT(u32, env, ENV_HFLAGS) & HIDDEN_LMA);
+    (void)length;
+    if (!code || (is_long && AT(u32, env, ENV_VENDOR) == AMD)) {
+        e_raise_exception_err_ra(env, code ? VECTOR_UD : VECTOR_GP, 0, CALLER);
+        NEVER_RETURNS;
+    }
+    AT(u64, env, ENV_EFLAGS) &= ~(u64)(IF | VM | RF); /* the others are kept apart, and may not be up to date */
+    u64 mask = is_long ? ~0ull : ~0u;
+    AT(u64, env, ENV_RSP) = AT(u64, env, ENV_SYSENTER_ESP) & mask;
+    enter_kernel(env, code, is_long, AT(u64, env, ENV_SYSENTER_EIP) & mask);
 }

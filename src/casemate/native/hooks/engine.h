@@ -36,28 +36,42 @@ typedef uint8_t u8;
 #define ENV_RCX 0x08
 #define ENV_RDX 0x10
 #define ENV_RBX 0x18
+#define ENV_RSP 0x20
 #define ENV_R11 0x58
 #define ENV_RIP 0x80
 #define ENV_EFLAGS 0x88
 #define ENV_CC_SRC 0x98 /* cc_src: the stores of helper_rdrand */
 #define ENV_HFLAGS 0xb0 /* hflags: cpu_ldub_code, first load */
+#define ENV_ES 0xb8
 #define ENV_CS 0xd0     /* segs[R_CS]; segments are 24 bytes, in the order ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT */
 #define ENV_SS 0xe8
+#define ENV_DS 0x100
 #define ENV_TR 0x160
 #define ENV_IDT 0x190
+#define ENV_CR0 0x1a8
 #define ENV_CR4 0x1c8 /* cr[4]: cpu_x86_update_cr4, last store */
 #define ENV_EFER 0x250       /* efer and the four below: helper_syscall and helper_rdmsr */
+#define ENV_SYSENTER_CS 0x12c0 /* and the two below: helper_sysexit and helper_rdmsr */
+#define ENV_SYSENTER_ESP 0x12c8
+#define ENV_SYSENTER_EIP 0x12d0
 #define ENV_STAR 0x12d8
 #define ENV_LSTAR 0x12e8
 #define ENV_CSTAR 0x12f0
 #define ENV_FMASK 0x12f8
+#define ENV_XCR0 0x1328 /* xcr0: helper_xgetbv */
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
+#define ENV_IS_INT 0x150c     /* exception_is_int: third load there */
+#define ENV_VENDOR 0x15f0     /* cpuid_vendor1: cpu_x86_cpuid */
 #define SEGMENT_SELECTOR 0
 #define SEGMENT_BASE 8
 #define SEGMENT_LIMIT 16
 #define SEGMENT_FLAGS 20
 /* Bits of hflags; public in the documentation of the translator as HF_*_MASK. */
 #define HIDDEN_CPL 3u
+#define HIDDEN_INHIBIT_IRQ (1u << 3)
+#define HIDDEN_CS32 (1u << 4)
+#define HIDDEN_SS32 (1u << 5)
+#define HIDDEN_ADDSEG (1u << 6)
 #define HIDDEN_PE (1u << 7)
 #define HIDDEN_LMA (1u << 14)
 #define HIDDEN_CS64 (1u << 15)
@@ -73,7 +87,7 @@ typedef uint8_t u8;
 #define WRITE_IS_SLOW 0x400u /* TLB_NOTDIRTY: tlb_reset_dirty_by_vaddr sets it */
 #define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */
 
-/* TCGContext, TCGOp and DisasContextBase */
+/* TCGContext, TCGOp, DisasContextBase, TranslatorOps and TranslationBlock */
 #define TCG_CPU_ENV 0x98f0  /* cpu_env: a temporary, as an offset from the context; helper calls of the translator */
 #define TCG_UC 0x9970       /* uc: first load of check_exit_request */
 #define TCG_LAST_OP 0x7390  /* ops.tqh_circ.tql_prev: translator_loop */
@@ -85,12 +99,17 @@ typedef uint8_t u8;
 #define CONDITION_GE 3      /* TCG_COND_GE */
 #define LABEL_PRESENT 1     /* TCGLabel, first bit: gen_set_label */
 #define BLOCK_PC_NEXT 0x10  /* DisasContextBase.pc_next: translator_loop, after it called the operation at 0 */
-#define INSTRUCTION_LIMIT 0x7fff /* CF_COUNT_MASK of cflags */
+#define BLOCK_INSTRUCTIONS 0x1c /* num_insns, with the one being translated; max_insns: translator_loop, before that */
+#define BLOCK_LIMIT 0x20
+#define OPERATIONS 7        /* of TranslatorOps; the first is init_disas_context */
+#define TB_FLAGS 0x10       /* flags: tb_gen_code stores its fourth argument there */
 
 /* Functions that are called. All are exported with _x86_64 at the end of their names. */
 #define CALLED(X) \
     X(raise_exception_err_ra, void, (void *env, i32 vector, i32 code, uintptr_t ra)) \
     X(cpu_loop_exit, void, (void *cpu)) \
+    X(cpu_restore_state, int, (void *cpu, uintptr_t ra, int will_exit)) \
+    X(tb_flush, void, (void *cpu)) \
     X(tlb_flush, void, (void *cpu)) \
     X(helper_read_eflags, u64, (void *env)) \
     X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
@@ -125,9 +144,15 @@ typedef uint8_t u8;
     X(helper_wrmsr, void, (void *env)) \
     X(helper_cpuid, void, (void *env)) \
     X(helper_syscall, void, (void *env, i32 length)) \
+    X(helper_sysenter, void, (void *env, i32 length)) \
     X(helper_set_dr, void, (void *env, int number, u64 value)) \
     X(helper_get_dr, u64, (void *env, int number)) \
     X(helper_rdrand, u64, (void *env)) \
+    X(helper_write_crN, void, (void *env, int number, u64 value)) \
+    X(helper_cr4_testbit, void, (void *env, u32 bit)) \
+    X(helper_iret_real, void, (void *env, int shift)) \
+    X(helper_raise_interrupt, void, (void *env, int vector, int length)) \
+    X(helper_into, void, (void *env, int length)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

@@ -24,6 +24,35 @@ static void count_unknown(struct msrs *m, u32 index) {
     m->others++;
 }
 
+/* Values that the processor refuses, and the engine takes (Intel SDM volume 4; AMD APM volume 2, 3.1.7 and 7.8). */
+
+enum { MSR_SYSENTER_ESP = 0x175, MSR_SYSENTER_EIP, MSR_PAT = 0x277 };
+#define MSR_EFER 0xc0000080u
+#define MSR_LSTAR 0xc0000082u
+#define MSR_CSTAR 0xc0000083u
+#define MSR_FS_BASE 0xc0000100u
+#define MSR_KERNEL_GS_BASE 0xc0000102u
+enum { EFER_LME = 1 << 8, HIGHEST_TYPE = 7 };
+
+static int is_refused_efer(struct cpu *c, void *env, u64 value) {
+    return value & c->efer_reserved || (AT(u64, env, ENV_CR0) >> 31 & 1 && (AT(u64, env, ENV_EFER) ^ value) & EFER_LME);
+}
+
+static int is_refused_pat(u64 value) {
+    for (; value; value >>= 8)
+        if ((value & 0xff) > HIGHEST_TYPE || (value & 0xfe) == 2) return 1;
+    return 0;
+}
+
+static int is_refused(struct cpu *c, void *env, u32 index, u64 value) {
+    switch (index) {
+    case MSR_EFER: return is_refused_efer(c, env, value);
+    case MSR_PAT: return is_refused_pat(value);
+    case MSR_SYSENTER_ESP: case MSR_SYSENTER_EIP: case MSR_LSTAR: case MSR_CSTAR: return !is_canonical(env, value);
+    }
+    return index >= MSR_FS_BASE && index <= MSR_KERNEL_GS_BASE && !is_canonical(env, value);
+}
+
 void h_helper_rdmsr(void *env) {
     struct cpu *c = cpu_of_env(env);
     if (c) {
@@ -46,8 +75,10 @@ void h_helper_wrmsr(void *env) {
         u32 index = AT(u32, env, ENV_RCX);
         u8 policy = policy_of(c, index);
         if (policy & MSR_RAISES) raise(c, VECTOR_VC, EXIT_MSR, CALLER);
-        if (policy == MSR_PLAIN) *value_of(c, index) = AT(u64, env, ENV_RDX) << 32 | AT(u32, env, ENV_RAX);
+        u64 value = AT(u64, env, ENV_RDX) << 32 | AT(u32, env, ENV_RAX);
+        if (policy == MSR_PLAIN) *value_of(c, index) = value;
         if (policy >= MSR_CONSTANT) return;
+        if (is_refused(c, env, index, value)) raise(c, VECTOR_GP, 0, CALLER);
         if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
     }
     TAIL e_helper_wrmsr(env);

@@ -10,8 +10,12 @@ static u8 *code_mark(struct cpu *c, u64 pa) { return &c->code_pages[pa >> 12 & (
 
 int h_x86_cpu_tlb_fill(void *cpu, u64 va, int size, int kind, int mmu, int probe, uintptr_t ra) {
     struct cpu *c = find_cpu((u64)cpu);
-    if (c) c->fill_kind = kind, c->fill_is_probe = probe; /* the function that enters the page is not told */
-    return e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
+    if (!c) return e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
+    c->fill_kind = kind, c->fill_is_probe = probe; /* the function that enters the page is not told */
+    c->table_bits = c->entry_bits = 0, c->is_walking = 1;
+    int is_entered = e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
+    c->is_walking = 0;
+    return is_entered;
 }
 
 /* AMD APM volume 2, 15.36.7 and 15.34.5. Code, page tables and everything before long mode are private whatever the
@@ -28,6 +32,7 @@ static u64 check_rights(struct cpu *c, u64 pa) {
 void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size) {
     struct cpu *c = find_cpu((u64)cpu);
     if (c) {
+        if (c->is_walking) pa |= c->entry_bits;
         if (c->rights) pa = check_rights(c, pa);
         u8 *mark = code_mark(c, pa);
         if (!*mark) {
@@ -94,7 +99,8 @@ u8 *host_address(struct cpu *c, u64 gpa, u64 size) {
     return 0;
 }
 
-/* Page walks: the engine would look through its memory map for each level. */
+/* Page walks: the engine would look through its memory map for each level, and takes bits from 40 on to be reserved. Those
+   that the processor has are kept from it, and are in the addresses that it gets from an entry. */
 
 static u64 as_private(struct cpu *c, u64 gpa) { return c->rights ? gpa | 1ull << C_BIT : gpa; }
 
@@ -110,15 +116,18 @@ u32 h_x86_ldl_phys(void *cpu, u64 gpa) {
 
 u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
     struct cpu *c = find_cpu((u64)cpu);
-    if (c) {
-        gpa = as_private(c, gpa);
-        u8 *host = host_address(c, gpa, 8);
-        if (host) return *(u64 *)host;
-    }
-    return e_x86_ldq_phys(cpu, gpa);
+    if (!c) return e_x86_ldq_phys(cpu, gpa);
+    if (c->is_walking) gpa |= c->table_bits = c->entry_bits;
+    gpa = as_private(c, gpa);
+    u8 *host = host_address(c, gpa, 8);
+    u64 entry = host ? *(u64 *)host : e_x86_ldq_phys(cpu, gpa);
+    if (!c->is_walking) return entry;
+    c->entry_bits = entry & c->wide_bits;
+    return entry & ~c->wide_bits;
 }
 
 void h_x86_stl_phys_notdirty(void *cpu, u64 gpa, u32 value) {
     struct cpu *c = find_cpu((u64)cpu);
+    if (c && c->is_walking) gpa |= c->table_bits;
     e_x86_stl_phys_notdirty(cpu, c ? as_private(c, gpa) : gpa, value);
 }

@@ -2,7 +2,7 @@
    translations that fail an assertion of the engine's, which would take this process down. */
 #include "cpu.h"
 
-enum { TYPE_I32 = 0, PREFIX_LOCK = 0xf0, OPCODE_0F = 0x0f };
+enum { TYPE_I32 = 0, OPCODE_0F = 0x0f };
 
 /* Helpers. The engine knows them by the addresses of its own functions, so the call is made as usual and ours put in
    its place in the operation that was just appended, which ends with the function. */
@@ -13,6 +13,14 @@ static const struct { void **theirs; void *ours; } helpers[] = {HELPERS(PAIR) VC
 static void *ours_for(void *function) {
     for (u64 i = 0; i < sizeof helpers / sizeof *helpers; i++)
         if (*helpers[i].theirs == function) return helpers[i].ours;
+    return 0;
+}
+
+#define ADDRESS(name, bytes) (void *)e_##name,
+static int is_output(void *function) {
+    void *outputs[] = {OUT_HELPERS(ADDRESS)};
+    for (u64 i = 0; i < sizeof outputs / sizeof *outputs; i++)
+        if (outputs[i] == function) return 1;
     return 0;
 }
 
@@ -43,21 +51,34 @@ static void check_exit_request(void *s, void *uc) {
     e_tcg_temp_free_internal(s, word);
 }
 
+/* Our helper is told more of the instruction than the engine's. */
+static void call_testbit(void *s, u32 window, void **arguments) {
+    enum { CR4_FSGSBASE = 1 << 16 };
+    void *bits = (char *)s + e_tcg_const_i32(s, with_operand(CR4_FSGSBASE, window));
+    void *ours[2] = {arguments[0], bits};
+    call(s, (void *)e_helper_cr4_testbit, 0, 2, ours);
+    e_tcg_temp_free_internal(s, bits);
+}
+
 void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **arguments) {
     void *uc = AT(void *, s, TCG_UC);
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     if (!c) e_tcg_gen_callN(s, function, result, count, arguments);
     else if (function == (void *)e_helper_check_exit_request) check_exit_request(s, uc);
+    else if (function == (void *)e_helper_cr4_testbit) call_testbit(s, c->window, arguments);
     else call(s, function, result, count, arguments);
+    /* The block ends behind an OUT: whoever was written to may want the guest to stop. */
+    if (c && c->block && is_output(function)) AT(i32, c->block, BLOCK_LIMIT) = AT(i32, c->block, BLOCK_INSTRUCTIONS);
 }
 
 /* It stands in the list of helpers only for the pair's sake. */
 void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
 /* Instructions that must not be translated as the engine does: INVD and WBINVD of a SEV-ES guest, which it translates to
-   nothing, and LOCK BT, for which it makes code that loads from wherever an address was left. They are known by their
-   bytes while it reads them. The block is then translated anew, one instruction long; where it begins
-   with such an instruction the guest gets the exception that is due. */
+   nothing; LOCK BT, for which it makes code that loads from wherever an address was left; SMSW of 32 bits, of which it
+   makes 16; AVX; and what CR4.UMIP keeps from user mode, which it does not know. They are known by their bytes while it reads
+   them. The block then ends before such an instruction; where it begins with it the guest gets the exception that is
+   due, or the instruction is executed by control.c. */
 
 static int is_legacy_prefix(u8 byte) {
     switch (byte) {
@@ -67,17 +88,24 @@ static int is_legacy_prefix(u8 byte) {
     return 0;
 }
 
-/* The bytes from the instruction's first to its opcode, at `opcode`: whether there are prefixes only; LOCK is told. */
-static int are_prefixes(struct cpu *c, u64 opcode, int *has_lock) {
-    int is_64_bit = !!(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CS64);
-    *has_lock = 0;
+enum { HAS_LOCK = 1, HAS_OPERAND_SIZE = 2 };
+
+/* The bytes from the instruction's first to its opcode, at `opcode`: -1 if they are no prefixes, else which there are. */
+static int prefixes(struct cpu *c, u64 opcode) {
+    int is_64_bit = !!(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CS64), found = 0;
     for (u64 at = AT(u64, c->block, BLOCK_PC_NEXT); at != opcode; at++) {
         u8 byte = e_cpu_ldub_code((void *)c->env, at);
         int is_rex = is_64_bit && (byte & 0xf0) == 0x40;
-        if (opcode - at > 15 || (!is_legacy_prefix(byte) && !is_rex)) return 0;
-        *has_lock |= byte == PREFIX_LOCK;
+        if (opcode - at > 15 || (!is_legacy_prefix(byte) && !is_rex)) return -1;
+        found |= byte == 0xf0 ? HAS_LOCK : byte == 0x66 ? HAS_OPERAND_SIZE : 0;
     }
-    return 1;
+    return found;
+}
+
+/* Leaves the translation. */
+static __attribute__((noreturn)) void refuse(struct cpu *c, u32 vector, u32 code) {
+    c->bad_vector = vector, c->bad_code = code;
+    __builtin_longjmp(c->undo, 1);
 }
 
 /* BT, the last byte being its operand. */
@@ -86,18 +114,43 @@ static int is_bit_test(u32 window) {
     return (window >> 16 & 0xff) == OPCODE_0F && (opcode == 0xa3 || (opcode == 0xba && operation == 4));
 }
 
+/* 0F 00 and 0F 01, the last byte being the operand: SLDT and STR; SGDT, SIDT and SMSW. */
+static void look_at_store(struct cpu *c, u64 at, u32 window) {
+    enum { CR4_UMIP = 1 << 11, SMSW = 4 };
+    u32 hidden = AT(u32, c->env, ENV_HFLAGS), operation = window >> 3 & 7, is_register = (window & 0xc0) == 0xc0;
+    int is_smsw = window >> 8 & 1 && operation == SMSW;
+    if (!is_smsw && (operation > 1 || (window >> 8 & 1 && is_register))) return;
+    int found = prefixes(c, at - 2);
+    if (found < 0 || found & HAS_LOCK) return;
+    if (hidden & HIDDEN_CPL && hidden & HIDDEN_PE && AT(u64, c->env, ENV_CR4) & CR4_UMIP) refuse(c, VECTOR_GP, 0);
+    int is_wide = !(hidden & HIDDEN_CS32) == !!(found & HAS_OPERAND_SIZE);
+    if (is_smsw && is_register && is_wide && !(hidden & HIDDEN_CS64)) refuse(c, EXECUTED_HERE, 0);
+}
+
+/* How many bytes ago an instruction with a VEX prefix began that is not one of BMI; 0 if none did. The engine, which has
+   no AVX, executes such as it does without the prefix. Outside of 64-bit mode they are LDS and LES with memory. */
+static int since_vex(u32 window, int is_64_bit) {
+    u32 byte = window & 0xff, before = window >> 8 & 0xff, third = window >> 16 & 0xff, map = third & 0x1f;
+    int is_vex = is_64_bit || byte >= 0xc0;
+    if (is_vex && (before == 0xc5 || (before == 0xc4 && (byte & 0x1f) == 1))) return 1;
+    if (window >> 24 != 0xc4 || !(is_64_bit || third >= 0xc0)) return 0;
+    if (map == 2) return byte != 0xf2 && byte != 0xf3 && (byte < 0xf5 || byte > 0xf7) ? 3 : 0;
+    return map == 3 && byte != 0xf0 ? 3 : 0;
+}
+
 static void look_at(struct cpu *c, u64 at, u8 byte) {
-    int has_lock;
-    c->window = at == c->window_end ? c->window << 8 | byte : byte;
+    u32 window = c->window = at == c->window_end ? c->window << 8 | byte : byte;
     c->window_end = at + 1;
-    if ((c->window & 0xfffe) == 0x0f08 && c->flags & RAISES_VC && !(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CPL)) {
-        if (!are_prefixes(c, at - 1, &has_lock)) return;
-        c->bad_exit_code = byte == 8 ? EXIT_INVD : EXIT_WBINVD;
+    if ((window & 0xfffe) == 0x0f08 && c->flags & RAISES_VC && !(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CPL)) {
+        if (prefixes(c, at - 1) >= 0) refuse(c, VECTOR_VC, byte == 8 ? EXIT_INVD : EXIT_WBINVD);
+    } else if (is_bit_test(window)) {
+        if (prefixes(c, at - 2) > 0 && prefixes(c, at - 2) & HAS_LOCK) refuse(c, VECTOR_UD, 0);
+    } else if ((window & 0xfffe00) == 0x0f0000) {
+        look_at_store(c, at, window);
     } else {
-        if (!is_bit_test(c->window) || !are_prefixes(c, at - 2, &has_lock) || !has_lock) return;
-        c->bad_exit_code = 0;
+        int bytes = since_vex(window, !!(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CS64));
+        if (bytes && prefixes(c, at - bytes) >= 0) refuse(c, VECTOR_UD, 0);
     }
-    __builtin_longjmp(c->undo, 1);
 }
 
 u32 h_cpu_ldub_code(void *env, u64 at) {
@@ -107,9 +160,30 @@ u32 h_cpu_ldub_code(void *env, u64 at) {
     return byte;
 }
 
+typedef void (*start_block)(void *block, void *cpu);
+static start_block engines_start;
+
+/* With RF set the engine clears it where the block ends, if that is by no direct jump. So the block has one instruction,
+   and no direct jump, for the engine believes that interrupts are inhibited. */
+static void start_with_rf(void *block, void *cpu) {
+    u32 *flags = &AT(u32, AT(char *, block, 0), TB_FLAGS), before = *flags;
+    *flags |= HIDDEN_INHIBIT_IRQ;
+    engines_start(block, cpu);
+    *flags = before;
+}
+
 void h_translator_loop(void *operations, void *block, void *cpu, void *tb, int limit) {
     struct cpu *c = find_cpu((u64)cpu);
-    if (c) c->block = block, c->window_end = 0;
+    void *ours[OPERATIONS];
+    if (c) {
+        c->block = block, c->window_end = 0;
+        if (c->limit && (u32)limit > c->limit) limit = c->limit;
+        if (AT(u32, tb, TB_FLAGS) & RF) {
+            for (int i = 0; i < OPERATIONS; i++) ours[i] = ((void **)operations)[i];
+            engines_start = (start_block)ours[0], ours[0] = (void *)start_with_rf;
+            operations = ours, limit = 1;
+        }
+    }
     e_translator_loop(operations, block, cpu, tb, limit);
     if (c) c->block = 0;
 }
@@ -117,13 +191,13 @@ void h_translator_loop(void *operations, void *block, void *cpu, void *tb, int l
 /* Which CPU this thread is about to run code of. */
 static __thread struct cpu *executing __attribute__((tls_model("global-dynamic")));
 
-/* The translated block, or 0 if it was given up. */
+/* The translated block, or 0 if it was given up; then the limit is how many instructions went well, if that is known. */
 static __attribute__((noinline)) void *try_translation(struct cpu *c, u64 pc, u64 cs_base, u32 flags, int cflags) {
     void *volatile translated = 0;
-    c->bad_exit_code = 0;
+    c->bad_vector = VECTOR_UD, c->bad_code = 0;
     c->is_translating = 1;
     if (!__builtin_setjmp(c->undo)) translated = e_tb_gen_code((void *)c->cpu, pc, cs_base, flags, cflags);
-    else c->undone++;
+    else c->undone++, c->limit = c->block ? AT(i32, c->block, BLOCK_INSTRUCTIONS) - 1 : c->limit != 1;
     c->is_translating = 0;
     c->block = 0;
     return translated;
@@ -132,11 +206,11 @@ static __attribute__((noinline)) void *try_translation(struct cpu *c, u64 pc, u6
 void *h_tb_gen_code(void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags) {
     struct cpu *c = find_cpu((u64)cpu);
     if (!c || executing != c) return e_tb_gen_code(cpu, pc, cs_base, flags, cflags);
+    c->limit = 0;
     void *block = try_translation(c, pc, cs_base, flags, cflags);
-    if (!block) block = try_translation(c, pc, cs_base, flags, (cflags & ~INSTRUCTION_LIMIT) | 1);
+    while (!block && c->limit) block = try_translation(c, pc, cs_base, flags, cflags);
     if (block) return block;
-    if (c->bad_exit_code) raise(c, VECTOR_VC, c->bad_exit_code, 0);
-    raise(c, VECTOR_UD, 0, 0);
+    raise(c, c->bad_vector, c->bad_code, 0);
 }
 
 /* An exception of the guest leaves for the engine's main loop from wherever it is. */
@@ -144,6 +218,7 @@ void h_siglongjmp(void *buffer, int value) {
     struct cpu *c = executing;
     if (c) {
         c->is_translating = 0;
+        c->is_walking = 0;
         c->block = 0;
         abandon_delivery(c);
     }

@@ -3,10 +3,10 @@
    INVD and WBINVD, which the engine translates to nothing, are found in translate.c. */
 #include "cpu.h"
 
-#define HIGHEST_EXTENDED 0x80000000u
-#define ENCRYPTION 0x8000001fu
-#define CR4_OSXSAVE (1u << 18)
-#define CPUID_OSXSAVE (1u << 27) /* of leaf 1, ECX */
+enum { CR4_OSXSAVE = 1 << 18, CR4_PKE = 1 << 22, XCR0_PKRU = 1 << 9 };
+#define OSXSAVE (1u << 27) /* of leaf 1, ECX */
+#define OSPKE (1u << 4)    /* of leaf 7, ECX */
+enum { XSAVE_LEAF = 0xd, LEGACY_AREA = 0x240, WITH_PKRU = 0xa88 };
 
 static struct cpu *raises_vc(void *env, u32 flag) {
     struct cpu *c = cpu_of_env(env);
@@ -34,23 +34,19 @@ u64 h_helper_get_dr(void *env, int number) {
     TAIL e_helper_get_dr(env, number);
 }
 
-/* Two leaves say that the guest is encrypted. Others depend on the CPU's state, and are the engine's. */
+/* Three leaves show the CPU's state, too. */
 void h_helper_cpuid(void *env) {
     struct cpu *c = cpu_of_env(env);
     if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_CPUID, CALLER);
-    u32 leaf = AT(u32, env, ENV_RAX);
-    if (c && c->flags & ANSWERS_CPUID) {
-        const u32 *answer = cpuid(c, leaf, AT(u32, env, ENV_RCX));
-        u32 enabled = leaf == 1 && AT(u64, env, ENV_CR4) & CR4_OSXSAVE ? CPUID_OSXSAVE : 0;
-        AT(u64, env, ENV_RAX) = answer[0], AT(u64, env, ENV_RBX) = answer[1];
-        AT(u64, env, ENV_RCX) = (leaf == 1 ? answer[2] & ~CPUID_OSXSAVE : answer[2]) | enabled;
-        AT(u64, env, ENV_RDX) = answer[3];
-        return;
-    }
-    if (c && c->on_cpuid && (leaf == HIGHEST_EXTENDED || leaf == ENCRYPTION)) {
-        const u32 *answer = cpuid(c, leaf, 0);
+    if (c && c->on_cpuid) {
+        u32 leaf = AT(u32, env, ENV_RAX), index = AT(u32, env, ENV_RCX), enabled = AT(u32, env, ENV_CR4);
+        const u32 *answer = cpuid(c, leaf, index);
         AT(u64, env, ENV_RAX) = answer[0], AT(u64, env, ENV_RBX) = answer[1];
         AT(u64, env, ENV_RCX) = answer[2], AT(u64, env, ENV_RDX) = answer[3];
+        if (leaf == 1) AT(u64, env, ENV_RCX) = (answer[2] & ~OSXSAVE) | (enabled & CR4_OSXSAVE ? OSXSAVE : 0);
+        if (leaf == 7 && !index) AT(u64, env, ENV_RCX) = (answer[2] & ~OSPKE) | (enabled & CR4_PKE ? OSPKE : 0);
+        if (leaf == XSAVE_LEAF && !index && answer[1])
+            AT(u64, env, ENV_RBX) = AT(u64, env, ENV_XCR0) & XCR0_PKRU ? WITH_PKRU : LEGACY_AREA;
         return;
     }
     TAIL e_helper_cpuid(env);

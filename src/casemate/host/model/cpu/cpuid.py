@@ -1,18 +1,21 @@
-"""What the modelled CPU says of itself, and what a SEV guest is told beside (AMD APM volume 3, appendix E).
-
-The engine's own answers are asked for on a scratch engine, once a process: a SEV-ES guest's CPU raises #VC instead.
-"""
+"""What the modelled CPU is, in the engine, and what a SEV guest is told beside (AMD APM volume 3, appendix E)."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple, Protocol
+from ctypes import c_uint32, c_uint64
+from typing import Protocol
 
 from unicorn import Uc, unicorn_const, x86_const
 
 from casemate.errors import HostError
-from casemate.host.model.cpu.hooks import create_cpu
-from casemate.native.code import guest_code
+from casemate.host.model.cpu.hooks import create_cpu, env_of
+from casemate.host.model.cpu.processor import (
+    ENGINE_WORDS,
+    XSAVE_COMPONENTS_WORD,
+    Leaf,
+    Processor,
+    everything,
+)
 
 C_BIT = 39
 """Position of the encryption bit; the engine's CPU has 40 physical bits, hosts use 47 or 51."""
@@ -21,23 +24,24 @@ MAX_EXTENDED = 0x80000000
 ENCRYPTION = 0x8000001F
 _SEV, _SEV_ES = 1 << 1, 1 << 3
 _REDUCED_BITS = 1
-_INDEXED = frozenset({4, 7, 0xB, 0xD, 0x14})
-_REGISTERS = tuple(getattr(x86_const, f"UC_X86_REG_{name}") for name in ("RAX", "RBX", "RCX", "RDX"))
+_ENV_VENDOR, _ENV_VERSION, _ENV_FEATURES = 0x15F0, 0x15FC, 0x1600
+"""``cpuid_vendor1``, ``cpuid_version`` and ``features``, as loaded by ``cpu_x86_cpuid`` of Unicorn 2.1.4."""
 
 
-def new_cpu(mode: int, *, amd: bool) -> Uc:
-    """An engine whose CPU is AMD's, as guests of SEV expect it, or the engine's usual one (Intel's).
+def new_cpu(mode: int, processor: Processor) -> Uc:
+    """An engine that executes what ``processor`` has.
 
     Raises UnsupportedError where there is no modelled CPU, HostError where there is no memory for one.
     """
     cpu = Uc(unicorn_const.UC_ARCH_X86, mode)
-    if amd:
-        cpu.ctl_set_cpu_model(x86_const.UC_CPU_X86_EPYC)
+    cpu.ctl_set_cpu_model(x86_const.UC_CPU_X86_EPYC)
     try:
         create_cpu(cpu._uch.value)
     except HostError:
         _given_up.append(cpu)
         raise
+    _become(env_of(cpu._uch.value), processor)
+    cpu.reg_write(x86_const.UC_X86_REG_EDX, processor.model.signature)
     return cpu
 
 
@@ -45,53 +49,39 @@ _given_up: list[Uc] = []
 """Engines that must not even be closed."""
 
 
-class Leaf(NamedTuple):
-    """EAX, EBX, ECX and EDX of one CPUID leaf."""
-
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
+def _become(env: int, processor: Processor) -> None:
+    vendor = processor.answer(0, 0)
+    for number, value in enumerate((vendor.ebx, vendor.edx, vendor.ecx)):
+        c_uint32.from_address(env + _ENV_VENDOR + 4 * number).value = value
+    c_uint32.from_address(env + _ENV_VERSION).value = processor.model.signature
+    words = {number: processor.word(name) for name, number in ENGINE_WORDS.items()}
+    words[XSAVE_COMPONENTS_WORD] = processor.xsave_components
+    for number, bits in words.items():
+        c_uint64.from_address(env + _ENV_FEATURES + 8 * number).value = bits
 
 
 class CpuidTable(Protocol):
     """What a guest is told."""
 
     def answer(self, leaf: int, index: int) -> Leaf:
-        """EAX and ECX before, the leaf after. OSXSAVE follows CR4, whatever is said here."""
+        """EAX and ECX before, the leaf after. OSXSAVE, OSPKE and the area of XSAVE follow the CPU's state."""
 
 
 class SevCpuid:
     """CPUID of a guest whose memory is encrypted."""
 
-    def __init__(self, *, sev_es: bool) -> None:
+    def __init__(self, processor: Processor, *, sev_es: bool) -> None:
+        self._processor = processor
         self._encryption = Leaf(_SEV | (_SEV_ES if sev_es else 0), C_BIT | _REDUCED_BITS << 6, 0, 0)
 
     def answer(self, leaf: int, index: int) -> Leaf:
         """The leaf as the guest shall see it."""
         if leaf == ENCRYPTION:
             return self._encryption
-        native = native_leaf(leaf, index)
+        native = self._processor.answer(leaf, index)
         return native._replace(eax=max(native.eax, ENCRYPTION)) if leaf == MAX_EXTENDED else native
 
 
 def native_leaf(leaf: int, index: int = 0) -> Leaf:
-    """What the engine's CPU, AMD's, says of itself."""
-    return _native(leaf, index if leaf in _INDEXED else 0)
-
-
-@cache
-def _native(leaf: int, index: int) -> Leaf:
-    scratch = _scratch_engine()
-    scratch.reg_write(x86_const.UC_X86_REG_RAX, leaf)
-    scratch.reg_write(x86_const.UC_X86_REG_RCX, index)
-    scratch.emu_start(0x1000, 0x1002)
-    return Leaf(*(scratch.reg_read(register) & 0xFFFFFFFF for register in _REGISTERS))
-
-
-@cache
-def _scratch_engine() -> Uc:
-    scratch = new_cpu(unicorn_const.UC_MODE_64, amd=True)
-    scratch.mem_map(0x1000, 0x1000)
-    scratch.mem_write(0x1000, guest_code("host/model/cpu/cpuid.ask"))
-    return scratch
+    """What AMD's processor with all that is executed says of itself."""
+    return everything().answer(leaf, index)

@@ -19,6 +19,7 @@ from casemate.host.model.cpu import unicorn_api
 from casemate.host.model.cpu.cpuid import new_cpu
 from casemate.host.model.cpu.hooks import EngineHooks, hook_address
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
+from casemate.host.model.cpu.processor import Processor
 
 READ = unicorn_const.UC_PROT_READ
 WRITE = unicorn_const.UC_PROT_WRITE
@@ -53,29 +54,29 @@ _SEGMENTS_BEFORE_CS = {"es": 1, "cs": 0, "ss": -1, "ds": -2, "fs": -3, "gs": -4}
 
 
 class Engine:
-    """A CPU, of AMD or the engine's usual one. All methods but ``stop`` belong to the thread that runs it.
+    """A CPU that has what its ``processor`` has. All methods but ``stop`` belong to the thread that runs it.
 
     Raises UnsupportedError where the engine cannot be hooked.
     """
 
-    def __init__(self, msrs: ModelSpecificRegisters, *, amd: bool = False) -> None:
+    def __init__(self, msrs: ModelSpecificRegisters, processor: Processor) -> None:
         self.msrs = msrs
         self._scratch = ctypes.c_uint64()
         self._scratch_at = ctypes.addressof(self._scratch)
         self._scratch_ref = ctypes.byref(self._scratch)
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
-        real_mode = new_cpu(unicorn_const.UC_MODE_16, amd=amd)
+        real_mode = new_cpu(unicorn_const.UC_MODE_16, processor)
         real_mode.reg_write(CS, _RESET_CS)
         real_mode.reg_write(IDTR, _RESET_TABLE)
         real_mode.reg_write(GDTR, _RESET_TABLE)
         self._reset_state = real_mode.context_save()
         self._state = real_mode.context_save()
         self._cs_base_at = self._start_below_four_gib()
-        self.uc = new_cpu(unicorn_const.UC_MODE_64, amd=amd)
+        self.uc = new_cpu(unicorn_const.UC_MODE_64, processor)
         self.uc.ctl_exits_enabled(True)
         self.handle: int = self.uc._uch.value
         self.uc.context_restore(self._reset_state)  # only now has the engine a CPU to attach to
-        self.hooks = EngineHooks(self.handle, msrs)
+        self.hooks = EngineHooks(self.handle, msrs, processor)
         self._ram: dict[int, tuple[int, int]] = {}
         self.reset()
 

@@ -26,6 +26,7 @@ from casemate.host.clock import NANOSECONDS
 from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
+from casemate.host.model.cpu.processor import ADDRESS_BITS, Processor
 from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, library
 
 REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
@@ -34,13 +35,13 @@ NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
 """What became of an instruction that the engine does not know; everything else is the exit code of its #VC."""
-_DOUBLE_FAULT, _HARD_INTERRUPT = 8, 1 << 1
+_DOUBLE_FAULT, _HARD_INTERRUPT, _MONITOR = 8, 1 << 1, 1 << 3
 _ENGINE_CPU, _ENGINE_NO_EXIT_REQUEST = 0x1B8, 0x7F2
 _INTERRUPT_REQUEST = 0x1C
 _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
-_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET = 0x1578, 0x80, 0x1588
+_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_FEATURES_1_ECX = 0x1578, 0x80, 0x1588, 0x1608
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
-_RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB, _ANSWERS_CPUID = 1, 2, 4, 8
+_RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
 _EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, 1 << 24, 256, 64, 1024
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
@@ -106,13 +107,27 @@ class CpuRecord(ctypes.Structure):
         ("undo", c_uint64 * 5),
         ("block", c_uint64),
         ("is_translating", c_uint32),
-        ("bad_exit_code", c_uint32),
+        ("limit", c_uint32),
+        ("bad_vector", c_uint32),
+        ("bad_code", c_uint32),
         ("window", c_uint32),
-        ("idt_moved", c_uint32),
         ("window_end", c_uint64),
         ("aborted", c_uint64),
         ("undone", c_uint64),
         ("fetched", c_uint64),
+        ("delivering", c_uint32),
+        ("int_length", c_uint32),
+        ("idt_moved", c_uint32),
+        ("stack_moved", c_uint32),
+        ("stack_base", c_uint64),
+        ("stack_pointer", c_uint64),
+        ("cr4_reserved", c_uint64),
+        ("efer_reserved", c_uint64),
+        ("address_reserved", c_uint64),
+        ("wide_bits", c_uint64),
+        ("table_bits", c_uint64),
+        ("entry_bits", c_uint64),
+        ("is_walking", c_uint64),
         ("on_acknowledge", InterruptAcknowledger),
         ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
@@ -210,6 +225,11 @@ def create_cpu(engine: int) -> None:
         )
 
 
+def env_of(engine: int) -> int:
+    """Address of the ``CPUX86State`` of an engine that has its CPU."""
+    return int(c_uint64.from_address(engine + _ENGINE_CPU).value) + _CPU_ENV
+
+
 def hook_address(name: str) -> int:
     """Address of one of the library's functions, to register with the engine. Raises UnsupportedError."""
     return ctypes.cast(getattr(_hooks(), name), c_void_p).value or 0
@@ -221,7 +241,7 @@ class EngineHooks:
     ``engine`` is the address of its ``uc_engine``, initialised. Raises UnsupportedError where it cannot be hooked.
     """
 
-    def __init__(self, engine: int, msrs: ModelSpecificRegisters) -> None:
+    def __init__(self, engine: int, msrs: ModelSpecificRegisters, processor: Processor) -> None:
         self._hooks = _hooks()
         self._engine = engine
         cpu = c_uint64.from_address(engine + _ENGINE_CPU).value
@@ -234,6 +254,9 @@ class EngineHooks:
         self.record = CpuRecord(cpu=cpu, env=env)
         self.record.code_pages = _buffer_address(self._code_pages)
         self.record.msrs = msrs.address
+        self.record.cr4_reserved, self.record.efer_reserved = processor.cr4_reserved, processor.efer_reserved
+        self.record.address_reserved = (1 << 64) - (1 << processor.address_bits)
+        self.record.wide_bits = (1 << processor.address_bits) - (1 << ADDRESS_BITS)
         self.record.on_acknowledge = InterruptAcknowledger(lambda: NO_VECTOR)
         self.user_data = ctypes.addressof(self.record)
         """What hooks are registered with the engine with."""
@@ -254,15 +277,11 @@ class EngineHooks:
     def raise_vc(self, *, dr7: bool) -> None:
         """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
         self.record.flags |= _RAISES_VC | (_RAISES_VC_DR7 if dr7 else 0)
+        # Its CPUID hides MONITOR and MWAIT, as KVM does; but the processor knows them, and they raise #VC.
+        c_uint64.from_address(self.record.env + _ENV_FEATURES_1_ECX).value |= _MONITOR
 
-    def answer_cpuid(
-        self, answer: Callable[[int, int], tuple[int, int, int, int]], *, all_leaves: bool = False
-    ) -> None:
-        """What a guest of SEV is told: ``answer`` of leaf and index, asked once for each.
-
-        ``all_leaves`` of the CPU, and not only those about encryption, where the guest executes CPUID itself.
-        """
-        self.record.flags |= _ANSWERS_CPUID if all_leaves else 0
+    def answer_cpuid(self, answer: Callable[[int, int], tuple[int, int, int, int]]) -> None:
+        """What the guest is told: ``answer`` of leaf and index, asked once for each."""
 
         def on_cpuid(leaf: int, index: int, registers: Any) -> None:
             try:

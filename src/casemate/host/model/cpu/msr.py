@@ -59,9 +59,13 @@ class MsrTable(ctypes.Structure):
 
 
 class ModelSpecificRegisters:
-    """The registers of one CPU. Those of no known feature read as zero, and accesses to them are counted."""
+    """The registers of one CPU, which has ``features`` by QEMU's names.
 
-    def __init__(self) -> None:
+    Those of no known feature read as zero, and accesses to them are counted.
+    """
+
+    def __init__(self, features: frozenset[str] = frozenset()) -> None:
+        self._features = features
         self._table = MsrTable()
         self.address = ctypes.addressof(self._table)
         """Of the table, for the hooks."""
@@ -74,6 +78,11 @@ class ModelSpecificRegisters:
         self._define(msr.APIC_BASE, PLAIN, msr.APIC_BASE_RESET)
         self._define(msr.FEATURE_CONTROL, CONSTANT, 1)
         self._define(msr.MICROCODE_REVISION, CONSTANT, 0)
+        if "arch-capabilities" in self._features:
+            self._define(msr.ARCH_CAPABILITIES, CONSTANT, msr.NOT_VULNERABLE)
+        if "spec-ctrl" in self._features:
+            self._define(msr.SPEC_CTRL, PLAIN, 0)
+            self._define(msr.PRED_CMD, CONSTANT, 0)
 
     @property
     def unknown(self) -> Counter[int]:

@@ -13,7 +13,7 @@ from casemate.abi.sev.snp_pages import (
     CpuidFunction,
     CpuidPage,
 )
-from casemate.host.model.cpu.cpuid import ENCRYPTION, SevCpuid
+from casemate.host.model.cpu.cpuid import ENCRYPTION, CpuidTable
 
 _ADDED = {(ENCRYPTION, 0): 1 << 4, (XSAVE_LEAF, 1): 1 << 1}
 """Bits of EAX by leaf and subleaf: SNP, and XSAVEC, which every such processor has and Linux insists on."""
@@ -24,9 +24,8 @@ _EXTENDED = (*range(0x80000000, 0x80000009), 0x8000001F)
 _INDEXED = {0x7: (0,), 0xD: (0, 1)}
 
 
-def guest_table() -> CpuidPage:
+def guest_table(native: CpuidTable) -> CpuidPage:
     """What the modelled CPU says of itself to an SNP guest, as far as the firmware takes it."""
-    native = SevCpuid(sev_es=True)
     table = CpuidPage()
     for leaf in (*_BASIC, *_EXTENDED):
         for subleaf in _INDEXED.get(leaf, (0,)):

@@ -14,6 +14,7 @@ from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import FirmwareStatusError, HostError
+from casemate.host.model.cpu.cpuid import CpuidTable
 from casemate.host.model.sev.vmsa import save_area
 from casemate.host.model.snp.cpuid_table import correct_table, guest_table
 from casemate.host.model.snp.psp import SnpPsp
@@ -36,8 +37,14 @@ class ModelSnp:
     """
 
     def __init__(
-        self, setup: SevSetup, store: Callable[[int, bytes], object], *, pages_per_call: int | None = None
+        self,
+        setup: SevSetup,
+        store: Callable[[int, bytes], object],
+        cpuid: CpuidTable,
+        *,
+        pages_per_call: int | None = None,
     ) -> None:
+        self._cpuid = cpuid
         self.rmp = Rmp()
         self.psp = SnpPsp(self.rmp, ASID)
         self.memory: list[GuestRange] = []
@@ -53,7 +60,7 @@ class ModelSnp:
 
     def cpuid_table(self) -> CpuidPage:
         """The modelled CPU's answers."""
-        return guest_table()
+        return guest_table(self._cpuid)
 
     def launch_start(self, policy: int, gosvw: bytes) -> None:
         """EINVAL for a policy that KVM itself does not take."""
