@@ -8,6 +8,8 @@ from casemate.abi.kvm.structs import MEMORY_ATTRIBUTE_PRIVATE
 from casemate.abi.kvm.vm_types import VmType
 
 SLOTS = 509
+VCPU_IDS = 4
+"""Four numbers for each possible vCPU, as KVM_VCPU_ID_RATIO says."""
 _MAP_GPA_RANGE = 1 << 12
 """KVM_HC_MAP_GPA_RANGE."""
 _FIXED: dict[int, int] = {
@@ -20,12 +22,13 @@ _FIXED: dict[int, int] = {
             Capability.IOEVENTFD, Capability.SET_IDENTITY_MAP_ADDR, Capability.INTERNAL_ERROR_DATA,
             Capability.VCPU_EVENTS, Capability.DEBUGREGS, Capability.X86_ROBUST_SINGLESTEP, Capability.XSAVE,
             Capability.XCRS, Capability.GET_TSC_KHZ, Capability.MAX_VCPUS, Capability.SIGNAL_MSI,
-            Capability.CHECK_EXTENSION_VM, Capability.IOEVENTFD_ANY_LENGTH, Capability.MAX_VCPU_ID,
+            Capability.CHECK_EXTENSION_VM, Capability.IOEVENTFD_ANY_LENGTH,
             Capability.IMMEDIATE_EXIT, Capability.GET_MSR_FEATURES, Capability.SYS_ATTRIBUTES,
         ),
         1,
     ),
     Capability.NR_MEMSLOTS: SLOTS,
+    Capability.MAX_VCPU_ID: VCPU_IDS,
     Capability.IRQ_ROUTING: 1024,
     Capability.MCE: 32,
     Capability.ADJUST_CLOCK: 2,

@@ -13,6 +13,7 @@ _X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
 """The LAPIC model has neither of the first two."""
 _SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
 _LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
+_ADDRESS_SIZES = 0x80000008
 _SIGNATURE, _KVM_FEATURES = 0x40000000, 0x40000001
 _KVM = (_KVM_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D)
 """``KVMKVMKVM``; no paravirtual feature."""
@@ -31,6 +32,8 @@ def supported() -> list[CpuidEntry2]:
                 edx |= _APIC
             elif leaf == MAX_EXTENDED:
                 eax = max(eax, ENCRYPTION)
+            elif leaf == _ADDRESS_SIZES:
+                eax = eax & ~0xFF | C_BIT
             elif leaf == ENCRYPTION:
                 eax, ebx, ecx, edx = ENCRYPTION_LEAF
             flags = CPUID_FLAG_SIGNIFICANT_INDEX if leaf in _SUBLEAVES else 0

@@ -102,6 +102,9 @@ class VcpuRecord(ctypes.Structure):
         ("pending", c_uint64),
         ("latched", c_uint64),
         ("answer", c_uint64),
+        ("replay", c_uint64),
+        ("completing", c_uint64),
+        ("undo_port", c_uint64),
         ("result", c_int64),
         ("fetches", c_uint64),
         ("fetches_seen", c_uint64),
@@ -139,7 +142,8 @@ def load() -> Any:
     library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
     library.kvm_unwatch_memory.restype = None
     library.kvm_wake.argtypes = (c_uint64,)
-    library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
+    library.kvm_pause.argtypes = (c_uint64,)
+    library.kvm_pause.restype = library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
     library.kvm_wait.restype = library.kvm_wake.restype = None
     return library
 

@@ -27,11 +27,13 @@ from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
 from casemate.host.slots import MemorySlot
 from casemate.userkvm.coherence import CodeWatch
-from casemate.userkvm.cpuid import VcpuCpuid
+from casemate.userkvm.control_registers import known_cr4, problem_of
+from casemate.userkvm.cpuid import VcpuCpuid, supported
 from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
+from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.table import (
     Descriptor,
     Refused,
@@ -48,6 +50,8 @@ RUNNABLE, HALTED = 0, 3
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _FXSAVE, _XSAVE = 512, 4096
+_LONG = 4
+"""Bytes of an input that clears the upper half of RAX."""
 _XSTATE_BV = 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
@@ -112,6 +116,8 @@ class Vcpu(Descriptor):
         """State that is kept for the monitor and that the guest does not see, by the ioctl that reads it."""
         self._msrs: dict[int, int] = {}
         self._later: list[Callable[[], None]] = []
+        self._accessed_at = 0
+        """The instruction whose access was undone."""
         self._door = ExitDoor(self.record, self.address)
         self._make_model()
 
@@ -142,6 +148,7 @@ class Vcpu(Descriptor):
         record.address_mask = vm.address_mask
         record.stop_engine = address_of(engine_library.uc_emu_stop)
         record.engine = self._engine.handle
+        record.undo_port = self._engine.hooks.undo_port_at
         if vm.chips is not None:
             vm.chips.kick = self.kick
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
@@ -184,9 +191,12 @@ class Vcpu(Descriptor):
             try:
                 self._apply()
                 vm_exit = self.model.run()
-                if self.record.abandoned or self.record.must_end:
+                if self.record.must_end:
                     continue
-                self._leave(vm_exit)
+                if self.record.completing:
+                    self._complete()
+                elif not self.record.abandoned:
+                    self._leave(vm_exit)
             except Exception as error:
                 self.vm.say(f"internal error: {type(error).__name__}: {error}; please report it")
                 self._door.fail()
@@ -198,8 +208,25 @@ class Vcpu(Descriptor):
         work, self._later = self._later, []
         for each in work:
             each()
-        if was_abandoned:  # the engine went on to the end of its block
+        if was_abandoned:  # the engine may have gone on to the end of its block
+            if self._shown_regs.rip != self._accessed_at:
+                self.record.replay = 0
             self._state.set_regs(self._shown_regs)
+
+    def _complete(self) -> None:
+        """IN or OUT was reported, and undone: now it happens. A string instruction happens when it is made again."""
+        record = self.record
+        record.completing = record.abandoned = record.stop_wanted = 0
+        size, is_input = port_instruction(self._engine.code_here(), self._engine.code_bits())
+        if size:
+            regs = self._state.regs()
+            if is_input:
+                mask = (1 << 8 * is_input) - 1
+                regs.rax = regs.rax & ~(mask if is_input < _LONG else (1 << 64) - 1) | record.answer & mask
+            regs.rip += size
+            self._state.set_regs(regs)
+            record.replay = 0
+        self._library.kvm_pause(self.address)
 
     def _leave(self, vm_exit: VmExit) -> None:
         if isinstance(vm_exit, Hlt) and self.vm.chips is not None:
@@ -216,6 +243,8 @@ class Vcpu(Descriptor):
     def _change(self, work: Callable[[], None]) -> None:
         """Do what changes where the guest is: now, or once the access that it is in is undone."""
         if self.record.in_access:
+            if not self.record.abandoned:
+                self._accessed_at = self._state.regs().rip
             self.record.abandoned = 1
             self._later.append(work)
         else:
@@ -256,12 +285,19 @@ class Vcpu(Descriptor):
     @answers(Ioctl.SET_SREGS, Sregs)
     def set_sregs(self, value: Sregs) -> None:
         """Likewise; what the monitor's normal form alone changed does not count."""
+        if problem := problem_of(value, self._cr4_bits()):
+            raise Refused(EINVAL, problem)
         before, self._shown_sregs = self._shown_sregs, Sregs.from_bytes(value)
         if _essence(value) == _essence(before) or (not self._is_open and self.vm.is_running):
             return
+        if self.record.in_access and not self._later:
+            self._shown_regs = self._state.regs()
         if value.cs.base == _RESET_BASE and not value.cr0 & _PE:
             self._change(self.model.reset)
         self._change(lambda: self._set_sregs(value))
+
+    def _cr4_bits(self) -> int:
+        return known_cr4(self.cpuid.entries or supported())
 
     def _set_sregs(self, value: Sregs) -> None:
         self._state.set_sregs(value)
@@ -353,7 +389,12 @@ class Vcpu(Descriptor):
         if count > _MAX_CPUID:
             raise Refused(E2BIG, f"{count} leaves")
         data = copy_in(address + 8, count * CpuidEntry2.SIZE)
-        self.cpuid.set(CpuidEntry2.from_bytes(data, at) for at in range(0, len(data), CpuidEntry2.SIZE))
+        entries = [CpuidEntry2.from_bytes(data, at) for at in range(0, len(data), CpuidEntry2.SIZE)]
+        if self.record.started:
+            if [bytes(entry) for entry in entries] != [bytes(entry) for entry in self.cpuid.entries]:
+                raise Refused(EINVAL, "the vCPU ran with other leaves")
+            return
+        self.cpuid.set(entries)
         self._engine.hooks.forget_cpuid()
 
     @answers(Ioctl.GET_CPUID2)
@@ -387,7 +428,11 @@ class Vcpu(Descriptor):
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
-        if kind == UNKNOWN:
+        if index == HWCR:
+            if entry.data & ~(_HWCR_IGNORED | _HWCR_KEPT):
+                return False
+            self._msrs[index] = entry.data & _HWCR_KEPT
+        elif kind == UNKNOWN:
             self._msrs[index] = entry.data
         elif index not in (msr.TSC, msr.EFER) and not self.vm.is_running:
             self._engine.set_msr(index, entry.data)
@@ -478,9 +523,12 @@ class Vcpu(Descriptor):
         raise Refused(ENXIO, "no attribute")
 
 
+HWCR = 0xC0010015
+_HWCR_IGNORED, _HWCR_KEPT = 1 << 3 | 1 << 6 | 1 << 8, 1 << 18 | 1 << 24
+"""FFDIS, CACHEDIS and MCSTATUS_WREN_MISC or the like have no effect; McStatusWrEn and TscFreqSel are kept."""
 SETTABLE_MSRS = frozenset(
     {
-        *(0x48, 0xCD, 0x3B, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
+        *(0x48, 0xCD, 0x3B, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029, HWCR),
         *(0x11, 0x12, *range(0x4B564D00, 0x4B564D09)),  # of KVM's paravirtual clock and its like
         *range(0x400, 0x480),  # machine checks
     }

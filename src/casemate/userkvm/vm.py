@@ -55,7 +55,7 @@ from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
-from casemate.userkvm.capabilities import SLOTS
+from casemate.userkvm.capabilities import SLOTS, VCPU_IDS
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
@@ -93,6 +93,7 @@ class Vm(Descriptor):
         self.protections: list[str] = []
         """What happened to the monitor's mappings behind slots."""
         self._clock_offset = 0
+        self._vcpu_ids = 0
         self.policy = 0
         self.digest: str | None = None
         """The launch digest in hex, once the launch measured or finished."""
@@ -192,10 +193,10 @@ class Vm(Descriptor):
     @answers(Ioctl.CREATE_VCPU)
     def create_vcpu(self, number: int) -> int:
         """The only one."""
+        if number >= (self._vcpu_ids or VCPU_IDS):
+            raise Refused(EINVAL, f"vCPU {number} is beyond the highest number")
         if self.vcpus:
             raise Refused(EEXIST if number in self.vcpus else EINVAL, "the modelled host has one vCPU per VM")
-        if number:
-            raise Refused(EINVAL, "the only vCPU has number 0")
         vcpu = Vcpu(self, number)
         self.vcpus[number] = vcpu
         return vcpu.fd
@@ -435,6 +436,13 @@ class Vm(Descriptor):
         """What VMMs turn on and the model has no use for is taken; the rest is refused."""
         if value.flags or not self.kernel.capabilities.answer(value.cap, self.vm_type):
             raise Refused(EINVAL, f"capability {value.cap}")
+        if value.cap == Capability.MAX_VCPU_ID:
+            self._limit_vcpu_ids(value.args[0])
+
+    def _limit_vcpu_ids(self, count: int) -> None:
+        if count > VCPU_IDS or self.vcpus or self._vcpu_ids not in (0, count):
+            raise Refused(EINVAL, "too many, or set before")
+        self._vcpu_ids = count
 
     @answers(Ioctl.SET_TSS_ADDR)
     @answers(Ioctl.SET_IDENTITY_MAP_ADDR)

@@ -20,6 +20,7 @@ from casemate.host.model.cpu.hooks import (
     ABORTED,
     EXECUTED,
     NO_VECTOR,
+    REFUSED_WRITE,
     SHARED_ACCESS,
     UNDEFINED,
     EngineHooks,
@@ -216,7 +217,7 @@ class ModelVcpu:
     def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
         if vector == SHARED_ACCESS:
             self._on_shared_access()
-        else:
+        elif vector == REFUSED_WRITE:
             self._intercepts.finish()
 
     def _on_shared_access(self) -> None:

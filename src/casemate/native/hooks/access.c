@@ -40,13 +40,20 @@ EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base)
 
 #define MASK(bytes) (bytes == 4 ? ~0u : (1u << 8 * bytes) - 1)
 
+static __attribute__((noreturn, noinline)) void undo_port(struct cpu *c, uintptr_t ra) {
+    c->undo_port = 0;
+    raise(c, UNDONE_PORT, 0, ra);
+}
+
 #define HELPER_IN(name, bytes) \
     u64 h_##name(void *env, u64 port, u64 unused) { \
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
             hand_over(c); \
-            return c->read_port(port, bytes) & MASK(bytes); \
+            u64 value = c->read_port(port, bytes) & MASK(bytes); \
+            if (c->undo_port) undo_port(c, CALLER); \
+            return value; \
         } \
         TAIL e_##name(env, port, unused); \
     }
@@ -59,6 +66,7 @@ IN_HELPERS(HELPER_IN)
         if (c) { \
             hand_over(c); \
             c->write_port(port, bytes, value & MASK(bytes)); \
+            if (c->undo_port) undo_port(c, CALLER); \
             return 0; \
         } \
         TAIL e_##name(env, port, value); \

@@ -21,7 +21,7 @@ enum {
 };
 
 /* Pseudo exceptions, by which an access that was undone comes to Python. */
-enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601 };
+enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, UNDONE_PORT = 0x2603 };
 
 /* Model-specific registers: three ranges, and for each register how it is and whether an access raises #VC. */
 enum { MSR_RANGES = 3, MSRS = 0x2000, UNKNOWN_MSRS = 64 };
@@ -99,6 +99,7 @@ struct cpu {
     u64 ram_count;
     u64 ghcb_gpa;
     u8 *ghcb;           /* where the host has it; 0 when memory was mapped anew */
+    u64 undo_port;      /* who answered IN or OUT wants it undone: the guest stands before it again */
     struct leaf leaves[CPUID_LEAVES];
     struct flash flash;
 };

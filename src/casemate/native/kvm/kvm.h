@@ -69,6 +69,9 @@ struct vcpu {
     u64 pending;             /* the kind of exit whose answer is awaited, or 0 */
     u64 latched;             /* the answer was taken, though KVM_RUN returned at once */
     u64 answer;
+    u64 replay;              /* the kind of access that was reported and undone: made again, it gets `answer` */
+    u64 completing;          /* immediate_exit: IN or OUT is to be completed, and nothing else */
+    u64 *undo_port;          /* has the engine undo the port access that it is in */
     int64_t result;
 
     /* Code that was translated (coherence.c) */

@@ -81,9 +81,13 @@ EXPORT void kvm_leave(struct vcpu *v, u32 reason, long result) {
     leave(v, result);
 }
 
-/* A new state came while an access waited: it never happened, and the engine is to be left. */
-static u64 give_up(struct vcpu *v) {
+/* KVM_RUN returns as it was interrupted, whatever it reported before stays. */
+EXPORT void kvm_pause(struct vcpu *v) { leave(v, -EINTR); }
+
+/* A new state came while an access waited: the engine is to be left, before the access where that can be. */
+static u64 give_up(struct vcpu *v, u64 kind) {
     v->in_access = 0, v->stop_wanted = 1;
+    if (kind == KVM_EXIT_IO) *v->undo_port = 1;
     v->stop_engine(v->engine);
     return ~0ull;
 }
@@ -113,14 +117,25 @@ static u64 ask_user(struct vcpu *v, u64 kind) {
     v->pending = kind, v->latched = 0;
     leave(v, 0);
     v->pending = 0;
-    if (v->abandoned) return give_up(v);
+    if (!v->latched) v->answer = answer_of(v, kind);
+    if (v->abandoned) {
+        v->replay = kind;
+        return give_up(v, kind);
+    }
     v->in_access = 0;
-    return v->latched ? v->answer : answer_of(v, kind);
+    return v->answer;
+}
+
+static int is_replayed(struct vcpu *v, u64 kind) {
+    int is_known = v->replay == kind;
+    v->replay = 0;
+    return is_known;
 }
 
 EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value) {
+    if (is_replayed(v, KVM_EXIT_IO)) return v->answer;
     yield_to_signals(v);
-    if (v->abandoned) return give_up(v);
+    if (v->abandoned) return give_up(v, KVM_EXIT_IO);
     u8 *details = v->run + RUN_UNION;
     details[0] = out, details[1] = size;
     *(u16 *)(details + 2) = port, *(u32 *)(details + 4) = 1, *(u64 *)(details + 8) = PAGE;
@@ -129,8 +144,9 @@ EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value)
 }
 
 EXPORT u64 kvm_exit_mmio(struct vcpu *v, int write, u64 gpa, u32 size, u64 value) {
+    if (is_replayed(v, KVM_EXIT_MMIO)) return v->answer;
     yield_to_signals(v);
-    if (v->abandoned) return give_up(v);
+    if (v->abandoned) return give_up(v, KVM_EXIT_MMIO);
     u8 *details = v->run + RUN_UNION;
     *(u64 *)details = gpa;
     *(u64 *)(details + 8) = 0;
@@ -139,7 +155,9 @@ EXPORT u64 kvm_exit_mmio(struct vcpu *v, int write, u64 gpa, u32 size, u64 value
     return ask_user(v, KVM_EXIT_MMIO);
 }
 
-/* Callbacks of the engine's hooks, in place of Python's. */
+/* Callbacks of the engine's hooks, in place of Python's. The engine also calls them when it looks up addresses for an ioctl:
+   then no guest waits for an answer. */
+static int is_executing(struct vcpu *v) { return v && v->in_run; }
 
 static int is_port_inside(struct vcpu *v, u32 port) {
     int is_inside = v->inside->ports[port >> 3 & 8191] >> (port & 7) & 1;
@@ -169,12 +187,14 @@ EXPORT void kvm_write_port(u32 port, u32 size, u32 value) {
 
 EXPORT u64 kvm_read_mmio(u64 gpa, u32 size) {
     struct vcpu *v = current_vcpu;
+    if (!is_executing(v)) return ~0ull;
     gpa &= v->address_mask;
     return is_inside(v, gpa) ? v->read_mmio(gpa, size) : kvm_exit_mmio(v, 0, gpa, size, 0);
 }
 
 EXPORT void kvm_write_mmio(u64 gpa, u32 size, u64 value) {
     struct vcpu *v = current_vcpu;
+    if (!is_executing(v)) return;
     gpa &= v->address_mask;
     if (is_inside(v, gpa)) v->write_mmio(gpa, size, value);
     else kvm_exit_mmio(v, 1, gpa, size, value);
@@ -214,11 +234,17 @@ static void start(struct vcpu *v) {
     v->here = top, v->started = 1;
 }
 
-/* kvm_run.immediate_exit: the access that was reported is complete, and nothing else happens. */
+/* kvm_run.immediate_exit: the access that was reported is complete, and nothing else happens; the exit reason stays. */
 static int return_at_once(struct vcpu *v) {
-    if (v->pending && !v->latched) v->answer = answer_of(v, v->pending), v->latched = 1;
+    if (v->pending && !v->latched) {
+        v->answer = answer_of(v, v->pending), v->latched = 1;
+        if (v->pending == KVM_EXIT_IO) {
+            v->completing = v->abandoned = v->in_run = 1;
+            switch_stack(&v->caller, v->here);
+            v->in_run = 0;
+        }
+    }
     v->counts[COUNT_IMMEDIATE]++;
-    *(u32 *)(v->run + 8) = KVM_EXIT_INTR;
     errno = EINTR;
     return -1;
 }

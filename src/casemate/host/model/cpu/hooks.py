@@ -28,8 +28,8 @@ from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.unicorn_api import hook_add, library
 
-REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
-"""Pseudo exception numbers: a write that was undone, and an access of an SNP guest that needs a page shared."""
+REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT = 0x2600, 0x2601, 0x2603
+"""Pseudo exceptions: a write that was undone, an access of an SNP guest that needs a page shared, IN or OUT undone."""
 NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
@@ -128,6 +128,7 @@ class CpuRecord(ctypes.Structure):
         ("ram_count", c_uint64),
         ("ghcb_gpa", c_uint64),
         ("ghcb", c_uint64),
+        ("undo_port", c_uint64),
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),
     )
@@ -283,6 +284,11 @@ class EngineHooks:
             if address is not None:
                 place.value = address
         return Callbacks(*before)
+
+    @property
+    def undo_port_at(self) -> int:
+        """Address of a word; who answers IN or OUT sets it to have the guest stand before the instruction again."""
+        return self.user_data + CpuRecord.undo_port.offset
 
     def serve_ghcb(self) -> None:
         """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""
