@@ -105,6 +105,11 @@ class VcpuRecord(ctypes.Structure):
         ("replay", c_uint64),
         ("completing", c_uint64),
         ("undo_port", c_uint64),
+        ("python", c_uint64),
+        ("executing", c_uint64),
+        ("exchange", c_uint64),
+        ("held", c_uint32),
+        ("parked", c_uint32),
         ("result", c_int64),
         ("fetches", c_uint64),
         ("fetches_seen", c_uint64),
@@ -142,8 +147,9 @@ def load() -> Any:
     library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
     library.kvm_unwatch_memory.restype = None
     library.kvm_wake.argtypes = (c_uint64,)
-    library.kvm_pause.argtypes = (c_uint64,)
-    library.kvm_pause.restype = library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
+    for call in (library.kvm_pause, library.kvm_hold, library.kvm_release, library.kvm_park):
+        call.argtypes, call.restype = (c_uint64,), None
+    library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
     library.kvm_wait.restype = library.kvm_wake.restype = None
     return library
 

@@ -148,7 +148,7 @@ class Vcpu(Descriptor):
         record.address_mask = vm.address_mask
         record.stop_engine = address_of(engine_library.uc_emu_stop)
         record.engine = self._engine.handle
-        record.undo_port = self._engine.hooks.undo_port_at
+        record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None:
             vm.chips.kick = self.kick
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
@@ -193,6 +193,10 @@ class Vcpu(Descriptor):
                 vm_exit = self.model.run()
                 if self.record.must_end:
                     continue
+                if self.record.held:
+                    self._library.kvm_park(self.address)
+                    if isinstance(vm_exit, Interrupted) and not self.record.stop_wanted:
+                        continue
                 if self.record.completing:
                     self._complete()
                 elif not self.record.abandoned:

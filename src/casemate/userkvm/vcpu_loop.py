@@ -36,8 +36,8 @@ class SignalControl:
         self._library = load()
 
     def stop_requested(self) -> bool:
-        """A signal came, or a new state."""
-        return bool(self._record.stop_wanted)
+        """A signal came, a new state, or somebody who changes memory."""
+        return bool(self._record.stop_wanted or self._record.held)
 
     def request_stop(self) -> None:
         """Set the flag, and wake."""
@@ -142,6 +142,8 @@ class ExitDoor:
         """Nothing of the guest happens, for ever: only a signal ends this KVM_RUN."""
         while not self._record.stop_wanted:
             self._library.kvm_wait(self._address, NANOSECONDS)
+            if self._record.held:
+                self._library.kvm_park(self._address)
         self.leave(ExitReason.INTR, EINTR)
 
     def fail(self) -> None:

@@ -7,6 +7,9 @@ So the modelled VM is made when a vCPU or a launch needs it, and gets the slots 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import EEXIST, EINVAL, ENOENT, ENOTTY, ENXIO
 from time import monotonic_ns
 
@@ -94,6 +97,7 @@ class Vm(Descriptor):
         """What happened to the monitor's mappings behind slots."""
         self._clock_offset = 0
         self._vcpu_ids = 0
+        self._changing = threading.RLock()
         self.policy = 0
         self.digest: str | None = None
         """The launch digest in hex, once the launch measured or finished."""
@@ -153,12 +157,26 @@ class Vm(Descriptor):
         if not hit:
             return
         if self.model is not None:
-            self.model.mapping_changed(Hva(hva), size)
+            with self._guest_stopped():
+                self.model.mapping_changed(Hva(hva), size)
         for slot in hit:
             writable = self.kernel.is_writable(slot)
             self.protections.append(
                 f"slot {slot.number} at {slot.range}: mapping {'lifted' if writable else 'armed (read-only)'}"
             )
+
+    @contextmanager
+    def _guest_stopped(self) -> Iterator[None]:
+        """No vCPU executes meanwhile, whichever thread is in KVM_RUN."""
+        with self._changing:
+            library, vcpus = load(), list(self.vcpus.values())
+            for vcpu in vcpus:
+                library.kvm_hold(vcpu.address)
+            try:
+                yield
+            finally:
+                for vcpu in vcpus:
+                    library.kvm_release(vcpu.address)
 
     def say(self, text: str) -> None:
         """Tell the user."""
@@ -206,6 +224,10 @@ class Vm(Descriptor):
     @answers(Ioctl.SET_USER_MEMORY_REGION, UserspaceMemoryRegion)
     def set_region(self, value: UserspaceMemoryRegion) -> None:
         """Add, delete or change a slot; the rules are the kernel's."""
+        with self._guest_stopped():
+            self._set_region(value)
+
+    def _set_region(self, value: UserspaceMemoryRegion) -> None:
         number = value.slot
         known = MEM_LOG_DIRTY_PAGES | MEM_READONLY
         before = self.slots.get(number)

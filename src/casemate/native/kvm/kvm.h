@@ -5,6 +5,7 @@
    MMIO need no Python. */
 #pragma once
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stddef.h>
@@ -72,6 +73,11 @@ struct vcpu {
     u64 replay;              /* the kind of access that was reported and undone: made again, it gets `answer` */
     u64 completing;          /* immediate_exit: IN or OUT is to be completed, and nothing else */
     u64 *undo_port;          /* has the engine undo the port access that it is in */
+    void *python;            /* the coroutine's own thread state, whichever thread calls KVM_RUN */
+    void *executing;         /* what the hooks say that the coroutine executes */
+    void *(*exchange)(void *);
+    volatile u32 held;       /* another thread changes memory: no guest instruction until it is done */
+    volatile u32 parked;
     int64_t result;
 
     /* Code that was translated (coherence.c) */
@@ -95,6 +101,7 @@ HIDDEN void interrupt_vcpu(void);
 HIDDEN void end_vcpu(struct vcpu *v);
 
 HIDDEN int start_python(void);
+HIDDEN extern pthread_key_t python_state; /* where a thread's Python is */
 HIDDEN extern long (*python_ioctl)(int kind, u64 id, unsigned long request, unsigned long argument);
 HIDDEN extern void (*python_loop)(struct vcpu *);
 HIDDEN extern void (*python_release)(int kind, u64 id);

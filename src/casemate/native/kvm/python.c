@@ -2,6 +2,7 @@
 #include "kvm.h"
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 /* Where the C library keeps these moved with version 2.34; the old names are there everywhere. */
+__asm__(".symver pthread_getspecific,pthread_getspecific@GLIBC_2.2.5\n");
 __asm__(".symver dlopen,dlopen@GLIBC_2.2.5\n.symver dlsym,dlsym@GLIBC_2.2.5\n.symver dlerror,dlerror@GLIBC_2.2.5\n");
 
 long (*python_ioctl)(int, u64, unsigned long, unsigned long);
@@ -30,6 +32,17 @@ EXPORT void kvm_watch_runs(void *before, void *after) { python_before_run = befo
 static int refuse(const char *what, const char *remedy) {
     fprintf(stderr, "casemate: error: %s; %s\n", what, remedy);
     return ENODEV;
+}
+
+pthread_key_t python_state;
+
+/* A coroutine needs a Python thread state of its own: it goes on in whatever thread calls KVM_RUN. Python keeps the state of
+   the calling thread under a key that it tells nobody; the value is known, and it is unlike any other. */
+static int find_key(void *(*this_state)(void)) {
+    void *state = this_state ? this_state() : 0;
+    for (python_state = 0; state && python_state < PTHREAD_KEYS_MAX; python_state++)
+        if (pthread_getspecific(python_state) == state) return 1;
+    return 0;
 }
 
 static pid_t owner;
@@ -59,6 +72,8 @@ static int load(void) {
     if (no_site) *no_site = 1;
     if (home && set_home && decode) set_home(decode(home, 0));
     initialize(0);
+    if (!find_key(dlsym(python, "PyGILState_GetThisThreadState")))
+        return refuse("this Python keeps the states of its threads elsewhere", "use Python 3.11 to 3.13");
     int failed = run(code);
     release_lock();
     if (failed || !python_ioctl) return refuse("casemate could not start in the monitor", "see above");

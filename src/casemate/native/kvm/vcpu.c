@@ -2,6 +2,7 @@
    next KVM_RUN. No thread waits for another, and no Python runs on the way (docs/decisions/0008-coroutine.md). */
 #include "kvm.h"
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 enum { STACK_BYTES = 16 << 20, SAVED_REGISTERS = 6 };
 
 _Thread_local struct vcpu *current_vcpu;
+void kvm_wake(struct vcpu *v);
 
 /* Keeps what the ABI says a function keeps, puts the stack pointer into *save, and goes on where `to` stands. */
 __asm__(".text\n.globl switch_stack\n.hidden switch_stack\n.type switch_stack,@function\nswitch_stack:\n"
@@ -21,6 +23,58 @@ __asm__(".text\n.globl switch_stack\n.hidden switch_stack\n.type switch_stack,@f
         " mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
         " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 HIDDEN void switch_stack(void **save, void *to);
+__asm__(".symver pthread_getspecific,pthread_getspecific@GLIBC_2.2.5\n.symver pthread_setspecific,pthread_setspecific@GLIBC_2.2.5\n");
+
+/* The coroutine goes on, in this thread. */
+static void enter(struct vcpu *v) {
+    void *ours = pthread_getspecific(python_state), *executed = v->exchange(v->executing);
+    pthread_setspecific(python_state, v->python);
+    switch_stack(&v->caller, v->here);
+    v->python = pthread_getspecific(python_state);
+    pthread_setspecific(python_state, ours);
+    v->executing = v->exchange(executed);
+}
+
+/* ---- one thread changes what the guest runs on, while another one is in KVM_RUN ---- */
+
+static void sleep_on(volatile u32 *word, u32 value) {
+    struct timespec limit = {0, 1000000};
+    syscall(SYS_futex, word, FUTEX_WAIT, value, &limit, 0, 0);
+}
+
+static void wake_from(volatile u32 *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, 0, 0, 0); }
+
+/* No instruction of the guest is executed from the return of this on until kvm_release. */
+EXPORT void kvm_hold(struct vcpu *v) {
+    __atomic_store_n(&v->held, 1, __ATOMIC_SEQ_CST);
+    while (v->in_run && !v->parked && current_vcpu != v) {
+        if (v->engine) v->stop_engine(v->engine);
+        kvm_wake(v);
+        sleep_on(&v->held, 1);
+    }
+}
+
+EXPORT void kvm_release(struct vcpu *v) {
+    __atomic_store_n(&v->held, 0, __ATOMIC_SEQ_CST);
+    wake_from(&v->held);
+}
+
+/* Between two runs of the engine. */
+EXPORT void kvm_park(struct vcpu *v) {
+    v->parked = 1;
+    wake_from(&v->held);
+    while (v->held) sleep_on(&v->held, 1);
+    v->parked = 0;
+}
+
+static void enter_run(struct vcpu *v) {
+    for (;;) {
+        __atomic_store_n(&v->in_run, 1, __ATOMIC_SEQ_CST);
+        if (!v->held) return;
+        v->in_run = 0;
+        sleep_on(&v->held, 1);
+    }
+}
 
 EXPORT u64 kvm_vcpu_size(void) { return sizeof(struct vcpu); }
 EXPORT u64 kvm_inside_size(void) { return sizeof(struct inside); }
@@ -60,13 +114,14 @@ void end_vcpu(struct vcpu *v) {
     if (!v->started || v->must_end) return;
     v->must_end = v->abandoned = v->stop_wanted = 1;
     current_vcpu = v;
-    switch_stack(&v->caller, v->here);
+    enter(v);
 }
 
 static void leave(struct vcpu *v, long result) {
     v->result = result;
     note_code(v);
     v->in_run = 0;
+    if (v->held) wake_from(&v->held);
     switch_stack(&v->here, v->caller);
     if (was_code_written(v)) {
         v->is_stale = 1;
@@ -239,8 +294,9 @@ static int return_at_once(struct vcpu *v) {
     if (v->pending && !v->latched) {
         v->answer = answer_of(v, v->pending), v->latched = 1;
         if (v->pending == KVM_EXIT_IO) {
-            v->completing = v->abandoned = v->in_run = 1;
-            switch_stack(&v->caller, v->here);
+            enter_run(v);
+            v->completing = v->abandoned = 1;
+            enter(v);
             v->in_run = 0;
         }
     }
@@ -254,7 +310,7 @@ static int run(struct vcpu *v) {
     if (v->run[1]) return return_at_once(v);
     v->stop_wanted = 0;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    v->in_run = 1;
+    enter_run(v);
     if (v->has_mask) {
         memset(&mask, 0, sizeof mask);
         memcpy(&mask, &v->signal_mask, sizeof v->signal_mask);
@@ -262,7 +318,7 @@ static int run(struct vcpu *v) {
     }
     if (v->run[1]) v->stop_wanted = 1;
     if (!v->started) start(v);
-    switch_stack(&v->caller, v->here);
+    enter(v);
     v->in_run = 0;
     if (v->has_mask) sigprocmask(SIG_SETMASK, &before, 0);
     if (v->result >= 0) return v->result;

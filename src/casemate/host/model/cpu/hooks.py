@@ -41,7 +41,9 @@ _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
 _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET = 0x1578, 0x80, 0x1588
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB, _ANSWERS_CPUID = 1, 2, 4, 8
-_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, 1 << 24, 256, 64, 1024
+MARKED_PAGES = 1 << 24
+"""Bytes of the table of pages that code came from; pages beyond share them."""
+_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, MARKED_PAGES, 256, 64, 1024
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
 """What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
@@ -289,6 +291,11 @@ class EngineHooks:
     def undo_port_at(self) -> int:
         """Address of a word; who answers IN or OUT sets it to have the guest stand before the instruction again."""
         return self.user_data + CpuRecord.undo_port.offset
+
+    @property
+    def exchange_at(self) -> int:
+        """Address of the function by which a thread goes on with a CPU that ran in another one."""
+        return hook_address("hooks_exchange")
 
     def serve_ghcb(self) -> None:
         """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""
