@@ -10,7 +10,7 @@ from casemate.abi.kvm.vm_types import VmType
 SLOTS = 509
 VCPU_IDS = 4
 """Four numbers for each possible vCPU, as KVM_VCPU_ID_RATIO says."""
-_MAP_GPA_RANGE = 1 << 12
+MAP_GPA_RANGE_EXITS = 1 << 12
 """KVM_HC_MAP_GPA_RANGE."""
 _FIXED: dict[int, int] = {
     **dict.fromkeys(
@@ -69,7 +69,7 @@ class Capabilities:
         if number == Capability.GUEST_MEMFD:
             return int(has_private)
         if number == Capability.EXIT_HYPERCALL:
-            return _MAP_GPA_RANGE
-        if number == Capability.USER_MEMORY2:
+            return MAP_GPA_RANGE_EXITS
+        if number in (Capability.USER_MEMORY2, Capability.MEMORY_FAULT_INFO):
             return int(VmType.SW_PROTECTED in era.vm_types)
         return _FIXED.get(number, 0)

@@ -18,6 +18,7 @@ IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
 LoopCallback = CFUNCTYPE(None, c_uint64)
 ReleaseCallback = CFUNCTYPE(None, c_int, c_uint64)
 ProtectionCallback = CFUNCTYPE(None, c_uint64, c_uint64)
+FallocateCallback = CFUNCTYPE(c_int, c_uint64, c_int, c_int64, c_int64)
 FinishCallback = CFUNCTYPE(None)
 BeforeRunCallback = CFUNCTYPE(c_int, c_uint64)
 AfterRunCallback = CFUNCTYPE(None, c_uint64, c_int64)
@@ -30,6 +31,7 @@ class Kind(IntEnum):
     VM = 2
     VCPU = 3
     SEV = 4
+    GUEST_MEMFD = 5
 
 
 class Count(IntEnum):
@@ -137,6 +139,7 @@ def load() -> Any:
     library.kvm_new_vcpu.argtypes = (ctypes.POINTER(c_int), c_void_p)
     library.kvm_free_vcpu.argtypes = (c_uint64,)
     library.kvm_watch_vcpu.argtypes = (c_uint64, c_int)
+    library.kvm_register_descriptor.argtypes = (c_int, c_int, c_uint64)
     library.kvm_descriptor.argtypes = (c_int, c_uint64, ctypes.c_char_p)
     library.kvm_leave.argtypes = (c_uint64, c_uint32, c_long)
     library.kvm_exit_port.argtypes = (c_uint64, c_int, c_uint32, c_uint32, c_uint32)
@@ -147,7 +150,8 @@ def load() -> Any:
     library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
     library.kvm_unwatch_memory.restype = None
     library.kvm_wake.argtypes = (c_uint64,)
-    for call in (library.kvm_pause, library.kvm_hold, library.kvm_release, library.kvm_park):
+    ours = "pause", "hold", "release", "park", "complete"
+    for call in (getattr(library, f"kvm_{name}") for name in ours):
         call.argtypes, call.restype = (c_uint64,), None
     library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
     library.kvm_wait.restype = library.kvm_wake.restype = None

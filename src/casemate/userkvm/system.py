@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from errno import E2BIG, EINVAL, ENXIO
+from errno import E2BIG, EBADF, EINVAL, ENXIO
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import X86_GRP_SEV, X86_SEV_VMSA_FEATURES, CpuidEntry2, DeviceAttr, MsrEntry
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.x86 import msr
 from casemate.userkvm import cpuid
+from casemate.userkvm.guest_memfd import GuestMemfd
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import RUN_BYTES
 from casemate.userkvm.table import (
@@ -81,6 +82,24 @@ class System(Descriptor):
         vm = Vm(self._kernel, VmType(number))
         self.vms[vm.number] = vm
         return vm.fd
+
+    def _memfd(self, number: int) -> tuple[Vm, GuestMemfd] | None:
+        return next(((vm, vm.memfds[number]) for vm in list(self.vms.values()) if number in vm.memfds), None)
+
+    def close_memfd(self, number: int) -> Vm | None:
+        """The monitor closed a file of private memory; its VM."""
+        found = self._memfd(number)
+        if found is None:
+            return None
+        found[1].is_closed = True
+        return found[0]
+
+    def allocate(self, number: int, mode: int, offset: int, size: int) -> None:
+        """fallocate(2) on private memory. Raises Refused."""
+        found = self._memfd(number)
+        if found is None:
+            raise Refused(EBADF, "it is closed")
+        found[1].allocate(mode, offset, size)
 
     def vcpu(self, address: int) -> Vcpu | None:
         """The one that the library knows by this address."""

@@ -17,8 +17,11 @@ from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import CpuidEntry2, MpState, MsrEntry, Regs, Sregs, Translation
+from casemate.abi.layout import Struct
 from casemate.abi.x86 import msr
+from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, Interrupted, MemoryFault, VmExit
+from casemate.host.model import hypercalls
 from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
@@ -29,6 +32,7 @@ from casemate.host.slots import MemorySlot
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
+from casemate.userkvm.guest_memfd import PrivateRanges
 from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
@@ -50,7 +54,7 @@ RUNNABLE, HALTED = 0, 3
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _FXSAVE, _XSAVE = 512, 4096
-_LONG = 4
+_LONG, _MAP_GPA_RANGE = 4, 12
 """Bytes of an input that clears the upper half of RAX."""
 _XSTATE_BV = 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
@@ -66,6 +70,8 @@ class VcpuOwner(Protocol):
     cpuid: VcpuCpuid
     chips: Irqchip | None
     ioeventfds: Ioeventfds
+    private: PrivateRanges
+    hypercall_exits: int
     slots: dict[int, MemorySlot]
 
     @property
@@ -82,6 +88,9 @@ class VcpuOwner(Protocol):
 
     def realize(self) -> ModelVm:
         """The modelled VM."""
+
+    def host_address(self, gpa: int, size: int) -> int | None:
+        """Where memory is that the guest sees at an address now."""
 
     def say(self, text: str) -> None:
         """Tell the user."""
@@ -128,10 +137,11 @@ class Vcpu(Descriptor):
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         try:
-            bus = InsideBus(self.address, vm.chips, vm.ioeventfds)
+            bus = InsideBus(self._door, self.address, vm)
             self.model = model.create_vcpu(bus, vm.chips, control=control)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.model.on_hypercall = self._hypercall
         self._engine = model.engine
         self._state = CpuState(self._engine)
         library, record = self._library, self.record
@@ -244,6 +254,15 @@ class Vcpu(Descriptor):
                 self.faults.append(text)
         self._door.leave_for(vm_exit)
 
+    def _hypercall(self, number: int, privilege: int) -> int:
+        if number == _MAP_GPA_RANGE and not privilege and self.vm.hypercall_exits >> number & 1:
+            regs = self._state.regs()
+            is_misplaced = regs.rbx % PAGE_SIZE or not regs.rcx or regs.rbx + regs.rcx * PAGE_SIZE >= 1 << 64
+            arguments = (regs.rbx, regs.rcx, regs.rdx)
+            is_long = self._engine.code_bits() == 64
+            return -EINVAL if is_misplaced else self._door.hypercall(number, arguments, is_long=is_long)
+        return hypercalls.answer(number, privilege)
+
     def _change(self, work: Callable[[], None]) -> None:
         """Do what changes where the guest is: now, or once the access that it is in is undone."""
         if self.record.in_access:
@@ -253,6 +272,12 @@ class Vcpu(Descriptor):
             self._later.append(work)
         else:
             work()
+
+    def answer(self, request: int, argument: int) -> tuple[int, Struct | None]:
+        """Whatever is asked for is asked behind the IN or OUT that ``immediate_exit`` completed."""
+        if self.record.latched and self.record.pending == ExitReason.IO and not self.record.in_run:
+            self._library.kvm_complete(self.address)
+        return super().answer(request, argument)
 
     # Registers.
 

@@ -6,11 +6,11 @@ So the modelled VM is made when a vCPU or a launch needs it, and gets the slots 
 
 from __future__ import annotations
 
-import os
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EEXIST, EINVAL, ENOENT, ENOTTY, ENXIO
+from errno import EEXIST, EINVAL, ENOENT, ENOMEM, ENOTTY, ENXIO
 from time import monotonic_ns
 
 from casemate.abi.guest_kind import GuestKind
@@ -58,8 +58,9 @@ from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
-from casemate.userkvm.capabilities import SLOTS, VCPU_IDS
+from casemate.userkvm.capabilities import MAP_GPA_RANGE_EXITS, SLOTS, VCPU_IDS
 from casemate.userkvm.cpuid import VcpuCpuid
+from casemate.userkvm.guest_memfd import GuestMemfd, PrivateRanges, bind_memfd, pieces_of
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
 from casemate.userkvm.kernel import Kernel
@@ -72,6 +73,8 @@ _REGION = "KVM_SET_USER_MEMORY_REGION"
 _ROUTES = 1024
 _ADDRESS_SPACE = 1 << C_BIT
 _PIT_STATE = 112
+PIECES = 1 << 32
+"""First number in the model of a part of a slot; slots of the monitor are below."""
 
 
 class Vm(Descriptor):
@@ -92,11 +95,20 @@ class Vm(Descriptor):
         self.vcpus: dict[int, Vcpu] = {}
         self.model: ModelVm | None = None
         self.slots: dict[int, MemorySlot] = {}
-        self.private: list[GuestRange] = []
+        self.private = PrivateRanges()
+        self.memfds: dict[int, GuestMemfd] = {}
+        """Files of private memory, by number."""
+        self._files: dict[int, GuestMemfd] = {}
+        """The file that a slot is bound to."""
+        self._mapped: dict[int, dict[tuple[int, int, int], int]] = {}
+        """What the model has of each slot of private memory: start, end and address, and the model's number of it."""
+        self._piece_numbers = itertools.count(PIECES)
         self.protections: list[str] = []
         """What happened to the monitor's mappings behind slots."""
         self._clock_offset = 0
         self._vcpu_ids = 0
+        self.hypercall_exits = 0
+        """Hypercalls that the monitor answers, a bit each."""
         self._changing = threading.RLock()
         self.policy = 0
         self.digest: str | None = None
@@ -126,18 +138,37 @@ class Vm(Descriptor):
         """The modelled VM, made if it was not yet. Raises HostError."""
         if self.model is None:
             model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
+            self.model = model
             for slot in self.slots.values():
                 self._back(model, slot)
             if model.snp_processor is not None:
-                for memory in self.private:
-                    model.snp_processor.set_private(memory)
-            self.model = model
+                for start, end, is_private in self.private.runs(0, _ADDRESS_SPACE):
+                    if is_private:
+                        model.snp_processor.set_private(GuestRange(Gpa(start), end - start))
         return self.model
 
     def _back(self, model: ModelVm, slot: MemorySlot) -> None:
         if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
             share(slot.hva, slot.range.size)  # the guest sees it at a second address, with the C-bit
-        model.add_slot(slot)
+        if self.vm_type is VmType.SW_PROTECTED:
+            self._back_pieces(model, slot)
+        else:
+            model.add_slot(slot)
+
+    def _back_pieces(self, model: ModelVm, slot: MemorySlot) -> None:
+        """Private pages are in the slot's file, the others in the monitor's memory."""
+        before = self._mapped.get(slot.number, {})
+        wanted = list(pieces_of(slot, self.private, self._files.get(slot.number)))
+        for piece in before.keys() - wanted:
+            model.delete_slot(before[piece])
+        after = {piece: before[piece] for piece in wanted if piece in before}
+        for piece in wanted:
+            if piece not in after:
+                start, end, hva = piece
+                after[piece] = next(self._piece_numbers)
+                where = GuestRange(Gpa(start), end - start)
+                model.add_slot(MemorySlot(after[piece], where, Hva(hva), slot.readonly))
+        self._mapped[slot.number] = after
 
     def close(self) -> None:
         """Nobody has a descriptor any more."""
@@ -255,17 +286,44 @@ class Vm(Descriptor):
 
     @answers(Ioctl.SET_USER_MEMORY_REGION2, UserspaceMemoryRegion2)
     def set_region2(self, value: UserspaceMemoryRegion2) -> None:
-        """The same; the private half of a slot is the model's own."""
+        """The same, and private pages may be in a file."""
         if self.kernel.capabilities.answer(Capability.USER_MEMORY2) == 0:
             raise Refused(ENOTTY, "this kernel has no such ioctl")
-        if value.flags & MEM_GUEST_MEMFD and value.flags & MEM_READONLY:
-            raise Refused(EINVAL, "private memory is not read-only")
-        flags = value.flags & ~MEM_GUEST_MEMFD
-        self.set_region(
-            UserspaceMemoryRegion(
-                value.slot, flags, value.guest_phys_addr, value.memory_size, value.userspace_addr
-            )
+        has_file = bool(value.flags & MEM_GUEST_MEMFD)
+        region = UserspaceMemoryRegion(
+            value.slot,
+            value.flags & ~MEM_GUEST_MEMFD,
+            value.guest_phys_addr,
+            value.memory_size,
+            value.userspace_addr,
         )
+        with self._guest_stopped():
+            if has_file and value.memory_size:
+                self._check_private(value)
+                file = bind_memfd(self, value)
+                self._files[value.slot] = file
+                try:
+                    self._set_region(region)
+                except Refused:
+                    del self._files[value.slot]
+                    file.unbind(value.slot)
+                    raise
+            elif value.slot in self._files and value.memory_size:
+                raise Refused(EINVAL, "a slot with private memory does not change")
+            else:
+                self._set_region(region)
+
+    def _check_private(self, value: UserspaceMemoryRegion2) -> None:
+        if not self.kernel.capabilities.answer(Capability.GUEST_MEMFD, self.vm_type):
+            raise Refused(EINVAL, "this VM has no private memory")
+        if value.flags & (MEM_READONLY | MEM_LOG_DIRTY_PAGES) or value.slot in self.slots:
+            raise Refused(EINVAL, "private memory is not read-only, is not logged, and does not change")
+
+    @property
+    def is_referenced(self) -> bool:
+        """A vCPU or a file of private memory still has a descriptor."""
+        files = (file.is_closed for file in self.memfds.values())
+        return not all(vcpu.is_closed for vcpu in self.vcpus.values()) or not all(files)
 
     def _slot(self, value: UserspaceMemoryRegion) -> MemorySlot:
         end = value.guest_phys_addr + value.memory_size
@@ -282,8 +340,13 @@ class Vm(Descriptor):
 
     def _delete(self, number: int) -> None:
         del self.slots[number]
+        file = self._files.pop(number, None)
+        if file is not None:
+            file.unbind(number)
         if self.model is not None:
-            self.model.delete_slot(number)
+            is_cut = self.vm_type is VmType.SW_PROTECTED
+            for piece in self._mapped.pop(number, {}).values() if is_cut else (number,):
+                self.model.delete_slot(piece)
         self._tell_vcpus()
 
     def _tell_vcpus(self) -> None:
@@ -308,22 +371,44 @@ class Vm(Descriptor):
             raise Refused(EINVAL, "flags, attributes or size")
         if (value.address | value.size) % PAGE_SIZE or value.address + value.size > _ADDRESS_SPACE:
             raise Refused(EINVAL, "misaligned, or out of reach")
-        if value.attributes:
-            memory = GuestRange(Gpa(value.address), value.size)
-            self.private.append(memory)
-            if self.model is not None and self.model.snp_processor is not None:
+        memory = GuestRange(Gpa(value.address), value.size)
+        with self._guest_stopped():
+            self.private.set(memory.start, memory.end, private=bool(value.attributes))
+            if self.vm_type is VmType.SW_PROTECTED:
+                self._attributes_changed(memory)
+            elif value.attributes and self.model is not None and self.model.snp_processor is not None:
                 self.model.snp_processor.set_private(memory)
+
+    def _attributes_changed(self, memory: GuestRange) -> None:
+        # Of what is private and has no file the guest gets no answer, and the monitor an exit.
+        self.inside.add_mmio(memory.start, memory.size)
+        for slot in self.slots.values() if self.model is not None else ():
+            if slot.range.intersection(memory):
+                assert self.model is not None
+                self._back_pieces(self.model, slot)
+                self._tell_vcpus()
+
+    def host_address(self, gpa: int, size: int) -> int | None:
+        """Where memory is that the guest sees at an address now; None without a slot, or private and in no file."""
+        for slot in self.slots.values():
+            for start, end, hva in pieces_of(slot, self.private, self._files.get(slot.number)):
+                if start <= gpa and gpa + size <= end:
+                    return hva + gpa - start
+        return None
 
     @answers(Ioctl.CREATE_GUEST_MEMFD, CreateGuestMemfd)
     def create_guest_memfd(self, value: CreateGuestMemfd) -> int:
-        """A descriptor that stands for private memory; the model keeps the memory itself."""
-        if not self.kernel.capabilities.answer(Capability.GUEST_MEMFD, self.vm_type):
-            raise Refused(ENOTTY, "this VM has no private memory")
+        """A file of private memory; an SNP guest's is the model's own, whatever is in the file."""
+        if not self.kernel.capabilities.answer(Capability.GUEST_MEMFD):
+            raise Refused(ENOTTY, "this kernel has no such ioctl")
         if value.flags or not value.size or value.size % PAGE_SIZE or value.size >> 63:
             raise Refused(EINVAL, "flags or size")
-        fd = os.memfd_create("casemate-guest-memfd", os.MFD_CLOEXEC)
-        os.ftruncate(fd, value.size)
-        return fd
+        try:
+            file = GuestMemfd(self.kernel.next_number(), value.size)
+        except (OSError, OverflowError, ValueError) as error:
+            raise Refused(getattr(error, "errno", None) or ENOMEM, "no such file can be made here") from None
+        self.memfds[file.number] = file
+        return file.fd
 
     # Interrupts.
 
@@ -458,6 +543,10 @@ class Vm(Descriptor):
         """What VMMs turn on and the model has no use for is taken; the rest is refused."""
         if value.flags or not self.kernel.capabilities.answer(value.cap, self.vm_type):
             raise Refused(EINVAL, f"capability {value.cap}")
+        if value.cap == Capability.EXIT_HYPERCALL:
+            if value.args[0] & ~MAP_GPA_RANGE_EXITS:
+                raise Refused(EINVAL, f"exits for hypercalls {value.args[0]:#x}")
+            self.hypercall_exits = value.args[0]
         if value.cap == Capability.MAX_VCPU_ID:
             self._limit_vcpu_ids(value.args[0])
 

@@ -75,6 +75,8 @@ class ModelVcpu:
         self._control = control or ThreadControl()
         self.is_halted = False
         """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
+        self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
+        """Number and privilege level to what RAX gets."""
         self._flush_wanted = False
         self._closed = False
         self._executing = threading.Event()
@@ -258,11 +260,11 @@ class ModelVcpu:
 
     def _hypercall(self) -> None:
         engine, mask = self._engine, (1 << max(32, self._engine.code_bits())) - 1
-        result = hypercalls.answer(engine.read(registers.RAX) & mask, engine.privilege())
+        result = self.on_hypercall(engine.read(registers.RAX) & mask, engine.privilege())
         engine.write(registers.RAX, result & mask)
 
     def _end(self, text: str) -> None:
-        self._exit = SevTermination(text)
+        self._exit = SevTermination(text, 0 if self._ghcb is None else self._ghcb.msr)
         self._engine.stop()
 
     def _fail(self, error: BaseException) -> None:

@@ -19,7 +19,7 @@ typedef uint64_t u64;
 #define EXPORT __attribute__((visibility("default"), used))
 
 /* What a descriptor is of. */
-enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV };
+enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV, GUEST_MEMFD };
 
 enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256 };
 enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
@@ -106,6 +106,7 @@ HIDDEN extern long (*python_ioctl)(int kind, u64 id, unsigned long request, unsi
 HIDDEN extern void (*python_loop)(struct vcpu *);
 HIDDEN extern void (*python_release)(int kind, u64 id);
 HIDDEN extern void (*python_mprotect)(u64 address, u64 size);
+HIDDEN extern int (*python_fallocate)(u64 id, int mode, int64_t offset, int64_t size);
 /* Where KVM_RUN is logged or made to fail; else 0. */
 HIDDEN extern int (*python_before_run)(struct vcpu *);
 HIDDEN extern void (*python_after_run)(struct vcpu *, int64_t result);

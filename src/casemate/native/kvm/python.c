@@ -17,13 +17,14 @@ long (*python_ioctl)(int, u64, unsigned long, unsigned long);
 void (*python_loop)(struct vcpu *);
 void (*python_release)(int, u64);
 void (*python_mprotect)(u64, u64);
+int (*python_fallocate)(u64, int, int64_t, int64_t);
 int (*python_before_run)(struct vcpu *);
 void (*python_after_run)(struct vcpu *, int64_t);
 static void (*python_finish)(void);
 
 /* Python, when it is ready. */
-EXPORT void kvm_register(void *ioctl, void *loop, void *release, void *mprotect, void *finish) {
-    python_loop = loop, python_release = release, python_mprotect = mprotect, python_finish = finish;
+EXPORT void kvm_register(void *ioctl, void *loop, void *release, void *mprotect, void *fallocate, void *finish) {
+    python_fallocate = fallocate, python_loop = loop, python_release = release, python_mprotect = mprotect, python_finish = finish;
     python_ioctl = ioctl;
 }
 

@@ -291,18 +291,21 @@ static void start(struct vcpu *v) {
 
 /* kvm_run.immediate_exit: the access that was reported is complete, and nothing else happens; the exit reason stays. */
 static int return_at_once(struct vcpu *v) {
-    if (v->pending && !v->latched) {
-        v->answer = answer_of(v, v->pending), v->latched = 1;
-        if (v->pending == KVM_EXIT_IO) {
-            enter_run(v);
-            v->completing = v->abandoned = 1;
-            enter(v);
-            v->in_run = 0;
-        }
-    }
+    if (v->pending && !v->latched) v->answer = answer_of(v, v->pending), v->latched = 1;
     v->counts[COUNT_IMMEDIATE]++;
     errno = EINTR;
     return -1;
+}
+
+/* IN or OUT was reported and answered: the instruction happens, and the guest stands behind it. From the monitor's side. */
+EXPORT void kvm_complete(struct vcpu *v) {
+    struct vcpu *before = current_vcpu;
+    current_vcpu = v;
+    enter_run(v);
+    v->completing = v->abandoned = 1;
+    enter(v);
+    v->in_run = 0;
+    current_vcpu = before;
 }
 
 static int run(struct vcpu *v) {
