@@ -24,6 +24,7 @@ EXPORT int hook_unmapped(void *uc, int type, u64 gpa, int size, u64 value, struc
 EXPORT u64 hook_mmio_read(void *uc, u64 offset, u32 size, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     u64 value;
+    if (c->walking) return 0;
     if (flash_read(c, base + offset, size, &value)) return value;
     hand_over(c);
     return c->read_mmio(base + offset, size);
@@ -34,6 +35,12 @@ EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base)
     if (flash_write(c, base + offset, size, value)) return;
     hand_over(c);
     c->write_mmio(base + offset, size, value);
+}
+
+/* An access of eight bytes is one, as KVM reports it. */
+void h_memory_region_init_io(void *uc, void *region, void *operations, void *opaque, u64 size) {
+    if (opaque) AT(u32, operations, REGION_MAX_ACCESS) = 8;
+    e_memory_region_init_io(uc, region, operations, opaque, size);
 }
 
 /* IN and OUT, in place of the engine's helpers. */

@@ -104,8 +104,11 @@ u32 h_x86_ldl_phys(void *cpu, u64 gpa) {
         gpa = as_private(c, gpa);
         u8 *host = host_address(c, gpa, 4);
         if (host) return *(u32 *)host;
+        c->walking = 1;
     }
-    return e_x86_ldl_phys(cpu, gpa);
+    u32 value = e_x86_ldl_phys(cpu, gpa);
+    if (c) c->walking = 0;
+    return value;
 }
 
 u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
@@ -114,8 +117,11 @@ u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
         gpa = as_private(c, gpa);
         u8 *host = host_address(c, gpa, 8);
         if (host) return *(u64 *)host;
+        c->walking = 1;
     }
-    return e_x86_ldq_phys(cpu, gpa);
+    u64 value = e_x86_ldq_phys(cpu, gpa);
+    if (c) c->walking = 0;
+    return value;
 }
 
 void h_x86_stl_phys_notdirty(void *cpu, u64 gpa, u32 value) {

@@ -130,6 +130,7 @@ class CpuRecord(ctypes.Structure):
         ("ram_count", c_uint64),
         ("ghcb_gpa", c_uint64),
         ("ghcb", c_uint64),
+        ("walking", c_uint64),
         ("undo_port", c_uint64),
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),
