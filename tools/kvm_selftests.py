@@ -48,6 +48,8 @@ _VARIANT = "sev_smoke_test_without_sync_vmsa"
 _NEEDED = ("tools", "scripts", "include", "arch/x86", "usr", "Makefile", "Kbuild", "Kconfig*")
 _FOLDER = "tools/testing/selftests/kvm"
 _REQUIREMENT = re.compile(r"# SKIP - (?:Requirement not met: )?(.*)")
+_OF_THE_HOST = re.compile(r"CONFIG_|/proc|/sys")
+"""What a program misses of this host, and not of KVM."""
 _ASSERTION = re.compile(r"==== Test Assertion Failure ====\n +(\S+): (.*)")
 
 
@@ -75,7 +77,8 @@ class Outcome:
         """``pass``, ``skip`` for want of a capability, or ``fail``; also a missing file of the host is a failure."""
         if self.code == 0:
             return "pass"
-        return "skip" if self.code == _SKIP and _REQUIREMENT.search(self.output) else "fail"
+        requirement = _REQUIREMENT.search(self.output) if self.code == _SKIP else None
+        return "fail" if requirement is None or _OF_THE_HOST.search(requirement[1]) else "skip"
 
     @property
     def is_broken(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which control registers KVM_SET_SREGS takes (Linux arch/x86/kvm/x86.c, kvm_is_valid_sregs; Intel SDM volume 3, 2.5)."""
+"""Which control registers KVM_SET_SREGS takes (Linux x86.c, kvm_is_valid_sregs; Intel SDM volume 3, 2.5)."""
 
 from __future__ import annotations
 

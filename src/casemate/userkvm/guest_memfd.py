@@ -1,6 +1,6 @@
-"""Files of private memory, and which pages of a VM are private (Linux virt/kvm/guest_memfd.c; api.rst, 4.140 and 4.142).
+"""Files of private memory, and which pages of a VM are private (Linux guest_memfd.c; api.rst, 4.140 and 4.142).
 
-The monitor's descriptor has no access to the contents (O_PATH): it can only be closed, looked at and given to fallocate(2).
+The monitor's descriptor has no access to the contents (O_PATH): it can be closed, looked at and given to fallocate(2).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class PrivateRanges:
 def pieces_of(
     slot: MemorySlot, ranges: PrivateRanges, file: GuestMemfd | None
 ) -> Iterator[tuple[int, int, int]]:
-    """The memory behind a slot as of now: start, end, address in this process. Private pages without a file have none."""
+    """The memory behind a slot as of now: start, end, address here. Private pages without a file have none."""
     for start, end, is_private in ranges.runs(slot.range.start, slot.range.end):
         offset = start - slot.range.start
         if not is_private:

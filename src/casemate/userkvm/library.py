@@ -12,7 +12,7 @@ from casemate import native
 from casemate.errors import HostError
 
 RUN_BYTES, PAGE = 3 * 4096, 4096
-_RANGES, CODE_SLOTS = 256, 64
+_RANGES, _ZONES, CODE_SLOTS = 256, 64, 64
 
 IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
 LoopCallback = CFUNCTYPE(None, c_uint64)
@@ -50,10 +50,30 @@ class _Range(ctypes.Structure):
     _fields_ = (("start", c_uint64), ("end", c_uint64))
 
 
+class _Zone(ctypes.Structure):
+    _fields_ = (("start", c_uint64), ("end", c_uint64), ("is_pio", c_uint64))
+
+
 class Inside(ctypes.Structure):
     """``struct inside``: ports and addresses that are served without leaving KVM_RUN."""
 
-    _fields_ = (("ports", c_uint8 * 8192), ("count", c_uint64), ("mmio", _Range * _RANGES))
+    _fields_ = (
+        ("ports", c_uint8 * 8192),
+        ("count", c_uint64),
+        ("mmio", _Range * _RANGES),
+        ("zone_count", c_uint64),
+        ("zones", _Zone * _ZONES),
+    )
+
+    def set_zones(self, zones: list[tuple[int, int, bool]]) -> bool:
+        """Coalesce writes to these: start, end, whether ports. False if there is no room."""
+        if len(zones) > _ZONES:
+            return False
+        self.zone_count = 0
+        for place, zone in enumerate(zones):
+            self.zones[place] = _Zone(*zone)
+        self.zone_count = len(zones)
+        return True
 
     def add_ports(self, first: int, count: int) -> None:
         """Serve these."""

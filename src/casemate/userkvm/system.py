@@ -41,8 +41,6 @@ _MSRS = (
 _FEATURE_MSRS = {_DE_CFG: 2}
 """LFENCE serializes."""
 _MCE_BANKS = 1 << 24 | 1 << 8
-_SUPPORTED_XCR0 = 3
-"""x87 and SSE."""
 
 
 class System(Descriptor):
@@ -158,7 +156,7 @@ class System(Descriptor):
 
     def _attribute(self, value: DeviceAttr) -> int:
         if (value.group, value.attr) == (0, 0):
-            return _SUPPORTED_XCR0
+            return cpuid.SUPPORTED_XCR0
         if (value.group, value.attr) == (
             X86_GRP_SEV,
             X86_SEV_VMSA_FEATURES,

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import struct
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
-from errno import E2BIG, EINVAL, ENOMEM, ENXIO
+from errno import E2BIG, EINVAL, ENOENT, ENOMEM, ENXIO
 from typing import Any, Protocol
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.kvm.structs import CpuidEntry2, MpState, MsrEntry, Regs, Sregs, Translation
+from casemate.abi.kvm.structs import (
+    CpuidEntry2,
+    DeviceAttr,
+    EnableCap,
+    MpState,
+    MsrEntry,
+    PreFaultMemory,
+    Regs,
+    Sregs,
+    Translation,
+)
 from casemate.abi.layout import Struct
 from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE
@@ -29,14 +41,17 @@ from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
 from casemate.host.slots import MemorySlot
+from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
-from casemate.userkvm.cpuid import VcpuCpuid, supported
+from casemate.userkvm.cpuid import SUPPORTED_XCR0, VcpuCpuid, supported
 from casemate.userkvm.guest_memfd import PrivateRanges
 from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
+from casemate.userkvm.msrs import INDICES as MSR_INDICES
+from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.table import (
     Descriptor,
@@ -54,7 +69,9 @@ RUNNABLE, HALTED = 0, 3
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _FXSAVE, _XSAVE = 512, 4096
-_LONG, _MAP_GPA_RANGE = 4, 12
+_XCRS, _XCRS_BYTES, _MAX_XCRS = struct.Struct("<IIIIQ"), 392, 16
+"""Count, flags, and the first register's number, padding and value."""
+_LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
 """Bytes of an input that clears the upper half of RAX."""
 _XSTATE_BV = 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
@@ -72,6 +89,8 @@ class VcpuOwner(Protocol):
     ioeventfds: Ioeventfds
     private: PrivateRanges
     hypercall_exits: int
+    disabled_quirks: int
+    shows_platform_info: bool
     slots: dict[int, MemorySlot]
 
     @property
@@ -158,6 +177,12 @@ class Vcpu(Descriptor):
         record.address_mask = vm.address_mask
         record.stop_engine = address_of(engine_library.uc_emu_stop)
         record.engine = self._engine.handle
+        self._state.xcr0 = 1
+        self.msrs = KeptMsrs(self._engine.hooks)
+        if not self.vm.is_protected:
+            for index in MSR_INDICES:
+                self._engine.msrs.ask(index)
+            self._engine.hooks.answer_msrs(self._guest_msr)
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None:
             vm.chips.kick = self.kick
@@ -200,6 +225,7 @@ class Vcpu(Descriptor):
         while not self.record.must_end:
             try:
                 self._apply()
+                self.model.patches_vmcall = not self.vm.disabled_quirks & FIX_HYPERCALL
                 vm_exit = self.model.run()
                 if self.record.must_end:
                     continue
@@ -254,6 +280,14 @@ class Vcpu(Descriptor):
                 self.faults.append(text)
         self._door.leave_for(vm_exit)
 
+    def _guest_msr(self, index: int, value: int | None) -> int | None:
+        self.msrs.shows_platform_info = self.vm.shows_platform_info
+        if index not in self.msrs:
+            return None if value is None else value
+        if value is None:
+            return self.msrs.read(index, by_guest=True)
+        return value if self.msrs.write(index, value, by_guest=True) else None
+
     def _hypercall(self, number: int, privilege: int) -> int:
         if number == _MAP_GPA_RANGE and not privilege and self.vm.hypercall_exits >> number & 1:
             regs = self._state.regs()
@@ -261,6 +295,8 @@ class Vcpu(Descriptor):
             arguments = (regs.rbx, regs.rcx, regs.rdx)
             is_long = self._engine.code_bits() == 64
             return -EINVAL if is_misplaced else self._door.hypercall(number, arguments, is_long=is_long)
+        if number in _KICKS and not privilege and not self.msrs.enforces_features:
+            return 0
         return hypercalls.answer(number, privilege)
 
     def _change(self, work: Callable[[], None]) -> None:
@@ -394,13 +430,17 @@ class Vcpu(Descriptor):
 
     @answers(Ioctl.GET_XCRS)
     def get_xcrs(self, address: int) -> None:
-        """As set, at first x87 alone."""
-        self._get_kept(Ioctl.GET_XCRS, address)
+        """XCR0 alone."""
+        copy_out(address, _XCRS.pack(1, 0, 0, 0, self._state.xcr0).ljust(_XCRS_BYTES, b"\0"))
 
     @answers(Ioctl.SET_XCRS)
     def set_xcrs(self, address: int) -> None:
-        """Kept."""
-        self._set_kept(Ioctl.GET_XCRS, address)
+        """XCR0; what the CPU has not is refused."""
+        count, flags, _, _, value = _XCRS.unpack_from(copy_in(address, _XCRS_BYTES))
+        if count > _MAX_XCRS or flags or (count and (not value & 1 or value & ~SUPPORTED_XCR0)):
+            raise Refused(EINVAL, f"XCR0 {value:#x}")
+        if count:
+            self._state.xcr0 = value
 
     def _get_kept(self, ioctl: Ioctl, address: int) -> None:
         size = int(ioctl) >> 16 & 0x3FFF
@@ -443,7 +483,9 @@ class Vcpu(Descriptor):
 
     def _read_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
-        if kind == ENGINE and self._is_open:
+        if index in self.msrs:
+            entry.data = self.msrs.read(index) or 0
+        elif kind == ENGINE and self._is_open:
             entry.data = self._engine.uc.msr_read(index)
         elif kind != UNKNOWN:
             entry.data = self._engine.msrs.read(index)
@@ -455,17 +497,15 @@ class Vcpu(Descriptor):
 
     def _write_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
+        if index in self.msrs:
+            return self.msrs.write(index, entry.data)
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
-        if index == HWCR:
-            if entry.data & ~(_HWCR_IGNORED | _HWCR_KEPT):
-                return False
-            self._msrs[index] = entry.data & _HWCR_KEPT
-        elif kind == UNKNOWN:
+        if kind == UNKNOWN:
             self._msrs[index] = entry.data
-        elif index not in (msr.TSC, msr.EFER) and not self.vm.is_running:
+        elif index != msr.EFER and not self.vm.is_running:
             self._engine.set_msr(index, entry.data)
-        elif index not in (msr.TSC, msr.EFER) and self._is_open:
+        elif index != msr.EFER and self._is_open:
             current = MsrEntry(index)
             if self._read_msr(current) and current.data != entry.data:
                 self._engine.set_msr(index, entry.data)
@@ -531,8 +571,31 @@ class Vcpu(Descriptor):
     def take(self, _argument: int) -> None:
         """Nothing to do."""
 
+    @answers(Ioctl.ENABLE_CAP, EnableCap)
+    def enable_cap(self, value: EnableCap) -> None:
+        """Paravirtual features are enforced, or not."""
+        if value.flags or value.cap != Capability.ENFORCE_PV_FEATURE_CPUID:
+            raise Refused(EINVAL, f"capability {value.cap}")
+        self.msrs.enforces_features = bool(value.args[0])
+
+    @answers(Ioctl.PRE_FAULT_MEMORY, PreFaultMemory)
+    def pre_fault(self, value: PreFaultMemory) -> None:
+        """Pages are the guest's anyway; those of no slot are ENOENT."""
+        if not self.vm.kernel.capabilities.answer(Capability.PRE_FAULT_MEMORY):
+            raise Refused(EINVAL, "this kernel has no such ioctl")
+        if (
+            value.flags
+            or (value.gpa | value.size) % PAGE_SIZE
+            or not value.size
+            or value.gpa + value.size >> 64
+        ):
+            raise Refused(EINVAL, "misaligned")
+        if self.vm.host_address(value.gpa, PAGE_SIZE) is None:
+            raise Refused(ENOENT, f"{value.gpa:#x} is in no slot")
+        while value.size and self.vm.host_address(value.gpa, PAGE_SIZE) is not None:
+            value.gpa, value.size = value.gpa + PAGE_SIZE, value.size - PAGE_SIZE
+
     @answers(Ioctl.TPR_ACCESS_REPORTING)
-    @answers(Ioctl.ENABLE_CAP)
     @answers(Ioctl.SMI)
     def refuse(self, _argument: int) -> None:
         """Not modelled."""
@@ -544,21 +607,29 @@ class Vcpu(Descriptor):
         if copy_in(address, 4) != bytes(4):
             raise Refused(EINVAL, "guest debugging is not modelled")
 
-    @answers(Ioctl.HAS_DEVICE_ATTR)
-    @answers(Ioctl.GET_DEVICE_ATTR)
-    @answers(Ioctl.SET_DEVICE_ATTR)
-    def no_attribute(self, _argument: int) -> None:
-        """A vCPU has none here."""
-        raise Refused(ENXIO, "no attribute")
+    @answers(Ioctl.HAS_DEVICE_ATTR, DeviceAttr)
+    def has_attribute(self, value: DeviceAttr) -> None:
+        """KVM_VCPU_TSC_OFFSET alone."""
+        if (value.group, value.attr) != (0, 0):
+            raise Refused(ENXIO, f"no attribute {value.attr} of group {value.group}")
+
+    @answers(Ioctl.GET_DEVICE_ATTR, DeviceAttr)
+    def get_attribute(self, value: DeviceAttr) -> None:
+        """How far the guest's time-stamp counter is ahead."""
+        self.has_attribute(value)
+        copy_out(value.addr, self.msrs.tsc_offset.to_bytes(8, "little"))
+
+    @answers(Ioctl.SET_DEVICE_ATTR, DeviceAttr)
+    def set_attribute(self, value: DeviceAttr) -> None:
+        """From now on."""
+        self.has_attribute(value)
+        self.msrs.tsc_offset = int.from_bytes(copy_in(value.addr, 8), "little")
 
 
-HWCR = 0xC0010015
-_HWCR_IGNORED, _HWCR_KEPT = 1 << 3 | 1 << 6 | 1 << 8, 1 << 18 | 1 << 24
-"""FFDIS, CACHEDIS and MCSTATUS_WREN_MISC or the like have no effect; McStatusWrEn and TscFreqSel are kept."""
 SETTABLE_MSRS = frozenset(
     {
-        *(0x48, 0xCD, 0x3B, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029, HWCR),
-        *(0x11, 0x12, *range(0x4B564D00, 0x4B564D09)),  # of KVM's paravirtual clock and its like
+        *(0x48, 0xCD, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
+        0x4B564D08,  # of KVM's migration control
         *range(0x400, 0x480),  # machine checks
     }
 )

@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EEXIST, EINVAL, ENOENT, ENOMEM, ENOTTY, ENXIO
+from errno import EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC, ENOTTY, ENXIO
 from time import monotonic_ns
 
 from casemate.abi.guest_kind import GuestKind
@@ -29,6 +29,7 @@ from casemate.abi.kvm.structs import (
     MEM_READONLY,
     MEMORY_ATTRIBUTE_PRIVATE,
     ClockData,
+    CoalescedMmioZone,
     DirtyLog,
     EnableCap,
     EncRegion,
@@ -58,7 +59,7 @@ from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
-from casemate.userkvm.capabilities import MAP_GPA_RANGE_EXITS, SLOTS, VCPU_IDS
+from casemate.userkvm.capabilities import DISABLE_HLT, MAP_GPA_RANGE_EXITS, SLOTS, VCPU_IDS
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.guest_memfd import GuestMemfd, PrivateRanges, bind_memfd, pieces_of
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
@@ -107,7 +108,11 @@ class Vm(Descriptor):
         """What happened to the monitor's mappings behind slots."""
         self._clock_offset = 0
         self._vcpu_ids = 0
+        self._zones: list[tuple[int, int, bool]] = []
+        """Start and end of memory or ports, whether ports, whose writes are coalesced."""
         self.hypercall_exits = 0
+        self.disabled_quirks = 0
+        self.shows_platform_info = True
         """Hypercalls that the monitor answers, a bit each."""
         self._changing = threading.RLock()
         self.policy = 0
@@ -517,6 +522,32 @@ class Vm(Descriptor):
         """A store that signals an event descriptor."""
         self.ioeventfds.change(value)
 
+    @answers(Ioctl.REGISTER_COALESCED_MMIO, CoalescedMmioZone)
+    def register_coalesced(self, value: CoalescedMmioZone) -> None:
+        """Writes there wait in the ring for the next exit."""
+        if value.pio > 1:
+            raise Refused(EINVAL, "pio is 0 or 1")
+        zone = value.addr, value.addr + value.size, bool(value.pio)
+        with self._guest_stopped():
+            if not self.inside.set_zones([*self._zones, zone]):
+                raise Refused(ENOSPC, "too many")
+            self._zones.append(zone)
+
+    @answers(Ioctl.UNREGISTER_COALESCED_MMIO, CoalescedMmioZone)
+    def unregister_coalesced(self, value: CoalescedMmioZone) -> None:
+        """No more; zones within this one are gone, and there need be none."""
+        if value.pio > 1:
+            raise Refused(EINVAL, "pio is 0 or 1")
+        start, end = value.addr, value.addr + value.size
+        with self._guest_stopped():
+            kept = [
+                zone
+                for zone in self._zones
+                if zone[2] != bool(value.pio) or not (start <= zone[0] and zone[1] <= end)
+            ]
+            self._zones = kept
+            self.inside.set_zones(kept)
+
     # Time and the rest.
 
     def tsc_khz(self) -> int:
@@ -547,6 +578,12 @@ class Vm(Descriptor):
             if value.args[0] & ~MAP_GPA_RANGE_EXITS:
                 raise Refused(EINVAL, f"exits for hypercalls {value.args[0]:#x}")
             self.hypercall_exits = value.args[0]
+        if value.cap == Capability.X86_DISABLE_EXITS:
+            self.cpuid.never_halts = bool(value.args[0] & DISABLE_HLT)
+        if value.cap == Capability.DISABLE_QUIRKS2:
+            self.disabled_quirks |= value.args[0]
+        if value.cap == Capability.MSR_PLATFORM_INFO:
+            self.shows_platform_info = bool(value.args[0])
         if value.cap == Capability.MAX_VCPU_ID:
             self._limit_vcpu_ids(value.args[0])
 

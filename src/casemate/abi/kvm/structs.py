@@ -338,18 +338,18 @@ class RunInternal(Struct):
     _fields_ = (("suberror", c_uint32), ("ndata", c_uint32), ("data", c_uint64 * 16))
 
 
+class PreFaultMemory(Struct):
+    """``kvm_pre_fault_memory``; ``size`` in bytes, and what is left of it."""
+
+    SIZE, SOURCE = 64, _KVM_H
+    _fields_ = (("gpa", c_uint64), ("size", c_uint64), ("flags", c_uint64), ("padding", c_uint64 * 5))
+
+
 class RunHypercall(Struct):
     """``kvm_run.hypercall``; ``flags`` bit 0: the guest is in 64-bit mode."""
 
     SIZE, SOURCE = 72, _KVM_H
     _fields_ = (("nr", c_uint64), ("args", c_uint64 * 6), ("ret", c_uint64), ("flags", c_uint64))
-
-
-class RunMemoryFault(Struct):
-    """``kvm_run.memory_fault``; ``size`` in bytes."""
-
-    SIZE, SOURCE = 24, _KVM_H
-    _fields_ = (("flags", c_uint64), ("gpa", c_uint64), ("size", c_uint64))
 
 
 class RunSystemEvent(Struct):

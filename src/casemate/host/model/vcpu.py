@@ -27,7 +27,7 @@ from casemate.host.model.cpu.hooks import (
     InstructionDecider,
     PseudoException,
 )
-from casemate.host.model.hypercalls import VMMCALL
+from casemate.host.model.hypercalls import VMCALL, VMMCALL
 from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.run_control import RunControl, ThreadControl
@@ -77,6 +77,8 @@ class ModelVcpu:
         """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
         self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
         """Number and privilege level to what RAX gets."""
+        self.patches_vmcall = False
+        """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
         self._closed = False
         self._executing = threading.Event()
@@ -239,7 +241,12 @@ class ModelVcpu:
     def _execute_for_guest(self, hooks: EngineHooks) -> int:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
         code, text = self._engine.code_here(len(_VMGEXIT)), None
-        if code.startswith(VMMCALL):
+        if code.startswith(VMCALL) and not self.patches_vmcall:
+            return UNDEFINED
+        if code.startswith((VMMCALL, VMCALL)):
+            if code.startswith(VMCALL):
+                self._engine.write_virtual(self._engine.instruction_address(), VMMCALL)
+                self._flush_wanted = True
             if self._visibility.registers:
                 return ExitCode.VMMCALL
             code = VMMCALL

@@ -25,7 +25,7 @@ enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, UNDONE_PORT = 0x2603 };
 
 /* Model-specific registers: three ranges, and for each register how it is and whether an access raises #VC. */
 enum { MSR_RANGES = 3, MSRS = 0x2000, UNKNOWN_MSRS = 64 };
-enum { MSR_UNKNOWN = 0, MSR_ENGINE = 1, MSR_CONSTANT = 2, MSR_PLAIN = 3, MSR_RAISES = 0x80 };
+enum { MSR_UNKNOWN = 0, MSR_ENGINE = 1, MSR_CONSTANT = 2, MSR_PLAIN = 3, MSR_ASKED = 4, MSR_RAISES = 0x80 };
 
 struct unknown_msr { u32 index, count; };
 
@@ -91,6 +91,7 @@ struct cpu {
     void (*write_port)(u32 port, u32 size, u32 value);
     u64 (*read_mmio)(u64 gpa, u32 size);
     void (*write_mmio)(u64 gpa, u32 size, u64 value);
+    u32 (*on_msr)(u32 index, u32 is_write, u64 *value); /* nonzero: #GP */
     void (*on_cpuid)(u32 leaf, u32 index, u32 *answer);
 
     u64 served[SERVED_KINDS];

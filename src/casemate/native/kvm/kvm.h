@@ -21,7 +21,8 @@ typedef uint64_t u64;
 /* What a descriptor is of. */
 enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV, GUEST_MEMFD };
 
-enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256 };
+enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256, ZONES = 64 };
+enum { COALESCED_PAGE = 2 };
 enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
@@ -35,6 +36,8 @@ struct inside {
     u8 ports[65536 / 8];
     u64 count;
     struct range mmio[RANGES];
+    u64 zone_count;
+    struct zone { u64 start, end, is_pio; } zones[ZONES]; /* whose writes are coalesced */
 };
 
 /* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */

@@ -229,6 +229,26 @@ static int is_inside(struct vcpu *v, u64 gpa) {
     return 0;
 }
 
+/* A write that the monitor hears of later: whether there was room for it in the ring. */
+static int is_coalesced(struct vcpu *v, u64 address, u32 size, u64 value, u64 is_pio) {
+    struct ring {
+        u32 first, last;
+        struct { u64 address; u32 size, is_pio; u64 data; } writes[(PAGE - 8) / 24];
+    } *ring = (void *)(v->run + COALESCED_PAGE * PAGE);
+    enum { ROOM = sizeof ring->writes / sizeof *ring->writes };
+    for (u64 i = 0; i < v->inside->zone_count; i++) {
+        struct zone *zone = &v->inside->zones[i];
+        if (zone->is_pio != is_pio || address < zone->start || address + size > zone->end) continue;
+        u32 last = ring->last;
+        if (last >= ROOM || (last + 1) % ROOM == ring->first) return 0;
+        ring->writes[last].address = address, ring->writes[last].size = size;
+        ring->writes[last].is_pio = is_pio, ring->writes[last].data = value;
+        __atomic_store_n(&ring->last, (last + 1) % ROOM, __ATOMIC_RELEASE);
+        return 1;
+    }
+    return 0;
+}
+
 EXPORT u32 kvm_read_port(u32 port, u32 size) {
     struct vcpu *v = current_vcpu;
     return is_port_inside(v, port) ? v->read_port(port, size) : kvm_exit_port(v, 0, port, size, 0);
@@ -237,7 +257,7 @@ EXPORT u32 kvm_read_port(u32 port, u32 size) {
 EXPORT void kvm_write_port(u32 port, u32 size, u32 value) {
     struct vcpu *v = current_vcpu;
     if (is_port_inside(v, port)) v->write_port(port, size, value);
-    else kvm_exit_port(v, 1, port, size, value);
+    else if (!is_coalesced(v, port, size, value, 1)) kvm_exit_port(v, 1, port, size, value);
 }
 
 EXPORT u64 kvm_read_mmio(u64 gpa, u32 size) {
@@ -252,7 +272,7 @@ EXPORT void kvm_write_mmio(u64 gpa, u32 size, u64 value) {
     if (!is_executing(v)) return;
     gpa &= v->address_mask;
     if (is_inside(v, gpa)) v->write_mmio(gpa, size, value);
-    else kvm_exit_mmio(v, 1, gpa, size, value);
+    else if (!is_coalesced(v, gpa, size, value, 0)) kvm_exit_mmio(v, 1, gpa, size, value);
 }
 
 /* Waiting in HLT. */

@@ -61,6 +61,7 @@ WriteDecider = CFUNCTYPE(c_uint32)
 """Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
 PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 InstructionDecider = CFUNCTYPE(c_uint32)
+MsrAnswer = CFUNCTYPE(c_uint32, c_uint32, c_uint32, ctypes.POINTER(c_uint64))
 CpuidAnswer = CFUNCTYPE(None, c_uint32, c_uint32, ctypes.POINTER(c_uint32))
 _TakePrograms = CFUNCTYPE(None, c_uint32, c_uint32)
 
@@ -123,6 +124,7 @@ class CpuRecord(ctypes.Structure):
         ("write_port", PortWrite),
         ("read_mmio", MmioRead),
         ("write_mmio", MmioWrite),
+        ("on_msr", MsrAnswer),
         ("on_cpuid", CpuidAnswer),
         ("served", c_uint64 * 8),
         ("vc", c_uint64 * _EXIT_CODES),
@@ -272,6 +274,31 @@ class EngineHooks:
                 registers[number] = value
 
         self.record.on_cpuid = CpuidAnswer(on_cpuid)
+
+    def answer_msrs(self, answer: Callable[[int, int | None], int | None]) -> None:
+        """Ask ``answer`` for ASKED registers: number, and the value that the guest writes. None is #GP."""
+
+        def on_msr(index: int, is_write: int, value: Any) -> int:
+            found = answer(index, value[0] if is_write else None)
+            if found is None:
+                return 1
+            value[0] = found
+            return 0
+
+        self.record.on_msr = MsrAnswer(on_msr)
+
+    def ticks(self) -> int:
+        """The host's time-stamp counter."""
+        return int(library.cpu_get_ticks_x86_64())
+
+    @property
+    def tsc_offset(self) -> int:
+        """How far the guest's time-stamp counter is ahead of the host's, modulo 2**64."""
+        return int(self._tsc_offset.value)
+
+    @tsc_offset.setter
+    def tsc_offset(self, value: int) -> None:
+        self._tsc_offset.value = value
 
     def forget_cpuid(self) -> None:
         """Ask for all leaves again."""

@@ -36,8 +36,8 @@ ENGINE_KNOWS = frozenset(
     }
 )
 
-UNKNOWN, ENGINE, CONSTANT, PLAIN = range(4)
-"""What is behind a register: nothing, the engine's own, a value that writes do not change, or a value."""
+UNKNOWN, ENGINE, CONSTANT, PLAIN, ASKED = range(5)
+"""What is behind a register: nothing, the engine's own, a value that writes do not change, a value, or a function."""
 _RAISES = 0x80
 _RANGES, _PER_RANGE, _UNKNOWN_KEPT = (0, 0xC0000000, 0xC0010000), 0x2000, 64
 
@@ -74,6 +74,10 @@ class ModelSpecificRegisters:
         self._define(msr.APIC_BASE, PLAIN, msr.APIC_BASE_RESET)
         self._define(msr.FEATURE_CONTROL, CONSTANT, 1)
         self._define(msr.MICROCODE_REVISION, CONSTANT, 0)
+
+    def ask(self, index: int) -> None:
+        """Have the guest's accesses answered by the function of ``EngineHooks.answer_msrs``."""
+        self._set_policy(index, ASKED)
 
     @property
     def unknown(self) -> Counter[int]:
