@@ -67,6 +67,7 @@ EXPORT int kvm_watch_code(void) {
     struct uffdio_api api = {.api = UFFD_API, .features = FEATURES};
     pthread_t thread;
     sigset_t all, old;
+    memset((void *)vcpus, 0, sizeof vcpus);
     /* Without the right to handle faults of the kernel's own, read(2) into such a page would fail. */
     faults = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     if (faults < 0) return errno;

@@ -83,6 +83,20 @@ static int load(void) {
     return 0;
 }
 
+/* A process that was forked off has a copy of Python, without its threads: it gets a KVM of its own. */
+static int start_anew(void) {
+    int (*ensure)(void) = dlsym(RTLD_DEFAULT, "PyGILState_Ensure"), (*run)(const char *) = dlsym(RTLD_DEFAULT, "PyRun_SimpleString");
+    void (*release)(int) = dlsym(RTLD_DEFAULT, "PyGILState_Release"), (*after_fork)(void) = dlsym(RTLD_DEFAULT, "PyOS_AfterFork_Child");
+    if (!ensure || !run || !release || !after_fork) return ENODEV;
+    int state = ensure();
+    after_fork();
+    int failed = run("from casemate.userkvm import server; server.start()");
+    release(state);
+    if (failed) return refuse("casemate could not start in a process that was forked off", "see above");
+    owner = getpid();
+    return 0;
+}
+
 static int failure;
 
 static void load_once(void) {
@@ -102,7 +116,7 @@ int start_python(void) {
         state = 2;
     }
     while (state == 1) usleep(1000);
-    if (!failure && owner != getpid()) return ENODEV; /* a fork of a process that has a Python, but none of its threads */
+    if (!failure && owner != getpid()) return start_anew();
     return failure;
 }
 
