@@ -169,6 +169,9 @@ def load() -> Any:
     library.kvm_wait.argtypes = (c_uint64, c_int64)
     library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
     library.kvm_unwatch_memory.restype = None
+    library.kvm_log_start.argtypes = (c_uint64, c_uint64, c_uint64)
+    library.kvm_log_take.argtypes, library.kvm_log_take.restype = (c_uint64, c_uint64), None
+    library.kvm_log_stop.argtypes, library.kvm_log_stop.restype = (c_uint64,), None
     library.kvm_wake.argtypes = (c_uint64,)
     ours = "pause", "hold", "release", "park", "complete"
     for call in (getattr(library, f"kvm_{name}") for name in ours):

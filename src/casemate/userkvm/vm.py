@@ -61,6 +61,7 @@ from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import DISABLE_HLT, MAP_GPA_RANGE_EXITS, SLOTS, VCPU_IDS
 from casemate.userkvm.cpuid import VcpuCpuid
+from casemate.userkvm.dirty_log import SlotLog
 from casemate.userkvm.guest_memfd import GuestMemfd, PrivateRanges, bind_memfd, pieces_of
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
@@ -108,6 +109,8 @@ class Vm(Descriptor):
         """What happened to the monitor's mappings behind slots."""
         self._clock_offset = 0
         self._vcpu_ids = 0
+        self._logs: dict[int, SlotLog] = {}
+        """Of slots whose writes are logged."""
         self._zones: list[tuple[int, int, bool]] = []
         """Start and end of memory or ports, whether ports, whose writes are coalesced."""
         self.hypercall_exits = 0
@@ -177,6 +180,8 @@ class Vm(Descriptor):
 
     def close(self) -> None:
         """Nobody has a descriptor any more."""
+        for log in self._logs.values():
+            log.close()
         if self.irqfds is not None:
             self.irqfds.close()
         self.ioeventfds.close()
@@ -276,6 +281,7 @@ class Vm(Descriptor):
             return
         slot = self._slot(value)
         if before == slot:
+            self._log(slot, wanted=bool(value.flags & MEM_LOG_DIRTY_PAGES))
             return
         if before is not None and _fixed(before) != _fixed(slot):
             raise Refused(EINVAL, "a live slot's memory, size and read-only flag do not change")
@@ -288,6 +294,14 @@ class Vm(Descriptor):
             self._back(self.model, slot)
         self.slots[number] = slot
         self._tell_vcpus()
+        self._log(slot, wanted=bool(value.flags & MEM_LOG_DIRTY_PAGES))
+
+    def _log(self, slot: MemorySlot, *, wanted: bool) -> None:
+        if wanted and slot.number not in self._logs:
+            watched = self.kernel.watches_code and not self.kind.is_confidential
+            self._logs[slot.number] = SlotLog(slot, is_watched=watched)
+        elif not wanted and slot.number in self._logs:
+            self._logs.pop(slot.number).close()
 
     @answers(Ioctl.SET_USER_MEMORY_REGION2, UserspaceMemoryRegion2)
     def set_region2(self, value: UserspaceMemoryRegion2) -> None:
@@ -345,6 +359,8 @@ class Vm(Descriptor):
 
     def _delete(self, number: int) -> None:
         del self.slots[number]
+        if number in self._logs:
+            self._logs.pop(number).close()
         file = self._files.pop(number, None)
         if file is not None:
             file.unbind(number)
@@ -360,12 +376,11 @@ class Vm(Descriptor):
 
     @answers(Ioctl.GET_DIRTY_LOG, DirtyLog)
     def get_dirty_log(self, value: DirtyLog) -> None:
-        """Every page may have been written to."""
-        slot = self.slots.get(value.slot)
-        if slot is None:
-            raise Refused(ENOENT, f"no slot {value.slot}")
-        pages = slot.range.size // PAGE_SIZE
-        copy_out(value.dirty_bitmap, ((1 << pages) - 1).to_bytes(-(-pages // 64) * 8, "little"))
+        """What was written to since the last time."""
+        log = self._logs.get(value.slot)
+        if log is None:
+            raise Refused(ENOENT, f"slot {value.slot} has no log")
+        copy_out(value.dirty_bitmap, log.take())
 
     @answers(Ioctl.SET_MEMORY_ATTRIBUTES, MemoryAttributes)
     def set_attributes(self, value: MemoryAttributes) -> None:
