@@ -53,6 +53,20 @@ _OF_THE_HOST = re.compile(r"CONFIG_|/proc|/sys")
 _ASSERTION = re.compile(r"==== Test Assertion Failure ====\n +(\S+): (.*)")
 
 
+_VCPUS = "it needs several vCPUs, and the modelled host has one"
+_KNOWN = {
+    **dict.fromkeys(
+        ("hardware_disable_test", "recalc_apic_map_test", "steal_time", "xapic_ipi_test"), _VCPUS
+    ),
+    "state_test": _VCPUS,
+    "rseq_test": "it wants half as many KVM_RUNs as migrations in the same time, and the model is slower than that",
+    "userspace_io_test": "it counts on one exit for a string instruction, and the model makes one for each element",
+    "userspace_msr_exit_test": "exits for model-specific registers (KVM_CAP_X86_USER_SPACE_MSR) are not modelled",
+    "sev_smoke_test": f"`test_sync_vmsa` needs AVX; see `{_VARIANT}`",
+}
+"""Why programs fail, where the failed assertion does not say it."""
+
+
 class CannotError(Exception):
     """Why this host cannot, and the remedy."""
 
@@ -90,6 +104,8 @@ class Outcome:
         """One line; empty if it passed."""
         if self.code == 0:
             return ""
+        if self.result == "fail" and self.name in _KNOWN:
+            return _KNOWN[self.name]
         if self.code is None:
             return f"not done after {LIMIT} s"
         if requirement := _REQUIREMENT.search(self.output):

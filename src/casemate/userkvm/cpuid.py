@@ -14,6 +14,10 @@ _X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
 _SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
 _LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
 _ADDRESS_SIZES = 0x80000008
+_AMD_FEATURES, _SVM = 0x80000001, 1 << 2
+"""There is no nested virtualization."""
+_MORE_FEATURES, _BMI2, _ADX = 7, 1 << 8, 1 << 19
+"""Of these the engine executes SHLX and ADCX only while CR4.OSFXSR is set, and boot loaders execute them before."""
 _SIGNATURE, _KVM_FEATURES = 0x40000000, 0x40000001
 _PV_UNHALT = 1 << 7
 _KVM = (_KVM_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D)
@@ -33,6 +37,10 @@ def supported() -> list[CpuidEntry2]:
             if leaf == _FEATURES:
                 ecx = ecx & ~(_X2APIC | _TSC_DEADLINE | _OSXSAVE | _MONITOR) | _HYPERVISOR
                 edx |= _APIC
+            elif (leaf, index) == (_MORE_FEATURES, 0):
+                ebx &= ~(_BMI2 | _ADX)
+            elif leaf == _AMD_FEATURES:
+                ecx &= ~_SVM
             elif leaf == MAX_EXTENDED:
                 eax = max(eax, ENCRYPTION)
             elif leaf == _ADDRESS_SIZES:
