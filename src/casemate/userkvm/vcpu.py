@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import signal
-import struct
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
 from errno import E2BIG, EINVAL, ENOENT, ENOMEM, ENXIO
@@ -44,7 +43,7 @@ from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
-from casemate.userkvm.cpuid import SUPPORTED_XCR0, VcpuCpuid, supported
+from casemate.userkvm.cpuid import VcpuCpuid, supported
 from casemate.userkvm.guest_memfd import PrivateRanges
 from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
@@ -54,7 +53,6 @@ from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.table import (
-    Descriptor,
     Refused,
     answer_msrs,
     answers,
@@ -63,17 +61,14 @@ from casemate.userkvm.table import (
     copy_out_cpuid,
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl
+from casemate.userkvm.vcpu_state import ExtendedState
 
 RUNNABLE, HALTED = 0, 3
 """``kvm_mp_state.mp_state``."""
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
-_FXSAVE, _XSAVE = 512, 4096
-_XCRS, _XCRS_BYTES, _MAX_XCRS = struct.Struct("<IIIIQ"), 392, 16
-"""Count, flags, and the first register's number, padding and value."""
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
 """Bytes of an input that clears the upper half of RAX."""
-_XSTATE_BV = 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
@@ -121,12 +116,13 @@ class VcpuOwner(Protocol):
         """Of the time-stamp counter."""
 
 
-class Vcpu(Descriptor):
+class Vcpu(ExtendedState):
     """One vCPU of ``vm``. Raises Refused where the library has no memory for it."""
 
     unknown_errno = EINVAL
 
     def __init__(self, vm: VcpuOwner, number: int) -> None:
+        super().__init__()
         self.vm = vm
         self.number = number
         self._library = load()
@@ -140,8 +136,6 @@ class Vcpu(Descriptor):
         self.faults: list[str] = []
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
-        self._kept: dict[Ioctl, bytes] = {}
-        """State that is kept for the monitor and that the guest does not see, by the ioctl that reads it."""
         self._msrs: dict[int, int] = {}
         self._later: list[Callable[[], None]] = []
         self._accessed_at = 0
@@ -379,75 +373,6 @@ class Vcpu(Descriptor):
         if value.mp_state not in (RUNNABLE, HALTED):
             raise Refused(EINVAL, f"MP state {value.mp_state}")
         self.model.is_halted = value.mp_state == HALTED
-
-    @answers(Ioctl.GET_FPU)
-    def get_fpu(self, address: int) -> None:
-        """x87 and SSE in KVM's own order."""
-        area = self._state.fxsave()
-        head = area[0:2] + area[2:4] + area[4:5] + b"\0" + area[6:24]
-        copy_out(address, area[32:160] + head + area[160:416] + area[24:28] + bytes(4))
-
-    @answers(Ioctl.SET_FPU)
-    def set_fpu(self, address: int) -> None:
-        """Likewise."""
-        data = copy_in(address, 416)
-        head = data[128:152]
-        area = head[0:5] + b"\0" + head[6:24] + data[408:412] + bytes(4) + data[0:128] + data[152:408]
-        self._state.set_fxsave(area.ljust(_FXSAVE, b"\0"))
-
-    @answers(Ioctl.GET_XSAVE)
-    @answers(Ioctl.GET_XSAVE2)
-    def get_xsave(self, address: int) -> None:
-        """The legacy region; the guest has nothing beyond it."""
-        area = bytearray(self._state.fxsave().ljust(_XSAVE, b"\0"))
-        area[_XSTATE_BV] = 3
-        copy_out(address, bytes(area))
-
-    @answers(Ioctl.SET_XSAVE)
-    def set_xsave(self, address: int) -> None:
-        """Likewise."""
-        self._state.set_fxsave(copy_in(address, _XSAVE)[:_FXSAVE])
-
-    @answers(Ioctl.GET_VCPU_EVENTS)
-    def get_events(self, address: int) -> None:
-        """None waits."""
-        self._get_kept(Ioctl.GET_VCPU_EVENTS, address)
-
-    @answers(Ioctl.SET_VCPU_EVENTS)
-    def set_events(self, address: int) -> None:
-        """Kept."""
-        self._set_kept(Ioctl.GET_VCPU_EVENTS, address)
-
-    @answers(Ioctl.GET_DEBUGREGS)
-    def get_debug(self, address: int) -> None:
-        """As set."""
-        self._get_kept(Ioctl.GET_DEBUGREGS, address)
-
-    @answers(Ioctl.SET_DEBUGREGS)
-    def set_debug(self, address: int) -> None:
-        """Kept."""
-        self._set_kept(Ioctl.GET_DEBUGREGS, address)
-
-    @answers(Ioctl.GET_XCRS)
-    def get_xcrs(self, address: int) -> None:
-        """XCR0 alone."""
-        copy_out(address, _XCRS.pack(1, 0, 0, 0, self._state.xcr0).ljust(_XCRS_BYTES, b"\0"))
-
-    @answers(Ioctl.SET_XCRS)
-    def set_xcrs(self, address: int) -> None:
-        """XCR0; what the CPU has not is refused."""
-        count, flags, _, _, value = _XCRS.unpack_from(copy_in(address, _XCRS_BYTES))
-        if count > _MAX_XCRS or flags or (count and (not value & 1 or value & ~SUPPORTED_XCR0)):
-            raise Refused(EINVAL, f"XCR0 {value:#x}")
-        if count:
-            self._state.xcr0 = value
-
-    def _get_kept(self, ioctl: Ioctl, address: int) -> None:
-        size = int(ioctl) >> 16 & 0x3FFF
-        copy_out(address, self._kept.get(ioctl, bytes(size)))
-
-    def _set_kept(self, ioctl: Ioctl, address: int) -> None:
-        self._kept[ioctl] = copy_in(address, int(ioctl) >> 16 & 0x3FFF)
 
     # CPUID and MSRs.
 
