@@ -48,6 +48,7 @@ from casemate.userkvm.guest_memfd import PrivateRanges
 from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
@@ -83,6 +84,7 @@ class VcpuOwner(Protocol):
     chips: Irqchip | None
     ioeventfds: Ioeventfds
     private: PrivateRanges
+    legacy: LegacyChips
     hypercall_exits: int
     disabled_quirks: int
     shows_platform_info: bool

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from casemate.userkvm.guest_memfd import PrivateRanges
     from casemate.userkvm.ioeventfd import Ioeventfds
     from casemate.userkvm.irqchip import Irqchip
+    from casemate.userkvm.legacy_chips import LegacyChips
 
 
 class SignalControl:
@@ -82,6 +83,7 @@ class BusOwner(Protocol):
     chips: Irqchip | None
     ioeventfds: Ioeventfds
     private: PrivateRanges
+    legacy: LegacyChips
 
     def host_address(self, gpa: int, size: int) -> int | None:
         """Where memory is now."""
@@ -106,6 +108,7 @@ class InsideBus:
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT."""
         if self._chips is not None and self._chips.write_port(port, size, value):
+            self._vm.legacy.note(port, value)
             return
         if not self._events.signal(port, size, value, pio=True):
             self._library.kvm_exit_port(self._address, 1, port, size, value & 0xFFFFFFFF)

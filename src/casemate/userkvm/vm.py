@@ -53,6 +53,7 @@ from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
 from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Kind, load
 from casemate.userkvm.table import Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu import Vcpu
@@ -60,7 +61,7 @@ from casemate.userkvm.vm_memory import ADDRESS_SPACE, VmMemory
 
 _REGION = "KVM_SET_USER_MEMORY_REGION"
 _ROUTES = 1024
-_PIT_STATE = 112
+_PIT_STATE, _PIC_VECTOR_AT = 112, 5
 
 
 class Vm(VmMemory):
@@ -74,6 +75,7 @@ class Vm(VmMemory):
         self.cpuid = VcpuCpuid()
         self.chips: Irqchip | None = None
         self.ioeventfds = Ioeventfds(self.inside)
+        self.legacy = LegacyChips()
         self.irqfds: Irqfds | None = None
         self.vcpus: dict[int, Vcpu] = {}
         self._clock_offset = 0
@@ -236,35 +238,51 @@ class Vm(VmMemory):
 
     @answers(Ioctl.GET_IRQCHIP, IrqchipStruct)
     def get_irqchip(self, value: IrqchipStruct) -> None:
-        """The I/O APIC's state; the 8259s show none."""
+        """What a chip is programmed to."""
         chips = self._irqchip()
         if value.chip_id > IRQCHIP_IOAPIC:
             raise Refused(EINVAL, f"chip {value.chip_id}")
-        state = chips.ioapic_state().to_bytes() if value.chip_id == IRQCHIP_IOAPIC else b""
+        if value.chip_id == IRQCHIP_IOAPIC:
+            state = chips.ioapic_state().to_bytes()
+        else:
+            state = self.legacy.pic_state(value.chip_id, chips.read_port, chips.write_port)
         value.chip[:] = state.ljust(512, b"\0")
 
     @answers(Ioctl.SET_IRQCHIP)
     def set_irqchip(self, address: int) -> None:
-        """The I/O APIC's; of the 8259s only their reset, which monitors make by it."""
+        """Program a chip so. Monitors reset the 8259s and what belongs to them by it, too."""
         chips = self._irqchip()
         value = IrqchipStruct.from_bytes(copy_in(address, IrqchipStruct.SIZE))
         if value.chip_id == IRQCHIP_IOAPIC:
             chips.set_ioapic_state(IoapicStateStruct.from_bytes(bytes(value.chip)))
         elif value.chip_id > IRQCHIP_PIC_SLAVE:
             raise Refused(EINVAL, f"chip {value.chip_id}")
-        elif not any(bytes(value.chip)[:4]):
+        elif not any(bytes(value.chip)[: _PIC_VECTOR_AT + 1]):
             chips.reset()
+        else:
+            self.legacy.set_pic_state(value.chip_id, bytes(value.chip), chips.write_port, self._pulse)
+
+    def _pulse(self, line: int) -> None:
+        chips = self._irqchip()
+        chips.set_level(line, True)
+        chips.set_level(line, False)
 
     @answers(Ioctl.GET_PIT2)
     def get_pit(self, address: int) -> None:
-        """Not shown."""
+        """What its counters are programmed to."""
         self._irqchip()
-        copy_out(address, bytes(_PIT_STATE))
+        copy_out(address, self.legacy.pit_state())
 
     @answers(Ioctl.SET_PIT2)
+    def set_pit(self, address: int) -> None:
+        """Program them so, where that is something else."""
+        chips, state = self._irqchip(), copy_in(address, _PIT_STATE)
+        if state != self.legacy.pit_state():
+            self.legacy.set_pit_state(state, chips.write_port)
+
     @answers(Ioctl.REINJECT_CONTROL)
-    def set_pit(self, _address: int) -> None:
-        """It keeps its own."""
+    def set_reinjection(self, _address: int) -> None:
+        """No tick is lost that could come again."""
         self._irqchip()
 
     @answers(Ioctl.IRQFD, IrqfdStruct)
