@@ -47,9 +47,13 @@ class NestedFaultLoop:
 
 @dataclass(frozen=True, slots=True)
 class SevTermination:
-    """A SEV-ES guest asked by GHCB for its own end, or for what no host does (KVM_SYSTEM_EVENT_SEV_TERM)."""
+    """A SEV-ES guest asked by GHCB for its own end, or for what no host does (KVM_SYSTEM_EVENT_SEV_TERM).
+
+    ``ghcb`` is the GHCB MSR as the guest left it.
+    """
 
     detail: str
+    ghcb: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class Run:
                     machine.state.end(Ending.VIOLATION, verdict.text)
             case NestedFaultLoop():
                 machine.state.end(Ending.VIOLATION, judge_loop(machine))
-            case SevTermination(detail):
+            case SevTermination(detail, _):
                 machine.state.end(Ending.SEV_TERMINATION, detail)
             case KvmInternalError(detail, rip):
                 text = instruction_text(machine)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from casemate.abi.kernel_eras import KernelEra
+from casemate.abi.kernel_eras import ERAS, KernelEra
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.structs import MEMORY_ATTRIBUTE_PRIVATE
 from casemate.abi.kvm.vm_types import VmType
 
 SLOTS = 509
-_MAP_GPA_RANGE = 1 << 12
+COALESCED_PAGE = 2
+"""Which page of the vCPU's mapping has the ring of coalesced writes."""
+DISABLE_HLT, _DISABLE_PAUSE = 1 << 1, 1 << 2
+FIX_HYPERCALL = 1 << 5
+"""KVM_X86_QUIRK_FIX_HYPERCALL_INSN."""
+VCPU_IDS = 4
+"""Four numbers for each possible vCPU, as KVM_VCPU_ID_RATIO says."""
+MAP_GPA_RANGE_EXITS = 1 << 12
 """KVM_HC_MAP_GPA_RANGE."""
 _FIXED: dict[int, int] = {
     **dict.fromkeys(
@@ -20,14 +27,20 @@ _FIXED: dict[int, int] = {
             Capability.IOEVENTFD, Capability.SET_IDENTITY_MAP_ADDR, Capability.INTERNAL_ERROR_DATA,
             Capability.VCPU_EVENTS, Capability.DEBUGREGS, Capability.X86_ROBUST_SINGLESTEP, Capability.XSAVE,
             Capability.XCRS, Capability.GET_TSC_KHZ, Capability.MAX_VCPUS, Capability.SIGNAL_MSI,
-            Capability.CHECK_EXTENSION_VM, Capability.IOEVENTFD_ANY_LENGTH, Capability.MAX_VCPU_ID,
+            Capability.CHECK_EXTENSION_VM, Capability.IOEVENTFD_ANY_LENGTH,
             Capability.IMMEDIATE_EXIT, Capability.GET_MSR_FEATURES, Capability.SYS_ATTRIBUTES,
+            Capability.MSR_PLATFORM_INFO, Capability.VCPU_ATTRIBUTES, Capability.ENFORCE_PV_FEATURE_CPUID,
+            Capability.COALESCED_PIO,
         ),
         1,
     ),
     Capability.NR_MEMSLOTS: SLOTS,
+    Capability.MAX_VCPU_ID: VCPU_IDS,
     Capability.IRQ_ROUTING: 1024,
     Capability.MCE: 32,
+    Capability.COALESCED_MMIO: COALESCED_PAGE,
+    Capability.X86_DISABLE_EXITS: DISABLE_HLT | _DISABLE_PAUSE,
+    Capability.DISABLE_QUIRKS2: FIX_HYPERCALL,
     Capability.ADJUST_CLOCK: 2,
 }  # fmt: skip
 """Everything else is 0."""
@@ -66,7 +79,9 @@ class Capabilities:
         if number == Capability.GUEST_MEMFD:
             return int(has_private)
         if number == Capability.EXIT_HYPERCALL:
-            return _MAP_GPA_RANGE
-        if number == Capability.USER_MEMORY2:
+            return MAP_GPA_RANGE_EXITS
+        if number == Capability.PRE_FAULT_MEMORY:
+            return int(ERAS.index(era.name) >= ERAS.index("linux-6.11"))
+        if number in (Capability.USER_MEMORY2, Capability.MEMORY_FAULT_INFO):
             return int(VmType.SW_PROTECTED in era.vm_types)
         return _FIXED.get(number, 0)

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 
 from casemate.address import PAGE_SIZE
+from casemate.host.model.cpu.hooks import MARKED_PAGES
 from casemate.host.slots import MemorySlot
 from casemate.userkvm.library import CODE_SLOTS, VcpuRecord, load
 
@@ -25,7 +26,7 @@ class CodeWatch:
         """These are the slots now; between two runs. What cannot be watched is left out."""
         self._record.code_count = 0
         self._seen.clear()
-        largest = sorted(slots, key=lambda slot: -slot.range.size)[:CODE_SLOTS]
+        largest = sorted(filter(_has_marks, slots), key=lambda slot: -slot.range.size)[:CODE_SLOTS]
         watched = [slot for slot in largest if not self._library.kvm_watch_memory(slot.hva, slot.range.size)]
         for number, slot in enumerate(watched):
             pages = slot.range.size // PAGE_SIZE
@@ -33,7 +34,12 @@ class CodeWatch:
             self._seen.append(seen)
             code = self._record.code[number]
             code.host, code.pages = slot.hva, pages
-            code.marks = self._marks + slot.range.start // PAGE_SIZE
+            code.marks = self._marks + slot.range.start // PAGE_SIZE % MARKED_PAGES
             code.seen = ctypes.addressof(ctypes.c_char.from_buffer(seen))
         self._record.code_count = len(watched)
         self._record.must_protect = 1
+
+
+def _has_marks(slot: MemorySlot) -> bool:
+    """Marks begin anew every 64 GiB; a slot needs its in one piece."""
+    return slot.range.start // PAGE_SIZE % MARKED_PAGES + slot.range.size // PAGE_SIZE <= MARKED_PAGES

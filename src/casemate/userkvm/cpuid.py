@@ -14,9 +14,17 @@ _X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
 """The LAPIC model has neither of the first two."""
 _SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
 _LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
+_ADDRESS_SIZES = 0x80000008
+_AMD_FEATURES, _SVM = 0x80000001, 1 << 2
+"""There is no nested virtualization."""
+_MORE_FEATURES, _BMI2, _ADX = 7, 1 << 8, 1 << 19
+"""Of these the engine executes SHLX and ADCX only while CR4.OSFXSR is set, and boot loaders execute them before."""
 _SIGNATURE, _KVM_FEATURES = 0x40000000, 0x40000001
+_PV_UNHALT = 1 << 7
 _KVM = (_KVM_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D)
 """``KVMKVMKVM``; no paravirtual feature."""
+SUPPORTED_XCR0 = 3
+"""x87 and SSE."""
 ENCRYPTION_LEAF = Leaf(0b11010, C_BIT | 1 << 6, 15, 1)
 """SEV, SEV-ES and SNP; one physical bit less; 15 guests; the first ASID of SEV alone."""
 
@@ -30,8 +38,14 @@ def supported() -> list[CpuidEntry2]:
             if leaf == _FEATURES:
                 ecx = ecx & ~(_X2APIC | _TSC_DEADLINE | _OSXSAVE | _MONITOR) | _HYPERVISOR
                 edx |= _APIC
+            elif (leaf, index) == (_MORE_FEATURES, 0):
+                ebx &= ~(_BMI2 | _ADX)
+            elif leaf == _AMD_FEATURES:
+                ecx &= ~_SVM
             elif leaf == MAX_EXTENDED:
                 eax = max(eax, ENCRYPTION)
+            elif leaf == _ADDRESS_SIZES:
+                eax = eax & ~0xFF | C_BIT
             elif leaf == ENCRYPTION:
                 eax, ebx, ecx, edx = ENCRYPTION_LEAF
             flags = CPUID_FLAG_SIGNIFICANT_INDEX if leaf in _SUBLEAVES else 0
@@ -47,12 +61,18 @@ class VcpuCpuid:
     def __init__(self) -> None:
         self.entries: list[CpuidEntry2] = []
         self._leaves: dict[tuple[int, int | None], Leaf] = {}
+        self.never_halts = False
+        """HLT does not leave the guest (KVM_X86_DISABLE_EXITS_HLT): then there is nobody to be kicked out of it."""
 
     def set(self, entries: Iterable[CpuidEntry2]) -> None:
         """KVM_SET_CPUID2."""
         self.entries = list(entries)
         self._leaves = {}
+        signature = next((entry for entry in self.entries if entry.function == _SIGNATURE), None)
+        is_kvm = signature is not None and (signature.ebx, signature.ecx, signature.edx) == _KVM[1:]
         for entry in self.entries:
+            if entry.function == _KVM_FEATURES and is_kvm and self.never_halts:
+                entry.eax &= ~_PV_UNHALT
             index = entry.index if entry.flags & CPUID_FLAG_SIGNIFICANT_INDEX else None
             leaf = Leaf(entry.eax, entry.ebx, entry.ecx, entry.edx)
             self._leaves.setdefault((entry.function, index), leaf)

@@ -12,12 +12,13 @@ from casemate import native
 from casemate.errors import HostError
 
 RUN_BYTES, PAGE = 3 * 4096, 4096
-_RANGES, CODE_SLOTS = 256, 64
+_RANGES, _ZONES, CODE_SLOTS = 256, 64, 64
 
 IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
 LoopCallback = CFUNCTYPE(None, c_uint64)
 ReleaseCallback = CFUNCTYPE(None, c_int, c_uint64)
 ProtectionCallback = CFUNCTYPE(None, c_uint64, c_uint64)
+FallocateCallback = CFUNCTYPE(c_int, c_uint64, c_int, c_int64, c_int64)
 FinishCallback = CFUNCTYPE(None)
 BeforeRunCallback = CFUNCTYPE(c_int, c_uint64)
 AfterRunCallback = CFUNCTYPE(None, c_uint64, c_int64)
@@ -30,6 +31,7 @@ class Kind(IntEnum):
     VM = 2
     VCPU = 3
     SEV = 4
+    GUEST_MEMFD = 5
 
 
 class Count(IntEnum):
@@ -48,10 +50,30 @@ class _Range(ctypes.Structure):
     _fields_ = (("start", c_uint64), ("end", c_uint64))
 
 
+class _Zone(ctypes.Structure):
+    _fields_ = (("start", c_uint64), ("end", c_uint64), ("is_pio", c_uint64))
+
+
 class Inside(ctypes.Structure):
     """``struct inside``: ports and addresses that are served without leaving KVM_RUN."""
 
-    _fields_ = (("ports", c_uint8 * 8192), ("count", c_uint64), ("mmio", _Range * _RANGES))
+    _fields_ = (
+        ("ports", c_uint8 * 8192),
+        ("count", c_uint64),
+        ("mmio", _Range * _RANGES),
+        ("zone_count", c_uint64),
+        ("zones", _Zone * _ZONES),
+    )
+
+    def set_zones(self, zones: list[tuple[int, int, bool]]) -> bool:
+        """Coalesce writes to these: start, end, whether ports. False if there is no room."""
+        if len(zones) > _ZONES:
+            return False
+        self.zone_count = 0
+        for place, zone in enumerate(zones):
+            self.zones[place] = _Zone(*zone)
+        self.zone_count = len(zones)
+        return True
 
     def add_ports(self, first: int, count: int) -> None:
         """Serve these."""
@@ -102,6 +124,14 @@ class VcpuRecord(ctypes.Structure):
         ("pending", c_uint64),
         ("latched", c_uint64),
         ("answer", c_uint64),
+        ("replay", c_uint64),
+        ("completing", c_uint64),
+        ("undo_port", c_uint64),
+        ("python", c_uint64),
+        ("executing", c_uint64),
+        ("exchange", c_uint64),
+        ("held", c_uint32),
+        ("parked", c_uint32),
         ("result", c_int64),
         ("fetches", c_uint64),
         ("fetches_seen", c_uint64),
@@ -129,6 +159,7 @@ def load() -> Any:
     library.kvm_new_vcpu.argtypes = (ctypes.POINTER(c_int), c_void_p)
     library.kvm_free_vcpu.argtypes = (c_uint64,)
     library.kvm_watch_vcpu.argtypes = (c_uint64, c_int)
+    library.kvm_register_descriptor.argtypes = (c_int, c_int, c_uint64)
     library.kvm_descriptor.argtypes = (c_int, c_uint64, ctypes.c_char_p)
     library.kvm_leave.argtypes = (c_uint64, c_uint32, c_long)
     library.kvm_exit_port.argtypes = (c_uint64, c_int, c_uint32, c_uint32, c_uint32)
@@ -138,7 +169,13 @@ def load() -> Any:
     library.kvm_wait.argtypes = (c_uint64, c_int64)
     library.kvm_watch_memory.argtypes = library.kvm_unwatch_memory.argtypes = (c_uint64, c_uint64)
     library.kvm_unwatch_memory.restype = None
+    library.kvm_log_start.argtypes = (c_uint64, c_uint64, c_uint64)
+    library.kvm_log_take.argtypes, library.kvm_log_take.restype = (c_uint64, c_uint64), None
+    library.kvm_log_stop.argtypes, library.kvm_log_stop.restype = (c_uint64,), None
     library.kvm_wake.argtypes = (c_uint64,)
+    ours = "pause", "hold", "release", "park", "complete"
+    for call in (getattr(library, f"kvm_{name}") for name in ours):
+        call.argtypes, call.restype = (c_uint64,), None
     library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
     library.kvm_wait.restype = library.kvm_wake.restype = None
     return library

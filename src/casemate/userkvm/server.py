@@ -25,6 +25,7 @@ from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import (
     AfterRunCallback,
     BeforeRunCallback,
+    FallocateCallback,
     FinishCallback,
     IoctlCallback,
     Kind,
@@ -119,16 +120,16 @@ class Server:
         vcpu.loop()
 
     def release(self, kind: int, number: int) -> None:
-        """The last descriptor of something was closed. A VM lives as long as its vCPUs' do."""
+        """The last descriptor of something was closed. A VM lives as long as its vCPUs and its files do."""
         vm: Vm | None = None
-        if kind == Kind.VM:
+        if kind == Kind.GUEST_MEMFD:
+            vm = self._system.close_memfd(number)
+        elif kind == Kind.VM:
             vm = self._system.vms.get(number)
             self._left.add(number)
         elif kind == Kind.VCPU:
             vm = self._close_vcpu(number)
-        if vm is None or not all(vcpu.is_closed for vcpu in vm.vcpus.values()):
-            return
-        if vm.number in self._left:
+        if vm is not None and vm.number in self._left and not vm.is_referenced:
             self.summary.keep(vm)
             self._system.release(vm)
 
@@ -145,6 +146,14 @@ class Server:
             vm.mapping_changed(address, size)
             if self._tracer is not None:
                 self._tracer.mapping_changed(vm, address, size)
+
+    def fallocate(self, number: int, mode: int, offset: int, size: int) -> int:
+        """On private memory; 0 or an errno."""
+        try:
+            self._system.allocate(number, mode, offset, size)
+        except Refused as refusal:
+            return refusal.errno
+        return 0
 
     def before_run(self, address: int) -> int:
         """The errno that this KVM_RUN is to fail with, or 0."""
@@ -217,6 +226,7 @@ def start() -> None:
         LoopCallback(server.loop),
         ReleaseCallback(server.release),
         ProtectionCallback(server.protection_changed),
+        FallocateCallback(server.fallocate),
         FinishCallback(server.finish),
     )
     library = load()

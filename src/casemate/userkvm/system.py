@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from errno import E2BIG, EINVAL, ENXIO
+from errno import E2BIG, EBADF, EINVAL, ENXIO
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import X86_GRP_SEV, X86_SEV_VMSA_FEATURES, CpuidEntry2, DeviceAttr, MsrEntry
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.x86 import msr
 from casemate.userkvm import cpuid
+from casemate.userkvm.guest_memfd import GuestMemfd
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import RUN_BYTES
 from casemate.userkvm.table import (
@@ -40,8 +41,6 @@ _MSRS = (
 _FEATURE_MSRS = {_DE_CFG: 2}
 """LFENCE serializes."""
 _MCE_BANKS = 1 << 24 | 1 << 8
-_SUPPORTED_XCR0 = 3
-"""x87 and SSE."""
 
 
 class System(Descriptor):
@@ -81,6 +80,24 @@ class System(Descriptor):
         vm = Vm(self._kernel, VmType(number))
         self.vms[vm.number] = vm
         return vm.fd
+
+    def _memfd(self, number: int) -> tuple[Vm, GuestMemfd] | None:
+        return next(((vm, vm.memfds[number]) for vm in list(self.vms.values()) if number in vm.memfds), None)
+
+    def close_memfd(self, number: int) -> Vm | None:
+        """The monitor closed a file of private memory; its VM."""
+        found = self._memfd(number)
+        if found is None:
+            return None
+        found[1].is_closed = True
+        return found[0]
+
+    def allocate(self, number: int, mode: int, offset: int, size: int) -> None:
+        """fallocate(2) on private memory. Raises Refused."""
+        found = self._memfd(number)
+        if found is None:
+            raise Refused(EBADF, "it is closed")
+        found[1].allocate(mode, offset, size)
 
     def vcpu(self, address: int) -> Vcpu | None:
         """The one that the library knows by this address."""
@@ -139,7 +156,7 @@ class System(Descriptor):
 
     def _attribute(self, value: DeviceAttr) -> int:
         if (value.group, value.attr) == (0, 0):
-            return _SUPPORTED_XCR0
+            return cpuid.SUPPORTED_XCR0
         if (value.group, value.attr) == (
             X86_GRP_SEV,
             X86_SEV_VMSA_FEATURES,

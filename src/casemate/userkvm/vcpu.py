@@ -10,15 +10,29 @@ import ctypes
 import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
-from errno import E2BIG, EINVAL, ENOMEM, ENXIO
+from errno import E2BIG, EINVAL, ENOENT, ENOMEM, ENXIO
 from typing import Any, Protocol
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.kvm.structs import CpuidEntry2, MpState, MsrEntry, Regs, Sregs, Translation
+from casemate.abi.kvm.structs import (
+    CpuidEntry2,
+    DeviceAttr,
+    EnableCap,
+    MpState,
+    MsrEntry,
+    PreFaultMemory,
+    Regs,
+    Sregs,
+    Translation,
+)
+from casemate.abi.layout import Struct
 from casemate.abi.x86 import msr
+from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, Interrupted, MemoryFault, VmExit
+from casemate.host.model import hypercalls
 from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
@@ -26,14 +40,20 @@ from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
 from casemate.host.slots import MemorySlot
+from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
-from casemate.userkvm.cpuid import VcpuCpuid
+from casemate.userkvm.control_registers import known_cr4, problem_of
+from casemate.userkvm.cpuid import VcpuCpuid, supported
+from casemate.userkvm.guest_memfd import PrivateRanges
 from casemate.userkvm.ioeventfd import Ioeventfds
 from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
+from casemate.userkvm.msrs import INDICES as MSR_INDICES
+from casemate.userkvm.msrs import KeptMsrs
+from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.table import (
-    Descriptor,
     Refused,
     answer_msrs,
     answers,
@@ -42,13 +62,14 @@ from casemate.userkvm.table import (
     copy_out_cpuid,
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl
+from casemate.userkvm.vcpu_state import ExtendedState
 
 RUNNABLE, HALTED = 0, 3
 """``kvm_mp_state.mp_state``."""
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
-_FXSAVE, _XSAVE = 512, 4096
-_XSTATE_BV = 512
+_LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
+"""Bytes of an input that clears the upper half of RAX."""
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
@@ -62,6 +83,11 @@ class VcpuOwner(Protocol):
     cpuid: VcpuCpuid
     chips: Irqchip | None
     ioeventfds: Ioeventfds
+    private: PrivateRanges
+    legacy: LegacyChips
+    hypercall_exits: int
+    disabled_quirks: int
+    shows_platform_info: bool
     slots: dict[int, MemorySlot]
 
     @property
@@ -79,6 +105,9 @@ class VcpuOwner(Protocol):
     def realize(self) -> ModelVm:
         """The modelled VM."""
 
+    def host_address(self, gpa: int, size: int) -> int | None:
+        """Where memory is that the guest sees at an address now."""
+
     def say(self, text: str) -> None:
         """Tell the user."""
 
@@ -89,12 +118,13 @@ class VcpuOwner(Protocol):
         """Of the time-stamp counter."""
 
 
-class Vcpu(Descriptor):
+class Vcpu(ExtendedState):
     """One vCPU of ``vm``. Raises Refused where the library has no memory for it."""
 
     unknown_errno = EINVAL
 
     def __init__(self, vm: VcpuOwner, number: int) -> None:
+        super().__init__()
         self.vm = vm
         self.number = number
         self._library = load()
@@ -108,10 +138,10 @@ class Vcpu(Descriptor):
         self.faults: list[str] = []
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
-        self._kept: dict[Ioctl, bytes] = {}
-        """State that is kept for the monitor and that the guest does not see, by the ioctl that reads it."""
         self._msrs: dict[int, int] = {}
         self._later: list[Callable[[], None]] = []
+        self._accessed_at = 0
+        """The instruction whose access was undone."""
         self._door = ExitDoor(self.record, self.address)
         self._make_model()
 
@@ -122,10 +152,11 @@ class Vcpu(Descriptor):
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         try:
-            bus = InsideBus(self.address, vm.chips, vm.ioeventfds)
+            bus = InsideBus(self._door, self.address, vm)
             self.model = model.create_vcpu(bus, vm.chips, control=control)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.model.on_hypercall = self._hypercall
         self._engine = model.engine
         self._state = CpuState(self._engine)
         library, record = self._library, self.record
@@ -142,6 +173,13 @@ class Vcpu(Descriptor):
         record.address_mask = vm.address_mask
         record.stop_engine = address_of(engine_library.uc_emu_stop)
         record.engine = self._engine.handle
+        self._state.xcr0 = 1
+        self.msrs = KeptMsrs(self._engine.hooks)
+        if not self.vm.is_protected:
+            for index in MSR_INDICES:
+                self._engine.msrs.ask(index)
+            self._engine.hooks.answer_msrs(self._guest_msr)
+        record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None:
             vm.chips.kick = self.kick
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
@@ -183,10 +221,18 @@ class Vcpu(Descriptor):
         while not self.record.must_end:
             try:
                 self._apply()
+                self.model.patches_vmcall = not self.vm.disabled_quirks & FIX_HYPERCALL
                 vm_exit = self.model.run()
-                if self.record.abandoned or self.record.must_end:
+                if self.record.must_end:
                     continue
-                self._leave(vm_exit)
+                if self.record.held:
+                    self._library.kvm_park(self.address)
+                    if isinstance(vm_exit, Interrupted) and not self.record.stop_wanted:
+                        continue
+                if self.record.completing:
+                    self._complete()
+                elif not self.record.abandoned:
+                    self._leave(vm_exit)
             except Exception as error:
                 self.vm.say(f"internal error: {type(error).__name__}: {error}; please report it")
                 self._door.fail()
@@ -198,8 +244,25 @@ class Vcpu(Descriptor):
         work, self._later = self._later, []
         for each in work:
             each()
-        if was_abandoned:  # the engine went on to the end of its block
+        if was_abandoned:  # the engine may have gone on to the end of its block
+            if self._shown_regs.rip != self._accessed_at:
+                self.record.replay = 0
             self._state.set_regs(self._shown_regs)
+
+    def _complete(self) -> None:
+        """IN or OUT was reported, and undone: now it happens. A string instruction happens when it is made again."""
+        record = self.record
+        record.completing = record.abandoned = record.stop_wanted = 0
+        size, is_input = port_instruction(self._engine.code_here(), self._engine.code_bits())
+        if size:
+            regs = self._state.regs()
+            if is_input:
+                mask = (1 << 8 * is_input) - 1
+                regs.rax = regs.rax & ~(mask if is_input < _LONG else (1 << 64) - 1) | record.answer & mask
+            regs.rip += size
+            self._state.set_regs(regs)
+            record.replay = 0
+        self._library.kvm_pause(self.address)
 
     def _leave(self, vm_exit: VmExit) -> None:
         if isinstance(vm_exit, Hlt) and self.vm.chips is not None:
@@ -213,13 +276,40 @@ class Vcpu(Descriptor):
                 self.faults.append(text)
         self._door.leave_for(vm_exit)
 
+    def _guest_msr(self, index: int, value: int | None) -> int | None:
+        self.msrs.shows_platform_info = self.vm.shows_platform_info
+        if index not in self.msrs:
+            return None if value is None else value
+        if value is None:
+            return self.msrs.read(index, by_guest=True)
+        return value if self.msrs.write(index, value, by_guest=True) else None
+
+    def _hypercall(self, number: int, privilege: int) -> int:
+        if number == _MAP_GPA_RANGE and not privilege and self.vm.hypercall_exits >> number & 1:
+            regs = self._state.regs()
+            is_misplaced = regs.rbx % PAGE_SIZE or not regs.rcx or regs.rbx + regs.rcx * PAGE_SIZE >= 1 << 64
+            arguments = (regs.rbx, regs.rcx, regs.rdx)
+            is_long = self._engine.code_bits() == 64
+            return -EINVAL if is_misplaced else self._door.hypercall(number, arguments, is_long=is_long)
+        if number in _KICKS and not privilege and not self.msrs.enforces_features:
+            return 0
+        return hypercalls.answer(number, privilege)
+
     def _change(self, work: Callable[[], None]) -> None:
         """Do what changes where the guest is: now, or once the access that it is in is undone."""
         if self.record.in_access:
+            if not self.record.abandoned:
+                self._accessed_at = self._state.regs().rip
             self.record.abandoned = 1
             self._later.append(work)
         else:
             work()
+
+    def answer(self, request: int, argument: int) -> tuple[int, Struct | None]:
+        """Whatever is asked for is asked behind the IN or OUT that ``immediate_exit`` completed."""
+        if self.record.latched and self.record.pending == ExitReason.IO and not self.record.in_run:
+            self._library.kvm_complete(self.address)
+        return super().answer(request, argument)
 
     # Registers.
 
@@ -256,12 +346,19 @@ class Vcpu(Descriptor):
     @answers(Ioctl.SET_SREGS, Sregs)
     def set_sregs(self, value: Sregs) -> None:
         """Likewise; what the monitor's normal form alone changed does not count."""
+        if problem := problem_of(value, self._cr4_bits()):
+            raise Refused(EINVAL, problem)
         before, self._shown_sregs = self._shown_sregs, Sregs.from_bytes(value)
         if _essence(value) == _essence(before) or (not self._is_open and self.vm.is_running):
             return
+        if self.record.in_access and not self._later:
+            self._shown_regs = self._state.regs()
         if value.cs.base == _RESET_BASE and not value.cr0 & _PE:
             self._change(self.model.reset)
         self._change(lambda: self._set_sregs(value))
+
+    def _cr4_bits(self) -> int:
+        return known_cr4(self.cpuid.entries or supported())
 
     def _set_sregs(self, value: Sregs) -> None:
         self._state.set_sregs(value)
@@ -279,71 +376,6 @@ class Vcpu(Descriptor):
             raise Refused(EINVAL, f"MP state {value.mp_state}")
         self.model.is_halted = value.mp_state == HALTED
 
-    @answers(Ioctl.GET_FPU)
-    def get_fpu(self, address: int) -> None:
-        """x87 and SSE in KVM's own order."""
-        area = self._state.fxsave()
-        head = area[0:2] + area[2:4] + area[4:5] + b"\0" + area[6:24]
-        copy_out(address, area[32:160] + head + area[160:416] + area[24:28] + bytes(4))
-
-    @answers(Ioctl.SET_FPU)
-    def set_fpu(self, address: int) -> None:
-        """Likewise."""
-        data = copy_in(address, 416)
-        head = data[128:152]
-        area = head[0:5] + b"\0" + head[6:24] + data[408:412] + bytes(4) + data[0:128] + data[152:408]
-        self._state.set_fxsave(area.ljust(_FXSAVE, b"\0"))
-
-    @answers(Ioctl.GET_XSAVE)
-    @answers(Ioctl.GET_XSAVE2)
-    def get_xsave(self, address: int) -> None:
-        """The legacy region; the guest has nothing beyond it."""
-        area = bytearray(self._state.fxsave().ljust(_XSAVE, b"\0"))
-        area[_XSTATE_BV] = 3
-        copy_out(address, bytes(area))
-
-    @answers(Ioctl.SET_XSAVE)
-    def set_xsave(self, address: int) -> None:
-        """Likewise."""
-        self._state.set_fxsave(copy_in(address, _XSAVE)[:_FXSAVE])
-
-    @answers(Ioctl.GET_VCPU_EVENTS)
-    def get_events(self, address: int) -> None:
-        """None waits."""
-        self._get_kept(Ioctl.GET_VCPU_EVENTS, address)
-
-    @answers(Ioctl.SET_VCPU_EVENTS)
-    def set_events(self, address: int) -> None:
-        """Kept."""
-        self._set_kept(Ioctl.GET_VCPU_EVENTS, address)
-
-    @answers(Ioctl.GET_DEBUGREGS)
-    def get_debug(self, address: int) -> None:
-        """As set."""
-        self._get_kept(Ioctl.GET_DEBUGREGS, address)
-
-    @answers(Ioctl.SET_DEBUGREGS)
-    def set_debug(self, address: int) -> None:
-        """Kept."""
-        self._set_kept(Ioctl.GET_DEBUGREGS, address)
-
-    @answers(Ioctl.GET_XCRS)
-    def get_xcrs(self, address: int) -> None:
-        """As set, at first x87 alone."""
-        self._get_kept(Ioctl.GET_XCRS, address)
-
-    @answers(Ioctl.SET_XCRS)
-    def set_xcrs(self, address: int) -> None:
-        """Kept."""
-        self._set_kept(Ioctl.GET_XCRS, address)
-
-    def _get_kept(self, ioctl: Ioctl, address: int) -> None:
-        size = int(ioctl) >> 16 & 0x3FFF
-        copy_out(address, self._kept.get(ioctl, bytes(size)))
-
-    def _set_kept(self, ioctl: Ioctl, address: int) -> None:
-        self._kept[ioctl] = copy_in(address, int(ioctl) >> 16 & 0x3FFF)
-
     # CPUID and MSRs.
 
     @answers(Ioctl.SET_CPUID2)
@@ -353,7 +385,12 @@ class Vcpu(Descriptor):
         if count > _MAX_CPUID:
             raise Refused(E2BIG, f"{count} leaves")
         data = copy_in(address + 8, count * CpuidEntry2.SIZE)
-        self.cpuid.set(CpuidEntry2.from_bytes(data, at) for at in range(0, len(data), CpuidEntry2.SIZE))
+        entries = [CpuidEntry2.from_bytes(data, at) for at in range(0, len(data), CpuidEntry2.SIZE)]
+        if self.record.started:
+            if [bytes(entry) for entry in entries] != [bytes(entry) for entry in self.cpuid.entries]:
+                raise Refused(EINVAL, "the vCPU ran with other leaves")
+            return
+        self.cpuid.set(entries)
         self._engine.hooks.forget_cpuid()
 
     @answers(Ioctl.GET_CPUID2)
@@ -373,7 +410,9 @@ class Vcpu(Descriptor):
 
     def _read_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
-        if kind == ENGINE and self._is_open:
+        if index in self.msrs:
+            entry.data = self.msrs.read(index) or 0
+        elif kind == ENGINE and self._is_open:
             entry.data = self._engine.uc.msr_read(index)
         elif kind != UNKNOWN:
             entry.data = self._engine.msrs.read(index)
@@ -385,13 +424,15 @@ class Vcpu(Descriptor):
 
     def _write_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
+        if index in self.msrs:
+            return self.msrs.write(index, entry.data)
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
         if kind == UNKNOWN:
             self._msrs[index] = entry.data
-        elif index not in (msr.TSC, msr.EFER) and not self.vm.is_running:
+        elif index != msr.EFER and not self.vm.is_running:
             self._engine.set_msr(index, entry.data)
-        elif index not in (msr.TSC, msr.EFER) and self._is_open:
+        elif index != msr.EFER and self._is_open:
             current = MsrEntry(index)
             if self._read_msr(current) and current.data != entry.data:
                 self._engine.set_msr(index, entry.data)
@@ -457,8 +498,31 @@ class Vcpu(Descriptor):
     def take(self, _argument: int) -> None:
         """Nothing to do."""
 
+    @answers(Ioctl.ENABLE_CAP, EnableCap)
+    def enable_cap(self, value: EnableCap) -> None:
+        """Paravirtual features are enforced, or not."""
+        if value.flags or value.cap != Capability.ENFORCE_PV_FEATURE_CPUID:
+            raise Refused(EINVAL, f"capability {value.cap}")
+        self.msrs.enforces_features = bool(value.args[0])
+
+    @answers(Ioctl.PRE_FAULT_MEMORY, PreFaultMemory)
+    def pre_fault(self, value: PreFaultMemory) -> None:
+        """Pages are the guest's anyway; those of no slot are ENOENT."""
+        if not self.vm.kernel.capabilities.answer(Capability.PRE_FAULT_MEMORY):
+            raise Refused(EINVAL, "this kernel has no such ioctl")
+        if (
+            value.flags
+            or (value.gpa | value.size) % PAGE_SIZE
+            or not value.size
+            or value.gpa + value.size >> 64
+        ):
+            raise Refused(EINVAL, "misaligned")
+        if self.vm.host_address(value.gpa, PAGE_SIZE) is None:
+            raise Refused(ENOENT, f"{value.gpa:#x} is in no slot")
+        while value.size and self.vm.host_address(value.gpa, PAGE_SIZE) is not None:
+            value.gpa, value.size = value.gpa + PAGE_SIZE, value.size - PAGE_SIZE
+
     @answers(Ioctl.TPR_ACCESS_REPORTING)
-    @answers(Ioctl.ENABLE_CAP)
     @answers(Ioctl.SMI)
     def refuse(self, _argument: int) -> None:
         """Not modelled."""
@@ -470,18 +534,29 @@ class Vcpu(Descriptor):
         if copy_in(address, 4) != bytes(4):
             raise Refused(EINVAL, "guest debugging is not modelled")
 
-    @answers(Ioctl.HAS_DEVICE_ATTR)
-    @answers(Ioctl.GET_DEVICE_ATTR)
-    @answers(Ioctl.SET_DEVICE_ATTR)
-    def no_attribute(self, _argument: int) -> None:
-        """A vCPU has none here."""
-        raise Refused(ENXIO, "no attribute")
+    @answers(Ioctl.HAS_DEVICE_ATTR, DeviceAttr)
+    def has_attribute(self, value: DeviceAttr) -> None:
+        """KVM_VCPU_TSC_OFFSET alone."""
+        if (value.group, value.attr) != (0, 0):
+            raise Refused(ENXIO, f"no attribute {value.attr} of group {value.group}")
+
+    @answers(Ioctl.GET_DEVICE_ATTR, DeviceAttr)
+    def get_attribute(self, value: DeviceAttr) -> None:
+        """How far the guest's time-stamp counter is ahead."""
+        self.has_attribute(value)
+        copy_out(value.addr, self.msrs.tsc_offset.to_bytes(8, "little"))
+
+    @answers(Ioctl.SET_DEVICE_ATTR, DeviceAttr)
+    def set_attribute(self, value: DeviceAttr) -> None:
+        """From now on."""
+        self.has_attribute(value)
+        self.msrs.tsc_offset = int.from_bytes(copy_in(value.addr, 8), "little")
 
 
 SETTABLE_MSRS = frozenset(
     {
-        *(0x48, 0xCD, 0x3B, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
-        *(0x11, 0x12, *range(0x4B564D00, 0x4B564D09)),  # of KVM's paravirtual clock and its like
+        *(0x48, 0xCD, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
+        0x4B564D08,  # of KVM's migration control
         *range(0x400, 0x480),  # machine checks
     }
 )

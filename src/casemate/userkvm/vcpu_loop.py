@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from ctypes import c_uint64
 from errno import EFAULT, EINTR
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
-from casemate.abi.kvm.structs import RUN_UNION, RunInternal, RunSystemEvent
+from casemate.abi.kvm.structs import (
+    MEMORY_EXIT_FLAG_PRIVATE,
+    RUN_UNION,
+    RunHypercall,
+    RunInternal,
+    RunMemoryFault,
+    RunSystemEvent,
+)
 from casemate.abi.layout import Struct
 from casemate.host.clock import NANOSECONDS
 from casemate.host.exits import (
@@ -20,11 +28,13 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
-from casemate.userkvm.library import VcpuRecord, load
+from casemate.userkvm.library import PAGE, VcpuRecord, load
 
 if TYPE_CHECKING:
+    from casemate.userkvm.guest_memfd import PrivateRanges
     from casemate.userkvm.ioeventfd import Ioeventfds
     from casemate.userkvm.irqchip import Irqchip
+    from casemate.userkvm.legacy_chips import LegacyChips
 
 
 class SignalControl:
@@ -36,8 +46,8 @@ class SignalControl:
         self._library = load()
 
     def stop_requested(self) -> bool:
-        """A signal came, or a new state."""
-        return bool(self._record.stop_wanted)
+        """A signal came, a new state, or somebody who changes memory."""
+        return bool(self._record.stop_wanted or self._record.held)
 
     def request_stop(self) -> None:
         """Set the flag, and wake."""
@@ -67,13 +77,27 @@ class SignalControl:
         self._library.kvm_wake(self._address)
 
 
+class BusOwner(Protocol):
+    """What the bus needs of its VM (``casemate.userkvm.vm.Vm``)."""
+
+    chips: Irqchip | None
+    ioeventfds: Ioeventfds
+    private: PrivateRanges
+    legacy: LegacyChips
+
+    def host_address(self, gpa: int, size: int) -> int | None:
+        """Where memory is now."""
+
+
 class InsideBus:
     """What is served within KVM_RUN; the rest leaves it (``casemate.host.hypervisor.IoBus``)."""
 
-    def __init__(self, address: int, chips: Irqchip | None, events: Ioeventfds) -> None:
+    def __init__(self, door: ExitDoor, address: int, vm: BusOwner) -> None:
+        self._door = door
         self._address = address
-        self._chips = chips
-        self._events = events
+        self._vm = vm
+        self._chips = vm.chips
+        self._events = vm.ioeventfds
         self._library = load()
 
     def read_port(self, port: int, size: int) -> int:
@@ -84,6 +108,7 @@ class InsideBus:
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT."""
         if self._chips is not None and self._chips.write_port(port, size, value):
+            self._vm.legacy.note(port, value)
             return
         if not self._events.signal(port, size, value, pio=True):
             self._library.kvm_exit_port(self._address, 1, port, size, value & 0xFFFFFFFF)
@@ -92,6 +117,9 @@ class InsideBus:
         """Load."""
         chip = None if self._chips is None else self._chips.chip_at(gpa)
         if chip is None or self._chips is None:
+            place = self._private_place(gpa, size)
+            if place is not None:
+                return int.from_bytes(ctypes.string_at(place, size), "little")
             return int(self._library.kvm_exit_mmio(self._address, 0, gpa, size, 0))
         with self._chips.lock:
             return chip.read_mmio(gpa & 0xFFF, size)
@@ -102,8 +130,19 @@ class InsideBus:
         if chip is not None and self._chips is not None:
             with self._chips.lock:
                 chip.write_mmio(gpa & 0xFFF, size, value)
+        elif (place := self._private_place(gpa, size)) is not None:
+            ctypes.memmove(place, value.to_bytes(8, "little"), size)
         elif not self._events.signal(gpa, size, value, pio=False):
             self._library.kvm_exit_mmio(self._address, 1, gpa, size, value & (1 << 64) - 1)
+
+    def _private_place(self, gpa: int, size: int) -> int | None:
+        """Where private memory is that no file backed, once the monitor has given it one; None for all else."""
+        if not self._vm.private.contains(gpa):
+            return None
+        while self._vm.private.contains(gpa) and self._vm.host_address(gpa, size) is None:
+            if not self._door.leave_for_private(gpa):
+                return None
+        return self._vm.host_address(gpa, size)
 
 
 class ExitDoor:
@@ -118,6 +157,24 @@ class ExitDoor:
         """KVM_RUN returns; this does at the next KVM_RUN."""
         self._library.kvm_leave(self._address, reason, -errno)
 
+    def leave_for_private(self, gpa: int) -> bool:
+        """An access to private memory that is nowhere; False if the guest stands elsewhere when it goes on."""
+        page = gpa & -PAGE
+        self._details(RunMemoryFault(MEMORY_EXIT_FLAG_PRIVATE, page, PAGE))
+        self._record.in_access = 1
+        self.leave(ExitReason.MEMORY_FAULT, EFAULT)
+        self._record.in_access = 0
+        return not self._record.abandoned
+
+    def hypercall(self, number: int, arguments: tuple[int, ...], *, is_long: bool) -> int:
+        """Ask the monitor; what it puts into RAX."""
+        details = RunHypercall(number, (c_uint64 * 6)(*arguments), 0, int(is_long))
+        self._details(details)
+        self._record.in_access = 1
+        self.leave(ExitReason.HYPERCALL)
+        self._record.in_access = 0
+        return int(RunHypercall.from_address(self._record.run + RUN_UNION).ret)
+
     def leave_for(self, vm_exit: VmExit) -> None:
         """As the kernel reports it."""
         match vm_exit:
@@ -130,7 +187,7 @@ class ExitDoor:
             case MemoryFault():
                 self.leave(ExitReason.UNKNOWN, EFAULT)
             case SevTermination():
-                self._details(RunSystemEvent(SystemEvent.SEV_TERM, 1))
+                self._details(RunSystemEvent(SystemEvent.SEV_TERM, 1, (c_uint64 * 16)(vm_exit.ghcb)))
                 self.leave(ExitReason.SYSTEM_EVENT)
             case NestedFaultLoop():
                 self.wait_for_signal()
@@ -142,6 +199,8 @@ class ExitDoor:
         """Nothing of the guest happens, for ever: only a signal ends this KVM_RUN."""
         while not self._record.stop_wanted:
             self._library.kvm_wait(self._address, NANOSECONDS)
+            if self._record.held:
+                self._library.kvm_park(self._address)
         self.leave(ExitReason.INTR, EINTR)
 
     def fail(self) -> None:

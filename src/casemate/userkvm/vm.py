@@ -6,13 +6,12 @@ So the modelled VM is made when a vCPU or a launch needs it, and gets the slots 
 
 from __future__ import annotations
 
-import os
-from errno import EEXIST, EINVAL, ENOENT, ENOTTY, ENXIO
+from collections.abc import Mapping
+from errno import EEXIST, EINVAL, ENOENT, ENOSPC, ENOTTY, ENXIO
 from time import monotonic_ns
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.capabilities import Capability
-from casemate.abi.kvm.guest_memfd import CreateGuestMemfd, MemoryAttributes, UserspaceMemoryRegion2
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
     IRQ_ROUTING_IRQCHIP,
@@ -21,12 +20,8 @@ from casemate.abi.kvm.structs import (
     IRQCHIP_PIC_SLAVE,
     IRQFD_DEASSIGN,
     IRQFD_RESAMPLE,
-    MEM_GUEST_MEMFD,
-    MEM_LOG_DIRTY_PAGES,
-    MEM_READONLY,
-    MEMORY_ATTRIBUTE_PRIVATE,
     ClockData,
-    DirtyLog,
+    CoalescedMmioZone,
     EnableCap,
     EncRegion,
     IoapicStateStruct,
@@ -36,13 +31,12 @@ from casemate.abi.kvm.structs import (
     IrqRoutingEntry,
     IrqRoutingMsi,
     Msi,
-    UserspaceMemoryRegion,
 )
 from casemate.abi.kvm.structs import (
     Irqchip as IrqchipStruct,
 )
 from casemate.abi.kvm.vm_types import VmType
-from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
+from casemate.address import Gpa, GuestRange, Hva
 from casemate.host.exits import (
     KvmInternalError,
     MemoryFault,
@@ -54,50 +48,54 @@ from casemate.host.exits import (
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import SevSetup
-from casemate.host.slots import MemorySlot
-from casemate.userkvm.capabilities import SLOTS
+from casemate.userkvm.capabilities import DISABLE_HLT, MAP_GPA_RANGE_EXITS, VCPU_IDS
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
 from casemate.userkvm.kernel import Kernel
-from casemate.userkvm.library import Inside, Kind, load
-from casemate.userkvm.shared_memory import share
-from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
+from casemate.userkvm.legacy_chips import LegacyChips
+from casemate.userkvm.library import Kind, load
+from casemate.userkvm.table import Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu import Vcpu
+from casemate.userkvm.vm_memory import ADDRESS_SPACE, VmMemory
 
 _REGION = "KVM_SET_USER_MEMORY_REGION"
 _ROUTES = 1024
-_ADDRESS_SPACE = 1 << C_BIT
-_PIT_STATE = 112
+_PIT_STATE, _PIC_VECTOR_AT = 112, 5
 
 
-class Vm(Descriptor):
+class Vm(VmMemory):
     """One VM of ``vm_type``, of the modelled ``kernel``."""
 
     unknown_errno = ENOTTY
 
     def __init__(self, kernel: Kernel, vm_type: VmType) -> None:
-        self.kernel = kernel
-        self.vm_type = vm_type
-        self.kind = GuestKind.PLAIN
+        super().__init__(kernel, vm_type)
         self.setup = SevSetup()
-        self.inside = Inside()
         self.cpuid = VcpuCpuid()
         self.chips: Irqchip | None = None
         self.ioeventfds = Ioeventfds(self.inside)
+        self.legacy = LegacyChips()
         self.irqfds: Irqfds | None = None
         self.vcpus: dict[int, Vcpu] = {}
-        self.model: ModelVm | None = None
-        self.slots: dict[int, MemorySlot] = {}
-        self.private: list[GuestRange] = []
-        self.protections: list[str] = []
-        """What happened to the monitor's mappings behind slots."""
         self._clock_offset = 0
+        self._vcpu_ids = 0
+        self._zones: list[tuple[int, int, bool]] = []
+        """Start and end of memory or ports, whether ports, whose writes are coalesced."""
+        self.hypercall_exits = 0
+        self.disabled_quirks = 0
+        self.shows_platform_info = True
+        """Hypercalls that the monitor answers, a bit each."""
         self.policy = 0
         self.digest: str | None = None
         """The launch digest in hex, once the launch measured or finished."""
         self.number = kernel.next_number()
         self.fd: int = load().kvm_descriptor(Kind.VM, self.number, b"casemate-vm")
+
+    @property
+    def memory_users(self) -> Mapping[int, Vcpu]:
+        """The vCPUs."""
+        return self.vcpus
 
     # The modelled VM.
 
@@ -121,21 +119,19 @@ class Vm(Descriptor):
         """The modelled VM, made if it was not yet. Raises HostError."""
         if self.model is None:
             model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
-            for slot in self.slots.values():
-                self._back(model, slot)
-            if model.snp_processor is not None:
-                for memory in self.private:
-                    model.snp_processor.set_private(memory)
             self.model = model
+            for slot in self.slots.values():
+                self.back(model, slot)
+            if model.snp_processor is not None:
+                for start, end, is_private in self.private.runs(0, ADDRESS_SPACE):
+                    if is_private:
+                        model.snp_processor.set_private(GuestRange(Gpa(start), end - start))
         return self.model
-
-    def _back(self, model: ModelVm, slot: MemorySlot) -> None:
-        if self.kind in (GuestKind.SEV, GuestKind.SEV_ES):
-            share(slot.hva, slot.range.size)  # the guest sees it at a second address, with the C-bit
-        model.add_slot(slot)
 
     def close(self) -> None:
         """Nobody has a descriptor any more."""
+        for log in self._logs.values():
+            log.close()
         if self.irqfds is not None:
             self.irqfds.close()
         self.ioeventfds.close()
@@ -143,21 +139,6 @@ class Vm(Descriptor):
             self.model.close()
         for vcpu in self.vcpus.values():
             vcpu.close()
-
-    def mapping_changed(self, hva: int, size: int) -> None:
-        """The monitor changed the protection of host memory."""
-        hit = [
-            slot for slot in self.slots.values() if slot.hva < hva + size and hva < slot.hva + slot.range.size
-        ]
-        if not hit:
-            return
-        if self.model is not None:
-            self.model.mapping_changed(Hva(hva), size)
-        for slot in hit:
-            writable = self.kernel.is_writable(slot)
-            self.protections.append(
-                f"slot {slot.number} at {slot.range}: mapping {'lifted' if writable else 'armed (read-only)'}"
-            )
 
     def say(self, text: str) -> None:
         """Tell the user."""
@@ -192,115 +173,13 @@ class Vm(Descriptor):
     @answers(Ioctl.CREATE_VCPU)
     def create_vcpu(self, number: int) -> int:
         """The only one."""
+        if number >= (self._vcpu_ids or VCPU_IDS):
+            raise Refused(EINVAL, f"vCPU {number} is beyond the highest number")
         if self.vcpus:
             raise Refused(EEXIST if number in self.vcpus else EINVAL, "the modelled host has one vCPU per VM")
-        if number:
-            raise Refused(EINVAL, "the only vCPU has number 0")
         vcpu = Vcpu(self, number)
         self.vcpus[number] = vcpu
         return vcpu.fd
-
-    # Memory.
-
-    @answers(Ioctl.SET_USER_MEMORY_REGION, UserspaceMemoryRegion)
-    def set_region(self, value: UserspaceMemoryRegion) -> None:
-        """Add, delete or change a slot; the rules are the kernel's."""
-        number = value.slot
-        known = MEM_LOG_DIRTY_PAGES | MEM_READONLY
-        before = self.slots.get(number)
-        if value.flags & ~known or number >= SLOTS or number >> 16:
-            raise Refused(EINVAL, "flags or number")
-        if not value.memory_size:
-            if before is None:
-                raise Refused(EINVAL, f"no slot {number}")
-            self._delete(number)
-            return
-        slot = self._slot(value)
-        if before == slot:
-            return
-        if before is not None and _fixed(before) != _fixed(slot):
-            raise Refused(EINVAL, "a live slot's memory, size and read-only flag do not change")
-        others = [other for key, other in self.slots.items() if key != number]
-        if any(other.range.intersection(slot.range) for other in others):
-            raise Refused(EEXIST, f"slot {number} overlaps another")
-        if before is not None:
-            self._delete(number)
-        if self.model is not None:
-            self._back(self.model, slot)
-        self.slots[number] = slot
-        self._tell_vcpus()
-
-    @answers(Ioctl.SET_USER_MEMORY_REGION2, UserspaceMemoryRegion2)
-    def set_region2(self, value: UserspaceMemoryRegion2) -> None:
-        """The same; the private half of a slot is the model's own."""
-        if self.kernel.capabilities.answer(Capability.USER_MEMORY2) == 0:
-            raise Refused(ENOTTY, "this kernel has no such ioctl")
-        if value.flags & MEM_GUEST_MEMFD and value.flags & MEM_READONLY:
-            raise Refused(EINVAL, "private memory is not read-only")
-        flags = value.flags & ~MEM_GUEST_MEMFD
-        self.set_region(
-            UserspaceMemoryRegion(
-                value.slot, flags, value.guest_phys_addr, value.memory_size, value.userspace_addr
-            )
-        )
-
-    def _slot(self, value: UserspaceMemoryRegion) -> MemorySlot:
-        end = value.guest_phys_addr + value.memory_size
-        unaligned = (value.guest_phys_addr | value.memory_size | value.userspace_addr) % PAGE_SIZE
-        if unaligned or end > _ADDRESS_SPACE or value.userspace_addr + value.memory_size > 1 << 47:
-            raise Refused(EINVAL, "misaligned, or out of reach")
-        readonly = bool(value.flags & MEM_READONLY)
-        if readonly and not self.kernel.era.takes_readonly_slot(self.vm_type):
-            raise Refused(
-                EINVAL, f"{self.kernel.era.name} has no read-only slots in {self.vm_type.kernel_name}"
-            )
-        where = GuestRange(Gpa(value.guest_phys_addr), value.memory_size)
-        return MemorySlot(value.slot, where, Hva(value.userspace_addr), readonly)
-
-    def _delete(self, number: int) -> None:
-        del self.slots[number]
-        if self.model is not None:
-            self.model.delete_slot(number)
-        self._tell_vcpus()
-
-    def _tell_vcpus(self) -> None:
-        for vcpu in self.vcpus.values():
-            vcpu.slots_changed()
-
-    @answers(Ioctl.GET_DIRTY_LOG, DirtyLog)
-    def get_dirty_log(self, value: DirtyLog) -> None:
-        """Every page may have been written to."""
-        slot = self.slots.get(value.slot)
-        if slot is None:
-            raise Refused(ENOENT, f"no slot {value.slot}")
-        pages = slot.range.size // PAGE_SIZE
-        copy_out(value.dirty_bitmap, ((1 << pages) - 1).to_bytes(-(-pages // 64) * 8, "little"))
-
-    @answers(Ioctl.SET_MEMORY_ATTRIBUTES, MemoryAttributes)
-    def set_attributes(self, value: MemoryAttributes) -> None:
-        """Private or shared."""
-        if not self.kernel.capabilities.answer(Capability.MEMORY_ATTRIBUTES, self.vm_type):
-            raise Refused(ENOTTY, "this VM has no memory attributes")
-        if value.flags or value.attributes & ~MEMORY_ATTRIBUTE_PRIVATE or not value.size:
-            raise Refused(EINVAL, "flags, attributes or size")
-        if (value.address | value.size) % PAGE_SIZE or value.address + value.size > _ADDRESS_SPACE:
-            raise Refused(EINVAL, "misaligned, or out of reach")
-        if value.attributes:
-            memory = GuestRange(Gpa(value.address), value.size)
-            self.private.append(memory)
-            if self.model is not None and self.model.snp_processor is not None:
-                self.model.snp_processor.set_private(memory)
-
-    @answers(Ioctl.CREATE_GUEST_MEMFD, CreateGuestMemfd)
-    def create_guest_memfd(self, value: CreateGuestMemfd) -> int:
-        """A descriptor that stands for private memory; the model keeps the memory itself."""
-        if not self.kernel.capabilities.answer(Capability.GUEST_MEMFD, self.vm_type):
-            raise Refused(ENOTTY, "this VM has no private memory")
-        if value.flags or not value.size or value.size % PAGE_SIZE or value.size >> 63:
-            raise Refused(EINVAL, "flags or size")
-        fd = os.memfd_create("casemate-guest-memfd", os.MFD_CLOEXEC)
-        os.ftruncate(fd, value.size)
-        return fd
 
     # Interrupts.
 
@@ -359,35 +238,51 @@ class Vm(Descriptor):
 
     @answers(Ioctl.GET_IRQCHIP, IrqchipStruct)
     def get_irqchip(self, value: IrqchipStruct) -> None:
-        """The I/O APIC's state; the 8259s show none."""
+        """What a chip is programmed to."""
         chips = self._irqchip()
         if value.chip_id > IRQCHIP_IOAPIC:
             raise Refused(EINVAL, f"chip {value.chip_id}")
-        state = chips.ioapic_state().to_bytes() if value.chip_id == IRQCHIP_IOAPIC else b""
+        if value.chip_id == IRQCHIP_IOAPIC:
+            state = chips.ioapic_state().to_bytes()
+        else:
+            state = self.legacy.pic_state(value.chip_id, chips.read_port, chips.write_port)
         value.chip[:] = state.ljust(512, b"\0")
 
     @answers(Ioctl.SET_IRQCHIP)
     def set_irqchip(self, address: int) -> None:
-        """The I/O APIC's; of the 8259s only their reset, which monitors make by it."""
+        """Program a chip so. Monitors reset the 8259s and what belongs to them by it, too."""
         chips = self._irqchip()
         value = IrqchipStruct.from_bytes(copy_in(address, IrqchipStruct.SIZE))
         if value.chip_id == IRQCHIP_IOAPIC:
             chips.set_ioapic_state(IoapicStateStruct.from_bytes(bytes(value.chip)))
         elif value.chip_id > IRQCHIP_PIC_SLAVE:
             raise Refused(EINVAL, f"chip {value.chip_id}")
-        elif not any(bytes(value.chip)[:4]):
+        elif not any(bytes(value.chip)[: _PIC_VECTOR_AT + 1]):
             chips.reset()
+        else:
+            self.legacy.set_pic_state(value.chip_id, bytes(value.chip), chips.write_port, self._pulse)
+
+    def _pulse(self, line: int) -> None:
+        chips = self._irqchip()
+        chips.set_level(line, True)
+        chips.set_level(line, False)
 
     @answers(Ioctl.GET_PIT2)
     def get_pit(self, address: int) -> None:
-        """Not shown."""
+        """What its counters are programmed to."""
         self._irqchip()
-        copy_out(address, bytes(_PIT_STATE))
+        copy_out(address, self.legacy.pit_state())
 
     @answers(Ioctl.SET_PIT2)
+    def set_pit(self, address: int) -> None:
+        """Program them so, where that is something else."""
+        chips, state = self._irqchip(), copy_in(address, _PIT_STATE)
+        if state != self.legacy.pit_state():
+            self.legacy.set_pit_state(state, chips.write_port)
+
     @answers(Ioctl.REINJECT_CONTROL)
-    def set_pit(self, _address: int) -> None:
-        """It keeps its own."""
+    def set_reinjection(self, _address: int) -> None:
+        """No tick is lost that could come again."""
         self._irqchip()
 
     @answers(Ioctl.IRQFD, IrqfdStruct)
@@ -408,6 +303,32 @@ class Vm(Descriptor):
     def ioeventfd(self, value: Ioeventfd) -> None:
         """A store that signals an event descriptor."""
         self.ioeventfds.change(value)
+
+    @answers(Ioctl.REGISTER_COALESCED_MMIO, CoalescedMmioZone)
+    def register_coalesced(self, value: CoalescedMmioZone) -> None:
+        """Writes there wait in the ring for the next exit."""
+        if value.pio > 1:
+            raise Refused(EINVAL, "pio is 0 or 1")
+        zone = value.addr, value.addr + value.size, bool(value.pio)
+        with self.guest_stopped():
+            if not self.inside.set_zones([*self._zones, zone]):
+                raise Refused(ENOSPC, "too many")
+            self._zones.append(zone)
+
+    @answers(Ioctl.UNREGISTER_COALESCED_MMIO, CoalescedMmioZone)
+    def unregister_coalesced(self, value: CoalescedMmioZone) -> None:
+        """No more; zones within this one are gone, and there need be none."""
+        if value.pio > 1:
+            raise Refused(EINVAL, "pio is 0 or 1")
+        start, end = value.addr, value.addr + value.size
+        with self.guest_stopped():
+            kept = [
+                zone
+                for zone in self._zones
+                if zone[2] != bool(value.pio) or not (start <= zone[0] and zone[1] <= end)
+            ]
+            self._zones = kept
+            self.inside.set_zones(kept)
 
     # Time and the rest.
 
@@ -435,6 +356,23 @@ class Vm(Descriptor):
         """What VMMs turn on and the model has no use for is taken; the rest is refused."""
         if value.flags or not self.kernel.capabilities.answer(value.cap, self.vm_type):
             raise Refused(EINVAL, f"capability {value.cap}")
+        if value.cap == Capability.EXIT_HYPERCALL:
+            if value.args[0] & ~MAP_GPA_RANGE_EXITS:
+                raise Refused(EINVAL, f"exits for hypercalls {value.args[0]:#x}")
+            self.hypercall_exits = value.args[0]
+        if value.cap == Capability.X86_DISABLE_EXITS:
+            self.cpuid.never_halts = bool(value.args[0] & DISABLE_HLT)
+        if value.cap == Capability.DISABLE_QUIRKS2:
+            self.disabled_quirks |= value.args[0]
+        if value.cap == Capability.MSR_PLATFORM_INFO:
+            self.shows_platform_info = bool(value.args[0])
+        if value.cap == Capability.MAX_VCPU_ID:
+            self._limit_vcpu_ids(value.args[0])
+
+    def _limit_vcpu_ids(self, count: int) -> None:
+        if count > VCPU_IDS or self.vcpus or self._vcpu_ids not in (0, count):
+            raise Refused(EINVAL, "too many, or set before")
+        self._vcpu_ids = count
 
     @answers(Ioctl.SET_TSS_ADDR)
     @answers(Ioctl.SET_IDENTITY_MAP_ADDR)
@@ -476,10 +414,6 @@ class Vm(Descriptor):
         """Not pinned any more."""
         if not self.kind.is_confidential:
             raise Refused(ENOTTY, "no guest of SEV")
-
-
-def _fixed(slot: MemorySlot) -> tuple[int, int, bool]:
-    return slot.hva, slot.range.size, slot.readonly
 
 
 def _evidence(fault: MemoryFault) -> str:

@@ -10,6 +10,7 @@ _KVM_H = "Linux include/uapi/linux/kvm.h"
 _ASM_KVM_H = "Linux arch/x86/include/uapi/asm/kvm.h"
 
 MEM_LOG_DIRTY_PAGES, MEM_READONLY, MEM_GUEST_MEMFD = 1, 2, 4
+MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
 """Flags of a memory slot."""
 MEMORY_ATTRIBUTE_PRIVATE = 8
 CPUID_FLAG_SIGNIFICANT_INDEX = 1
@@ -335,6 +336,20 @@ class RunInternal(Struct):
 
     SIZE, SOURCE = 136, _KVM_H
     _fields_ = (("suberror", c_uint32), ("ndata", c_uint32), ("data", c_uint64 * 16))
+
+
+class PreFaultMemory(Struct):
+    """``kvm_pre_fault_memory``; ``size`` in bytes, and what is left of it."""
+
+    SIZE, SOURCE = 64, _KVM_H
+    _fields_ = (("gpa", c_uint64), ("size", c_uint64), ("flags", c_uint64), ("padding", c_uint64 * 5))
+
+
+class RunHypercall(Struct):
+    """``kvm_run.hypercall``; ``flags`` bit 0: the guest is in 64-bit mode."""
+
+    SIZE, SOURCE = 72, _KVM_H
+    _fields_ = (("nr", c_uint64), ("args", c_uint64 * 6), ("ret", c_uint64), ("flags", c_uint64))
 
 
 class RunSystemEvent(Struct):

@@ -6,6 +6,7 @@ from errno import EPERM
 from typing import Final
 
 VMMCALL: Final = b"\x0f\x01\xd9"
+VMCALL: Final = b"\x0f\x01\xc1"
 KVM_ENOSYS: Final = 1000
 _VAPIC_POLL_IRQ = 1
 

@@ -20,13 +20,14 @@ from casemate.host.model.cpu.hooks import (
     ABORTED,
     EXECUTED,
     NO_VECTOR,
+    REFUSED_WRITE,
     SHARED_ACCESS,
     UNDEFINED,
     EngineHooks,
     InstructionDecider,
     PseudoException,
 )
-from casemate.host.model.hypercalls import VMMCALL
+from casemate.host.model.hypercalls import VMCALL, VMMCALL
 from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.run_control import RunControl, ThreadControl
@@ -74,6 +75,10 @@ class ModelVcpu:
         self._control = control or ThreadControl()
         self.is_halted = False
         """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
+        self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
+        """Number and privilege level to what RAX gets."""
+        self.patches_vmcall = False
+        """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
         self._closed = False
         self._executing = threading.Event()
@@ -216,7 +221,7 @@ class ModelVcpu:
     def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
         if vector == SHARED_ACCESS:
             self._on_shared_access()
-        else:
+        elif vector == REFUSED_WRITE:
             self._intercepts.finish()
 
     def _on_shared_access(self) -> None:
@@ -236,7 +241,12 @@ class ModelVcpu:
     def _execute_for_guest(self, hooks: EngineHooks) -> int:
         """VMGEXIT, VMMCALL, and an SNP guest's instructions on its pages."""
         code, text = self._engine.code_here(len(_VMGEXIT)), None
-        if code.startswith(VMMCALL):
+        if code.startswith(VMCALL) and not self.patches_vmcall:
+            return UNDEFINED
+        if code.startswith((VMMCALL, VMCALL)):
+            if code.startswith(VMCALL):
+                self._engine.write_virtual(self._engine.instruction_address(), VMMCALL)
+                self._flush_wanted = True
             if self._visibility.registers:
                 return ExitCode.VMMCALL
             code = VMMCALL
@@ -257,11 +267,11 @@ class ModelVcpu:
 
     def _hypercall(self) -> None:
         engine, mask = self._engine, (1 << max(32, self._engine.code_bits())) - 1
-        result = hypercalls.answer(engine.read(registers.RAX) & mask, engine.privilege())
+        result = self.on_hypercall(engine.read(registers.RAX) & mask, engine.privilege())
         engine.write(registers.RAX, result & mask)
 
     def _end(self, text: str) -> None:
-        self._exit = SevTermination(text)
+        self._exit = SevTermination(text, 0 if self._ghcb is None else self._ghcb.msr)
         self._engine.stop()
 
     def _timer_expired(self) -> bool:

@@ -24,6 +24,7 @@ EXPORT int hook_unmapped(void *uc, int type, u64 gpa, int size, u64 value, struc
 EXPORT u64 hook_mmio_read(void *uc, u64 offset, u32 size, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     u64 value;
+    if (c->reads_table) return 0;
     if (flash_read(c, base + offset, size, &value)) return value;
     hand_over(c);
     return c->read_mmio(base + offset, size);
@@ -36,9 +37,20 @@ EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base)
     c->write_mmio(base + offset, size, value);
 }
 
+/* An access of eight bytes is one, as KVM reports it. */
+void h_memory_region_init_io(void *uc, void *region, void *operations, void *opaque, u64 size) {
+    if (opaque) AT(u32, operations, REGION_MAX_ACCESS) = 8;
+    e_memory_region_init_io(uc, region, operations, opaque, size);
+}
+
 /* IN and OUT, in place of the engine's helpers. */
 
 #define MASK(bytes) (bytes == 4 ? ~0u : (1u << 8 * bytes) - 1)
+
+static __attribute__((noreturn, noinline)) void undo_port(struct cpu *c, uintptr_t ra) {
+    c->undo_port = 0;
+    raise(c, UNDONE_PORT, 0, ra);
+}
 
 #define HELPER_IN(name, bytes) \
     u64 h_##name(void *env, u64 port, u64 unused) { \
@@ -46,7 +58,9 @@ EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base)
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
             hand_over(c); \
-            return c->read_port(port, bytes) & MASK(bytes); \
+            u64 value = c->read_port(port, bytes) & MASK(bytes); \
+            if (c->undo_port) undo_port(c, CALLER); \
+            return value; \
         } \
         TAIL e_##name(env, port, unused); \
     }
@@ -59,6 +73,7 @@ IN_HELPERS(HELPER_IN)
         if (c) { \
             hand_over(c); \
             c->write_port(port, bytes, value & MASK(bytes)); \
+            if (c->undo_port) undo_port(c, CALLER); \
             return 0; \
         } \
         TAIL e_##name(env, port, value); \

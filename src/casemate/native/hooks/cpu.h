@@ -21,13 +21,13 @@ enum {
 };
 
 /* Pseudo exceptions, by which an access that was undone comes to Python, and an instruction to control.c. */
-enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, EXECUTED_HERE = 0x2602 };
+enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, EXECUTED_HERE = 0x2602, UNDONE_PORT = 0x2603 };
 
 enum { RF = 1 << 16 }; /* of EFLAGS, and of the flags that a block is translated for */
 
 /* Model-specific registers: three ranges, and for each register how it is and whether an access raises #VC. */
 enum { MSR_RANGES = 3, MSRS = 0x2000, UNKNOWN_MSRS = 64 };
-enum { MSR_UNKNOWN = 0, MSR_ENGINE = 1, MSR_CONSTANT = 2, MSR_PLAIN = 3, MSR_RAISES = 0x80 };
+enum { MSR_UNKNOWN = 0, MSR_ENGINE = 1, MSR_CONSTANT = 2, MSR_PLAIN = 3, MSR_ASKED = 4, MSR_RAISES = 0x80 };
 
 struct unknown_msr { u32 index, count; };
 
@@ -106,6 +106,7 @@ struct cpu {
     void (*write_port)(u32 port, u32 size, u32 value);
     u64 (*read_mmio)(u64 gpa, u32 size);
     void (*write_mmio)(u64 gpa, u32 size, u64 value);
+    u32 (*on_msr)(u32 index, u32 is_write, u64 *value); /* nonzero: #GP */
     void (*on_cpuid)(u32 leaf, u32 index, u32 *answer);
 
     u64 served[SERVED_KINDS];
@@ -114,6 +115,8 @@ struct cpu {
     u64 ram_count;
     u64 ghcb_gpa;
     u8 *ghcb;           /* where the host has it; 0 when memory was mapped anew */
+    u64 reads_table;    /* the engine reads page tables: what nobody backs reads as 0, as KVM's walk finds nothing there */
+    u64 undo_port;      /* who answered IN or OUT wants it undone: the guest stands before it again */
     struct leaf leaves[CPUID_LEAVES];
     struct flash flash;
 };

@@ -88,7 +88,7 @@ static int is_at_rip(struct cpu *c, const u8 *code, int size) {
 }
 
 /* Instructions that the engine does not know and the model does. */
-static const u8 vmmcall[] = {0x0f, 0x01, 0xd9}, vmgexit[] = {0xf3, 0x0f, 0x01, 0xd9};
+static const u8 vmcall[] = {0x0f, 0x01, 0xc1}, vmmcall[] = {0x0f, 0x01, 0xd9}, vmgexit[] = {0xf3, 0x0f, 0x01, 0xd9};
 static const u8 pvalidate[] = {0xf2, 0x0f, 0x01, 0xff}, rmpadjust[] = {0xf3, 0x0f, 0x01, 0xfe};
 
 EXPORT int hook_invalid(void *uc, struct cpu *c) {
@@ -98,7 +98,7 @@ EXPORT int hook_invalid(void *uc, struct cpu *c) {
         AT(u64, c->env, ENV_RIP) += sizeof vmgexit;
         return 1;
     }
-    if (is_at_rip(c, vmmcall, sizeof vmmcall) || is_at_rip(c, vmgexit, sizeof vmgexit) ||
+    if (is_at_rip(c, vmmcall, sizeof vmmcall) || is_at_rip(c, vmcall, sizeof vmcall) || is_at_rip(c, vmgexit, sizeof vmgexit) ||
         is_at_rip(c, pvalidate, sizeof pvalidate) || is_at_rip(c, rmpadjust, sizeof rmpadjust)) {
         hand_over(c);
         answer = c->on_instruction();

@@ -104,6 +104,9 @@ typedef uint8_t u8;
 #define OPERATIONS 7        /* of TranslatorOps; the first is init_disas_context */
 #define TB_FLAGS 0x10       /* flags: tb_gen_code stores its fourth argument there */
 
+/* MemoryRegionOps of uc_mmio_map: the most bytes that are asked for at once, 0 for four: memory_region_dispatch_read. */
+#define REGION_MAX_ACCESS 0x44
+
 /* Functions that are called. All are exported with _x86_64 at the end of their names. */
 #define CALLED(X) \
     X(raise_exception_err_ra, void, (void *env, i32 vector, i32 code, uintptr_t ra)) \
@@ -136,7 +139,8 @@ typedef uint8_t u8;
     X(cpu_ldub_code, u32, (void *env, u64 address)) \
     X(tcg_gen_callN, void, (void *s, void *function, void *result, int count, void **arguments)) \
     X(translator_loop, void, (void *operations, void *block, void *cpu, void *tb, int limit)) \
-    X(tb_gen_code, void *, (void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags))
+    X(tb_gen_code, void *, (void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags)) \
+    X(memory_region_init_io, void, (void *uc, void *region, void *operations, void *opaque, u64 size))
 
 /* Functions that translated code calls: ours are put into the calls when they are translated. */
 #define HELPERS(X) \

@@ -1,12 +1,15 @@
 /* RDMSR and WRMSR (host/model/cpu/msr.py): no access to a register of the model needs Python. */
 #include "cpu.h"
 
+enum { PARAVIRTUAL = 0x4b564d00 };
+
 static int range_of(u32 index) {
     return index < MSRS ? 0 : index - 0xc0000000u < MSRS ? 1 : index - 0xc0010000u < MSRS ? 2 : -1;
 }
 
 static u8 policy_of(struct cpu *c, u32 index) {
     int range = range_of(index);
+    if (range < 0 && c->on_msr && index - PARAVIRTUAL < 8) return MSR_ASKED;
     return range < 0 ? (u8)c->msrs->policy_elsewhere : c->msrs->policy[range][index & (MSRS - 1)];
 }
 
@@ -59,6 +62,12 @@ void h_helper_rdmsr(void *env) {
         u32 index = AT(u32, env, ENV_RCX);
         u8 policy = policy_of(c, index);
         if (policy & MSR_RAISES) raise(c, VECTOR_VC, EXIT_MSR, CALLER);
+        if (policy == MSR_ASKED) {
+            u64 value = 0;
+            if (c->on_msr(index, 0, &value)) raise(c, VECTOR_GP, 0, CALLER);
+            AT(u64, env, ENV_RAX) = (u32)value, AT(u64, env, ENV_RDX) = value >> 32;
+            return;
+        }
         if (policy >= MSR_CONSTANT) {
             AT(u64, env, ENV_RAX) = (u32)*value_of(c, index);
             AT(u64, env, ENV_RDX) = *value_of(c, index) >> 32;
@@ -76,6 +85,10 @@ void h_helper_wrmsr(void *env) {
         u8 policy = policy_of(c, index);
         if (policy & MSR_RAISES) raise(c, VECTOR_VC, EXIT_MSR, CALLER);
         u64 value = AT(u64, env, ENV_RDX) << 32 | AT(u32, env, ENV_RAX);
+        if (policy == MSR_ASKED) {
+            if (c->on_msr(index, 1, &value)) raise(c, VECTOR_GP, 0, CALLER);
+            return;
+        }
         if (policy == MSR_PLAIN) *value_of(c, index) = value;
         if (policy >= MSR_CONSTANT) return;
         if (is_refused(c, env, index, value)) raise(c, VECTOR_GP, 0, CALLER);

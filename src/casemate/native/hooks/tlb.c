@@ -110,8 +110,11 @@ u32 h_x86_ldl_phys(void *cpu, u64 gpa) {
         gpa = as_private(c, gpa);
         u8 *host = host_address(c, gpa, 4);
         if (host) return *(u32 *)host;
+        c->reads_table = 1;
     }
-    return e_x86_ldl_phys(cpu, gpa);
+    u32 value = e_x86_ldl_phys(cpu, gpa);
+    if (c) c->reads_table = 0;
+    return value;
 }
 
 u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
@@ -120,7 +123,9 @@ u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
     if (c->is_walking) gpa |= c->table_bits = c->entry_bits;
     gpa = as_private(c, gpa);
     u8 *host = host_address(c, gpa, 8);
+    c->reads_table = !host;
     u64 entry = host ? *(u64 *)host : e_x86_ldq_phys(cpu, gpa);
+    c->reads_table = 0;
     if (!c->is_walking) return entry;
     c->entry_bits = entry & c->wide_bits;
     return entry & ~c->wide_bits;

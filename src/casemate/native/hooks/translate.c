@@ -225,6 +225,13 @@ void h_siglongjmp(void *buffer, int value) {
     e_siglongjmp(buffer, value);
 }
 
+/* For who lets a CPU go on in another thread: what this thread executes now, and what it did before. */
+EXPORT struct cpu *hooks_exchange(struct cpu *now) {
+    struct cpu *before = executing;
+    executing = now;
+    return before;
+}
+
 static int (*emu_start)(void *uc, u64 begin, u64 until, u64 timeout, u64 count);
 static int (*emu_stop)(void *uc);
 

@@ -19,8 +19,9 @@ __asm__(".symver pthread_create,pthread_create@GLIBC_2.2.5\n");
 #define UFFD_USER_MODE_ONLY 1
 #endif
 #define FEATURES (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_THREAD_ID | 1ull << 12 /* WP_HUGETLBFS_SHMEM */)
+#define WP_UNPOPULATED (1ull << 13)
 
-static int faults = -1;
+static int faults = -1, sees_first_writes;
 enum { VCPUS = 256 };
 static struct vcpu *volatile vcpus[VCPUS];
 
@@ -32,6 +33,12 @@ static int protect(u64 address, u64 size, u64 mode) {
     return call(UFFDIO_WRITEPROTECT, &range);
 }
 
+/* All code is to be protected anew. */
+static void forget_seen(struct vcpu *v) {
+    for (u64 s = 0; s < v->code_count; s++) memset(v->code[s].seen, 0, v->code[s].pages);
+    v->must_protect = 1;
+}
+
 /* The guest's own stores are the CPU model's business; its page only has to be protected anew. */
 static void note_write(u64 address, u32 thread) {
     for (int i = 0; i < VCPUS; i++) {
@@ -40,12 +47,63 @@ static void note_write(u64 address, u32 thread) {
         for (u64 s = 0; s < v->code_count; s++) {
             struct code *c = &v->code[s];
             u64 page = (address - c->host) / PAGE;
-            if (address < c->host || page >= c->pages) continue;
+            if (address < c->host || page >= c->pages || !c->seen[page]) continue;
             c->seen[page] = 0;
             v->must_protect = 1;
             if (!v->in_run || v->thread != thread) __atomic_add_fetch(&v->writes, 1, __ATOMIC_SEQ_CST);
         }
     }
+}
+
+/* ---- logs of all writes to a slot: its pages are protected until the first one ---- */
+
+enum { LOGS = 64 };
+static pthread_mutex_t noting = PTHREAD_MUTEX_INITIALIZER; /* a page is noted and given free, or taken and protected */
+static struct log { u64 host, pages, *volatile bits; } logs[LOGS];
+
+static void note_in_logs(u64 address) {
+    for (int i = 0; i < LOGS; i++) {
+        u64 *bits = logs[i].bits, page = (address - logs[i].host) / PAGE;
+        if (bits && address >= logs[i].host && page < logs[i].pages)
+            __atomic_or_fetch(&bits[page / 64], 1ull << page % 64, __ATOMIC_SEQ_CST);
+    }
+}
+
+/* 0, or an errno: then nobody can say what is written to. */
+EXPORT int kvm_log_start(u64 host, u64 size, u64 *bits) {
+    struct uffdio_register range = {.range = {host, size}, .mode = UFFDIO_REGISTER_MODE_WP};
+    if (!sees_first_writes) return ENOSYS;
+    if (call(UFFDIO_REGISTER, &range)) return errno;
+    for (int i = 0; i < LOGS; i++)
+        if (__sync_bool_compare_and_swap(&logs[i].bits, 0, bits)) {
+            logs[i].host = host, logs[i].pages = size / PAGE;
+            return protect(host, size, UFFDIO_WRITEPROTECT_MODE_WP) ? errno : 0;
+        }
+    return ENOSPC;
+}
+
+/* What was written to since the last time; it is protected anew before anybody copies it. */
+EXPORT void kvm_log_take(u64 *bits, u64 *taken) {
+    for (int i = 0; i < LOGS; i++) {
+        if (logs[i].bits != bits) continue;
+        for (u64 word = 0; word * 64 < logs[i].pages; word++) {
+            pthread_mutex_lock(&noting);
+            taken[word] = __atomic_exchange_n(&bits[word], 0, __ATOMIC_SEQ_CST);
+            for (u64 rest = taken[word]; rest; rest &= rest - 1)
+                protect(logs[i].host + (word * 64 + __builtin_ctzll(rest)) * PAGE, PAGE, UFFDIO_WRITEPROTECT_MODE_WP);
+            pthread_mutex_unlock(&noting);
+        }
+    }
+}
+
+EXPORT void kvm_log_stop(u64 *bits) {
+    for (int i = 0; i < LOGS; i++)
+        if (logs[i].bits == bits) {
+            logs[i].bits = 0;
+            protect(logs[i].host, logs[i].pages * PAGE, 0);
+            for (int v = 0; v < VCPUS; v++)
+                if (vcpus[v]) forget_seen(vcpus[v]);
+        }
 }
 
 static void *serve(void *unused) {
@@ -57,20 +115,30 @@ static void *serve(void *unused) {
             if (message.event == UFFD_EVENT_PAGEFAULT) {
                 u64 page = message.arg.pagefault.address & -(u64)PAGE;
                 note_write(page, message.arg.pagefault.feat.ptid);
+                pthread_mutex_lock(&noting);
+                note_in_logs(page);
                 protect(page, PAGE, 0);
+                pthread_mutex_unlock(&noting);
             }
     }
 }
 
 /* 0, or an errno: then what the monitor writes is seen only when everything is forgotten. */
 EXPORT int kvm_watch_code(void) {
-    struct uffdio_api api = {.api = UFFD_API, .features = FEATURES};
+    struct uffdio_api api = {.api = UFFD_API, .features = FEATURES | WP_UNPOPULATED};
     pthread_t thread;
     sigset_t all, old;
+    memset((void *)vcpus, 0, sizeof vcpus);
     /* Without the right to handle faults of the kernel's own, read(2) into such a page would fail. */
     faults = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     if (faults < 0) return errno;
-    if (call(UFFDIO_API, &api)) return errno;
+    sees_first_writes = !call(UFFDIO_API, &api);
+    if (!sees_first_writes) { /* before Linux 6.4 */
+        syscall(SYS_close, faults);
+        api = (struct uffdio_api){.api = UFFD_API, .features = FEATURES};
+        faults = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+        if (faults < 0 || call(UFFDIO_API, &api)) return errno;
+    }
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &old);
     int error = pthread_create(&thread, 0, serve, 0);

@@ -34,18 +34,23 @@ static int describe_open(int fd, struct stat64 *result) { return syscall(SYS_fst
 static struct object { u64 inode, id; u8 kind; pid_t owner; } objects[MOST];
 static int highest;
 
-int descriptor(enum kind kind, u64 id, size_t size, const char *name) {
+EXPORT int kvm_register_descriptor(int fd, int kind, u64 id) {
     struct stat64 found;
-    int fd = syscall(SYS_memfd_create, name, 1 /* MFD_CLOEXEC */);
-    if (fd < 0) return -1;
-    if ((!size || !ftruncate(fd, size)) && !describe_open(fd, &found))
+    if (!describe_open(fd, &found))
         for (int i = 0; i < MOST; i++)
             if (__sync_bool_compare_and_swap(&objects[i].kind, NO_KIND, kind)) {
                 objects[i].id = id, objects[i].owner = getpid();
                 __atomic_store_n(&objects[i].inode, found.st_ino, __ATOMIC_RELEASE);
                 if (i >= highest) highest = i + 1;
-                return fd;
+                return 1;
             }
+    return 0;
+}
+
+int descriptor(enum kind kind, u64 id, size_t size, const char *name) {
+    int fd = syscall(SYS_memfd_create, name, 1 /* MFD_CLOEXEC */);
+    if (fd < 0) return -1;
+    if ((!size || !ftruncate(fd, size)) && kvm_register_descriptor(fd, kind, id)) return fd;
     find_close()(fd);
     errno = EMFILE;
     return -1;
@@ -215,6 +220,24 @@ EXPORT int ioctl(int fd, unsigned long request, ...) {
     errno = -result;
     return -1;
 }
+
+/* Of private memory the monitor has a descriptor that takes no calls: what may be done with it is done here. */
+static int allocate(int fd, int mode, off_t offset, off_t size, int *result) {
+    struct object *object = highest ? object_of(fd) : 0;
+    if (!object || object->kind != GUEST_MEMFD || object->owner != getpid()) return 0;
+    int error = python_fallocate(object->id, mode, offset, size);
+    if (error) errno = error;
+    *result = error ? -1 : 0;
+    return 1;
+}
+EXPORT int fallocate(int fd, int mode, off_t offset, off_t size) {
+    static int (*next)(int, int, off_t, off_t);
+    int result;
+    if (allocate(fd, mode, offset, size, &result)) return result;
+    if (!next) next = real("fallocate");
+    return next(fd, mode, offset, size);
+}
+EXPORT int fallocate64(int fd, int mode, off_t offset, off_t size) { return fallocate(fd, mode, offset, size); }
 
 /* The kernel is told by a notifier. */
 EXPORT int mprotect(void *address, size_t size, int protection) {

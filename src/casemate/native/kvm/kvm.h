@@ -5,6 +5,7 @@
    MMIO need no Python. */
 #pragma once
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stddef.h>
@@ -18,9 +19,10 @@ typedef uint64_t u64;
 #define EXPORT __attribute__((visibility("default"), used))
 
 /* What a descriptor is of. */
-enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV };
+enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV, GUEST_MEMFD };
 
-enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256 };
+enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256, ZONES = 64 };
+enum { COALESCED_PAGE = 2 };
 enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
@@ -34,6 +36,8 @@ struct inside {
     u8 ports[65536 / 8];
     u64 count;
     struct range mmio[RANGES];
+    u64 zone_count;
+    struct zone { u64 start, end, is_pio; } zones[ZONES]; /* whose writes are coalesced */
 };
 
 /* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */
@@ -69,6 +73,14 @@ struct vcpu {
     u64 pending;             /* the kind of exit whose answer is awaited, or 0 */
     u64 latched;             /* the answer was taken, though KVM_RUN returned at once */
     u64 answer;
+    u64 replay;              /* the kind of access that was reported and undone: made again, it gets `answer` */
+    u64 completing;          /* immediate_exit: IN or OUT is to be completed, and nothing else */
+    u64 *undo_port;          /* has the engine undo the port access that it is in */
+    void *python;            /* the coroutine's own thread state, whichever thread calls KVM_RUN */
+    void *executing;         /* what the hooks say that the coroutine executes */
+    void *(*exchange)(void *);
+    volatile u32 held;       /* another thread changes memory: no guest instruction until it is done */
+    volatile u32 parked;
     int64_t result;
 
     /* Code that was translated (coherence.c) */
@@ -92,10 +104,12 @@ HIDDEN void interrupt_vcpu(void);
 HIDDEN void end_vcpu(struct vcpu *v);
 
 HIDDEN int start_python(void);
+HIDDEN extern pthread_key_t python_state; /* where a thread's Python is */
 HIDDEN extern long (*python_ioctl)(int kind, u64 id, unsigned long request, unsigned long argument);
 HIDDEN extern void (*python_loop)(struct vcpu *);
 HIDDEN extern void (*python_release)(int kind, u64 id);
 HIDDEN extern void (*python_mprotect)(u64 address, u64 size);
+HIDDEN extern int (*python_fallocate)(u64 id, int mode, int64_t offset, int64_t size);
 /* Where KVM_RUN is logged or made to fail; else 0. */
 HIDDEN extern int (*python_before_run)(struct vcpu *);
 HIDDEN extern void (*python_after_run)(struct vcpu *, int64_t result);

@@ -2,6 +2,7 @@
 #include "kvm.h"
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,19 +10,21 @@
 #include <unistd.h>
 
 /* Where the C library keeps these moved with version 2.34; the old names are there everywhere. */
+__asm__(".symver pthread_getspecific,pthread_getspecific@GLIBC_2.2.5\n");
 __asm__(".symver dlopen,dlopen@GLIBC_2.2.5\n.symver dlsym,dlsym@GLIBC_2.2.5\n.symver dlerror,dlerror@GLIBC_2.2.5\n");
 
 long (*python_ioctl)(int, u64, unsigned long, unsigned long);
 void (*python_loop)(struct vcpu *);
 void (*python_release)(int, u64);
 void (*python_mprotect)(u64, u64);
+int (*python_fallocate)(u64, int, int64_t, int64_t);
 int (*python_before_run)(struct vcpu *);
 void (*python_after_run)(struct vcpu *, int64_t);
 static void (*python_finish)(void);
 
 /* Python, when it is ready. */
-EXPORT void kvm_register(void *ioctl, void *loop, void *release, void *mprotect, void *finish) {
-    python_loop = loop, python_release = release, python_mprotect = mprotect, python_finish = finish;
+EXPORT void kvm_register(void *ioctl, void *loop, void *release, void *mprotect, void *fallocate, void *finish) {
+    python_fallocate = fallocate, python_loop = loop, python_release = release, python_mprotect = mprotect, python_finish = finish;
     python_ioctl = ioctl;
 }
 
@@ -30,6 +33,17 @@ EXPORT void kvm_watch_runs(void *before, void *after) { python_before_run = befo
 static int refuse(const char *what, const char *remedy) {
     fprintf(stderr, "casemate: error: %s; %s\n", what, remedy);
     return ENODEV;
+}
+
+pthread_key_t python_state;
+
+/* A coroutine needs a Python thread state of its own: it goes on in whatever thread calls KVM_RUN. Python keeps the state of
+   the calling thread under a key that it tells nobody; the value is known, and it is unlike any other. */
+static int find_key(void *(*this_state)(void)) {
+    void *state = this_state ? this_state() : 0;
+    for (python_state = 0; state && python_state < PTHREAD_KEYS_MAX; python_state++)
+        if (pthread_getspecific(python_state) == state) return 1;
+    return 0;
 }
 
 static pid_t owner;
@@ -59,11 +73,27 @@ static int load(void) {
     if (no_site) *no_site = 1;
     if (home && set_home && decode) set_home(decode(home, 0));
     initialize(0);
+    if (!find_key(dlsym(python, "PyGILState_GetThisThreadState")))
+        return refuse("this Python keeps the states of its threads elsewhere", "use Python 3.11 to 3.13");
     int failed = run(code);
     release_lock();
     if (failed || !python_ioctl) return refuse("casemate could not start in the monitor", "see above");
     owner = getpid();
     atexit(finish);
+    return 0;
+}
+
+/* A process that was forked off has a copy of Python, without its threads: it gets a KVM of its own. */
+static int start_anew(void) {
+    int (*ensure)(void) = dlsym(RTLD_DEFAULT, "PyGILState_Ensure"), (*run)(const char *) = dlsym(RTLD_DEFAULT, "PyRun_SimpleString");
+    void (*release)(int) = dlsym(RTLD_DEFAULT, "PyGILState_Release"), (*after_fork)(void) = dlsym(RTLD_DEFAULT, "PyOS_AfterFork_Child");
+    if (!ensure || !run || !release || !after_fork) return ENODEV;
+    int state = ensure();
+    after_fork();
+    int failed = run("from casemate.userkvm import server; server.start()");
+    release(state);
+    if (failed) return refuse("casemate could not start in a process that was forked off", "see above");
+    owner = getpid();
     return 0;
 }
 
@@ -86,7 +116,7 @@ int start_python(void) {
         state = 2;
     }
     while (state == 1) usleep(1000);
-    if (!failure && owner != getpid()) return ENODEV; /* a fork of a process that has a Python, but none of its threads */
+    if (!failure && owner != getpid()) return start_anew();
     return failure;
 }
 

@@ -2,6 +2,7 @@
    next KVM_RUN. No thread waits for another, and no Python runs on the way (docs/decisions/0008-coroutine.md). */
 #include "kvm.h"
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 enum { STACK_BYTES = 16 << 20, SAVED_REGISTERS = 6 };
 
 _Thread_local struct vcpu *current_vcpu;
+void kvm_wake(struct vcpu *v);
 
 /* Keeps what the ABI says a function keeps, puts the stack pointer into *save, and goes on where `to` stands. */
 __asm__(".text\n.globl switch_stack\n.hidden switch_stack\n.type switch_stack,@function\nswitch_stack:\n"
@@ -21,6 +23,58 @@ __asm__(".text\n.globl switch_stack\n.hidden switch_stack\n.type switch_stack,@f
         " mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
         " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 HIDDEN void switch_stack(void **save, void *to);
+__asm__(".symver pthread_getspecific,pthread_getspecific@GLIBC_2.2.5\n.symver pthread_setspecific,pthread_setspecific@GLIBC_2.2.5\n");
+
+/* The coroutine goes on, in this thread. */
+static void enter(struct vcpu *v) {
+    void *ours = pthread_getspecific(python_state), *executed = v->exchange(v->executing);
+    pthread_setspecific(python_state, v->python);
+    switch_stack(&v->caller, v->here);
+    v->python = pthread_getspecific(python_state);
+    pthread_setspecific(python_state, ours);
+    v->executing = v->exchange(executed);
+}
+
+/* ---- one thread changes what the guest runs on, while another one is in KVM_RUN ---- */
+
+static void sleep_on(volatile u32 *word, u32 value) {
+    struct timespec limit = {0, 1000000};
+    syscall(SYS_futex, word, FUTEX_WAIT, value, &limit, 0, 0);
+}
+
+static void wake_from(volatile u32 *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, 0, 0, 0); }
+
+/* No instruction of the guest is executed from the return of this on until kvm_release. */
+EXPORT void kvm_hold(struct vcpu *v) {
+    __atomic_store_n(&v->held, 1, __ATOMIC_SEQ_CST);
+    while (v->in_run && !v->parked && current_vcpu != v) {
+        if (v->engine) v->stop_engine(v->engine);
+        kvm_wake(v);
+        sleep_on(&v->held, 1);
+    }
+}
+
+EXPORT void kvm_release(struct vcpu *v) {
+    __atomic_store_n(&v->held, 0, __ATOMIC_SEQ_CST);
+    wake_from(&v->held);
+}
+
+/* Between two runs of the engine. */
+EXPORT void kvm_park(struct vcpu *v) {
+    v->parked = 1;
+    wake_from(&v->held);
+    while (v->held) sleep_on(&v->held, 1);
+    v->parked = 0;
+}
+
+static void enter_run(struct vcpu *v) {
+    for (;;) {
+        __atomic_store_n(&v->in_run, 1, __ATOMIC_SEQ_CST);
+        if (!v->held) return;
+        v->in_run = 0;
+        sleep_on(&v->held, 1);
+    }
+}
 
 EXPORT u64 kvm_vcpu_size(void) { return sizeof(struct vcpu); }
 EXPORT u64 kvm_inside_size(void) { return sizeof(struct inside); }
@@ -60,13 +114,14 @@ void end_vcpu(struct vcpu *v) {
     if (!v->started || v->must_end) return;
     v->must_end = v->abandoned = v->stop_wanted = 1;
     current_vcpu = v;
-    switch_stack(&v->caller, v->here);
+    enter(v);
 }
 
 static void leave(struct vcpu *v, long result) {
     v->result = result;
     note_code(v);
     v->in_run = 0;
+    if (v->held) wake_from(&v->held);
     switch_stack(&v->here, v->caller);
     if (was_code_written(v)) {
         v->is_stale = 1;
@@ -81,9 +136,13 @@ EXPORT void kvm_leave(struct vcpu *v, u32 reason, long result) {
     leave(v, result);
 }
 
-/* A new state came while an access waited: it never happened, and the engine is to be left. */
-static u64 give_up(struct vcpu *v) {
+/* KVM_RUN returns as it was interrupted, whatever it reported before stays. */
+EXPORT void kvm_pause(struct vcpu *v) { leave(v, -EINTR); }
+
+/* A new state came while an access waited: the engine is to be left, before the access where that can be. */
+static u64 give_up(struct vcpu *v, u64 kind) {
     v->in_access = 0, v->stop_wanted = 1;
+    if (kind == KVM_EXIT_IO) *v->undo_port = 1;
     v->stop_engine(v->engine);
     return ~0ull;
 }
@@ -113,14 +172,25 @@ static u64 ask_user(struct vcpu *v, u64 kind) {
     v->pending = kind, v->latched = 0;
     leave(v, 0);
     v->pending = 0;
-    if (v->abandoned) return give_up(v);
+    if (!v->latched) v->answer = answer_of(v, kind);
+    if (v->abandoned) {
+        v->replay = kind;
+        return give_up(v, kind);
+    }
     v->in_access = 0;
-    return v->latched ? v->answer : answer_of(v, kind);
+    return v->answer;
+}
+
+static int is_replayed(struct vcpu *v, u64 kind) {
+    int is_known = v->replay == kind;
+    v->replay = 0;
+    return is_known;
 }
 
 EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value) {
+    if (is_replayed(v, KVM_EXIT_IO)) return v->answer;
     yield_to_signals(v);
-    if (v->abandoned) return give_up(v);
+    if (v->abandoned) return give_up(v, KVM_EXIT_IO);
     u8 *details = v->run + RUN_UNION;
     details[0] = out, details[1] = size;
     *(u16 *)(details + 2) = port, *(u32 *)(details + 4) = 1, *(u64 *)(details + 8) = PAGE;
@@ -129,8 +199,9 @@ EXPORT u32 kvm_exit_port(struct vcpu *v, int out, u32 port, u32 size, u32 value)
 }
 
 EXPORT u64 kvm_exit_mmio(struct vcpu *v, int write, u64 gpa, u32 size, u64 value) {
+    if (is_replayed(v, KVM_EXIT_MMIO)) return v->answer;
     yield_to_signals(v);
-    if (v->abandoned) return give_up(v);
+    if (v->abandoned) return give_up(v, KVM_EXIT_MMIO);
     u8 *details = v->run + RUN_UNION;
     *(u64 *)details = gpa;
     *(u64 *)(details + 8) = 0;
@@ -139,7 +210,9 @@ EXPORT u64 kvm_exit_mmio(struct vcpu *v, int write, u64 gpa, u32 size, u64 value
     return ask_user(v, KVM_EXIT_MMIO);
 }
 
-/* Callbacks of the engine's hooks, in place of Python's. */
+/* Callbacks of the engine's hooks, in place of Python's. The engine also calls them when it looks up addresses for an ioctl:
+   then no guest waits for an answer. */
+static int is_executing(struct vcpu *v) { return v && v->in_run; }
 
 static int is_port_inside(struct vcpu *v, u32 port) {
     int is_inside = v->inside->ports[port >> 3 & 8191] >> (port & 7) & 1;
@@ -156,6 +229,26 @@ static int is_inside(struct vcpu *v, u64 gpa) {
     return 0;
 }
 
+/* A write that the monitor hears of later: whether there was room for it in the ring. */
+static int is_coalesced(struct vcpu *v, u64 address, u32 size, u64 value, u64 is_pio) {
+    struct ring {
+        u32 first, last;
+        struct { u64 address; u32 size, is_pio; u64 data; } writes[(PAGE - 8) / 24];
+    } *ring = (void *)(v->run + COALESCED_PAGE * PAGE);
+    enum { ROOM = sizeof ring->writes / sizeof *ring->writes };
+    for (u64 i = 0; i < v->inside->zone_count; i++) {
+        struct zone *zone = &v->inside->zones[i];
+        if (zone->is_pio != is_pio || address < zone->start || address + size > zone->end) continue;
+        u32 last = ring->last;
+        if (last >= ROOM || (last + 1) % ROOM == ring->first) return 0;
+        ring->writes[last].address = address, ring->writes[last].size = size;
+        ring->writes[last].is_pio = is_pio, ring->writes[last].data = value;
+        __atomic_store_n(&ring->last, (last + 1) % ROOM, __ATOMIC_RELEASE);
+        return 1;
+    }
+    return 0;
+}
+
 EXPORT u32 kvm_read_port(u32 port, u32 size) {
     struct vcpu *v = current_vcpu;
     return is_port_inside(v, port) ? v->read_port(port, size) : kvm_exit_port(v, 0, port, size, 0);
@@ -164,20 +257,22 @@ EXPORT u32 kvm_read_port(u32 port, u32 size) {
 EXPORT void kvm_write_port(u32 port, u32 size, u32 value) {
     struct vcpu *v = current_vcpu;
     if (is_port_inside(v, port)) v->write_port(port, size, value);
-    else kvm_exit_port(v, 1, port, size, value);
+    else if (!is_coalesced(v, port, size, value, 1)) kvm_exit_port(v, 1, port, size, value);
 }
 
 EXPORT u64 kvm_read_mmio(u64 gpa, u32 size) {
     struct vcpu *v = current_vcpu;
+    if (!is_executing(v)) return ~0ull;
     gpa &= v->address_mask;
     return is_inside(v, gpa) ? v->read_mmio(gpa, size) : kvm_exit_mmio(v, 0, gpa, size, 0);
 }
 
 EXPORT void kvm_write_mmio(u64 gpa, u32 size, u64 value) {
     struct vcpu *v = current_vcpu;
+    if (!is_executing(v)) return;
     gpa &= v->address_mask;
     if (is_inside(v, gpa)) v->write_mmio(gpa, size, value);
-    else kvm_exit_mmio(v, 1, gpa, size, value);
+    else if (!is_coalesced(v, gpa, size, value, 0)) kvm_exit_mmio(v, 1, gpa, size, value);
 }
 
 /* Waiting in HLT. */
@@ -214,13 +309,23 @@ static void start(struct vcpu *v) {
     v->here = top, v->started = 1;
 }
 
-/* kvm_run.immediate_exit: the access that was reported is complete, and nothing else happens. */
+/* kvm_run.immediate_exit: the access that was reported is complete, and nothing else happens; the exit reason stays. */
 static int return_at_once(struct vcpu *v) {
     if (v->pending && !v->latched) v->answer = answer_of(v, v->pending), v->latched = 1;
     v->counts[COUNT_IMMEDIATE]++;
-    *(u32 *)(v->run + 8) = KVM_EXIT_INTR;
     errno = EINTR;
     return -1;
+}
+
+/* IN or OUT was reported and answered: the instruction happens, and the guest stands behind it. From the monitor's side. */
+EXPORT void kvm_complete(struct vcpu *v) {
+    struct vcpu *before = current_vcpu;
+    current_vcpu = v;
+    enter_run(v);
+    v->completing = v->abandoned = 1;
+    enter(v);
+    v->in_run = 0;
+    current_vcpu = before;
 }
 
 static int run(struct vcpu *v) {
@@ -228,7 +333,7 @@ static int run(struct vcpu *v) {
     if (v->run[1]) return return_at_once(v);
     v->stop_wanted = 0;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    v->in_run = 1;
+    enter_run(v);
     if (v->has_mask) {
         memset(&mask, 0, sizeof mask);
         memcpy(&mask, &v->signal_mask, sizeof v->signal_mask);
@@ -236,7 +341,7 @@ static int run(struct vcpu *v) {
     }
     if (v->run[1]) v->stop_wanted = 1;
     if (!v->started) start(v);
-    switch_stack(&v->caller, v->here);
+    enter(v);
     v->in_run = 0;
     if (v->has_mask) sigprocmask(SIG_SETMASK, &before, 0);
     if (v->result >= 0) return v->result;

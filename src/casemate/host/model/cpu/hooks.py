@@ -29,8 +29,8 @@ from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.processor import ADDRESS_BITS, Processor
 from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, library
 
-REFUSED_WRITE, SHARED_ACCESS = 0x2600, 0x2601
-"""Pseudo exception numbers: a write that was undone, and an access of an SNP guest that needs a page shared."""
+REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT = 0x2600, 0x2601, 0x2603
+"""Pseudo exceptions: a write that was undone, an access of an SNP guest that needs a page shared, IN or OUT undone."""
 NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
@@ -42,7 +42,9 @@ _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
 _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_FEATURES_1_ECX = 0x1578, 0x80, 0x1588, 0x1608
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
-_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, 1 << 24, 256, 64, 1024
+MARKED_PAGES = 1 << 24
+"""Bytes of the table of pages that code came from; pages beyond share them."""
+_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, MARKED_PAGES, 256, 64, 1024
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
 """What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
@@ -60,6 +62,7 @@ WriteDecider = CFUNCTYPE(c_uint32)
 """Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
 PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 InstructionDecider = CFUNCTYPE(c_uint32)
+MsrAnswer = CFUNCTYPE(c_uint32, c_uint32, c_uint32, ctypes.POINTER(c_uint64))
 CpuidAnswer = CFUNCTYPE(None, c_uint32, c_uint32, ctypes.POINTER(c_uint32))
 _TakePrograms = CFUNCTYPE(None, c_uint32, c_uint32)
 
@@ -136,6 +139,7 @@ class CpuRecord(ctypes.Structure):
         ("write_port", PortWrite),
         ("read_mmio", MmioRead),
         ("write_mmio", MmioWrite),
+        ("on_msr", MsrAnswer),
         ("on_cpuid", CpuidAnswer),
         ("served", c_uint64 * 8),
         ("vc", c_uint64 * _EXIT_CODES),
@@ -143,6 +147,8 @@ class CpuRecord(ctypes.Structure):
         ("ram_count", c_uint64),
         ("ghcb_gpa", c_uint64),
         ("ghcb", c_uint64),
+        ("reads_table", c_uint64),
+        ("undo_port", c_uint64),
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),
     )
@@ -292,6 +298,31 @@ class EngineHooks:
 
         self.record.on_cpuid = CpuidAnswer(on_cpuid)
 
+    def answer_msrs(self, answer: Callable[[int, int | None], int | None]) -> None:
+        """Ask ``answer`` for ASKED registers: number, and the value that the guest writes. None is #GP."""
+
+        def on_msr(index: int, is_write: int, value: Any) -> int:
+            found = answer(index, value[0] if is_write else None)
+            if found is None:
+                return 1
+            value[0] = found
+            return 0
+
+        self.record.on_msr = MsrAnswer(on_msr)
+
+    def ticks(self) -> int:
+        """The host's time-stamp counter."""
+        return int(library.cpu_get_ticks_x86_64())
+
+    @property
+    def tsc_offset(self) -> int:
+        """How far the guest's time-stamp counter is ahead of the host's, modulo 2**64."""
+        return int(self._tsc_offset.value)
+
+    @tsc_offset.setter
+    def tsc_offset(self, value: int) -> None:
+        self._tsc_offset.value = value
+
     def forget_cpuid(self) -> None:
         """Ask for all leaves again."""
         ctypes.memset(ctypes.byref(self.record, CpuRecord.leaves.offset), 0, CpuRecord.leaves.size)
@@ -306,6 +337,16 @@ class EngineHooks:
             if address is not None:
                 place.value = address
         return Callbacks(*before)
+
+    @property
+    def undo_port_at(self) -> int:
+        """Address of a word; who answers IN or OUT sets it to have the guest stand before the instruction again."""
+        return self.user_data + CpuRecord.undo_port.offset
+
+    @property
+    def exchange_at(self) -> int:
+        """Address of the function by which a thread goes on with a CPU that ran in another one."""
+        return hook_address("hooks_exchange")
 
     def serve_ghcb(self) -> None:
         """Serve the plain requests of a SEV-ES or SNP guest without Python, but for the bus."""

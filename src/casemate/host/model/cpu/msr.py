@@ -36,8 +36,8 @@ ENGINE_KNOWS = frozenset(
     }
 )
 
-UNKNOWN, ENGINE, CONSTANT, PLAIN = range(4)
-"""What is behind a register: nothing, the engine's own, a value that writes do not change, or a value."""
+UNKNOWN, ENGINE, CONSTANT, PLAIN, ASKED = range(5)
+"""What is behind a register: nothing, the engine's own, a value that writes do not change, a value, or a function."""
 _RAISES = 0x80
 _RANGES, _PER_RANGE, _UNKNOWN_KEPT = (0, 0xC0000000, 0xC0010000), 0x2000, 64
 
@@ -83,6 +83,10 @@ class ModelSpecificRegisters:
         if "spec-ctrl" in self._features:
             self._define(msr.SPEC_CTRL, PLAIN, 0)
             self._define(msr.PRED_CMD, CONSTANT, 0)
+
+    def ask(self, index: int) -> None:
+        """Have the guest's accesses answered by the function of ``EngineHooks.answer_msrs``."""
+        self._set_policy(index, ASKED)
 
     @property
     def unknown(self) -> Counter[int]:

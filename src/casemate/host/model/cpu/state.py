@@ -20,7 +20,7 @@ _GENERAL = {name: getattr(x86_const, f"UC_X86_REG_{name.upper()}") for name, *_ 
 _CR3, _CR8 = x86_const.UC_X86_REG_CR3, x86_const.UC_X86_REG_CR8
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
 """In the engine's order; GDT and IDT follow."""
-_ENV_HFLAGS, _ENV_SEGMENTS, _ENV_EFER = 0xB0, 0xB8, 0x250
+_ENV_HFLAGS, _ENV_SEGMENTS, _ENV_EFER, _ENV_XCR0 = 0xB0, 0xB8, 0x250, 0x1328
 _SEGMENT_BYTES = 24
 _CR0_RESET, _EFER_LMA, _PE = 0x60000010, 1 << 10, 1
 _CPL, _CS32, _SS32, _ADDSEG, _CS64 = 3, 1 << 4, 1 << 5, 1 << 6, 1 << 15
@@ -52,6 +52,7 @@ class CpuState:
         env = engine.hooks.record.env
         self._hflags = c_uint32.from_address(env + _ENV_HFLAGS)
         self._efer = c_uint64.from_address(env + _ENV_EFER)
+        self._xcr0 = c_uint64.from_address(env + _ENV_XCR0)
         self._segments = (_Segment * 10).from_address(env + _ENV_SEGMENTS)
 
     def regs(self) -> Regs:
@@ -62,6 +63,15 @@ class CpuState:
         """Set those of these names. In a callback of the engine RIP cannot be among them."""
         for name in names:
             self._engine.write(_GENERAL[name], getattr(values, name))
+
+    @property
+    def xcr0(self) -> int:
+        """Which extended state XSAVE saves."""
+        return int(self._xcr0.value)
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self._xcr0.value = value
 
     def sregs(self) -> Sregs:
         """Segments, descriptor tables, control registers, EFER and the APIC's base."""

@@ -72,6 +72,11 @@ class GhcbServer:
         self._snp = snp
         self._jump_table = 0
 
+    @property
+    def msr(self) -> int:
+        """The GHCB MSR."""
+        return self._msrs.ghcb
+
     def serve(self) -> Ended | None:
         """One VMGEXIT; what the guest is told is in its GHCB or in the GHCB MSR."""
         request = self._msrs.ghcb
