@@ -39,7 +39,7 @@ class Pair:
 
 def test_ioapic_identifies_itself_with_24_masked_pins() -> None:
     pair = Pair()
-    assert pair.read(0x01) == 0x0017_0011
+    assert pair.read(0x01) == 0x0017_0020
     assert all(pair.read(0x10 + 2 * pin) == MASKED for pin in range(PINS))
     pair.write(0x00, 0xFFFF_FFFF)
     assert pair.read(0x00) == pair.read(0x02) == 0x0F00_0000

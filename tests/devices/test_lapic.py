@@ -50,7 +50,7 @@ def test_lapic_power_on_state() -> None:
     lapic = Lapic(ManualClock())
     expected = {
         Register.ID: 0,
-        Register.VERSION: 0x50014,
+        Register.VERSION: 0x1050014,
         Register.SVR: 0xFF,
         Register.DFR: 0xFFFF_FFFF,
         Register.LVT_TIMER: MASKED,
@@ -93,7 +93,7 @@ def test_lapic_registers_lie_where_the_sdm_has_them() -> None:
 
 def test_lapic_reads_bytes_of_a_register_and_zero_between_registers() -> None:
     apic = Apic()
-    assert [apic.lapic.read_mmio(Register.VERSION + byte, 1) for byte in range(4)] == [0x14, 0x00, 0x05, 0x00]
+    assert [apic.lapic.read_mmio(Register.VERSION + byte, 1) for byte in range(4)] == [0x14, 0x00, 0x05, 0x01]
     assert apic.lapic.read_mmio(Register.VERSION, 2) == 0x0014
     assert apic.lapic.read_mmio(Register.VERSION + 4, 4) == 0
     assert not apic.lapic.write_mmio(Register.TPR, 1, 0xFF)

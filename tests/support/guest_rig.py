@@ -66,6 +66,9 @@ def _call(action: Callable[[], None] | None) -> None:
 class ScriptedInterrupts:
     """Vectors that are due at once, in order."""
 
+    lapic = None
+    on_deadline: Callable[[], None] = staticmethod(lambda: None)
+
     def __init__(self, *vectors: int) -> None:
         self.vectors = deque(vectors)
 

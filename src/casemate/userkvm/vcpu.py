@@ -168,8 +168,7 @@ class Vcpu(Descriptor):
 
     def kick(self) -> None:
         """An interrupt waits; from any thread."""
-        if not self._engine.hooks.interrupt_requested:
-            self._engine.stop()
+        self._engine.hooks.kick()
         self._library.kvm_wake(self.address)
 
     def close(self) -> None:

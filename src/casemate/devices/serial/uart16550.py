@@ -6,8 +6,11 @@ from collections import deque
 from collections.abc import Callable
 
 from casemate.devices.device import IrqLine
+from casemate.host.clock import GuestClock
 
 FIFO_SIZE = 16
+BYTE_NS, MOST_NS = 10_850, 2_000_000
+"""Of a byte on a line of 921,600 baud, and how long the transmitter's interrupt waits for bytes at most."""
 TRIGGER_LEVELS = (1, 4, 8, 14)
 
 
@@ -56,13 +59,19 @@ class Uart16550:
     """Eight byte-wide registers; bytes leave at once, so the transmitter is always empty.
 
     ``output`` gets every byte that the guest sends; ``irq`` is the port's interrupt line, which OUT2 gates as
-    on a PC. ``feed`` may be called from any thread; everything else belongs to the vCPU's.
+    on a PC. With ``clock`` the transmitter's interrupt comes when the bytes would have left a fast line, for an
+    operating system that is asked for more after each byte does nothing else. ``feed`` may be called from any thread;
+    everything else belongs to the vCPU's.
     """
 
-    def __init__(self, output: Callable[[int], None], irq: IrqLine) -> None:
+    def __init__(self, output: Callable[[int], None], irq: IrqLine, clock: GuestClock | None = None) -> None:
         self._output = output
         self._irq = irq
-        self._line = False
+        self._clock = clock
+        self.on_timer: Callable[[], None] = lambda: None
+        """Told when there is something to wait for."""
+        self._sent_at = 0
+        self._line = self._waits_for_line = False
         self._waiting: deque[int] = deque()
         self._fifo: deque[int] = deque()
         self.reset()
@@ -84,6 +93,12 @@ class Uart16550:
         """Move waiting input into the FIFO and bring the interrupt line up to date."""
         if self._waiting:
             self._receive()
+        elif self._transmit_empty and not self._line:
+            self._update_irq()
+
+    def deadline(self) -> int | None:
+        """Guest time at which the bytes that were sent have left and the guest wants to know, or None."""
+        return self._sent_at if self._waits_for_line and not self._line else None
 
     def read_port(self, offset: int, size: int) -> int | None:
         """A register; only bytes are served."""
@@ -146,6 +161,9 @@ class Uart16550:
         elif len(self._fifo) < self._capacity():
             self._fifo.append(value)
         self._transmit_empty = True
+        if self._clock is not None:
+            now = self._clock.now()
+            self._sent_at = min(max(now, self._sent_at) + BYTE_NS, now + MOST_NS)
         self._update_irq()
 
     def _write_ier(self, value: int) -> None:
@@ -214,7 +232,13 @@ class Uart16550:
 
     def _update_irq(self) -> None:
         connected = self._mcr & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
-        line = connected and self._interrupt_source() != Iir.NONE
+        source = self._interrupt_source() if connected else Iir.NONE
+        self._waits_for_line = (
+            source == Iir.TRANSMIT_EMPTY and self._clock is not None and self._clock.now() < self._sent_at
+        )
+        if self._waits_for_line:
+            self.on_timer()
+        line = source != Iir.NONE and not self._waits_for_line
         if line != self._line:
             self._line = line
             self._irq(line)

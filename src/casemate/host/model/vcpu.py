@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from time import sleep
+from time import monotonic
 from typing import NamedTuple
 
 from casemate.abi.sev.ghcb import ExitCode
+from casemate.abi.x86 import msr
 from casemate.address import Gpa
-from casemate.host.clock import GuestClock
+from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
-from casemate.host.hypervisor import InterruptController
+from casemate.host.hypervisor import InterruptController, LocalApic
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
@@ -33,7 +34,8 @@ from casemate.host.model.run_control import RunControl, ThreadControl
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 
-_TICK_SECONDS = 0.002
+_LOOK_SECONDS = 0.002
+"""How often somebody looks whether what was asked for was heard."""
 _RFLAGS_IF = 1 << 9
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
@@ -77,6 +79,13 @@ class ModelVcpu:
         self._flush_wanted = False
         self._closed = False
         self._executing = threading.Event()
+        self._timer_set = threading.Event()
+        self._looks_at = 0.0
+        self._lapic = None if interrupts is None else interrupts.lapic
+        if self._lapic is not None:
+            self._share(self._lapic)
+        if interrupts is not None:
+            interrupts.on_deadline = self._timer_was_set
         engine.hooks.hook_exceptions(
             PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
@@ -84,6 +93,12 @@ class ModelVcpu:
         clock.on_skip = engine.hooks.advance_tsc
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
+
+    def _share(self, lapic: LocalApic) -> None:
+        engine = self._engine
+        lapic.keep_base_at(engine.msrs.address_of(msr.APIC_BASE))
+        lapic.tsc = engine.hooks
+        engine.hooks.use_lapic(lapic.address)
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
@@ -94,6 +109,9 @@ class ModelVcpu:
             if self._control.stop_requested():
                 self._control.take_stop()
                 return Interrupted()
+            if self._lapic is not None and self._lapic.take_init():
+                self.is_halted = False
+                self._engine.init()
             if self.is_halted:
                 self._exit = self._halt()
                 if self._exit is None:
@@ -163,6 +181,7 @@ class ModelVcpu:
         """End the ticker."""
         self._closed = True
         self._executing.set()
+        self._timer_set.set()
         self._ticker.join()
 
     def _execute(self) -> int:
@@ -191,11 +210,13 @@ class ModelVcpu:
             self._exit = self._halt()
 
     def _halt(self) -> VmExit | None:
-        interrupts = self._interrupts
+        interrupts, hooks = self._interrupts, self._engine.hooks
+        if hooks.nmi_requested:
+            return None
         if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
             return Hlt(interrupts_enabled=False)
         self.is_halted = True
-        while not interrupts.pending():
+        while not interrupts.pending() and not hooks.nmi_requested:
             if self._control.stop_requested():
                 return None
             deadline = interrupts.deadline()
@@ -268,17 +289,29 @@ class ModelVcpu:
         self._intercepts.error = error
         self._engine.stop()
 
-    def _timer_expired(self) -> bool:
-        if self._interrupts is None:
-            return False
-        deadline = self._interrupts.deadline()
-        return deadline is not None and self._clock.now() >= deadline
-
     def _tick(self) -> None:
         while not self._closed:
             self._executing.wait()
-            sleep(_TICK_SECONDS)
-            if self._control.stop_requested() or (
-                not self._engine.hooks.interrupt_requested and self._timer_expired()
-            ):
+            if self._control.stop_requested():
                 self._engine.stop()
+            wait = self._until_timer()
+            if wait <= 0:
+                self._engine.hooks.kick()
+                wait = _LOOK_SECONDS
+            self._looks_at = monotonic() + wait
+            self._timer_set.wait(wait)
+            self._timer_set.clear()
+
+    def _timer_was_set(self) -> None:
+        """Wake the ticker if it would be late."""
+        if monotonic() + self._until_timer() < self._looks_at:
+            self._timer_set.set()
+
+    def _until_timer(self) -> float:
+        """Seconds until a timer is due, at most until it is time to look again."""
+        if self._interrupts is None or self._engine.hooks.interrupt_requested:
+            return _LOOK_SECONDS
+        deadline = self._interrupts.deadline()
+        if deadline is None:
+            return _LOOK_SECONDS
+        return min((deadline - self._clock.now()) / NANOSECONDS, _LOOK_SECONDS)

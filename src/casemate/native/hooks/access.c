@@ -22,18 +22,13 @@ EXPORT int hook_unmapped(void *uc, int type, u64 gpa, int size, u64 value, struc
 /* Memory that nobody backs; the user data is where its range begins. */
 
 EXPORT u64 hook_mmio_read(void *uc, u64 offset, u32 size, u64 base) {
-    struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    u64 value;
-    if (flash_read(c, base + offset, size, &value)) return value;
-    hand_over(c);
-    return c->read_mmio(base + offset, size);
+    return read_mmio(find_cpu(AT(u64, uc, UC_CPU)), base + offset, size);
 }
 
 EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    if (flash_write(c, base + offset, size, value)) return;
-    hand_over(c);
-    c->write_mmio(base + offset, size, value);
+    be_last_in_block(c, base + offset);
+    write_mmio(c, base + offset, size, value);
 }
 
 /* IN and OUT, in place of the engine's helpers. */
@@ -45,8 +40,7 @@ EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base)
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
-            hand_over(c); \
-            return c->read_port(port, bytes) & MASK(bytes); \
+            return read_port(c, port, bytes) & MASK(bytes); \
         } \
         TAIL e_##name(env, port, unused); \
     }
@@ -57,8 +51,7 @@ IN_HELPERS(HELPER_IN)
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
-            hand_over(c); \
-            c->write_port(port, bytes, value & MASK(bytes)); \
+            write_port(c, port, bytes, value & MASK(bytes)); \
             return 0; \
         } \
         TAIL e_##name(env, port, value); \

@@ -1,9 +1,10 @@
 /* One modelled CPU as the hooks know it. Python's mirror is host/model/cpu/hooks.py; a test compares the sizes. */
 #pragma once
 #include "engine.h"
+#include "lapic.h"
 
-enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
-enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_AC = 17, VECTOR_VC = 29 };
+enum { SITES = 256, CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
+enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_GP = 13, VECTOR_AC = 17, VECTOR_VC = 29 };
 
 /* What the guest is, and what happens to it. */
 enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4, ANSWERS_CPUID = 8 };
@@ -101,6 +102,14 @@ struct cpu {
     u8 *ghcb;           /* where the host has it; 0 when memory was mapped anew */
     struct leaf leaves[CPUID_LEAVES];
     struct flash flash;
+
+    /* Interrupts (interrupts.c) */
+    struct lapic *lapic; /* or 0 */
+    u32 kicked;          /* somebody asked to look for an interrupt; set by any thread */
+    u32 reserved;
+    u64 sites[SITES];    /* instructions that end their block, and where they end */
+    u64 site_ends[SITES];
+    u64 last[SITES];     /* places in the engine's code that are known to belong to such */
 };
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -160,5 +169,18 @@ HIDDEN u64 read_msr(struct cpu *c, u32 index);
 HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
 HIDDEN int serve_ghcb(struct cpu *c);
 HIDDEN void hand_over(struct cpu *c);
+HIDDEN void stop_engine(struct cpu *c);
+HIDDEN void look_for_interrupts(struct cpu *c);
+HIDDEN u32 read_port(struct cpu *c, u32 port, u32 size);
+HIDDEN void write_port(struct cpu *c, u32 port, u32 size, u32 value);
+HIDDEN u64 read_mmio(struct cpu *c, u64 gpa, u32 size);
+HIDDEN void write_mmio(struct cpu *c, u64 gpa, u32 size, u64 value);
+HIDDEN int rdmsr_of_apic(struct cpu *c, uintptr_t caller);
+HIDDEN int wrmsr_of_apic(struct cpu *c, uintptr_t caller);
+HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused);
+HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
+HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
+HIDDEN void end_block(struct cpu *c);
+HIDDEN void end_block_at_site(struct cpu *c, u64 pc);
 HIDDEN int flash_write(struct cpu *c, u64 gpa, u32 size, u64 value);
 HIDDEN int flash_read(struct cpu *c, u64 gpa, u32 size, u64 *value);

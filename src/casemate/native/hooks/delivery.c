@@ -48,7 +48,7 @@ static void deliver(struct cpu *c, u32 vector) {
 
 EXPORT void hook_interrupt(void *uc, u32 vector, struct cpu *c) {
     if (vector <= HIGHEST_VECTOR) deliver(c, vector);
-    else hand_over(c), c->on_pseudo(uc, vector, c);
+    else hand_over(c), c->on_pseudo(uc, vector, c), look_for_interrupts(c);
 }
 
 /* Whether the code at RIP is `code`. Not more of it is fetched than the engine did to find the instruction invalid. */
@@ -76,18 +76,12 @@ EXPORT int hook_invalid(void *uc, struct cpu *c) {
         is_at_rip(c, pvalidate, sizeof pvalidate) || is_at_rip(c, rmpadjust, sizeof rmpadjust)) {
         hand_over(c);
         answer = c->on_instruction();
+        look_for_interrupts(c);
     }
     if (answer == EXECUTED) return 1;
     if (answer != UNDEFINED) AT(u32, c->env, ENV_ERROR_CODE) = answer;
     deliver(c, answer == UNDEFINED ? VECTOR_UD : VECTOR_VC);
     return 1;
-}
-
-/* The engine takes vector 0 for want of a controller. A negative answer is that of one that has thought better of it. */
-void h_do_interrupt_x86_hardirq(void *env, int vector, int hardware) {
-    struct cpu *c = cpu_of_env(env);
-    if (!vector && c && (vector = c->on_acknowledge()) < 0) return;
-    e_do_interrupt_x86_hardirq(env, vector, hardware);
 }
 
 /* Only delivery calls it, where the task state segment is none. */

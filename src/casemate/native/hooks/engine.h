@@ -9,6 +9,7 @@
 typedef uint64_t u64;
 typedef uint32_t u32;
 typedef int32_t i32;
+typedef int64_t i64;
 typedef uint16_t u16;
 typedef uint8_t u8;
 
@@ -17,10 +18,12 @@ typedef uint8_t u8;
 
 /* struct uc_struct */
 #define UC_CPU 0x1b8             /* cpu: first load of helper_check_exit_request */
+#define UC_TCG 0x300             /* tcg_ctx: cpu_io_recompile, second load */
 #define UC_NO_EXIT_REQUEST 0x7f2 /* no_exit_request: the byte that check_exit_request compares */
 
 /* CPUState. CPUX86State follows at CPU_ENV, and CPUNegativeOffsetState, with the TLB, is right below it. */
 #define CPU_INTERRUPT_REQUEST 0x1c  /* interrupt_request: x86_cpu_exec_interrupt */
+#define CPU_MEM_IO_PC 0x8178        /* mem_io_pc: helper_le_stl_mmu, the store before its jump to memory_region_dispatch_write */
 #define CPU_EXCEPTION_INDEX 0x81a0  /* exception_index: first load of x86_cpu_do_interrupt */
 #define CPU_UC 0x81a8               /* uc: tlb_set_dirty's caller notdirty_write */
 #define CPU_CLASS 0x81b0            /* cc: tlb_set_page_with_attrs, start */
@@ -84,12 +87,23 @@ typedef uint8_t u8;
 #define CONDITION_GE 3      /* TCG_COND_GE */
 #define LABEL_PRESENT 1     /* TCGLabel, first bit: gen_set_label */
 #define BLOCK_PC_NEXT 0x10  /* DisasContextBase.pc_next: translator_loop, after it called the operation at 0 */
+#define BLOCK_COUNT 0x1c    /* num_insns and max_insns: translator_loop compares them after each instruction */
+#define BLOCK_MOST 0x20
+/* TranslationBlock: pc, cs_base, size and icount: translator_loop stores the last two at its end */
+#define TB_PC 0x00
+#define TB_CS_BASE 0x08
+#define TB_SIZE 0x14
+#define TB_COUNT 0x16
 #define INSTRUCTION_LIMIT 0x7fff /* CF_COUNT_MASK of cflags */
 
 /* Functions that are called. All are exported with _x86_64 at the end of their names. */
 #define CALLED(X) \
     X(raise_exception_err_ra, void, (void *env, i32 vector, i32 code, uintptr_t ra)) \
     X(cpu_loop_exit, void, (void *cpu)) \
+    X(cpu_restore_state, int, (void *cpu, uintptr_t ra, int will_exit)) \
+    X(cpu_io_recompile, void, (void *cpu, uintptr_t ra)) \
+    X(tcg_tb_lookup, void *, (void *context, uintptr_t ra)) \
+    X(tb_phys_invalidate, void, (void *context, void *block, i64 page)) \
     X(tlb_flush, void, (void *cpu)) \
     X(helper_read_eflags, u64, (void *env)) \
     X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
@@ -126,6 +140,8 @@ typedef uint8_t u8;
     X(helper_syscall, void, (void *env, i32 length)) \
     X(helper_set_dr, void, (void *env, int number, u64 value)) \
     X(helper_get_dr, u64, (void *env, int number)) \
+    X(helper_read_crN, u64, (void *env, int number)) \
+    X(helper_write_crN, void, (void *env, int number, u64 value)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

@@ -16,17 +16,23 @@ static void *ours_for(void *function) {
     return 0;
 }
 
-static void call(void *s, void *function, void *result, int count, void **arguments) {
+static int is_output(void *function) {
+#define OR_IS(name, bytes) || function == (void *)e_##name
+    return 0 OUT_HELPERS(OR_IS);
+}
+
+static void call(struct cpu *c, void *s, void *function, void *result, int count, void **arguments) {
     e_tcg_gen_callN(s, function, result, count, arguments);
     void *ours = ours_for(function);
     if (!ours) return;
+    if (c->block && (is_output(function) || function == (void *)e_helper_wrmsr)) end_block(c);
     void *last = AT(char *, s, TCG_LAST_OP) - OP_LINK;
     void **place = &AT(void *, last, OP_ARGUMENTS + 8 * (count + !!result));
     if (*place == function) *place = ours;
 }
 
 /* The check at the start of each block becomes a load and a branch around the call. */
-static void check_exit_request(void *s, void *uc) {
+static void check_exit_request(struct cpu *c, void *s, void *uc) {
     char *base = s, *word = e_tcg_temp_new_internal(s, TYPE_I32, 0);
     i32 offset = (i32)CPU_EXIT_WORD - (i32)CPU_ENV;
     e_tcg_gen_op3(s, OP_LD_I32, (uintptr_t)word, AT(uintptr_t, s, TCG_CPU_ENV) + (uintptr_t)s, (uintptr_t)(intptr_t)offset);
@@ -34,7 +40,7 @@ static void check_exit_request(void *s, void *uc) {
     uintptr_t zero = e_tcg_const_i32(s, 0);
     e_tcg_gen_brcond_i32(s, CONDITION_GE, (uintptr_t)(word - base), zero, go_on);
     void *arguments[2] = {base + e_tcg_const_i64(s, (u64)uc), base + e_tcg_const_i32(s, 0)};
-    e_tcg_gen_callN(s, (void *)e_helper_check_exit_request, 0, 2, arguments);
+    call(c, s, (void *)e_helper_check_exit_request, 0, 2, arguments);
     *go_on |= LABEL_PRESENT;
     e_tcg_gen_op1(s, OP_SET_LABEL, (uintptr_t)go_on);
     e_tcg_temp_free_internal(s, arguments[0]);
@@ -47,12 +53,9 @@ void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **ar
     void *uc = AT(void *, s, TCG_UC);
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     if (!c) e_tcg_gen_callN(s, function, result, count, arguments);
-    else if (function == (void *)e_helper_check_exit_request) check_exit_request(s, uc);
-    else call(s, function, result, count, arguments);
+    else if (function == (void *)e_helper_check_exit_request) check_exit_request(c, s, uc);
+    else call(c, s, function, result, count, arguments);
 }
-
-/* It stands in the list of helpers only for the pair's sake. */
-void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
 /* Instructions that must not be translated as the engine does: INVD and WBINVD of a SEV-ES guest, which it translates to
    nothing, and LOCK BT, for which it makes code that loads from wherever an address was left. They are known by their
@@ -103,7 +106,10 @@ static void look_at(struct cpu *c, u64 at, u8 byte) {
 u32 h_cpu_ldub_code(void *env, u64 at) {
     u32 byte = e_cpu_ldub_code(env, at);
     struct cpu *c = cpu_of_env(env);
-    if (c && c->is_translating && c->block) look_at(c, at, byte);
+    if (c && c->is_translating && c->block) {
+        if (at == AT(u64, c->block, BLOCK_PC_NEXT)) end_block_at_site(c, at);
+        look_at(c, at, byte);
+    }
     return byte;
 }
 
@@ -155,10 +161,13 @@ static int (*emu_stop)(void *uc);
 
 EXPORT void hooks_set_engine(void *start, void *stop) { emu_start = start, emu_stop = stop; }
 
+void stop_engine(struct cpu *c) { emu_stop(AT(void *, c->cpu, CPU_UC)); }
+
 /* Execute from rip; returns the engine's error number. */
 EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     struct cpu *outer = executing;
     executing = c;
+    look_for_interrupts(c);
     int error = emu_start(uc, rip, 0, 0, 0);
     executing = outer;
     hand_over(c);

@@ -34,14 +34,14 @@ NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
 """What became of an instruction that the engine does not know; everything else is the exit code of its #VC."""
-_DOUBLE_FAULT, _HARD_INTERRUPT = 8, 1 << 1
+_DOUBLE_FAULT, _HARD_INTERRUPT, _NMI = 8, 1 << 1, 1 << 9
 _ENGINE_CPU, _ENGINE_NO_EXIT_REQUEST = 0x1B8, 0x7F2
 _INTERRUPT_REQUEST = 0x1C
 _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
 _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET = 0x1578, 0x80, 0x1588
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB, _ANSWERS_CPUID = 1, 2, 4, 8
-_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, 1 << 24, 256, 64, 1024
+_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS, _SITES = 0x800, 1 << 24, 256, 64, 1024, 256
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
 """What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
@@ -130,6 +130,12 @@ class CpuRecord(ctypes.Structure):
         ("ghcb", c_uint64),
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),
+        ("lapic", c_uint64),
+        ("kicked", c_uint32),
+        ("reserved", c_uint32),
+        ("sites", c_uint64 * _SITES),
+        ("site_ends", c_uint64 * _SITES),
+        ("last", c_uint64 * _SITES),
     )
 
 
@@ -310,6 +316,10 @@ class EngineHooks:
         """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery."""
         self.record.on_acknowledge = InterruptAcknowledger(acknowledge)
 
+    def use_lapic(self, address: int) -> None:
+        """The CPU has the local APIC whose record is at ``address``."""
+        self.record.lapic = address
+
     def check_pages(self) -> PageRights:
         """From now on a table says which pages the guest may touch; at first all."""
         self._rights = mmap.mmap(-1, _PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -337,7 +347,7 @@ class EngineHooks:
 
     def programs(self, count: int) -> list[FlashProgram]:
         """The programs that were noted."""
-        now, seconds = library.cpu_get_ticks_x86_64(), self._nanoseconds_per_tick() / NANOSECONDS
+        now, seconds = library.cpu_get_ticks_x86_64(), self.nanoseconds_per_tick() / NANOSECONDS
         return [
             FlashProgram(row.offset, row.size, row.value, (now - row.ticks) * seconds)
             for row in self.record.flash.log[:count]
@@ -375,7 +385,22 @@ class EngineHooks:
         """Whether the guest still has to take it."""
         return bool(self._request.value & _HARD_INTERRUPT)
 
-    def _nanoseconds_per_tick(self) -> float:
+    def kick(self) -> None:
+        """Ask for an interrupt soon, which ``acknowledge`` may turn down; from any thread, and it may be lost."""
+        self._hooks.hooks_kick(self.user_pointer)
+
+    @property
+    def nmi_requested(self) -> bool:
+        """Whether an NMI waits."""
+        return bool(self._request.value & _NMI)
+
+    def read_tsc(self) -> int:
+        """What the guest's RDTSC says now."""
+        ticks: int = library.cpu_get_ticks_x86_64()
+        return ticks + self._tsc_offset.value & (1 << 64) - 1
+
+    def nanoseconds_per_tick(self) -> float:
+        """By the ticks since this was made."""
         ticks: int = library.cpu_get_ticks_x86_64() - self._started_ticks
         return (monotonic_ns() - self._started) / max(ticks, 1)
 
@@ -387,7 +412,7 @@ class EngineHooks:
 
     def reset_delivery(self) -> None:
         """As after RESET#: nothing is asked for, no exception was met."""
-        self._request.value &= ~_HARD_INTERRUPT
+        self._request.value &= ~(_HARD_INTERRUPT | _NMI)
         self.forget_lookup()
 
     def forget_lookup(self) -> None:
@@ -406,6 +431,7 @@ class EngineHooks:
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
         self._code_pages.madvise(mmap.MADV_DONTNEED)
+        ctypes.memset(ctypes.byref(self.record, CpuRecord.last.offset), 0, CpuRecord.last.size)
         _tlb_flush(self._cpu)
 
     def run(self, rip: int) -> int:
