@@ -37,7 +37,8 @@ class PcInterrupts:
         self._is_pc = is_pc
         pit.irq = self.irq(TIMER_IRQ)
         pic.output = self._drive_ext_int
-        self.on_deadline: Callable[[], None] = lambda: None
+        pic.master.refresh = pic.slave.refresh = self._refresh
+        self.on_deadline: Callable[[int], None] = lambda time: None
         lapic.on_timer = pit.on_timer = self.rearm
 
     def irq(self, number: int) -> IrqLine:
@@ -50,9 +51,9 @@ class PcInterrupts:
 
         return drive
 
-    def rearm(self) -> None:
-        """Some deadline changed."""
-        self.on_deadline()
+    def rearm(self, time: int) -> None:
+        """Something may be due at guest time ``time``."""
+        self.on_deadline(time)
 
     def watch(self, poll: Callable[[], None], deadline: Callable[[], int | None] | None = None) -> None:
         """Call ``poll`` before every answer: a device whose input arrives from another thread, or with time.
@@ -76,6 +77,10 @@ class PcInterrupts:
 
     def pending(self) -> bool:
         """Whether an interrupt waits for the CPU now."""
+        self._refresh()
+        return self._requested()
+
+    def _refresh(self) -> None:
         now = self._clock.now()
         if now >= self._timer.next_expiry:
             self._lapic.advance(now)
@@ -83,7 +88,6 @@ class PcInterrupts:
             self._pit.advance(now)
         for poll in self._polls:
             poll()
-        return self._requested()
 
     def acknowledge(self) -> int:
         """The vector for the CPU: the 8259's first, as its INTR has no part in APIC priorities."""

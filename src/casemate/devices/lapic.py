@@ -89,8 +89,6 @@ class LapicRecord(ctypes.Structure):
         ("events", c_uint32),
         ("ext_int", c_uint32),
         ("ext_int_passed", c_uint32),
-        ("timer_due", c_uint32),
-        ("reserved", c_uint32),
         ("read_timer", _ReadTimer),
         ("write_timer", _WriteTimer),
         ("on_eoi", _OnEoi),
@@ -129,8 +127,8 @@ class Lapic:
         self._library = _library()
         self.timer = LapicTimer()
         self.on_eoi: Callable[[int], None] = lambda vector: None
-        self.on_timer: Callable[[], None] = lambda: None
-        """Told when the timer is set anew."""
+        self.on_timer: Callable[[int], None] = lambda time: None
+        """Told when the timer expires next."""
         self.tsc: TimeStampCounter | None = None
         """Of the CPU, for the timer's deadline mode."""
         self.record = LapicRecord(
@@ -182,7 +180,6 @@ class Lapic:
 
     def advance(self, now: int) -> None:
         """Raise the timer interrupt if its time has come."""
-        self.record.timer_due = 0
         if now >= self.timer.next_expiry:
             self.timer.expire(now)
             self.record.deadline = 0
@@ -203,6 +200,11 @@ class Lapic:
     def acknowledge(self) -> int:
         """Put the highest request into service and return its vector; the spurious one if none is pending."""
         return int(self._library.lapic_acknowledge(self._pointer))
+
+    @property
+    def has_event(self) -> bool:
+        """Whether an NMI or INIT waits for the CPU."""
+        return bool(self.record.events)
 
     def take_init(self) -> bool:
         """Whether an INIT came, which resets the APIC as it resets the CPU. From the CPU's thread."""
@@ -241,7 +243,7 @@ class Lapic:
         ctypes.memmove(self.address, page, SAVED_BYTES)
         for register, value in kept.items():
             self.record.page[register // 4] = value
-        self.record.errors = self.record.timer_due = 0
+        self.record.errors = 0
 
         def register_in(offset: int) -> int:
             return int.from_bytes(page[offset : offset + 4], "little")
@@ -251,7 +253,7 @@ class Lapic:
         self.timer.set_divide_configuration(register_in(Register.TIMER_DIVIDE), now)
         self.timer.start(register_in(Register.TIMER_CURRENT), now)
         self.timer.initial_count = register_in(Register.TIMER_INITIAL)
-        self.on_timer()
+        self.on_timer(self.timer.next_expiry)
 
     def is_at_home(self) -> bool:
         """Whether its page is there, and where it is after a reset."""
@@ -284,7 +286,7 @@ class Lapic:
             self._start_deadline(value, now)
         elif not self.record.page[Register.LVT_TIMER // 4] & LVT_DEADLINE:
             self.timer.start(value, now)
-        self.on_timer()
+        self.on_timer(self.timer.next_expiry)
 
     def _start_deadline(self, deadline: int, now: int) -> None:
         if not deadline or self.tsc is None:

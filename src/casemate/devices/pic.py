@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from casemate.devices.device import IrqLine
 
 CASCADE_IRQ = 2
@@ -28,6 +30,8 @@ class I8259:
     def __init__(self, output: IrqLine, slaves: int = 0) -> None:
         self._output = output
         self._slaves = slaves
+        self.refresh: Callable[[], None] = lambda: None
+        """Called before the guest sees what is requested: a timer may be due."""
         self.reset()
 
     def reset(self) -> None:
@@ -100,6 +104,8 @@ class I8259:
         """IMR, or IRR or ISR as OCW3 chose, or the answer to a poll."""
         if size != 1:
             return None
+        if not offset or self._poll:
+            self.refresh()
         if self._poll:
             self._poll = False
             asking = self.highest() is not None

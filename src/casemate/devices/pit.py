@@ -20,8 +20,8 @@ class Pit:
     def __init__(self, clock: GuestClock) -> None:
         self._clock = clock
         self.irq: IrqLine = lambda level: None
-        self.on_timer: Callable[[], None] = lambda: None
-        """Told when channel 0 is programmed."""
+        self.on_timer: Callable[[int], None] = lambda time: None
+        """Told the next edge when channel 0 is programmed."""
         self.channels = tuple(PitChannel(clock) for _ in range(3))
         self.reset()
 
@@ -58,7 +58,7 @@ class Pit:
             self._write_control(value)
         if offset in (0, 3):
             self.next_edge = self.channels[0].next_rise(self._clock.now())
-            self.on_timer()
+            self.on_timer(self.next_edge)
         return True
 
     def _write_control(self, value: int) -> None:

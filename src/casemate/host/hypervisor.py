@@ -61,6 +61,10 @@ class LocalApic(Protocol):
     def keep_base_at(self, address: int) -> None:
         """IA32_APIC_BASE is there from now on."""
 
+    @property
+    def has_event(self) -> bool:
+        """Whether an NMI or INIT waits, which IF does not hold back."""
+
     def take_init(self) -> bool:
         """Whether an INIT came for the CPU."""
 
@@ -68,8 +72,8 @@ class LocalApic(Protocol):
 class InterruptController(Protocol):
     """Interrupt sources of a host without an in-kernel irqchip; times are guest nanoseconds."""
 
-    on_deadline: Callable[[], None]
-    """Called, on the vCPU's thread, when ``deadline`` may be earlier than it was."""
+    on_deadline: Callable[[int], None]
+    """Told, on the vCPU's thread, of times that ``deadline`` may say, as soon as they are known."""
 
     def deadline(self) -> int | None:
         """When the next timer interrupt is due, or None if no timer is armed."""

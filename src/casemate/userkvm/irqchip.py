@@ -83,12 +83,12 @@ class Irqchip:
     # What the vCPU asks (casemate.host.hypervisor.InterruptController).
 
     @property
-    def on_deadline(self) -> Callable[[], None]:
-        """Called when the next timer may be due earlier."""
+    def on_deadline(self) -> Callable[[int], None]:
+        """Told when something may be due."""
         return self._controller.on_deadline
 
     @on_deadline.setter
-    def on_deadline(self, hear: Callable[[], None]) -> None:
+    def on_deadline(self, hear: Callable[[int], None]) -> None:
         self._controller.on_deadline = hear
 
     def deadline(self) -> int | None:

@@ -9,8 +9,8 @@ from casemate.devices.device import IrqLine
 from casemate.host.clock import GuestClock
 
 FIFO_SIZE = 16
-BYTE_NS, MOST_NS = 10_850, 2_000_000
-"""Of a byte on a line of 921,600 baud, and how long the transmitter's interrupt waits for bytes at most."""
+BYTE_NS = 86_806
+"""How long a byte, with a start and a stop bit, takes on a line of 115,200 baud."""
 TRIGGER_LEVELS = (1, 4, 8, 14)
 
 
@@ -59,8 +59,8 @@ class Uart16550:
     """Eight byte-wide registers; bytes leave at once, so the transmitter is always empty.
 
     ``output`` gets every byte that the guest sends; ``irq`` is the port's interrupt line, which OUT2 gates as
-    on a PC. With ``clock`` the transmitter's interrupt comes when the bytes would have left a fast line, for an
-    operating system that is asked for more after each byte does nothing else. ``feed`` may be called from any thread;
+    on a PC. With ``clock`` the transmitter asks for more only after the time that a full one takes to send: an
+    operating system that is asked again for each line does nothing else. ``feed`` may be called from any thread;
     everything else belongs to the vCPU's.
     """
 
@@ -68,10 +68,10 @@ class Uart16550:
         self._output = output
         self._irq = irq
         self._clock = clock
-        self.on_timer: Callable[[], None] = lambda: None
-        """Told when there is something to wait for."""
-        self._sent_at = 0
-        self._line = self._waits_for_line = False
+        self.on_timer: Callable[[int], None] = lambda time: None
+        """Told when the interrupt comes that is held back; with FIFOs it is soon enough when somebody looks."""
+        self._ready_at = 0
+        self._line = self._holds_back = False
         self._waiting: deque[int] = deque()
         self._fifo: deque[int] = deque()
         self.reset()
@@ -80,6 +80,7 @@ class Uart16550:
         """Power-on state: 9600 baud divisor, interrupts off, FIFOs off; input not yet received is kept."""
         self._fifo.clear()
         self._divisor = 12
+        self._full_ns = BYTE_NS
         self._ier = self._fcr = self._lcr = self._mcr = self._scr = 0
         self._msr = MSR_CONNECTED
         self._transmit_empty = False
@@ -93,12 +94,12 @@ class Uart16550:
         """Move waiting input into the FIFO and bring the interrupt line up to date."""
         if self._waiting:
             self._receive()
-        elif self._transmit_empty and not self._line:
+        elif self._holds_back:
             self._update_irq()
 
     def deadline(self) -> int | None:
-        """Guest time at which the bytes that were sent have left and the guest wants to know, or None."""
-        return self._sent_at if self._waits_for_line and not self._line else None
+        """Guest time at which the transmitter's interrupt comes that is held back, or None."""
+        return self._ready_at if self._holds_back else None
 
     def read_port(self, offset: int, size: int) -> int | None:
         """A register; only bytes are served."""
@@ -161,10 +162,10 @@ class Uart16550:
         elif len(self._fifo) < self._capacity():
             self._fifo.append(value)
         self._transmit_empty = True
-        if self._clock is not None:
-            now = self._clock.now()
-            self._sent_at = min(max(now, self._sent_at) + BYTE_NS, now + MOST_NS)
-        self._update_irq()
+        if self._ier and not self._holds_back:
+            if self._clock is not None:
+                self._ready_at = self._clock.now() + self._full_ns
+            self._update_irq()
 
     def _write_ier(self, value: int) -> None:
         enabled = value & ~self._ier
@@ -177,6 +178,7 @@ class Uart16550:
         if value & FCR_CLEAR_RECEIVE or (value ^ self._fcr) & FCR_ENABLE:
             self._fifo.clear()
         self._fcr = value
+        self._full_ns = self._capacity() * BYTE_NS
         self._receive()
 
     def _write_mcr(self, value: int) -> None:
@@ -233,12 +235,15 @@ class Uart16550:
     def _update_irq(self) -> None:
         connected = self._mcr & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
         source = self._interrupt_source() if connected else Iir.NONE
-        self._waits_for_line = (
-            source == Iir.TRANSMIT_EMPTY and self._clock is not None and self._clock.now() < self._sent_at
-        )
-        if self._waits_for_line:
-            self.on_timer()
-        line = source != Iir.NONE and not self._waits_for_line
+        held_back = self._holds_back
+        self._holds_back = source == Iir.TRANSMIT_EMPTY and not self._line and self._is_too_early()
+        if self._holds_back and not held_back and not self._fcr & FCR_ENABLE:
+            self.on_timer(self._ready_at)
+        line = source != Iir.NONE and not self._holds_back
         if line != self._line:
             self._line = line
             self._irq(line)
+
+    def _is_too_early(self) -> bool:
+        """Whether what was sent last would still be on the line."""
+        return self._clock is not None and self._clock.now() < self._ready_at

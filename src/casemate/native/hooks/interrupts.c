@@ -20,7 +20,7 @@ void look_for_interrupts(struct cpu *c) {
     struct lapic *l = c->lapic;
     if (c->kicked) {
         c->kicked = 0;
-        request(c, HARD);
+        if (c->on_kick && c->on_kick()) request(c, HARD);
     }
     if (!l) return;
     if (l->events & EVENT_NMI) {
@@ -31,8 +31,8 @@ void look_for_interrupts(struct cpu *c) {
     if (!(AT(u32, c->cpu, CPU_INTERRUPT_REQUEST) & HARD) && lapic_wants_cpu(l)) request(c, HARD);
 }
 
-/* From any thread: something may be due, and Python will say what when the guest takes it. It can be lost where the engine
-   is between two blocks; who kicks looks again. */
+/* From any thread: something may be due, and Python is to look. A kick can be lost where the engine is between two blocks; who
+   kicks comes again. */
 EXPORT void hooks_kick(struct cpu *c) {
     __atomic_store_n(&c->kicked, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&AT(u16, c->cpu, CPU_EXIT_WORD + 2), 0xffff, __ATOMIC_SEQ_CST);

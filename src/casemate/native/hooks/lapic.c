@@ -164,7 +164,6 @@ static u32 writable(const struct lapic *l, u32 offset) {
 }
 
 static u32 read_register(struct lapic *l, u32 offset) {
-    if (l->timer_due && offset >= APIC_IRR && offset < APIC_ESR) l->read_timer();
     switch (offset) {
     case APIC_PPR: return priority(l);
     case APIC_TIMER_CURRENT: return l->read_timer();
@@ -258,7 +257,7 @@ static void begin(struct lapic *l) {
     *reg(l, APIC_SVR) = 0xff;
     mask_all(l);
     *reg(l, APIC_LVT_LINT0) = EXT_INT << MODE_SHIFT; /* as KVM has it, for who never sets the APIC up */
-    l->errors = l->timer_due = 0, l->deadline = 0;
+    l->errors = 0, l->deadline = 0;
     if (is_x2apic(l)) enter_x2apic(l);
 }
 

@@ -33,8 +33,6 @@ struct lapic {
     u32 events;
     u32 ext_int;            /* the 8259's INT */
     u32 ext_int_passed;     /* an input of the I/O APIC passes it on, whatever LINT0 says */
-    u32 timer_due;          /* the timer's time has come, and Python has not raised its interrupt yet */
-    u32 reserved;
 
     /* Python */
     u32 (*read_timer)(void);                   /* raise what is due; the current count */

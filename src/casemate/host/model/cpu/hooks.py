@@ -55,6 +55,7 @@ MmioRead = CFUNCTYPE(c_uint64, c_uint64, c_uint32)
 """Guest-physical address and bytes."""
 MmioWrite = CFUNCTYPE(None, c_uint64, c_uint32, c_uint64)
 InterruptAcknowledger = CFUNCTYPE(c_int)
+InterruptPoll = CFUNCTYPE(c_int)
 WriteDecider = CFUNCTYPE(c_uint32)
 """Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
 PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
@@ -131,6 +132,7 @@ class CpuRecord(ctypes.Structure):
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),
         ("lapic", c_uint64),
+        ("on_kick", InterruptPoll),
         ("kicked", c_uint32),
         ("reserved", c_uint32),
         ("sites", c_uint64 * _SITES),
@@ -312,9 +314,13 @@ class EngineHooks:
         ):
             hook_add(self._engine, kind, hook_address(name), user_data=self.user_data)
 
-    def answer_interrupts(self, acknowledge: Callable[[], int]) -> None:
-        """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery."""
+    def answer_interrupts(self, acknowledge: Callable[[], int], poll: Callable[[], int]) -> None:
+        """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery.
+
+        When the CPU is kicked ``poll`` raises what is due, and says whether an interrupt waits.
+        """
         self.record.on_acknowledge = InterruptAcknowledger(acknowledge)
+        self.record.on_kick = InterruptPoll(poll)
 
     def use_lapic(self, address: int) -> None:
         """The CPU has the local APIC whose record is at ``address``."""
@@ -386,7 +392,7 @@ class EngineHooks:
         return bool(self._request.value & _HARD_INTERRUPT)
 
     def kick(self) -> None:
-        """Ask for an interrupt soon, which ``acknowledge`` may turn down; from any thread, and it may be lost."""
+        """Have the CPU look for interrupts soon; from any thread, and it may be lost."""
         self._hooks.hooks_kick(self.user_pointer)
 
     @property
