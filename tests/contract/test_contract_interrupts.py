@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from contract_hosts import HostName, on_each_host
-from interrupt_rig import (
+from support.interrupt_rig import (
     EOI,
     ESR,
     ICR,

@@ -213,6 +213,7 @@ class ModelVcpu:
     def _halt(self) -> VmExit | None:
         interrupts = self._interrupts
         if self._has_event():
+            self.is_halted = False
             return None
         if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
             return Hlt(interrupts_enabled=False)

@@ -170,6 +170,7 @@ HIDDEN u64 read_msr(struct cpu *c, u32 index);
 HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
 HIDDEN int serve_ghcb(struct cpu *c);
 HIDDEN void hand_over(struct cpu *c);
+HIDDEN void show_apic(struct cpu *c);
 HIDDEN void stop_engine(struct cpu *c);
 HIDDEN void look_for_interrupts(struct cpu *c);
 HIDDEN u32 read_port(struct cpu *c, u32 port, u32 size);

@@ -15,6 +15,13 @@ static void request(struct cpu *c, u32 what) {
     AT(u16, c->cpu, CPU_EXIT_WORD + 2) = 0xffff;
 }
 
+/* CPUID says whether the APIC is on. */
+void show_apic(struct cpu *c) {
+    enum { APIC = 1 << 9 };
+    u32 *features = &AT(u32, c->env, ENV_FEATURES);
+    if (c->lapic) *features = lapic_is_on(c->lapic) ? *features | APIC : *features & ~APIC;
+}
+
 /* On the CPU's thread, after an access of the guest: what is due now? */
 void look_for_interrupts(struct cpu *c) {
     struct lapic *l = c->lapic;
@@ -59,7 +66,7 @@ void h_do_interrupt_x86_hardirq(void *env, int vector, int hardware) {
 
 u64 h_helper_read_crN(void *env, int number) {
     struct cpu *c = number == 8 ? cpu_of_env(env) : 0;
-    if (c && c->lapic) return c->lapic->page[APIC_TPR / 4] >> 4;
+    if (c) return c->lapic ? c->lapic->page[APIC_TPR / 4] >> 4 : AT(u8, env, ENV_TPR);
     TAIL e_helper_read_crN(env, number);
 }
 
@@ -85,7 +92,7 @@ int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused) {
 int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused) {
     int result = c->lapic ? lapic_write_msr(c->lapic, index, value) : NOT_OF_APIC;
     *is_refused = result == REFUSED;
-    if (result == DONE) look_for_interrupts(c);
+    if (result == DONE) show_apic(c), look_for_interrupts(c);
     return result != NOT_OF_APIC;
 }
 

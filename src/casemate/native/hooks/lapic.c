@@ -17,9 +17,9 @@ enum { SIX_ENTRIES = 0x50014, DIRECTED_EOI = 1 << 24 };
 
 static u32 *reg(struct lapic *l, u32 offset) { return &l->page[offset / 4]; }
 static u32 value_of(const struct lapic *l, u32 offset) { return l->page[offset / 4]; }
-static int is_on(const struct lapic *l) { return !!(*l->base & BASE_ENABLED); }
+int lapic_is_on(const struct lapic *l) { return !!(*l->base & BASE_ENABLED); }
 static int is_x2apic(const struct lapic *l) { return !!(*l->base & BASE_X2APIC); }
-static int is_enabled(const struct lapic *l) { return is_on(l) && value_of(l, APIC_SVR) & SVR_ENABLED; }
+static int is_enabled(const struct lapic *l) { return lapic_is_on(l) && value_of(l, APIC_SVR) & SVR_ENABLED; }
 
 /* ---- vectors: 256 bits from an offset on ---- */
 
@@ -92,7 +92,7 @@ static int accept_fixed(struct lapic *l, u32 vector, int is_level) {
 
 /* A message for this APIC; nonzero if it was taken. SMIs have nowhere to go, start-up is for a CPU that waits for it. */
 FOR_PYTHON int lapic_accept(struct lapic *l, u32 mode, u32 vector, int is_level) {
-    if (!is_on(l)) return 0;
+    if (!lapic_is_on(l)) return 0;
     switch (mode) {
     case FIXED: case LOWEST_PRIORITY: return accept_fixed(l, vector & 0xff, is_level);
     case NMI: set(&l->events, EVENT_NMI); return 1;
@@ -215,7 +215,7 @@ int lapic_write(struct lapic *l, u32 offset, u32 size, u32 value) {
 /* Whether its page is there. */
 int lapic_covers(const struct lapic *l, u64 gpa) {
     u64 base = *l->base;
-    return !((gpa ^ base) & -(u64)PAGE) && is_on(l) && !is_x2apic(l);
+    return !((gpa ^ base) & -(u64)PAGE) && lapic_is_on(l) && !is_x2apic(l);
 }
 
 /* ---- model-specific registers ---- */

@@ -43,6 +43,7 @@ struct lapic {
 #define WITHIN __attribute__((visibility("hidden")))
 #define FOR_PYTHON __attribute__((visibility("default"), used))
 
+WITHIN int lapic_is_on(const struct lapic *l);
 WITHIN int lapic_covers(const struct lapic *l, u64 gpa);
 WITHIN int lapic_wants_cpu(const struct lapic *l);
 

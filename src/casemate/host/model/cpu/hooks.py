@@ -38,7 +38,8 @@ _DOUBLE_FAULT, _HARD_INTERRUPT, _NMI = 8, 1 << 1, 1 << 9
 _ENGINE_CPU, _ENGINE_NO_EXIT_REQUEST = 0x1B8, 0x7F2
 _INTERRUPT_REQUEST = 0x1C
 _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
-_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET = 0x1578, 0x80, 0x1588
+_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_TPR = 0x1578, 0x80, 0x1588, 0x15B4
+_LAPIC_TPR = 0x80
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB, _ANSWERS_CPUID = 1, 2, 4, 8
 _EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS, _SITES = 0x800, 1 << 24, 256, 64, 1024, 256
@@ -250,6 +251,7 @@ class EngineHooks:
         self._request = c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
         self.rip = c_uint64.from_address(env + _ENV_RIP)
         """Of the next instruction, while the guest is stopped between two: in hooks on exceptions."""
+        self._own_priority = c_uint8.from_address(env + _ENV_TPR)
         self._tsc_offset = c_uint64.from_address(env + _ENV_TSC_OFFSET)
         self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
         with _lock:
@@ -325,6 +327,7 @@ class EngineHooks:
     def use_lapic(self, address: int) -> None:
         """The CPU has the local APIC whose record is at ``address``."""
         self.record.lapic = address
+        self._task_priority = c_uint32.from_address(address + _LAPIC_TPR)
 
     def check_pages(self) -> PageRights:
         """From now on a table says which pages the guest may touch; at first all."""
@@ -390,6 +393,18 @@ class EngineHooks:
     def interrupt_requested(self) -> bool:
         """Whether the guest still has to take it."""
         return bool(self._request.value & _HARD_INTERRUPT)
+
+    @property
+    def cr8(self) -> int:
+        """The task priority's class, which is the local APIC's where there is one."""
+        return self._task_priority.value >> 4 if self.record.lapic else self._own_priority.value
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        if self.record.lapic:
+            self._task_priority.value = (value & 15) << 4
+        else:
+            self._own_priority.value = value & 15
 
     def kick(self) -> None:
         """Have the CPU look for interrupts soon; from any thread, and it may be lost."""

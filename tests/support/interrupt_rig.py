@@ -6,9 +6,6 @@ import struct
 from collections.abc import Mapping
 
 import pytest
-from contract_hosts import HostName, family, make_host
-from support.assembler import assemble
-from support.guest_rig import Rig, RigBus
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
@@ -22,7 +19,11 @@ from casemate.devices.serial.uart16550 import Uart16550
 from casemate.guests.entry import CODE32, CODE64, Bits
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Vm
+from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.host.model.hypervisor import ModelHypervisor
+from support.assembler import assemble
+from support.guest_rig import Rig, RigBus
+from support.hosts import kvm_or_skip
 
 IDT_POINTER, IDT, HANDLERS = 0x1000, 0x200000, 0x210000
 HANDLER_BYTES = 0x200
@@ -95,7 +96,7 @@ class InterruptRig(Rig):
     stack. The local APIC is enabled, interrupts are off; the guest ends with ``END``, and traces by ``out 0x80, eax``.
     """
 
-    def __init__(self, host: HostName, code: str, handlers: Mapping[int, str], bits: Bits = 32) -> None:
+    def __init__(self, host: str, code: str, handlers: Mapping[int, str], bits: Bits = 32) -> None:
         bus: RigBus
         vm: Vm
         interrupts: PcInterrupts | None
@@ -105,9 +106,9 @@ class InterruptRig(Rig):
             vm = ModelHypervisor(clock).create_vm(GuestKind.PLAIN)
             interrupts = self.pc.interrupts
         else:
-            if family(host) == "kvm_pvm":
+            if loaded_vendor_module() == "kvm_pvm":
                 pytest.skip("kvm_pvm interprets supervisor code, and takes no interrupt in between")
-            bus, vm, interrupts = RigBus(), make_host(host).create_vm(GuestKind.PLAIN), None
+            bus, vm, interrupts = RigBus(), kvm_or_skip().create_vm(GuestKind.PLAIN), None
         start = f"lidt [{IDT_POINTER}]; mov ebx, {SVR}; mov dword [{'rbx' if bits == 64 else 'ebx'}], 0x1ff; "
         end = f"; out {END_PORT}, al; jmp $"
         super().__init__(assemble(start + code + end, bits), bits, vm, interrupts, bus)
