@@ -236,7 +236,7 @@ class Uart16550:
         connected = self._mcr & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
         source = self._interrupt_source() if connected else Iir.NONE
         held_back = self._holds_back
-        self._holds_back = source == Iir.TRANSMIT_EMPTY and not self._line and self._is_too_early()
+        self._holds_back = source == Iir.TRANSMIT_EMPTY and self._is_too_early()
         if self._holds_back and not held_back and not self._fcr & FCR_ENABLE:
             self.on_timer(self._ready_at)
         line = source != Iir.NONE and not self._holds_back
