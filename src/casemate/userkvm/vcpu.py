@@ -416,8 +416,8 @@ class Vcpu(Descriptor):
 
     @answers(Ioctl.NMI)
     def nmi(self, _argument: int) -> None:
-        """Not modelled."""
-        raise Refused(EINVAL, "no NMI is modelled")
+        """Taken when the vCPU runs next; one that comes while another waits is that one."""
+        self._engine.hooks.request_nmi()
 
     @answers(Ioctl.SET_SIGNAL_MASK)
     def set_signal_mask(self, address: int) -> None:

@@ -410,6 +410,10 @@ class EngineHooks:
         """Have the CPU look for interrupts soon; from any thread, and it may be lost."""
         self._hooks.hooks_kick(self.user_pointer)
 
+    def request_nmi(self) -> None:
+        """Deliver an NMI as soon as none is in progress. On the CPU's thread, or while it does not run."""
+        self._request.value |= _NMI
+
     @property
     def nmi_requested(self) -> bool:
         """Whether an NMI waits."""
