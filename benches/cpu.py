@@ -1,4 +1,4 @@
-"""What the modelled CPU pays for an exit: RDMSR, WRMSR, #UD and OUT in a loop, beside QEMU's TCG."""
+"""What the modelled CPU pays for an exit: RDMSR, WRMSR, #UD, OUT, its APIC and interrupts, beside QEMU's TCG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from casemate.machine.spec import MachineSpec
 
 TIMEOUT_SECONDS = 60
 _COLUMNS = ("instruction", "casemate, ns", "QEMU TCG, ns", "casemate / QEMU")
-_IDT, _HANDLER = 0x2000, 0x3000
+_IDT, _HANDLER, _APIC = 0x2000, 0x3000, 0xFEE00000
 _EXIT = "b0 07 e6f4 ebfe"  # mov al, 7; out 0xf4, al; jmp $
 
 
@@ -29,12 +29,26 @@ def _word(address: int, value: int) -> str:
     return "c705" + struct.pack("<II", address, value).hex()  # mov dword [address], value
 
 
-# A handler that steps over the two bytes of UD2, and its gate; LIDT.
-_HANDLE_UD = (
-    _word(_HANDLER, 0x02240483) + _word(_HANDLER + 4, 0xCF)  # add dword [esp], 2; iret
-    + _word(_IDT + 48, CODE32 << 16 | _HANDLER) + _word(_IDT + 52, 0x8E00)
-    + _word(0x1000, 0x2000 << 16 | 0x7FF) + _word(0x1004, 0) + "0f011d 00100000"
+def _handler(vector: int, code: str) -> str:
+    """Put a handler and its gate into RAM, and load the IDT."""
+    data = bytes.fromhex(code)
+    data += b"\x90" * (-len(data) % 4)
+    words = [_word(_HANDLER + at, *struct.unpack_from("<I", data, at)) for at in range(0, len(data), 4)]
+    gate = _word(_IDT + 8 * vector, CODE32 << 16 | _HANDLER) + _word(_IDT + 8 * vector + 4, 0x8E00)
+    return "".join(words) + gate + _word(0x1000, 0x2000 << 16 | 0x7FF) + _word(0x1004, 0) + "0f011d 00100000"
+
+
+_HANDLE_UD = _handler(6, "83042402 cf")  # add dword [esp], 2; iret
+# mov esi, 1; mov dword [EOI], 0; iret
+_HANDLE_IPI = _handler(0x40, "be01000000" + _word(_APIC + 0xB0, 0) + "cf") + _word(_APIC + 0xF0, 0x1FF) + "fb"
+# mov esi, 1; read IIR; end the interrupt at the 8259; iret
+_HANDLE_SERIAL = (
+    _handler(0x24, "be01000000 66bafa03 ec b020 e620 cf")
+    + _word(_APIC + 0xF0, 0x1FF) + _word(_APIC + 0x350, 0x700)  # LINT0 takes the 8259
+    + "b011 e620 b020 e621 b004 e621 b001 e621 b0ef e621"  # which lets IRQ 4 through, as vector 0x24
+    + "66bafc03 b008 ee fb"  # OUT2; sti
 )  # fmt: skip
+_UNTIL_HANDLED = "85f6 74fc"  # test esi, esi; jz
 INSTRUCTIONS = {
     "nothing": ("", "", 3_000_000),
     "RDMSR of the APIC's base": ("b9 1b000000", "0f32", 3_000_000),
@@ -42,6 +56,19 @@ INSTRUCTIONS = {
     "RDMSR of EFER, the engine's own": ("b9 800000c0", "0f32", 3_000_000),
     "UD2, and its handler": (_HANDLE_UD, "0f0b", 1_000_000),
     "OUT to a device (CMOS)": ("b0 0f", "e670", 300_000),
+    "load of the APIC's ID": ("", "a1 2000e0fe", 1_000_000),
+    "store to the APIC's TPR": ("", _word(_APIC + 0x80, 0), 1_000_000),
+    "interrupt to itself, and its handler": (
+        _HANDLE_IPI,
+        "31f6" + _word(_APIC + 0x300, 0x44040) + _UNTIL_HANDLED,
+        100_000,
+    ),
+    # Its enable for an empty transmitter goes off and on: with the handler's, five accesses to ports.
+    "interrupt of the serial port, and its handler": (
+        _HANDLE_SERIAL,
+        "31f6 66baf903 b000 ee b002 ee" + _UNTIL_HANDLED,
+        20_000,
+    ),
 }
 """What comes first, the instruction, and how often."""
 
@@ -78,7 +105,7 @@ def on_qemu(path: Path) -> float:
         "-bios",
         str(path),
     ]
-    line += ["-nodefaults", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    line += ["-nodefaults", "-serial", "null", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(line, check=False, timeout=TIMEOUT_SECONDS)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

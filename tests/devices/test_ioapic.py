@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from casemate.devices.ioapic import PINS, Ioapic
+import pytest
+
+from casemate.devices.ioapic import PINS, VERSION_82093AA, VERSION_ICH9, Ioapic
 from casemate.devices.lapic import Lapic, Register
 from casemate.testing.manual_clock import ManualClock
 
@@ -39,7 +41,7 @@ class Pair:
 
 def test_ioapic_identifies_itself_with_24_masked_pins() -> None:
     pair = Pair()
-    assert pair.read(0x01) == 0x0017_0011
+    assert pair.read(0x01) == 0x0017_0020
     assert all(pair.read(0x10 + 2 * pin) == MASKED for pin in range(PINS))
     pair.write(0x00, 0xFFFF_FFFF)
     assert pair.read(0x00) == pair.read(0x02) == 0x0F00_0000
@@ -141,3 +143,48 @@ def test_ioapic_reset_masks_all_pins() -> None:
     assert pair.ioapic.enabled(4)
     pair.ioapic.reset()
     assert not pair.ioapic.enabled(4)
+
+
+@pytest.mark.parametrize(("mode", "event"), [(0x400, 1), (0x500, 2)], ids=["nmi", "init"])
+@pytest.mark.parametrize("trigger", [0, LEVEL])
+def test_ioapic_sends_nmi_and_init_as_edges(mode: int, event: int, trigger: int) -> None:
+    pair = Pair()
+    pair.route(5, mode | trigger)
+    pair.ioapic.set_irq(5, True)
+    assert pair.lapic.record.events == event
+    assert not pair.read(0x1A) & REMOTE_IRR
+    pair.lapic.record.events = 0
+    pair.ioapic.set_irq(5, True)
+    assert not pair.lapic.has_event
+
+
+@pytest.mark.parametrize(
+    ("entry", "destination", "level", "passes"),
+    [
+        (0x700, 0, True, True),
+        (0x700, 0, False, False),
+        (0x700, 3, True, False),
+        (MASKED | 0x700, 0, True, False),
+        (0x040, 0, True, False),
+    ],
+    ids=["asserted", "quiet", "for-another", "masked", "fixed"],
+)
+def test_ioapic_passes_the_8259_on(entry: int, destination: int, level: bool, passes: bool) -> None:
+    pair = Pair()
+    pair.ioapic.set_irq(0, level)
+    pair.route(0, entry, destination)
+    pair.lapic.write_mmio(Register.LVT_LINT0, 4, MASKED)
+    assert pair.lapic.accepts_ext_int() is passes
+
+
+@pytest.mark.parametrize(("version", "ends"), [(VERSION_ICH9, True), (VERSION_82093AA, False)])
+def test_ioapic_has_an_eoi_register_from_the_ich9_on(version: int, ends: bool) -> None:
+    pair = Pair()
+    pair.ioapic = Ioapic(pair.lapic, version)
+    pair.route(5, LEVEL | 0x50)
+    pair.ioapic.set_irq(5, True)
+    assert pair.ioapic.write_mmio(0x40, 4, 0x51) is ends
+    assert pair.read(0x1A) & REMOTE_IRR
+    pair.ioapic.set_irq(5, False)
+    pair.ioapic.write_mmio(0x40, 4, 0x50)
+    assert bool(pair.read(0x1A) & REMOTE_IRR) is not ends

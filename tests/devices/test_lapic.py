@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.devices.lapic import Lapic, Register
+from casemate.devices.lapic import SUPPRESSES_EOI, Lapic, LapicRecord, Register, record_size
 from casemate.testing.manual_clock import ManualClock
 
 ENABLED = 0x1FF
@@ -23,7 +25,9 @@ class Apic:
         self.write(Register.SVR, svr)
 
     def read(self, register: int) -> int:
-        return self.lapic.read_mmio(register, 4)
+        value = self.lapic.read_mmio(register, 4)
+        assert value is not None
+        return value
 
     def write(self, register: int, value: int) -> None:
         assert self.lapic.write_mmio(register, 4, value)
@@ -50,7 +54,7 @@ def test_lapic_power_on_state() -> None:
     lapic = Lapic(ManualClock())
     expected = {
         Register.ID: 0,
-        Register.VERSION: 0x50014,
+        Register.VERSION: 0x1050014,
         Register.SVR: 0xFF,
         Register.DFR: 0xFFFF_FFFF,
         Register.LVT_TIMER: MASKED,
@@ -93,7 +97,7 @@ def test_lapic_registers_lie_where_the_sdm_has_them() -> None:
 
 def test_lapic_reads_bytes_of_a_register_and_zero_between_registers() -> None:
     apic = Apic()
-    assert [apic.lapic.read_mmio(Register.VERSION + byte, 1) for byte in range(4)] == [0x14, 0x00, 0x05, 0x00]
+    assert [apic.lapic.read_mmio(Register.VERSION + byte, 1) for byte in range(4)] == [0x14, 0x00, 0x05, 0x01]
     assert apic.lapic.read_mmio(Register.VERSION, 2) == 0x0014
     assert apic.lapic.read_mmio(Register.VERSION + 4, 4) == 0
     assert not apic.lapic.write_mmio(Register.TPR, 1, 0xFF)
@@ -343,10 +347,119 @@ def test_lapic_reset_forgets_requests_and_timer() -> None:
 )
 def test_lapic_survives_any_accesses(accesses: list[tuple[int, int, int]]) -> None:
     apic = Apic()
-    for offset, size, value in accesses:
-        apic.lapic.write_mmio(offset, size, value)
-        apic.clock.skip(value)
+    for offset, size, written in accesses:
+        apic.lapic.write_mmio(offset, size, written)
+        apic.clock.skip(written)
         apic.lapic.advance(apic.clock.now())
-        assert 0 <= apic.lapic.read_mmio(offset, size) < 1 << 8 * size
+        value = apic.lapic.read_mmio(offset, size)
+        assert value is not None
+        assert 0 <= value < 1 << 8 * size
         if apic.lapic.pending():
             assert 16 <= apic.lapic.acknowledge() <= 255
+
+
+NMI, INIT = 4, 5
+NMI_EVENT, INIT_EVENT = 1, 2
+
+
+def test_lapic_record_is_as_large_as_the_library_has_it() -> None:
+    assert ctypes.sizeof(LapicRecord) == record_size()
+
+
+@pytest.mark.parametrize("svr", [0xFF, ENABLED])
+def test_lapic_takes_nmi_and_init_even_while_software_has_it_disabled(svr: int) -> None:
+    apic = Apic(svr)
+    assert apic.lapic.accept(0, level=False, mode=NMI)
+    assert apic.lapic.record.events == NMI_EVENT
+    assert apic.lapic.accept(0, level=False, mode=INIT)
+    assert apic.lapic.has_event
+    assert not apic.lapic.pending()
+
+
+def test_lapic_init_resets_all_but_the_id() -> None:
+    apic = Apic()
+    apic.write(Register.ID, 3 << 24)
+    apic.write(Register.TPR, 0x20)
+    apic.lapic.accept(0x40, level=False)
+    apic.start_timer(1000)
+    assert not apic.lapic.take_init()
+    apic.lapic.accept(0, level=False, mode=INIT)
+    assert apic.lapic.take_init()
+    assert not apic.lapic.take_init()
+    assert [apic.read(register) for register in (Register.ID, Register.TPR, Register.SVR)] == [
+        3 << 24,
+        0,
+        0xFF,
+    ]
+    assert apic.bits(Register.IRR) == set()
+    assert apic.lapic.timer.deadline() is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "requests", "events"),
+    [
+        (0x400, set(), NMI_EVENT),
+        (0x045, {0x45}, 0),
+        (0x500, set(), INIT_EVENT),
+        (MASKED | 0x400, set(), 0),
+    ],
+    ids=["nmi", "fixed", "init", "masked"],
+)
+def test_lapic_lint1_is_what_its_entry_says(entry: int, requests: set[int], events: int) -> None:
+    apic = Apic()
+    apic.write(Register.LVT_LINT1, entry)
+    apic.lapic.pulse_lint1()
+    assert apic.bits(Register.IRR) == requests
+    assert apic.lapic.record.events == events
+
+
+@pytest.mark.parametrize(
+    ("features", "version", "svr"), [(0, 0x50014, 0x1FF), (SUPPRESSES_EOI, 0x1050014, 0x11FF)]
+)
+def test_lapic_suppresses_eoi_broadcasts_where_it_says_that_it_can(
+    features: int, version: int, svr: int
+) -> None:
+    ended: list[int] = []
+    lapic = Lapic(ManualClock(), features)
+    lapic.on_eoi = ended.append
+    lapic.write_mmio(Register.SVR, 4, 0x11FF)
+    assert lapic.read_mmio(Register.VERSION, 4) == version
+    assert lapic.read_mmio(Register.SVR, 4) == svr
+    lapic.accept(0x50, level=True)
+    lapic.acknowledge()
+    lapic.write_mmio(Register.EOI, 4, 0)
+    assert ended == ([] if features else [0x50])
+
+
+def test_lapic_registers_that_are_not_there_are_errors() -> None:
+    apic = Apic()
+    apic.write(Register.PPR, 0x10)
+    apic.write(0x3F0, 0x45)
+    apic.write(Register.ESR, 0)
+    assert apic.read(Register.ESR) == 0x80
+    assert apic.bits(Register.IRR) == set(), "self-IPI is x2APIC's"
+
+
+@given(vectors=st.sets(st.integers(16, 255), max_size=12), served=st.integers(0, 3), tpr=st.integers(0, 255))
+def test_lapic_state_survives_being_saved_and_loaded(vectors: set[int], served: int, tpr: int) -> None:
+    apic, other = Apic(), Apic(svr=0xFF)
+    for vector in vectors:
+        apic.lapic.accept(vector, level=bool(vector & 1))
+    for _ in range(served):
+        apic.lapic.acknowledge()
+    apic.write(Register.TPR, tpr)
+    apic.start_timer(1000, lvt=PERIODIC | 0x40)
+    apic.run_to(300)
+    other.clock.time = 300
+    other.lapic.load(apic.lapic.save())
+    assert other.lapic.save() == apic.lapic.save()
+    assert other.lapic.pending() == apic.lapic.pending()
+    assert other.lapic.timer_deadline() == apic.lapic.timer_deadline()
+
+
+def test_lapic_tells_when_its_timer_expires_next() -> None:
+    apic = Apic()
+    heard: list[int] = []
+    apic.lapic.on_timer = heard.append
+    apic.start_timer(1000)
+    assert heard[-1] == 1000

@@ -288,6 +288,38 @@ def test_pic_reset_forgets_everything() -> None:
     assert pic.elcr.read_port(0, 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("icw4", "nests"), [(0x01, False), (0x11, True)], ids=["normal", "special-fully-nested"]
+)
+def test_pic_slave_interrupts_itself_in_special_fully_nested_mode_only(icw4: int, nests: bool) -> None:
+    pic = PicPair()
+    initialise(pic.master, MASTER_BASE, icw4)
+    initialise(pic.slave, SLAVE_BASE)
+    pulse(pic, 12)
+    assert pic.acknowledge() == SLAVE_BASE + 4
+    pulse(pic, 14)
+    assert not pic.pending(), "below what is in service"
+    pulse(pic, 9)
+    assert pic.pending() is nests
+    if nests:
+        assert pic.acknowledge() == SLAVE_BASE + 1
+
+
+def test_pic_in_auto_eoi_mode_has_nothing_in_service() -> None:
+    pic = pair(icw4=0x03)
+    pulse(pic, 3)
+    pulse(pic, 5)
+    assert [pic.acknowledge(), pic.acknowledge()] == [MASTER_BASE + 3, MASTER_BASE + 5]
+    pic.master.write_port(0, 1, 0x0B)
+    assert pic.master.read_port(0, 1) == 0
+
+
+def test_pic_looks_for_what_is_due_before_it_shows_its_requests() -> None:
+    pic = pair()
+    pic.master.refresh = lambda: pulse(pic, 0)
+    assert pic.master.read_port(0, 1) == 1
+
+
 class PicMachine(RuleBasedStateMachine):
     """Against a plain model of edge-triggered, fully nested mode, kept as lists of inputs."""
 

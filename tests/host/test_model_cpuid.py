@@ -88,7 +88,7 @@ EXECUTED_ANYWAY = {
 
 NO_INSTRUCTION = {
     "smep", "pae", "apic", "sep", "pse36", "ss", "hypervisor", "arat", "erms", "la57", "syscall", "pdpe1gb", "lm",
-    "stibp", "ssbd", "md-clear",
+    "x2apic", "stibp", "ssbd", "md-clear",
 }  # fmt: skip
 """A mode, a hint, or shown by tests of their own."""
 

@@ -67,6 +67,9 @@ def _call(action: Callable[[], None] | None) -> None:
 class ScriptedInterrupts:
     """Vectors that are due at once, in order."""
 
+    lapic = None
+    on_deadline: Callable[[int], None] = staticmethod(lambda time: None)
+
     def __init__(self, *vectors: int) -> None:
         self.vectors = deque(vectors)
 
@@ -92,6 +95,7 @@ class Rig:
         bits: Bits,
         vm: Vm,
         interrupts: InterruptController | None = None,
+        bus: RigBus | None = None,
     ):
         payload = assemble(code, bits) if isinstance(code, str) else code
         self.vm = vm
@@ -104,7 +108,7 @@ class Rig:
         self.add(2, 0x100000, PROTECTED - 0x100000, Hva(self.ram.writable.hva + 0x100000))
         self.add(3, PROTECTED, 0x1000, Hva(self.ram.writable.hva + PROTECTED))
         self.add(4, FOUR_GIB - IMAGE_SIZE, IMAGE_SIZE, self.rom.writable.hva, readonly=True)
-        self.bus = RigBus()
+        self.bus = bus or RigBus()
         self.vcpu = self.vm.create_vcpu(self.bus, interrupts)
 
     def add(self, number: int, gpa: int, size: int, hva: Hva, *, readonly: bool = False) -> None:

@@ -42,14 +42,23 @@ class Bus:
         """Accesses nobody claimed, by kind and port or address; at most 4096 different ones."""
         self.unclaimed_total = 0
         """All of them."""
-        self.accesses = 0
-        """All accesses to devices, ports and memory alike."""
+        self._accesses = 0
+        self._counted_elsewhere: Callable[[], int] = lambda: 0
         self._map = memory_map
         self._vm = vm
         self._sink = sink
         self._owners: dict[int, PortIo] = {}
         self._port_reads: dict[int, tuple[Callable[[int, int], int | None], int]] = {}
         self._port_writes: dict[int, tuple[Callable[[int, int, int], bool], int]] = {}
+
+    @property
+    def accesses(self) -> int:
+        """All accesses to devices, ports and memory alike."""
+        return self._accesses + self._counted_elsewhere()
+
+    def count_also(self, accesses: Callable[[], int]) -> None:
+        """Count what a device was asked without the bus."""
+        self._counted_elsewhere = accesses
 
     def claim_ports(self, first: int, count: int, device: PortIo, *, over: bool = False) -> None:
         """Give ``count`` ports from ``first`` on to ``device``; ``over`` takes them from an earlier owner."""
@@ -77,21 +86,21 @@ class Bus:
 
     def read_port(self, port: int, size: int) -> int:
         """IN of ``size`` bytes."""
-        self.accesses += 1
+        self._accesses += 1
         entry = self._port_reads.get(port)
         value = None if entry is None else entry[0](entry[1], size)
         return self._nobody(Access.PORT_READ, port, size) if value is None else value
 
     def write_port(self, port: int, size: int, value: int) -> None:
         """OUT of ``size`` bytes."""
-        self.accesses += 1
+        self._accesses += 1
         entry = self._port_writes.get(port)
         if entry is None or not entry[0](entry[1], size, value):
             self._nobody(Access.PORT_WRITE, port, size)
 
     def read_mmio(self, gpa: int, size: int) -> int:
         """Load of ``size`` bytes; memory answers with its contents, as for an access that the host emulates."""
-        self.accesses += 1
+        self._accesses += 1
         found = self._map.view.find(gpa)
         if found is None:
             return self._nobody(Access.MMIO_READ, gpa, size)
@@ -105,7 +114,7 @@ class Bus:
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         """Write of ``size`` bytes; RAM takes it, ROM drops it, flash decodes it."""
-        self.accesses += 1
+        self._accesses += 1
         found = self._map.view.find(gpa)
         if found is None:
             self._nobody(Access.MMIO_WRITE, gpa, size)

@@ -12,25 +12,34 @@ from casemate.devices.pit import Pit
 from casemate.host.clock import GuestClock
 
 TIMER_IRQ = 0
-TIMER_PIN = 2
-"""The I/O APIC input that the timer uses; input 0 would be the 8259's."""
+TIMER_PIN, EXT_INT_PIN = 2, 0
+"""The I/O APIC inputs of the timer and of the 8259s' INT."""
 
 
 class PcInterrupts:
     """What the vCPU asks for interrupts (``casemate.host.hypervisor.InterruptController``).
 
-    Wires channel 0 of ``pit`` to IRQ 0. Everything is called on the vCPU's thread.
+    Wires channel 0 of ``pit`` to IRQ 0, and the 8259s to LINT0 and, with ``is_pc``, to the I/O APIC, as on a PC; the
+    kernel's own controllers have the timer on that input, too. Everything is called on the vCPU's thread.
     """
 
-    def __init__(self, clock: GuestClock, lapic: Lapic, pic: PicPair, pit: Pit, ioapic: Ioapic) -> None:
+    def __init__(
+        self, clock: GuestClock, lapic: Lapic, pic: PicPair, pit: Pit, ioapic: Ioapic, *, is_pc: bool = True
+    ) -> None:
         self._clock = clock
-        self._lapic = lapic
+        self.lapic = self._lapic = lapic
         self._timer = lapic.timer
         self._pic = pic
         self._pit = pit
         self._ioapic = ioapic
         self._polls: tuple[Callable[[], None], ...] = ()
+        self._deadlines: tuple[Callable[[], int | None], ...] = ()
+        self._is_pc = is_pc
         pit.irq = self.irq(TIMER_IRQ)
+        pic.output = self._drive_ext_int
+        pic.master.refresh = pic.slave.refresh = self._refresh
+        self.on_deadline: Callable[[int], None] = lambda time: None
+        lapic.on_timer = pit.on_timer = self.rearm
 
     def irq(self, number: int) -> IrqLine:
         """The wire of ISA interrupt ``number`` (0 to 15), to the 8259s and to the I/O APIC."""
@@ -42,9 +51,18 @@ class PcInterrupts:
 
         return drive
 
-    def watch(self, poll: Callable[[], None]) -> None:
-        """Call ``poll`` before every answer: a device whose input arrives from another thread."""
+    def rearm(self, time: int) -> None:
+        """Something may be due at guest time ``time``."""
+        self.on_deadline(time)
+
+    def watch(self, poll: Callable[[], None], deadline: Callable[[], int | None] | None = None) -> None:
+        """Call ``poll`` before every answer: a device whose input arrives from another thread, or with time.
+
+        ``deadline`` says at what guest time it has something to do next.
+        """
         self._polls += (poll,)
+        if deadline is not None:
+            self._deadlines += (deadline,)
 
     def deadline(self) -> int | None:
         """Guest time of the next timer interrupt that could reach the CPU, or None; 0 if one waits already.
@@ -53,14 +71,16 @@ class PcInterrupts:
         """
         if self._requested():
             return 0
-        lapic = self._lapic.timer_deadline()
-        pit = self._pit.deadline() if self._timer_irq_enabled() else None
-        if lapic is None or pit is None:
-            return pit if lapic is None else lapic
-        return min(lapic, pit)
+        found = [self._lapic.timer_deadline(), self._pit.deadline() if self._timer_irq_enabled() else None]
+        found += [deadline() for deadline in self._deadlines]
+        return min((time for time in found if time is not None), default=None)
 
     def pending(self) -> bool:
         """Whether an interrupt waits for the CPU now."""
+        self._refresh()
+        return self._requested()
+
+    def _refresh(self) -> None:
         now = self._clock.now()
         if now >= self._timer.next_expiry:
             self._lapic.advance(now)
@@ -68,7 +88,6 @@ class PcInterrupts:
             self._pit.advance(now)
         for poll in self._polls:
             poll()
-        return self._requested()
 
     def acknowledge(self) -> int:
         """The vector for the CPU: the 8259's first, as its INTR has no part in APIC priorities."""
@@ -76,6 +95,11 @@ class PcInterrupts:
 
     def _requested(self) -> bool:
         return self._ext_int() or self._lapic.pending()
+
+    def _drive_ext_int(self, level: bool) -> None:
+        self._lapic.set_ext_int(level)
+        if self._is_pc:
+            self._ioapic.set_irq(EXT_INT_PIN, level)
 
     def _ext_int(self) -> bool:
         return self._pic.pending() and self._lapic.accepts_ext_int()

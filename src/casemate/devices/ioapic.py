@@ -1,4 +1,4 @@
-"""The I/O APIC: 24 interrupt inputs routed to the local APIC (Intel 82093AA data sheet, 290566)."""
+"""The I/O APIC: 24 interrupt inputs routed to the local APIC (Intel 82093AA data sheet, 290566; ICH9: 316972, 13.5)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from casemate.devices.lapic import DeliveryMode, Lapic
 
 IOAPIC_SIZE = 0x1000
 PINS = 24
-VERSION = (PINS - 1) << 16 | 0x11
-IOREGSEL, IOWIN = 0x00, 0x10
+VERSION_82093AA, VERSION_ICH9 = 0x11, 0x20
+"""The second one has an EOI register, for local APICs that suppress their broadcast."""
+IOREGSEL, IOWIN, EOI = 0x00, 0x10, 0x40
 INDEX_ID, INDEX_VERSION, INDEX_ARBITRATION, INDEX_TABLE = 0x00, 0x01, 0x02, 0x10
 
+RTE_MODE = 7 << 8
+RTE_EXT_INT = DeliveryMode.EXT_INT << 8
 RTE_LOGICAL = 1 << 11
 RTE_REMOTE_IRR = 1 << 14
 RTE_LEVEL = 1 << 15
@@ -30,13 +33,15 @@ class IoapicState:
 
 
 class Ioapic:
-    """Redirection table, edge and level pins; delivers fixed and lowest-priority interrupts to ``lapic``.
+    """Redirection table, edge and level pins; delivers interrupts, NMI and INIT to ``lapic``, and passes ExtINT on.
 
-    A level-triggered pin is delivered again after the local APIC's EOI while its line stays asserted.
+    A level-triggered pin is delivered again after the EOI, the local APIC's or that of a ``VERSION_ICH9``, while its
+    line stays asserted. SMIs go nowhere.
     """
 
-    def __init__(self, lapic: Lapic) -> None:
+    def __init__(self, lapic: Lapic, version: int = VERSION_ICH9) -> None:
         self._lapic = lapic
+        self._version = version
         lapic.on_eoi = self.end_of_interrupt
         self.reset()
 
@@ -46,6 +51,7 @@ class Ioapic:
         self._index = 0
         self._id = 0
         self._table = [RTE_MASKED] * PINS
+        self._pass_ext_int()
 
     def set_irq(self, pin: int, level: bool) -> None:
         """Drive a pin. An edge on a masked pin is lost, as on the chip."""
@@ -54,6 +60,8 @@ class Ioapic:
         self._lines = self._lines | bit if level else self._lines & ~bit
         if rising:
             self._deliver(pin)
+        if self._table[pin] & RTE_MODE == RTE_EXT_INT:
+            self._pass_ext_int()
 
     def enabled(self, pin: int) -> bool:
         """Whether a pin is unmasked."""
@@ -78,6 +86,8 @@ class Ioapic:
             self._index = value & 0xFF
         elif offset == IOWIN and size == 4:
             self._write(self._index, value)
+        elif offset == EOI and size == 4 and self._version == VERSION_ICH9:
+            self.end_of_interrupt(value & 0xFF)
         else:
             return False
         return True
@@ -90,6 +100,7 @@ class Ioapic:
         """Take such a state; a pin that is asserted is delivered if it may be."""
         self._index, self._id, self._lines = state.selected, state.id, state.lines
         self._table = list(state.table)
+        self._pass_ext_int()
         for pin in range(PINS):
             self._deliver_if_asserted(pin)
 
@@ -97,7 +108,7 @@ class Ioapic:
         if index in (INDEX_ID, INDEX_ARBITRATION):
             return self._id
         if index == INDEX_VERSION:
-            return VERSION
+            return (PINS - 1) << 16 | self._version
         pin, high = divmod(index - INDEX_TABLE, 2)
         return self._table[pin] >> 32 * high & 0xFFFF_FFFF if 0 <= pin < PINS else 0
 
@@ -113,7 +124,17 @@ class Ioapic:
         if not entry & RTE_LEVEL:
             entry &= ~RTE_REMOTE_IRR
         self._table[pin] = entry
+        self._pass_ext_int()
         self._deliver_if_asserted(pin)
+
+    def _pass_ext_int(self) -> None:
+        """The 8259 gets through to the CPU by a pin that its INT is wired to."""
+        self._lapic.record.ext_int_passed = any(
+            entry & (RTE_MODE | RTE_MASKED) == RTE_EXT_INT
+            and self._lines >> pin & 1
+            and self._lapic.is_destination(entry >> 56, bool(entry & RTE_LOGICAL))
+            for pin, entry in enumerate(self._table)
+        )
 
     def _deliver_if_asserted(self, pin: int) -> None:
         if self._table[pin] & RTE_LEVEL and self._lines >> pin & 1:
@@ -124,9 +145,8 @@ class Ioapic:
         if entry & (RTE_MASKED | RTE_REMOTE_IRR):
             return
         mode = entry >> 8 & 7
-        if mode not in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY):
-            return
-        level = bool(entry & RTE_LEVEL)
+        # The data sheet has NMI and INIT as edges whatever the entry says, so they leave no remote IRR.
+        level = bool(entry & RTE_LEVEL) and mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
         addressed = self._lapic.is_destination(entry >> 56, bool(entry & RTE_LOGICAL))
-        if addressed and self._lapic.accept(entry & 0xFF, level) and level:
+        if addressed and self._lapic.accept(entry & 0xFF, level, mode) and level:
             self._table[pin] = entry | RTE_REMOTE_IRR

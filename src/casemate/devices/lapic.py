@@ -1,16 +1,27 @@
-"""The local APIC of the only CPU, in xAPIC mode (Intel SDM volume 3A, "Advanced Programmable Interrupt Controller")."""
+"""The local APIC of the only CPU, in xAPIC and x2APIC mode (Intel SDM volume 3A, chapter 12).
+
+Its registers and priorities are ``native/hooks/lapic.c``, for the modelled CPU accesses them without Python. Here are
+its timer, and what devices and monitors do with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_uint32, c_uint64, c_void_p
+from functools import cache
+from typing import Any
 
+from casemate import native
+from casemate.abi.x86 import msr
+from casemate.address import LAPIC_BASE
 from casemate.devices.lapic_timer import LapicTimer
+from casemate.errors import UnsupportedError
 from casemate.host.clock import GuestClock
+from casemate.host.hypervisor import TimeStampCounter
 
 LAPIC_SIZE = 0x1000
 SAVED_BYTES = 0x400
-VERSION = 0x50014
-"""An integrated APIC with six LVT entries."""
 
 
 class Register:
@@ -42,272 +53,244 @@ class Register:
 
 
 class DeliveryMode:
-    """Bits 10:8 of ICR and LVT entries."""
+    """Bits 10:8 of ICR, LVT and redirection table entries."""
 
     FIXED = 0
     LOWEST_PRIORITY = 1
+    NMI = 4
+    INIT = 5
     EXT_INT = 7
 
 
-LVT_MASKED, LVT_PERIODIC = 1 << 16, 1 << 17
-LVT_EXT_INT_MASK = LVT_MASKED | 7 << 8
-LINT_RESET = DeliveryMode.EXT_INT << 8
+LVT_MASKED, LVT_PERIODIC, LVT_DEADLINE = 1 << 16, 1 << 17, 1 << 18
 SVR_ENABLED = 1 << 8
-ESR_SEND_ILLEGAL, ESR_RECEIVE_ILLEGAL, ESR_ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
-ICR_LOGICAL = 1 << 11
-BROADCAST = 0xFF
+HAS_X2APIC, HAS_DEADLINE, SUPPRESSES_EOI = 1, 2, 4
+"""What an APIC can offer: x2APIC mode, the timer's TSC deadline, and suppression of EOI broadcasts."""
+_EVENT_INIT = 2
+_READONLY = (Register.VERSION, Register.PPR, Register.TIMER_CURRENT)
 
-WRITABLE: dict[int, int] = {
-    Register.ID: 0xFF00_0000,
-    Register.TPR: 0xFF,
-    Register.LDR: 0xFF00_0000,
-    Register.ICR_HIGH: 0xFF00_0000,
-    Register.LVT_THERMAL: 0x0001_07FF,
-    Register.LVT_PERFORMANCE: 0x0001_07FF,
-    Register.LVT_LINT0: 0x0001_A7FF,
-    Register.LVT_LINT1: 0x0001_A7FF,
-    Register.LVT_ERROR: 0x0001_00FF,
-}
-"""Registers that only keep what is written, with their writable bits."""
-LVT_REGISTERS = (
-    Register.LVT_TIMER,
-    Register.LVT_THERMAL,
-    Register.LVT_PERFORMANCE,
-    Register.LVT_LINT0,
-    Register.LVT_LINT1,
-    Register.LVT_ERROR,
-)
+_ReadTimer = CFUNCTYPE(c_uint32)
+_WriteTimer = CFUNCTYPE(None, c_uint32, c_uint64)
+_OnEoi = CFUNCTYPE(None, c_uint32)
+
+
+class LapicRecord(ctypes.Structure):
+    """``struct lapic`` of ``native/hooks/lapic.h``, field by field."""
+
+    _fields_ = (
+        ("page", c_uint32 * (SAVED_BYTES // 4)),
+        ("base", c_uint64),
+        ("own_base", c_uint64),
+        ("deadline", c_uint64),
+        ("accesses", c_uint64),
+        ("id", c_uint32),
+        ("features", c_uint32),
+        ("errors", c_uint32),
+        ("events", c_uint32),
+        ("ext_int", c_uint32),
+        ("ext_int_passed", c_uint32),
+        ("read_timer", _ReadTimer),
+        ("write_timer", _WriteTimer),
+        ("on_eoi", _OnEoi),
+    )
+
+
+@cache
+def _library() -> Any:
+    """The hooks' library. Its calls here keep Python's lock: they are short. Raises UnsupportedError without one."""
+    try:
+        library = ctypes.PyDLL(str(native.HOOKS))
+    except OSError as error:
+        raise UnsupportedError(
+            f"there are no interrupt controllers here: machine code was not built ({error})",
+            "install casemate's wheel for Linux on x86-64",
+        ) from None
+    library.lapic_size.restype = c_uint64
+    return library
+
+
+def record_size() -> int:
+    """Bytes of the record, as the library has them. Raises UnsupportedError."""
+    return int(_library().lapic_size())
 
 
 class Lapic:
-    """The 4 KiB page of registers; 256-bit vectors are kept as integers, bit ``n`` for vector ``n``.
+    """The registers of one APIC, and its timer on ``clock``.
 
-    ``on_eoi`` is called with the vector of every level-triggered interrupt that ends. IPIs reach this CPU or
-    nobody; INIT and start-up IPIs are accepted and do nothing. LINT0 comes up as ExtINT, as KVM has it.
+    ``on_eoi`` is called with the vector of every level-triggered interrupt that ends. IPIs reach this CPU or nobody;
+    NMI and INIT wait in the record for the CPU. LINT0 comes up as ExtINT, as KVM has it. ``features`` are what it
+    offers. Raises UnsupportedError where the library was not built.
     """
 
-    __slots__ = (
-        "_clock",
-        "_errors",
-        "_in_service",
-        "_registers",
-        "_requests",
-        "_triggers",
-        "on_eoi",
-        "timer",
-    )
-
-    def __init__(self, clock: GuestClock) -> None:
+    def __init__(self, clock: GuestClock, features: int = HAS_X2APIC | SUPPRESSES_EOI) -> None:
         self._clock = clock
+        self._library = _library()
         self.timer = LapicTimer()
         self.on_eoi: Callable[[int], None] = lambda vector: None
+        self.on_timer: Callable[[int], None] = lambda time: None
+        """Told when the timer expires next."""
+        self.tsc: TimeStampCounter | None = None
+        """Of the CPU, for the timer's deadline mode."""
+        self.record = LapicRecord(
+            features=features,
+            read_timer=_ReadTimer(self._current_count),
+            write_timer=_WriteTimer(self._write_timer),
+            on_eoi=_OnEoi(self._end_of_interrupt),
+        )
+        self.address = ctypes.addressof(self.record)
+        """Of the record, for the modelled CPU."""
+        self._pointer = c_void_p(self.address)
+        self.record.base = self.address + LapicRecord.own_base.offset
         self.reset()
+
+    def keep_base_at(self, address: int) -> None:
+        """IA32_APIC_BASE is there from now on, with the value that it has there."""
+        self.record.base = address
 
     def reset(self) -> None:
         """Software-disabled, everything masked but LINT0."""
-        self._requests = self._in_service = self._triggers = self._errors = 0
-        self._registers: dict[int, int] = {
-            Register.VERSION: VERSION,
-            Register.DFR: 0xFFFF_FFFF,
-            Register.SVR: 0xFF,
-        }
-        for register in LVT_REGISTERS:
-            self._registers[register] = LVT_MASKED
-        self._registers[Register.LVT_LINT0] = LINT_RESET
         self.timer.reset()
+        self._library.lapic_reset(self._pointer)
+
+    @property
+    def base(self) -> int:
+        """IA32_APIC_BASE."""
+        return c_uint64.from_address(self.record.base).value
 
     @property
     def enabled(self) -> bool:
         """Whether software enabled the APIC (SVR bit 8)."""
-        return bool(self._registers[Register.SVR] & SVR_ENABLED)
+        return bool(self.record.page[Register.SVR // 4] & SVR_ENABLED)
 
     def accepts_ext_int(self) -> bool:
-        """Whether the 8259 gets through: by LINT0, or past an APIC that is disabled."""
-        return not self.enabled or self._registers[Register.LVT_LINT0] & LVT_EXT_INT_MASK == LINT_RESET
+        """Whether the 8259 gets through: by LINT0, past an APIC that is disabled, or by the I/O APIC."""
+        return bool(self.record.ext_int_passed or self._library.lapic_takes_ext_int(self._pointer))
+
+    def set_ext_int(self, level: bool) -> None:
+        """Drive LINT0, which the 8259's INT is wired to."""
+        self.record.ext_int = level
+
+    def pulse_lint1(self) -> None:
+        """An edge at LINT1, which the chipset's NMI is wired to. From the CPU's thread."""
+        self._raise_local(Register.LVT_LINT1)
 
     def timer_deadline(self) -> int | None:
         """Guest time of the next timer interrupt, or None while it is stopped or masked."""
-        return None if self._registers[Register.LVT_TIMER] & LVT_MASKED else self.timer.deadline()
+        return None if self.record.page[Register.LVT_TIMER // 4] & LVT_MASKED else self.timer.deadline()
 
     def advance(self, now: int) -> None:
         """Raise the timer interrupt if its time has come."""
         if now >= self.timer.next_expiry:
             self.timer.expire(now)
+            self.record.deadline = 0
             self._raise_local(Register.LVT_TIMER)
 
-    def accept(self, vector: int, level: bool) -> bool:
-        """Take a fixed interrupt; False while disabled or if the vector is illegal."""
-        if not self.enabled:
-            return False
-        if vector < 16:
-            self._report_error(ESR_RECEIVE_ILLEGAL)
-            return False
-        bit = 1 << vector
-        self._requests |= bit
-        self._triggers = self._triggers | bit if level else self._triggers & ~bit
-        return True
+    def accept(self, vector: int, level: bool, mode: int = DeliveryMode.FIXED) -> bool:
+        """Take an interrupt; False while disabled or if the vector is illegal."""
+        return bool(self._library.lapic_accept(self._pointer, mode, vector, level))
 
     def is_destination(self, destination: int, logical: bool) -> bool:
         """Whether an 8-bit destination field means this CPU."""
-        if not logical:
-            return destination in (self._registers.get(Register.ID, 0) >> 24, BROADCAST)
-        mine = self._registers.get(Register.LDR, 0) >> 24
-        if self._registers[Register.DFR] >> 28 == 0:
-            same_cluster = mine >> 4 == destination >> 4 or destination >> 4 == 0x0F
-            return same_cluster and bool(mine & destination & 0x0F)
-        return bool(mine & destination)
+        return bool(self._library.lapic_is_destination(self._pointer, destination, logical, False))
 
     def pending(self) -> bool:
         """Whether a request outranks the processor priority."""
-        if not self._requests or not self.enabled:
-            return False
-        return (self._requests.bit_length() - 1) >> 4 > self._processor_priority() >> 4
+        return bool(self._library.lapic_pending(self._pointer))
 
     def acknowledge(self) -> int:
         """Put the highest request into service and return its vector; the spurious one if none is pending."""
-        if not self.pending():
-            return self._registers[Register.SVR] & 0xFF
-        vector = self._requests.bit_length() - 1
-        self._requests ^= 1 << vector
-        self._in_service |= 1 << vector
-        return vector
+        return int(self._library.lapic_acknowledge(self._pointer))
 
-    def read_mmio(self, offset: int, size: int) -> int:
-        """A register, or bytes of it; reserved offsets read 0."""
-        value = 0 if offset & 0x0C else self._read(offset & ~3)
-        return value >> 8 * (offset & 3) & (1 << 8 * size) - 1
+    @property
+    def has_event(self) -> bool:
+        """Whether an NMI or INIT waits for the CPU."""
+        return bool(self.record.events)
+
+    def take_init(self) -> bool:
+        """Whether an INIT came, which resets the APIC as it resets the CPU. From the CPU's thread."""
+        if not self.record.events & _EVENT_INIT:
+            return False
+        self.record.events &= ~_EVENT_INIT
+        self.timer.reset()
+        self._library.lapic_init(self._pointer)
+        return True
+
+    def read_mmio(self, offset: int, size: int) -> int | None:
+        """A register, or bytes of it; reserved offsets read 0. None while the page is not there."""
+        if not self.is_at_home():
+            return None
+        if size > 4:
+            return 0
+        return int(self._library.lapic_read(self._pointer, offset, size)) & 0xFFFF_FFFF
 
     def write_mmio(self, offset: int, size: int, value: int) -> bool:
         """A register, 32 bits at once; other widths do nothing, as the SDM leaves them undefined."""
-        if size != 4 or offset & 0x0F:
+        if not self.is_at_home():
             return False
-        self._write(offset, value)
-        return True
+        return bool(self._library.lapic_write(self._pointer, offset, size, c_uint32(value)))
 
     def save(self) -> bytes:
         """The first 1024 bytes of the page, as KVM_GET_LAPIC has them."""
-        page = bytearray(SAVED_BYTES)
-        for register in range(0, SAVED_BYTES, 16):
-            page[register : register + 4] = self._read(register).to_bytes(4, "little")
+        page = (c_uint32 * (SAVED_BYTES // 4))(*self.record.page)
+        for register in (Register.PPR, Register.TIMER_CURRENT):
+            page[register // 4] = self._library.lapic_read(self._pointer, register, 4)
         return bytes(page)
 
     def load(self, page: bytes) -> None:
         """Take the state of such a page; the timer counts on from its current count."""
+        self.timer.reset()
+        kept = {register: self.record.page[register // 4] for register in _READONLY}
+        ctypes.memmove(self.address, page, SAVED_BYTES)
+        for register, value in kept.items():
+            self.record.page[register // 4] = value
+        self.record.errors = 0
 
-        def register(offset: int) -> int:
+        def register_in(offset: int) -> int:
             return int.from_bytes(page[offset : offset + 4], "little")
 
-        def vectors(offset: int) -> int:
-            return sum(register(offset + 16 * word) << 32 * word for word in range(8))
-
-        self.reset()
-        kept = (*WRITABLE, Register.LVT_TIMER, Register.DFR, Register.SVR, Register.ESR, Register.ICR_LOW)
-        self._registers |= {offset: register(offset) for offset in kept}
-        self._in_service, self._triggers = vectors(Register.ISR), vectors(Register.TMR)
-        self._requests = vectors(Register.IRR)
         now = self._clock.now()
-        self.timer.periodic = bool(register(Register.LVT_TIMER) & LVT_PERIODIC)
-        self.timer.set_divide_configuration(register(Register.TIMER_DIVIDE), now)
-        self.timer.start(register(Register.TIMER_CURRENT), now)
-        self.timer.initial_count = register(Register.TIMER_INITIAL)
+        self.timer.periodic = bool(register_in(Register.LVT_TIMER) & LVT_PERIODIC)
+        self.timer.set_divide_configuration(register_in(Register.TIMER_DIVIDE), now)
+        self.timer.start(register_in(Register.TIMER_CURRENT), now)
+        self.timer.initial_count = register_in(Register.TIMER_INITIAL)
+        self.on_timer(self.timer.next_expiry)
 
-    def _processor_priority(self) -> int:
-        task = self._registers.get(Register.TPR, 0)
-        if not self._in_service:
-            return task
-        service = self._in_service.bit_length() - 1 & 0xF0
-        return task if task & 0xF0 >= service else service
+    def is_at_home(self) -> bool:
+        """Whether its page is there, and where it is after a reset."""
+        mode = msr.APIC_BASE_ENABLE | msr.APIC_BASE_X2APIC
+        return self.base & (mode | -LAPIC_SIZE) == msr.APIC_BASE_ENABLE | LAPIC_BASE
 
-    def _read(self, register: int) -> int:
-        stored = self._registers.get(register)
-        if stored is not None:
-            return stored
-        if register == Register.TIMER_CURRENT:
-            now = self._clock.now()
-            self.advance(now)
-            return self.timer.current_count(now)
-        if Register.ISR <= register < Register.ESR:
-            vectors = (self._in_service, self._triggers, self._requests)[register - Register.ISR >> 7]
-            return vectors >> (register & 0x70) * 2 & 0xFFFF_FFFF
-        match register:
-            case Register.PPR:
-                return self._processor_priority()
-            case Register.TIMER_INITIAL:
-                return self.timer.initial_count
-            case Register.TIMER_DIVIDE:
-                return self.timer.divide_configuration
-        return 0
-
-    def _write(self, register: int, value: int) -> None:
-        mask = WRITABLE.get(register)
-        if mask is not None:
-            if register in LVT_REGISTERS and not self.enabled:
-                value |= LVT_MASKED
-            self._registers[register] = value & mask
-            return
-        match register:
-            case Register.EOI:
-                self._end_of_interrupt()
-            case Register.DFR:
-                self._registers[register] = value | 0x0FFF_FFFF
-            case Register.SVR:
-                self._write_svr(value)
-            case Register.ESR:
-                self._registers[register], self._errors = self._errors, 0
-            case Register.ICR_LOW:
-                self._send(value)
-            case Register.LVT_TIMER | Register.TIMER_INITIAL | Register.TIMER_DIVIDE:
-                self._write_timer(register, value)
-            case _:
-                self._report_error(ESR_ILLEGAL_REGISTER)
-
-    def _write_svr(self, value: int) -> None:
-        self._registers[Register.SVR] = value & 0x3FF
-        if not value & SVR_ENABLED:
-            for register in LVT_REGISTERS:
-                self._registers[register] |= LVT_MASKED
-
-    def _write_timer(self, register: int, value: int) -> None:
-        now = self._clock.now()
-        self.advance(now)
-        if register == Register.LVT_TIMER:
-            masked = 0 if self.enabled else LVT_MASKED
-            self._registers[register] = value & (LVT_PERIODIC | LVT_MASKED | 0xFF) | masked
-            self.timer.periodic = bool(value & LVT_PERIODIC)
-        elif register == Register.TIMER_INITIAL:
-            self.timer.start(value, now)
-        else:
-            self.timer.set_divide_configuration(value, now)
-
-    def _end_of_interrupt(self) -> None:
-        if not self._in_service:
-            return
-        vector = self._in_service.bit_length() - 1
-        self._in_service ^= 1 << vector
-        if self._triggers >> vector & 1:
-            self.on_eoi(vector)
-
-    def _send(self, command: int) -> None:
-        """An IPI: only fixed ones to this CPU have an effect."""
-        self._registers[Register.ICR_LOW] = command & 0x000C_CFFF
-        mode, vector, shorthand = command >> 8 & 7, command & 0xFF, command >> 18 & 3
-        if mode not in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY):
-            return
-        if vector < 16:
-            self._report_error(ESR_SEND_ILLEGAL)
-            return
-        destination = self._registers.get(Register.ICR_HIGH, 0) >> 24
-        to_self = shorthand in (1, 2)
-        if to_self or (shorthand == 0 and self.is_destination(destination, bool(command & ICR_LOGICAL))):
-            self.accept(vector, level=False)
+    def _end_of_interrupt(self, vector: int) -> None:
+        self.on_eoi(vector)
 
     def _raise_local(self, register: int) -> None:
-        entry = self._registers[register]
-        if not entry & LVT_MASKED:
-            self.accept(entry & 0xFF, level=False)
+        self._library.lapic_raise_local(self._pointer, register)
 
-    def _report_error(self, error: int) -> None:
-        """Collect an error; the interrupt is raised once per kind until software reads them out."""
-        if not self._errors & error:
-            self._errors |= error
-            self._raise_local(Register.LVT_ERROR)
+    def _current_count(self) -> int:
+        now = self._clock.now()
+        self.advance(now)
+        in_deadline_mode = self.record.page[Register.LVT_TIMER // 4] & LVT_DEADLINE
+        return 0 if in_deadline_mode else self.timer.current_count(now) & 0xFFFF_FFFF
+
+    def _write_timer(self, which: int, value: int) -> None:
+        now = self._clock.now()
+        self.advance(now)
+        if which == Register.LVT_TIMER:
+            if (value ^ self.record.page[which // 4]) & LVT_DEADLINE:
+                self.timer.start(0, now)
+                self.record.deadline = self.record.page[Register.TIMER_INITIAL // 4] = 0
+            self.timer.periodic = bool(value & LVT_PERIODIC)
+        elif which == Register.TIMER_DIVIDE:
+            self.timer.set_divide_configuration(value, now)
+        elif which == msr.TSC_DEADLINE:
+            self._start_deadline(value, now)
+        elif not self.record.page[Register.LVT_TIMER // 4] & LVT_DEADLINE:
+            self.timer.start(value, now)
+        self.on_timer(self.timer.next_expiry)
+
+    def _start_deadline(self, deadline: int, now: int) -> None:
+        if not deadline or self.tsc is None:
+            self.timer.start(0, now)
+            return
+        ticks = max(0, deadline - self.tsc.read_tsc())
+        self.timer.start_once(now + int(ticks * self.tsc.nanoseconds_per_tick()) + 1)

@@ -35,6 +35,11 @@ class LapicTimer:
         self.initial_count = count
         self.next_expiry = now + count * self._divider if count else NEVER
 
+    def start_once(self, time: int) -> None:
+        """Expire once, at guest time ``time``."""
+        self.initial_count = 0
+        self.next_expiry = time
+
     def set_divide_configuration(self, value: int, now: int) -> None:
         """Write DCR; the count goes on from where it is."""
         remaining = self.current_count(now)
@@ -52,7 +57,7 @@ class LapicTimer:
 
     def expire(self, now: int) -> None:
         """Take note that ``next_expiry`` has come; periods that were missed count as this one."""
-        if not self.periodic:
+        if not self.periodic or not self.initial_count:
             self.next_expiry = NEVER
             return
         period = self.initial_count * self._divider

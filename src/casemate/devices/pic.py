@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from casemate.devices.device import IrqLine
 
 CASCADE_IRQ = 2
@@ -10,19 +12,26 @@ MASTER_ELCR_MASK, SLAVE_ELCR_MASK = 0xF8, 0xDE
 """Inputs that may be level-triggered; the timer, keyboard, cascade, clock and FPU are always edges."""
 
 ICW1, ICW1_NEEDS_ICW4 = 0x10, 0x01
-ICW4_AUTO_EOI = 0x02
+ICW4_AUTO_EOI, ICW4_FULLY_NESTED = 0x02, 0x10
 OCW3 = 0x08
 OCW3_POLL, OCW3_READ_SELECT, OCW3_READ_ISR, OCW3_SPECIAL_SELECT, OCW3_SPECIAL = 0x04, 0x02, 0x01, 0x40, 0x20
 OCW2_EOI, OCW2_SPECIFIC, OCW2_ROTATE = 0x20, 0x40, 0x80
 
 
 class I8259:
-    """One chip: command port (offset 0) and data port (offset 1). ``output`` is its INT pin."""
+    """One chip: command port (offset 0) and data port (offset 1). ``output`` is its INT pin.
+
+    ``slaves`` are the inputs, one bit each, that have another chip on them: in special fully nested mode that chip's
+    higher inputs interrupt its lower ones.
+    """
 
     _poll: bool
 
-    def __init__(self, output: IrqLine) -> None:
+    def __init__(self, output: IrqLine, slaves: int = 0) -> None:
         self._output = output
+        self._slaves = slaves
+        self.refresh: Callable[[], None] = lambda: None
+        """Called before the guest sees what is requested: a timer may be due."""
         self.reset()
 
     def reset(self) -> None:
@@ -67,6 +76,8 @@ class I8259:
         if not requests:
             return None
         in_service = self._in_service & ~self._mask if self._special_mask else self._in_service
+        if self._fully_nested:
+            in_service &= ~self._slaves
         best = self._priority(requests)
         return (best + self._top) & 7 if best < self._priority(in_service) else None
 
@@ -93,6 +104,8 @@ class I8259:
         """IMR, or IRR or ISR as OCW3 chose, or the answer to a poll."""
         if size != 1:
             return None
+        if not offset or self._poll:
+            self.refresh()
         if self._poll:
             self._poll = False
             asking = self.highest() is not None
@@ -123,6 +136,7 @@ class I8259:
         self._requests = self._lines & self._level_triggered
         self._top = 0
         self._special_mask = self._read_in_service = self._poll = self._auto_eoi = False
+        self._fully_nested = False
 
     def _write_data(self, value: int) -> None:
         match self._icw_expected:
@@ -133,6 +147,7 @@ class I8259:
                 self._icw_expected = 4 if self._icw4_needed else 0
             case 4:
                 self._auto_eoi = bool(value & ICW4_AUTO_EOI)
+                self._fully_nested = bool(value & ICW4_FULLY_NESTED)
                 self._icw_expected = 0
             case _:
                 self._mask = value
@@ -200,7 +215,9 @@ class PicPair:
 
     def __init__(self) -> None:
         self._interrupt = False
-        self.master = I8259(self._set_interrupt)
+        self.output: IrqLine = lambda level: None
+        """The wire of the INT pin."""
+        self.master = I8259(self._set_interrupt, slaves=1 << CASCADE_IRQ)
         self.slave = I8259(lambda level: self.master.set_irq(CASCADE_IRQ, level))
         self.elcr = ElcrPorts(self.master, self.slave)
 
@@ -235,3 +252,4 @@ class PicPair:
 
     def _set_interrupt(self, level: bool) -> None:
         self._interrupt = level
+        self.output(level)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from casemate.devices.device import IrqLine
 from casemate.devices.pit_channel import NEVER, PitChannel
 from casemate.host.clock import GuestClock
@@ -18,6 +20,8 @@ class Pit:
     def __init__(self, clock: GuestClock) -> None:
         self._clock = clock
         self.irq: IrqLine = lambda level: None
+        self.on_timer: Callable[[int], None] = lambda time: None
+        """Told the next edge when channel 0 is programmed."""
         self.channels = tuple(PitChannel(clock) for _ in range(3))
         self.reset()
 
@@ -54,6 +58,7 @@ class Pit:
             self._write_control(value)
         if offset in (0, 3):
             self.next_edge = self.channels[0].next_rise(self._clock.now())
+            self.on_timer(self.next_edge)
         return True
 
     def _write_control(self, value: int) -> None:

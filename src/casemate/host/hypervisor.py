@@ -40,14 +40,50 @@ class IoBus(Protocol):
         """Write of ``size`` bytes that no slot backs, or that hit a read-only slot."""
 
 
+class TimeStampCounter(Protocol):
+    """The guest's."""
+
+    def read_tsc(self) -> int:
+        """What RDTSC says now."""
+
+    def nanoseconds_per_tick(self) -> float:
+        """How long a tick takes, as far as is known."""
+
+
+class LocalApic(Protocol):
+    """A local APIC that the modelled CPU and the devices share (``casemate.devices.lapic``)."""
+
+    address: int
+    """Of its record in memory."""
+    tsc: TimeStampCounter | None
+    """For the timer's deadline mode."""
+
+    def keep_base_at(self, address: int) -> None:
+        """IA32_APIC_BASE is there from now on."""
+
+    @property
+    def has_event(self) -> bool:
+        """Whether an NMI or INIT waits, which IF does not hold back."""
+
+    def take_init(self) -> bool:
+        """Whether an INIT came for the CPU."""
+
+
 class InterruptController(Protocol):
     """Interrupt sources of a host without an in-kernel irqchip; times are guest nanoseconds."""
+
+    on_deadline: Callable[[int], None]
+    """Told, on the vCPU's thread, of times that ``deadline`` may say, as soon as they are known."""
 
     def deadline(self) -> int | None:
         """When the next timer interrupt is due, or None if no timer is armed."""
 
     def pending(self) -> bool:
         """Whether an interrupt waits for the CPU now; takes expired timers into account."""
+
+    @property
+    def lapic(self) -> LocalApic | None:
+        """The local APIC whose registers the CPU accesses by itself, if it has one."""
 
     def acknowledge(self) -> int:
         """Hand the highest-priority vector to the CPU; call only after ``pending()`` said True."""

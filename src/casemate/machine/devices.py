@@ -81,8 +81,12 @@ class MachineDevices:
         self._wiring = wiring
         self._resettable: list[Resettable] = []
         irqchip = wiring.irqchip
-        self.serial = Uart16550(console.put, irqchip.irq(SERIAL_IRQ))
-        irqchip.watch(self.serial.poll)
+        # A host's own controllers ask nobody whether it is time.
+        uart_clock = None if irqchip.controller is None else wiring.clock
+        self.serial = Uart16550(console.put, irqchip.irq(SERIAL_IRQ), uart_clock)
+        if irqchip.controller is not None:
+            self.serial.on_timer = irqchip.controller.rearm
+        irqchip.watch(self.serial.poll, self.serial.deadline)
         self.exit_port = exit_port.ExitPort(controls.stop)
         gap = PROTECTED_STALL_GAP_NS if protected else STALL_GAP_NS
         # The host's own timers cannot be moved forward with ours.

@@ -26,7 +26,7 @@ class HostIrqchip:
         self.irq: Callable[[int], IrqLine] = vm.irq_line
         self.resettable: list[Resettable] = []
 
-    def watch(self, poll: Callable[[], None]) -> None:
+    def watch(self, poll: Callable[[], None], deadline: Callable[[], int | None] | None = None) -> None:
         """Let a device look for its input when the vCPU is woken for it."""
 
         def poll_alone() -> None:

@@ -53,5 +53,6 @@ class OwnIrqchip:
         bus.claim_ports(0x4D0, 2, self._pic.elcr)
         bus.claim_ports(0x40, 4, self._pit)
         bus.claim_ports(0x61, 1, self._port61, over=True)
+        bus.count_also(lambda: self._lapic.record.accesses)
         memory_map.add(Mmio("lapic", LAPIC_SIZE, self._lapic), LAPIC_BASE)
         memory_map.add(Mmio("ioapic", IOAPIC_SIZE, self._ioapic), IOAPIC_BASE)

@@ -13,8 +13,8 @@ from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
 from casemate.devices.device import PortIo
 from casemate.devices.interrupts import PcInterrupts
-from casemate.devices.ioapic import IOAPIC_SIZE, PINS, Ioapic, IoapicState
-from casemate.devices.lapic import LAPIC_SIZE, Lapic
+from casemate.devices.ioapic import IOAPIC_SIZE, PINS, VERSION_82093AA, Ioapic, IoapicState
+from casemate.devices.lapic import HAS_X2APIC, LAPIC_SIZE, Lapic
 from casemate.devices.pic import PicPair
 from casemate.devices.pit import Pit, Port61
 from casemate.host.clock import GuestClock
@@ -57,10 +57,10 @@ class Irqchip:
         self.lock = threading.RLock()
         self.kick: Callable[[], None] = lambda: None
         self.routes = default_routes()
-        self.lapic, self.pic, self.pit = Lapic(clock), PicPair(), Pit(clock)
-        self.ioapic = Ioapic(self.lapic)
+        self.lapic, self.pic, self.pit = Lapic(clock, HAS_X2APIC), PicPair(), Pit(clock)
+        self.ioapic = Ioapic(self.lapic, VERSION_82093AA)
         self._port61 = Port61(clock, self.pit)
-        self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic)
+        self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic, is_pc=False)
         self._ports: dict[int, tuple[PortIo, int]] = {}
 
     def place(self, inside: Inside, *, has_pit: bool) -> None:
@@ -81,6 +81,15 @@ class Irqchip:
             inside.add_mmio(IOAPIC_BASE, IOAPIC_SIZE)
 
     # What the vCPU asks (casemate.host.hypervisor.InterruptController).
+
+    @property
+    def on_deadline(self) -> Callable[[int], None]:
+        """Told when something may be due."""
+        return self._controller.on_deadline
+
+    @on_deadline.setter
+    def on_deadline(self, hear: Callable[[int], None]) -> None:
+        self._controller.on_deadline = hear
 
     def deadline(self) -> int | None:
         """When the next timer is due."""
@@ -117,7 +126,9 @@ class Irqchip:
     def chip_at(self, gpa: int) -> Lapic | Ioapic | None:
         """Whose registers are there."""
         page = gpa & ~0xFFF
-        return self.lapic if page == LAPIC_BASE else self.ioapic if page == IOAPIC_BASE else None
+        if page == LAPIC_BASE and self.lapic.is_at_home():
+            return self.lapic
+        return self.ioapic if page == IOAPIC_BASE else None
 
     # The monitor's.
 
@@ -133,7 +144,7 @@ class Irqchip:
         with self.lock:
             logical = bool(message.address & _MSI_LOGICAL)
             accepted = self.lapic.is_destination(message.address >> 12 & 0xFF, logical) and self.lapic.accept(
-                message.data & 0xFF, bool(message.data & _LEVEL)
+                message.data & 0xFF, bool(message.data & _LEVEL), message.data >> 8 & 7
             )
         self._kick_if_pending()
         return accepted

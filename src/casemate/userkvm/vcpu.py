@@ -206,8 +206,7 @@ class Vcpu(ExtendedState):
 
     def kick(self) -> None:
         """An interrupt waits; from any thread."""
-        if not self._engine.hooks.interrupt_requested:
-            self._engine.stop()
+        self._engine.hooks.kick()
         self._library.kvm_wake(self.address)
 
     def close(self) -> None:
@@ -458,8 +457,8 @@ class Vcpu(ExtendedState):
 
     @answers(Ioctl.NMI)
     def nmi(self, _argument: int) -> None:
-        """Not modelled."""
-        raise Refused(EINVAL, "no NMI is modelled")
+        """Taken when the vCPU runs next; one that comes while another waits is that one."""
+        self._engine.hooks.request_nmi()
 
     @answers(Ioctl.SET_SIGNAL_MASK)
     def set_signal_mask(self, address: int) -> None:

@@ -122,7 +122,7 @@ class InsideBus:
                 return int.from_bytes(ctypes.string_at(place, size), "little")
             return int(self._library.kvm_exit_mmio(self._address, 0, gpa, size, 0))
         with self._chips.lock:
-            return chip.read_mmio(gpa & 0xFFF, size)
+            return chip.read_mmio(gpa & 0xFFF, size) or 0
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         """Store."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from casemate.devices.serial.uart16550 import FIFO_SIZE, Ier, Iir, Register, Uart16550
+from casemate.testing.manual_clock import ManualClock
 
 NO_INTERRUPT = 0x01
 OUT2 = 0x08
@@ -16,10 +17,10 @@ LOOPBACK = 0x10
 class Port:
     """A port with its output and its interrupt line in view."""
 
-    def __init__(self, mcr: int = OUT2) -> None:
+    def __init__(self, mcr: int = OUT2, clock: ManualClock | None = None) -> None:
         self.sent = bytearray()
         self.line = False
-        self.uart = Uart16550(self.sent.append, self.drive)
+        self.uart = Uart16550(self.sent.append, self.drive, clock)
         self.write(Register.MCR, mcr)
 
     def drive(self, level: bool) -> None:
@@ -290,3 +291,44 @@ class UartMachine(RuleBasedStateMachine):
 
 
 TestUartMachine = UartMachine.TestCase
+
+
+FULL_NS, BYTE_NS = 16 * 86_806, 86_806
+
+
+@pytest.mark.parametrize(("fcr", "time"), [(0x01, FULL_NS), (0x00, BYTE_NS)], ids=["fifo", "no-fifo"])
+def test_uart_with_a_clock_asks_for_more_when_a_full_transmitter_had_sent(fcr: int, time: int) -> None:
+    clock = ManualClock()
+    port = Port(clock=clock)
+    port.write(Register.IIR_FCR, fcr)
+    port.write(Register.IER, Ier.TRANSMIT_EMPTY)
+    assert port.line, "it is empty to begin with"
+    assert port.iir() == Iir.TRANSMIT_EMPTY
+    port.write(Register.DATA, 0x61)
+    assert port.sent == b"a"
+    assert port.read(Register.LSR) == 0x60, "who asks may go on at once"
+    assert not port.line
+    assert port.uart.deadline() == time
+    clock.time = time - 1
+    port.uart.poll()
+    assert not port.line
+    clock.time = time
+    port.uart.poll()
+    assert port.line
+    assert port.uart.deadline() is None
+    assert port.iir() == Iir.TRANSMIT_EMPTY
+    assert not port.line
+
+
+def test_uart_that_is_still_sending_interrupts_for_input_at_once() -> None:
+    port = Port(clock=ManualClock())
+    port.write(Register.IER, Ier.TRANSMIT_EMPTY | Ier.RECEIVED)
+    port.iir()
+    port.write(Register.DATA, 0x61)
+    assert not port.line
+    port.uart.feed(b"x")
+    port.uart.poll()
+    assert port.line
+    assert port.read(Register.DATA) == ord("x")
+    assert not port.line
+    assert port.uart.deadline() is not None

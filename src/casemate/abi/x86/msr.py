@@ -23,6 +23,7 @@ MTRR_PHYS_MASK7: Final = 0x20F
 MTRR_FIX64K_00000: Final = 0x250
 MTRR_FIX4K_F8000: Final = 0x26F
 PAT: Final = 0x277
+TSC_DEADLINE: Final = 0x6E0
 MTRR_DEF_TYPE: Final = 0x2FF
 EFER: Final = 0xC0000080
 STAR: Final = 0xC0000081
@@ -34,6 +35,7 @@ NOT_VULNERABLE: Final = 0b1111011 | 1 << 8 | 0b111 << 13 | 1 << 20 | 1 << 24 | 1
 """All bits of ARCH_CAPABILITIES that deny a weakness (Intel SDM volume 4, table 2-2)."""
 
 APIC_BASE_BSP: Final = 1 << 8
+APIC_BASE_X2APIC: Final = 1 << 10
 APIC_BASE_ENABLE: Final = 1 << 11
 EFER_LMA: Final = 1 << 10
 APIC_BASE_RESET: Final = 0xFEE00000 | APIC_BASE_ENABLE | APIC_BASE_BSP

@@ -6,8 +6,11 @@ from collections import deque
 from collections.abc import Callable
 
 from casemate.devices.device import IrqLine
+from casemate.host.clock import GuestClock
 
 FIFO_SIZE = 16
+BYTE_NS = 86_806
+"""How long a byte, with a start and a stop bit, takes on a line of 115,200 baud."""
 TRIGGER_LEVELS = (1, 4, 8, 14)
 
 
@@ -56,13 +59,19 @@ class Uart16550:
     """Eight byte-wide registers; bytes leave at once, so the transmitter is always empty.
 
     ``output`` gets every byte that the guest sends; ``irq`` is the port's interrupt line, which OUT2 gates as
-    on a PC. ``feed`` may be called from any thread; everything else belongs to the vCPU's.
+    on a PC. With ``clock`` the transmitter asks for more only after the time that a full one takes to send: an
+    operating system that is asked again for each line does nothing else. ``feed`` may be called from any thread;
+    everything else belongs to the vCPU's.
     """
 
-    def __init__(self, output: Callable[[int], None], irq: IrqLine) -> None:
+    def __init__(self, output: Callable[[int], None], irq: IrqLine, clock: GuestClock | None = None) -> None:
         self._output = output
         self._irq = irq
-        self._line = False
+        self._clock = clock
+        self.on_timer: Callable[[int], None] = lambda time: None
+        """Told when the interrupt comes that is held back; with FIFOs it is soon enough when somebody looks."""
+        self._ready_at = 0
+        self._line = self._holds_back = False
         self._waiting: deque[int] = deque()
         self._fifo: deque[int] = deque()
         self.reset()
@@ -71,6 +80,7 @@ class Uart16550:
         """Power-on state: 9600 baud divisor, interrupts off, FIFOs off; input not yet received is kept."""
         self._fifo.clear()
         self._divisor = 12
+        self._full_ns = BYTE_NS
         self._ier = self._fcr = self._lcr = self._mcr = self._scr = 0
         self._msr = MSR_CONNECTED
         self._transmit_empty = False
@@ -84,6 +94,12 @@ class Uart16550:
         """Move waiting input into the FIFO and bring the interrupt line up to date."""
         if self._waiting:
             self._receive()
+        elif self._holds_back:
+            self._update_irq()
+
+    def deadline(self) -> int | None:
+        """Guest time at which the transmitter's interrupt comes that is held back, or None."""
+        return self._ready_at if self._holds_back else None
 
     def read_port(self, offset: int, size: int) -> int | None:
         """A register; only bytes are served."""
@@ -146,7 +162,10 @@ class Uart16550:
         elif len(self._fifo) < self._capacity():
             self._fifo.append(value)
         self._transmit_empty = True
-        self._update_irq()
+        if self._ier and not self._holds_back:
+            if self._clock is not None:
+                self._ready_at = self._clock.now() + self._full_ns
+            self._update_irq()
 
     def _write_ier(self, value: int) -> None:
         enabled = value & ~self._ier
@@ -159,6 +178,7 @@ class Uart16550:
         if value & FCR_CLEAR_RECEIVE or (value ^ self._fcr) & FCR_ENABLE:
             self._fifo.clear()
         self._fcr = value
+        self._full_ns = self._capacity() * BYTE_NS
         self._receive()
 
     def _write_mcr(self, value: int) -> None:
@@ -214,7 +234,16 @@ class Uart16550:
 
     def _update_irq(self) -> None:
         connected = self._mcr & (MCR_OUT2 | MCR_LOOPBACK) == MCR_OUT2
-        line = connected and self._interrupt_source() != Iir.NONE
+        source = self._interrupt_source() if connected else Iir.NONE
+        held_back = self._holds_back
+        self._holds_back = source == Iir.TRANSMIT_EMPTY and self._is_too_early()
+        if self._holds_back and not held_back and not self._fcr & FCR_ENABLE:
+            self.on_timer(self._ready_at)
+        line = source != Iir.NONE and not self._holds_back
         if line != self._line:
             self._line = line
             self._irq(line)
+
+    def _is_too_early(self) -> bool:
+        """Whether what was sent last would still be on the line."""
+        return self._clock is not None and self._clock.now() < self._ready_at

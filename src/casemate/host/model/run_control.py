@@ -7,6 +7,8 @@ from typing import Protocol
 
 from casemate.host.clock import NANOSECONDS
 
+_MOST_SECONDS = 0.1
+
 
 class RunControl(Protocol):
     """One vCPU's. ``request_stop`` and ``wake`` may be called from any thread."""
@@ -36,6 +38,7 @@ class ThreadControl:
     def __init__(self) -> None:
         self._requested = False
         self._awake = threading.Condition()
+        self._was_woken = False
 
     def stop_requested(self) -> bool:
         """Whether somebody asked."""
@@ -55,11 +58,16 @@ class ThreadControl:
         return False
 
     def wait(self, nanoseconds: int | None) -> None:
-        """At most a tenth of a second, for a wake-up may have come just before."""
+        """Not at all if it was woken since it last waited."""
         with self._awake:
-            self._awake.wait(0.1 if nanoseconds is None else min(nanoseconds / NANOSECONDS, 0.1))
+            if not self._was_woken:
+                self._awake.wait(
+                    _MOST_SECONDS if nanoseconds is None else min(nanoseconds / NANOSECONDS, _MOST_SECONDS)
+                )
+            self._was_woken = False
 
     def wake(self) -> None:
         """Notify."""
         with self._awake:
+            self._was_woken = True
             self._awake.notify()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from time import sleep
 from typing import NamedTuple
 
 from casemate.abi.sev.ghcb import ExitCode
+from casemate.abi.x86 import msr
 from casemate.address import Gpa
-from casemate.host.clock import GuestClock
+from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
-from casemate.host.hypervisor import InterruptController
+from casemate.host.hypervisor import InterruptController, LocalApic
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
@@ -34,7 +34,8 @@ from casemate.host.model.run_control import RunControl, ThreadControl
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 
-_TICK_SECONDS = 0.002
+_LOOK_SECONDS = 0.002
+"""How often somebody looks whether what was asked for was heard."""
 _RFLAGS_IF = 1 << 9
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
@@ -82,13 +83,28 @@ class ModelVcpu:
         self._flush_wanted = False
         self._closed = False
         self._executing = threading.Event()
+        self._timer_set = threading.Lock()
+        """Free for a moment when the ticker is to look at once: an event for one thread, and much faster."""
+        self._timer_set.acquire()
+        self._looks_at = 0
+        self._lapic = None if interrupts is None else interrupts.lapic
+        if self._lapic is not None:
+            self._share(self._lapic)
+        if interrupts is not None:
+            interrupts.on_deadline = self._timer_was_set
         engine.hooks.hook_exceptions(
             PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
-        engine.hooks.answer_interrupts(self._acknowledge)
+        engine.hooks.answer_interrupts(self._acknowledge, self._poll)
         clock.on_skip = engine.hooks.advance_tsc
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
+
+    def _share(self, lapic: LocalApic) -> None:
+        engine = self._engine
+        lapic.keep_base_at(engine.msrs.address_of(msr.APIC_BASE))
+        lapic.tsc = engine.hooks
+        engine.hooks.use_lapic(lapic.address)
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
@@ -99,6 +115,9 @@ class ModelVcpu:
             if self._control.stop_requested():
                 self._control.take_stop()
                 return Interrupted()
+            if self._lapic is not None and self._lapic.take_init():
+                self.is_halted = False
+                self._engine.init()
             if self.is_halted:
                 self._exit = self._halt()
                 if self._exit is None:
@@ -168,6 +187,7 @@ class ModelVcpu:
         """End the ticker."""
         self._closed = True
         self._executing.set()
+        self._wake_ticker()
         self._ticker.join()
 
     def _execute(self) -> int:
@@ -197,10 +217,13 @@ class ModelVcpu:
 
     def _halt(self) -> VmExit | None:
         interrupts = self._interrupts
+        if self._has_event():
+            self.is_halted = False
+            return None
         if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
             return Hlt(interrupts_enabled=False)
         self.is_halted = True
-        while not interrupts.pending():
+        while not interrupts.pending() and not self._has_event():
             if self._control.stop_requested():
                 return None
             deadline = interrupts.deadline()
@@ -210,6 +233,9 @@ class ModelVcpu:
         self.is_halted = False
         return None
 
+    def _has_event(self) -> bool:
+        return self._engine.hooks.nmi_requested or (self._lapic is not None and self._lapic.has_event)
+
     def _acknowledge(self) -> int:
         try:
             interrupts = self._interrupts
@@ -217,6 +243,13 @@ class ModelVcpu:
         except BaseException as error:
             self._engine.hooks.fail(error)
             return NO_VECTOR
+
+    def _poll(self) -> int:
+        try:
+            return self._interrupts is not None and self._interrupts.pending()
+        except BaseException as error:
+            self._engine.hooks.fail(error)
+            return False
 
     def _on_refused_access(self, _uc: int, vector: int, _user: int | None) -> None:
         if vector == SHARED_ACCESS:
@@ -274,17 +307,33 @@ class ModelVcpu:
         self._exit = SevTermination(text, 0 if self._ghcb is None else self._ghcb.msr)
         self._engine.stop()
 
-    def _timer_expired(self) -> bool:
-        if self._interrupts is None:
-            return False
-        deadline = self._interrupts.deadline()
-        return deadline is not None and self._clock.now() >= deadline
-
     def _tick(self) -> None:
         while not self._closed:
             self._executing.wait()
-            sleep(_TICK_SECONDS)
-            if self._control.stop_requested() or (
-                not self._engine.hooks.interrupt_requested and self._timer_expired()
-            ):
+            if self._control.stop_requested():
                 self._engine.stop()
+            wait = self._until_timer()
+            if wait <= 0:
+                self._engine.hooks.kick()
+                wait = _LOOK_SECONDS
+            self._looks_at = self._clock.now() + int(wait * NANOSECONDS)
+            self._timer_set.acquire(timeout=wait)
+
+    def _timer_was_set(self, time: int) -> None:
+        """Wake the ticker if it would be late."""
+        if time < self._looks_at:
+            self._looks_at = time
+            self._wake_ticker()
+
+    def _wake_ticker(self) -> None:
+        if self._timer_set.locked():
+            self._timer_set.release()
+
+    def _until_timer(self) -> float:
+        """Seconds until a timer is due, at most until it is time to look again."""
+        if self._interrupts is None:
+            return _LOOK_SECONDS
+        deadline = self._interrupts.deadline()
+        if deadline is None:
+            return _LOOK_SECONDS
+        return min((deadline - self._clock.now()) / NANOSECONDS, _LOOK_SECONDS)

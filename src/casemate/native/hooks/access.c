@@ -23,18 +23,13 @@ EXPORT int hook_unmapped(void *uc, int type, u64 gpa, int size, u64 value, struc
 
 EXPORT u64 hook_mmio_read(void *uc, u64 offset, u32 size, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    u64 value;
-    if (c->reads_table) return 0;
-    if (flash_read(c, base + offset, size, &value)) return value;
-    hand_over(c);
-    return c->read_mmio(base + offset, size);
+    return c->reads_table ? 0 : read_mmio(c, base + offset, size);
 }
 
 EXPORT void hook_mmio_write(void *uc, u64 offset, u32 size, u64 value, u64 base) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    if (flash_write(c, base + offset, size, value)) return;
-    hand_over(c);
-    c->write_mmio(base + offset, size, value);
+    be_last_in_block(c, base + offset);
+    write_mmio(c, base + offset, size, value);
 }
 
 /* An access of eight bytes is one, as KVM reports it. */
@@ -57,8 +52,7 @@ static __attribute__((noreturn, noinline)) void undo_port(struct cpu *c, uintptr
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
-            hand_over(c); \
-            u64 value = c->read_port(port, bytes) & MASK(bytes); \
+            u64 value = read_port(c, port, bytes) & MASK(bytes); \
             if (c->undo_port) undo_port(c, CALLER); \
             return value; \
         } \
@@ -71,8 +65,7 @@ IN_HELPERS(HELPER_IN)
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
-            hand_over(c); \
-            c->write_port(port, bytes, value & MASK(bytes)); \
+            write_port(c, port, bytes, value & MASK(bytes)); \
             if (c->undo_port) undo_port(c, CALLER); \
             return 0; \
         } \

@@ -22,6 +22,11 @@ static int is_refused_cr4(struct cpu *c, void *env, u64 value) {
 void h_helper_write_crN(void *env, int number, u64 value) {
     struct cpu *c = cpu_of_env(env);
     int is_refused = 0;
+    if (c && number == 8 && c->lapic && !(value & ~0xfull)) {
+        write_task_priority(c, value);
+        return;
+    }
+    if (c && number == 8) is_refused = !!(value & ~0xfull);
     if (c && number == 0) is_refused = is_refused_cr0(env, value);
     if (c && number == 3) is_refused = AT(u32, env, ENV_HFLAGS) & HIDDEN_LMA && value & c->address_reserved;
     if (c && number == 4) is_refused = is_refused_cr4(c, env, value);

@@ -1,8 +1,9 @@
 /* One modelled CPU as the hooks know it. Python's mirror is host/model/cpu/hooks.py; a test compares the sizes. */
 #pragma once
 #include "engine.h"
+#include "lapic.h"
 
-enum { CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
+enum { SITES = 256, CELLS = 4096, PAGES = 1 << 24, C_BIT = 39 };
 enum { VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_GP = 13, VECTOR_AC = 17, VECTOR_VC = 29 };
 
 /* What the guest is, and what happens to it. */
@@ -119,6 +120,15 @@ struct cpu {
     u64 undo_port;      /* who answered IN or OUT wants it undone: the guest stands before it again */
     struct leaf leaves[CPUID_LEAVES];
     struct flash flash;
+
+    /* Interrupts (interrupts.c) */
+    struct lapic *lapic; /* or 0 */
+    int (*on_kick)(void); /* raises what is due; whether the CPU is wanted */
+    u32 kicked;          /* somebody asked for that; set by any thread */
+    u32 reserved;
+    u64 sites[SITES];    /* instructions that end their block, and where they end */
+    u64 site_ends[SITES];
+    u64 last[SITES];     /* places in the engine's code that are known to belong to such */
 };
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -177,6 +187,8 @@ static inline int is_canonical(void *env, u64 address) {
     return (u64)((int64_t)(address << unused) >> unused) == address;
 }
 
+HIDDEN void begin_delivery(struct cpu *c, u32 vector, u32 int_length);
+HIDDEN void end_delivery(struct cpu *c);
 HIDDEN void abandon_delivery(struct cpu *c);
 HIDDEN void move_stack(struct cpu *c);
 HIDDEN void restore_stack(struct cpu *c);
@@ -188,5 +200,19 @@ HIDDEN u64 read_msr(struct cpu *c, u32 index);
 HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
 HIDDEN int serve_ghcb(struct cpu *c);
 HIDDEN void hand_over(struct cpu *c);
+HIDDEN void stop_engine(struct cpu *c);
+HIDDEN void look_for_interrupts(struct cpu *c);
+HIDDEN void write_task_priority(struct cpu *c, u64 value);
+HIDDEN u32 read_port(struct cpu *c, u32 port, u32 size);
+HIDDEN void write_port(struct cpu *c, u32 port, u32 size, u32 value);
+HIDDEN u64 read_mmio(struct cpu *c, u64 gpa, u32 size);
+HIDDEN void write_mmio(struct cpu *c, u64 gpa, u32 size, u64 value);
+HIDDEN int rdmsr_of_apic(struct cpu *c, uintptr_t caller);
+HIDDEN int wrmsr_of_apic(struct cpu *c, uintptr_t caller);
+HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused);
+HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
+HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
+HIDDEN void end_block(struct cpu *c);
+HIDDEN void end_block_at_site(struct cpu *c, u64 pc);
 HIDDEN int flash_write(struct cpu *c, u64 gpa, u32 size, u64 value);
 HIDDEN int flash_read(struct cpu *c, u64 gpa, u32 size, u64 *value);

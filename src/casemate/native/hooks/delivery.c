@@ -46,12 +46,12 @@ void abandon_delivery(struct cpu *c) {
     restore_idt(c);
 }
 
-static void begin_delivery(struct cpu *c, u32 vector, u32 int_length) {
+void begin_delivery(struct cpu *c, u32 vector, u32 int_length) {
     c->delivering = 1 + vector, c->int_length = int_length;
     move_stack(c);
 }
 
-static void end_delivery(struct cpu *c) {
+void end_delivery(struct cpu *c) {
     c->delivering = 0;
     restore_idt(c);
     restore_stack(c);
@@ -74,7 +74,7 @@ static void deliver(struct cpu *c, u32 vector) {
 EXPORT void hook_interrupt(void *uc, u32 vector, struct cpu *c) {
     if (vector <= HIGHEST_VECTOR) deliver(c, vector);
     else if (vector == EXECUTED_HERE) execute_here(c);
-    else hand_over(c), c->on_pseudo(uc, vector, c);
+    else hand_over(c), c->on_pseudo(uc, vector, c), look_for_interrupts(c);
 }
 
 /* Whether the code at RIP is `code`. Not more of it is fetched than the engine did to find the instruction invalid. */
@@ -102,20 +102,12 @@ EXPORT int hook_invalid(void *uc, struct cpu *c) {
         is_at_rip(c, pvalidate, sizeof pvalidate) || is_at_rip(c, rmpadjust, sizeof rmpadjust)) {
         hand_over(c);
         answer = c->on_instruction();
+        look_for_interrupts(c);
     }
     if (answer == EXECUTED) return 1;
     if (answer != UNDEFINED) AT(u32, c->env, ENV_ERROR_CODE) = answer;
     deliver(c, answer == UNDEFINED ? VECTOR_UD : VECTOR_VC);
     return 1;
-}
-
-/* The engine takes vector 0 for want of a controller. A negative answer is that of one that has thought better of it. */
-void h_do_interrupt_x86_hardirq(void *env, int vector, int hardware) {
-    struct cpu *c = cpu_of_env(env);
-    if (!vector && c && (vector = c->on_acknowledge()) < 0) return;
-    if (c) begin_delivery(c, vector, 0);
-    e_do_interrupt_x86_hardirq(env, vector, hardware);
-    if (c) end_delivery(c);
 }
 
 /* Only delivery calls it, where the task state segment is none. */

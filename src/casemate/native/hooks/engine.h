@@ -9,6 +9,7 @@
 typedef uint64_t u64;
 typedef uint32_t u32;
 typedef int32_t i32;
+typedef int64_t i64;
 typedef uint16_t u16;
 typedef uint8_t u8;
 
@@ -17,10 +18,12 @@ typedef uint8_t u8;
 
 /* struct uc_struct */
 #define UC_CPU 0x1b8             /* cpu: first load of helper_check_exit_request */
+#define UC_TCG 0x300             /* tcg_ctx: cpu_io_recompile, second load */
 #define UC_NO_EXIT_REQUEST 0x7f2 /* no_exit_request: the byte that check_exit_request compares */
 
 /* CPUState. CPUX86State follows at CPU_ENV, and CPUNegativeOffsetState, with the TLB, is right below it. */
 #define CPU_INTERRUPT_REQUEST 0x1c  /* interrupt_request: x86_cpu_exec_interrupt */
+#define CPU_MEM_IO_PC 0x8178        /* mem_io_pc: helper_le_stl_mmu, the store before its jump to memory_region_dispatch_write */
 #define CPU_EXCEPTION_INDEX 0x81a0  /* exception_index: first load of x86_cpu_do_interrupt */
 #define CPU_UC 0x81a8               /* uc: tlb_set_dirty's caller notdirty_write */
 #define CPU_CLASS 0x81b0            /* cc: tlb_set_page_with_attrs, start */
@@ -58,6 +61,7 @@ typedef uint8_t u8;
 #define ENV_LSTAR 0x12e8
 #define ENV_CSTAR 0x12f0
 #define ENV_FMASK 0x12f8
+#define ENV_TPR 0x15b4 /* v_tpr, four bits: helper_write_crN */
 #define ENV_XCR0 0x1328 /* xcr0: helper_xgetbv */
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
 #define ENV_IS_INT 0x150c     /* exception_is_int: third load there */
@@ -106,6 +110,11 @@ typedef uint8_t u8;
 
 /* MemoryRegionOps of uc_mmio_map: the most bytes that are asked for at once, 0 for four: memory_region_dispatch_read. */
 #define REGION_MAX_ACCESS 0x44
+/* TranslationBlock: pc, cs_base, size and icount: translator_loop stores the last two at its end */
+#define TB_PC 0x00
+#define TB_CS_BASE 0x08
+#define TB_SIZE 0x14
+#define TB_COUNT 0x16
 
 /* Functions that are called. All are exported with _x86_64 at the end of their names. */
 #define CALLED(X) \
@@ -113,6 +122,9 @@ typedef uint8_t u8;
     X(cpu_loop_exit, void, (void *cpu)) \
     X(cpu_restore_state, int, (void *cpu, uintptr_t ra, int will_exit)) \
     X(tb_flush, void, (void *cpu)) \
+    X(cpu_io_recompile, void, (void *cpu, uintptr_t ra)) \
+    X(tcg_tb_lookup, void *, (void *context, uintptr_t ra)) \
+    X(tb_phys_invalidate, void, (void *context, void *block, i64 page)) \
     X(tlb_flush, void, (void *cpu)) \
     X(helper_read_eflags, u64, (void *env)) \
     X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
@@ -152,6 +164,7 @@ typedef uint8_t u8;
     X(helper_set_dr, void, (void *env, int number, u64 value)) \
     X(helper_get_dr, u64, (void *env, int number)) \
     X(helper_rdrand, u64, (void *env)) \
+    X(helper_read_crN, u64, (void *env, int number)) \
     X(helper_write_crN, void, (void *env, int number, u64 value)) \
     X(helper_cr4_testbit, void, (void *env, u32 bit)) \
     X(helper_iret_real, void, (void *env, int shift)) \

@@ -40,15 +40,13 @@ static int serve_port(struct cpu *c, u8 *page, u64 info) {
     u32 size = info >> 4 & 7, port = info >> 16 & 0xffff, mask = size == 4 ? ~0u : (1u << 8 * size) - 1;
     if (info & IOIO_STRING || (size != 1 && size != 2 && size != 4)) return 0;
     if (info & IOIO_IN) {
-        hand_over(c);
-        u32 value = c->read_port(port, size) & mask;
+        u32 value = read_port(c, port, size) & mask;
         answered(c, page, SERVED_IOIO);
         put(page, RAX, value);
         return 1;
     }
     if (!has(page, RAX)) return 0;
-    hand_over(c);
-    c->write_port(port, size, AT(u32, page, RAX) & mask);
+    write_port(c, port, size, AT(u32, page, RAX) & mask);
     return answered(c, page, SERVED_IOIO);
 }
 
@@ -75,18 +73,16 @@ static int serve_msr(struct cpu *c, u8 *page, u64 info) {
 }
 
 static int serve_mmio(struct cpu *c, u8 *page, u64 gpa, u64 size, int is_write) {
-    u64 at = ADDRESS(AT(u64, page, SCRATCH)) - ADDRESS(c->ghcb_gpa) - SHARED, value;
+    u64 at = ADDRESS(AT(u64, page, SCRATCH)) - ADDRESS(c->ghcb_gpa) - SHARED;
     if (!has(page, SCRATCH) || (size != 1 && size != 2 && size != 4 && size != 8)) return 0;
     if (at > SHARED_BYTES - size) return 0; /* it may be anywhere, and is nearly always here */
     u8 *data = page + SHARED + at;
     gpa = ADDRESS(gpa);
     if (is_write) {
-        value = load(data, size);
-        if (!flash_write(c, gpa, size, value)) hand_over(c), c->write_mmio(gpa, size, value);
+        write_mmio(c, gpa, size, load(data, size));
         return answered(c, page, SERVED_MMIO_WRITE);
     }
-    if (!flash_read(c, gpa, size, &value)) hand_over(c), value = c->read_mmio(gpa, size);
-    store(data, size, value);
+    store(data, size, read_mmio(c, gpa, size));
     return answered(c, page, SERVED_MMIO_READ);
 }
 

@@ -86,7 +86,8 @@ static u64 look_at_caller(void *env, u64 a, u64 b) {
 #define TAIL_CALL(name, ...) {(void *)h_##name, (void **)&e_##name},
 static const struct { void *ours; void **theirs; } tail_calls[] = {
     TAIL_CALL(helper_rdmsr) TAIL_CALL(helper_wrmsr) TAIL_CALL(helper_cpuid) TAIL_CALL(helper_set_dr)
-    TAIL_CALL(helper_get_dr) TAIL_CALL(helper_write_crN) TAIL_CALL(helper_cr4_testbit) VC_HELPERS(TAIL_CALL) IN_HELPERS(TAIL_CALL) OUT_HELPERS(TAIL_CALL)
+    TAIL_CALL(helper_get_dr) TAIL_CALL(helper_read_crN) TAIL_CALL(helper_write_crN) TAIL_CALL(helper_cr4_testbit)
+    TAIL_CALL(helper_check_exit_request) VC_HELPERS(TAIL_CALL) IN_HELPERS(TAIL_CALL) OUT_HELPERS(TAIL_CALL)
 };
 
 static int jumps_to_originals(void) {

@@ -68,6 +68,7 @@ void h_helper_rdmsr(void *env) {
             AT(u64, env, ENV_RAX) = (u32)value, AT(u64, env, ENV_RDX) = value >> 32;
             return;
         }
+        if (rdmsr_of_apic(c, CALLER)) return;
         if (policy >= MSR_CONSTANT) {
             AT(u64, env, ENV_RAX) = (u32)*value_of(c, index);
             AT(u64, env, ENV_RDX) = *value_of(c, index) >> 32;
@@ -89,6 +90,7 @@ void h_helper_wrmsr(void *env) {
             if (c->on_msr(index, 1, &value)) raise(c, VECTOR_GP, 0, CALLER);
             return;
         }
+        if (wrmsr_of_apic(c, CALLER)) return;
         if (policy == MSR_PLAIN) *value_of(c, index) = value;
         if (policy >= MSR_CONSTANT) return;
         if (is_refused(c, env, index, value)) raise(c, VECTOR_GP, 0, CALLER);
@@ -100,6 +102,9 @@ void h_helper_wrmsr(void *env) {
 /* What the guest asks its host for by GHCB. Of the engine's registers it has another one, which nobody looks at. */
 
 u64 read_msr(struct cpu *c, u32 index) {
+    u64 value = 0;
+    int is_refused;
+    if (apic_reads_msr(c, index, &value, &is_refused)) return value;
     u8 policy = policy_of(c, index) & ~MSR_RAISES;
     if (policy != MSR_UNKNOWN) return *value_of(c, index);
     count_unknown(c->msrs, index);
@@ -107,6 +112,8 @@ u64 read_msr(struct cpu *c, u32 index) {
 }
 
 void write_msr(struct cpu *c, u32 index, u64 value) {
+    int is_refused;
+    if (apic_writes_msr(c, index, value, &is_refused)) return;
     u8 policy = policy_of(c, index) & ~MSR_RAISES;
     if (policy == MSR_PLAIN || policy == MSR_ENGINE) *value_of(c, index) = value;
     if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);

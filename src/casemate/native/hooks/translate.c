@@ -16,25 +16,23 @@ static void *ours_for(void *function) {
     return 0;
 }
 
-#define ADDRESS(name, bytes) (void *)e_##name,
 static int is_output(void *function) {
-    void *outputs[] = {OUT_HELPERS(ADDRESS)};
-    for (u64 i = 0; i < sizeof outputs / sizeof *outputs; i++)
-        if (outputs[i] == function) return 1;
-    return 0;
+#define OR_IS(name, bytes) || function == (void *)e_##name
+    return 0 OUT_HELPERS(OR_IS);
 }
 
-static void call(void *s, void *function, void *result, int count, void **arguments) {
+static void call(struct cpu *c, void *s, void *function, void *result, int count, void **arguments) {
     e_tcg_gen_callN(s, function, result, count, arguments);
     void *ours = ours_for(function);
     if (!ours) return;
+    if (c->block && (is_output(function) || function == (void *)e_helper_wrmsr)) end_block(c);
     void *last = AT(char *, s, TCG_LAST_OP) - OP_LINK;
     void **place = &AT(void *, last, OP_ARGUMENTS + 8 * (count + !!result));
     if (*place == function) *place = ours;
 }
 
 /* The check at the start of each block becomes a load and a branch around the call. */
-static void check_exit_request(void *s, void *uc) {
+static void check_exit_request(struct cpu *c, void *s, void *uc) {
     char *base = s, *word = e_tcg_temp_new_internal(s, TYPE_I32, 0);
     i32 offset = (i32)CPU_EXIT_WORD - (i32)CPU_ENV;
     e_tcg_gen_op3(s, OP_LD_I32, (uintptr_t)word, AT(uintptr_t, s, TCG_CPU_ENV) + (uintptr_t)s, (uintptr_t)(intptr_t)offset);
@@ -42,7 +40,7 @@ static void check_exit_request(void *s, void *uc) {
     uintptr_t zero = e_tcg_const_i32(s, 0);
     e_tcg_gen_brcond_i32(s, CONDITION_GE, (uintptr_t)(word - base), zero, go_on);
     void *arguments[2] = {base + e_tcg_const_i64(s, (u64)uc), base + e_tcg_const_i32(s, 0)};
-    e_tcg_gen_callN(s, (void *)e_helper_check_exit_request, 0, 2, arguments);
+    call(c, s, (void *)e_helper_check_exit_request, 0, 2, arguments);
     *go_on |= LABEL_PRESENT;
     e_tcg_gen_op1(s, OP_SET_LABEL, (uintptr_t)go_on);
     e_tcg_temp_free_internal(s, arguments[0]);
@@ -52,11 +50,11 @@ static void check_exit_request(void *s, void *uc) {
 }
 
 /* Our helper is told more of the instruction than the engine's. */
-static void call_testbit(void *s, u32 window, void **arguments) {
+static void call_testbit(struct cpu *c, void *s, void **arguments) {
     enum { CR4_FSGSBASE = 1 << 16 };
-    void *bits = (char *)s + e_tcg_const_i32(s, with_operand(CR4_FSGSBASE, window));
+    void *bits = (char *)s + e_tcg_const_i32(s, with_operand(CR4_FSGSBASE, c->window));
     void *ours[2] = {arguments[0], bits};
-    call(s, (void *)e_helper_cr4_testbit, 0, 2, ours);
+    call(c, s, (void *)e_helper_cr4_testbit, 0, 2, ours);
     e_tcg_temp_free_internal(s, bits);
 }
 
@@ -64,15 +62,10 @@ void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **ar
     void *uc = AT(void *, s, TCG_UC);
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
     if (!c) e_tcg_gen_callN(s, function, result, count, arguments);
-    else if (function == (void *)e_helper_check_exit_request) check_exit_request(s, uc);
-    else if (function == (void *)e_helper_cr4_testbit) call_testbit(s, c->window, arguments);
-    else call(s, function, result, count, arguments);
-    /* The block ends behind an OUT: whoever was written to may want the guest to stop. */
-    if (c && c->block && is_output(function)) AT(i32, c->block, BLOCK_LIMIT) = AT(i32, c->block, BLOCK_INSTRUCTIONS);
+    else if (function == (void *)e_helper_check_exit_request) check_exit_request(c, s, uc);
+    else if (function == (void *)e_helper_cr4_testbit) call_testbit(c, s, arguments);
+    else call(c, s, function, result, count, arguments);
 }
-
-/* It stands in the list of helpers only for the pair's sake. */
-void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
 /* Instructions that must not be translated as the engine does: INVD and WBINVD of a SEV-ES guest, which it translates to
    nothing; LOCK BT, for which it makes code that loads from wherever an address was left; SMSW of 32 bits, of which it
@@ -156,7 +149,10 @@ static void look_at(struct cpu *c, u64 at, u8 byte) {
 u32 h_cpu_ldub_code(void *env, u64 at) {
     u32 byte = e_cpu_ldub_code(env, at);
     struct cpu *c = cpu_of_env(env);
-    if (c && c->is_translating && c->block) look_at(c, at, byte);
+    if (c && c->is_translating && c->block) {
+        if (at == AT(u64, c->block, BLOCK_PC_NEXT)) end_block_at_site(c, at);
+        look_at(c, at, byte);
+    }
     return byte;
 }
 
@@ -237,10 +233,13 @@ static int (*emu_stop)(void *uc);
 
 EXPORT void hooks_set_engine(void *start, void *stop) { emu_start = start, emu_stop = stop; }
 
+void stop_engine(struct cpu *c) { emu_stop(AT(void *, c->cpu, CPU_UC)); }
+
 /* Execute from rip; returns the engine's error number. */
 EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     struct cpu *outer = executing;
     executing = c;
+    look_for_interrupts(c);
     int error = emu_start(uc, rip, 0, 0, 0);
     executing = outer;
     hand_over(c);

@@ -5,6 +5,7 @@
 
 enum { CR4_OSXSAVE = 1 << 18, CR4_PKE = 1 << 22, XCR0_PKRU = 1 << 9 };
 #define OSXSAVE (1u << 27) /* of leaf 1, ECX */
+#define APIC (1u << 9)     /* of leaf 1, EDX, and of AMD's leaf that repeats it */
 #define OSPKE (1u << 4)    /* of leaf 7, ECX */
 enum { XSAVE_LEAF = 0xd, LEGACY_AREA = 0x240, WITH_PKRU = 0xa88 };
 
@@ -34,7 +35,7 @@ u64 h_helper_get_dr(void *env, int number) {
     TAIL e_helper_get_dr(env, number);
 }
 
-/* Three leaves show the CPU's state, too. */
+/* Some leaves show the CPU's state, too. */
 void h_helper_cpuid(void *env) {
     struct cpu *c = cpu_of_env(env);
     if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_CPUID, CALLER);
@@ -44,6 +45,7 @@ void h_helper_cpuid(void *env) {
         AT(u64, env, ENV_RAX) = answer[0], AT(u64, env, ENV_RBX) = answer[1];
         AT(u64, env, ENV_RCX) = answer[2], AT(u64, env, ENV_RDX) = answer[3];
         if (leaf == 1) AT(u64, env, ENV_RCX) = (answer[2] & ~OSXSAVE) | (enabled & CR4_OSXSAVE ? OSXSAVE : 0);
+        if ((leaf == 1 || leaf == 0x80000001) && c->lapic && !lapic_is_on(c->lapic)) AT(u64, env, ENV_RDX) &= ~(u64)APIC;
         if (leaf == 7 && !index) AT(u64, env, ENV_RCX) = (answer[2] & ~OSPKE) | (enabled & CR4_PKE ? OSPKE : 0);
         if (leaf == XSAVE_LEAF && !index && answer[1])
             AT(u64, env, ENV_RBX) = AT(u64, env, ENV_XCR0) & XCR0_PKRU ? WITH_PKRU : LEGACY_AREA;

@@ -87,6 +87,12 @@ class Engine:
         self.msrs.reset()
         self.hooks.reset_delivery()
 
+    def init(self) -> None:
+        """What INIT leaves: the registers of RESET#, and the model's MSRs as they were."""
+        self.uc.context_restore(self._reset_state)
+        self.write(RIP, RESET_IP)
+        self.hooks.reset_delivery()
+
     def close(self) -> None:
         """Give the engine back."""
         self.hooks.detach()

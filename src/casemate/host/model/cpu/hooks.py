@@ -35,16 +35,17 @@ NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
 """What became of an instruction that the engine does not know; everything else is the exit code of its #VC."""
-_DOUBLE_FAULT, _HARD_INTERRUPT, _MONITOR = 8, 1 << 1, 1 << 3
+_DOUBLE_FAULT, _HARD_INTERRUPT, _NMI, _MONITOR = 8, 1 << 1, 1 << 9, 1 << 3
 _ENGINE_CPU, _ENGINE_NO_EXIT_REQUEST = 0x1B8, 0x7F2
 _INTERRUPT_REQUEST = 0x1C
 _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
-_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_FEATURES_1_ECX = 0x1578, 0x80, 0x1588, 0x1608
+_ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_TPR, _ENV_FEATURES_1_ECX = 0x1578, 0x80, 0x1588, 0x15B4, 0x1608
+_LAPIC_TPR = 0x80
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
 MARKED_PAGES = 1 << 24
 """Bytes of the table of pages that code came from; pages beyond share them."""
-_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS = 0x800, MARKED_PAGES, 256, 64, 1024
+_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS, _SITES = 0x800, MARKED_PAGES, 256, 64, 1024, 256
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
 """What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
@@ -58,6 +59,7 @@ MmioRead = CFUNCTYPE(c_uint64, c_uint64, c_uint32)
 """Guest-physical address and bytes."""
 MmioWrite = CFUNCTYPE(None, c_uint64, c_uint32, c_uint64)
 InterruptAcknowledger = CFUNCTYPE(c_int)
+InterruptPoll = CFUNCTYPE(c_int)
 WriteDecider = CFUNCTYPE(c_uint32)
 """Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
 PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
@@ -151,6 +153,13 @@ class CpuRecord(ctypes.Structure):
         ("undo_port", c_uint64),
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),
+        ("lapic", c_uint64),
+        ("on_kick", InterruptPoll),
+        ("kicked", c_uint32),
+        ("reserved", c_uint32),
+        ("sites", c_uint64 * _SITES),
+        ("site_ends", c_uint64 * _SITES),
+        ("last", c_uint64 * _SITES),
     )
 
 
@@ -272,6 +281,7 @@ class EngineHooks:
         self._request = c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
         self.rip = c_uint64.from_address(env + _ENV_RIP)
         """Of the next instruction, while the guest is stopped between two: in hooks on exceptions."""
+        self._own_priority = c_uint8.from_address(env + _ENV_TPR)
         self._tsc_offset = c_uint64.from_address(env + _ENV_TSC_OFFSET)
         self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
         with _lock:
@@ -370,9 +380,18 @@ class EngineHooks:
         ):
             hook_add(self._engine, kind, hook_address(name), user_data=self.user_data)
 
-    def answer_interrupts(self, acknowledge: Callable[[], int]) -> None:
-        """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery."""
+    def answer_interrupts(self, acknowledge: Callable[[], int], poll: Callable[[], int]) -> None:
+        """Take the vector of an interrupt from ``acknowledge`` (NO_VECTOR for none) at the moment of its delivery.
+
+        When the CPU is kicked ``poll`` raises what is due, and says whether an interrupt waits.
+        """
         self.record.on_acknowledge = InterruptAcknowledger(acknowledge)
+        self.record.on_kick = InterruptPoll(poll)
+
+    def use_lapic(self, address: int) -> None:
+        """The CPU has the local APIC whose record is at ``address``."""
+        self.record.lapic = address
+        self._task_priority = c_uint32.from_address(address + _LAPIC_TPR)
 
     def check_pages(self) -> PageRights:
         """From now on a table says which pages the guest may touch; at first all."""
@@ -401,7 +420,7 @@ class EngineHooks:
 
     def programs(self, count: int) -> list[FlashProgram]:
         """The programs that were noted."""
-        now, seconds = library.cpu_get_ticks_x86_64(), self._nanoseconds_per_tick() / NANOSECONDS
+        now, seconds = library.cpu_get_ticks_x86_64(), self.nanoseconds_per_tick() / NANOSECONDS
         return [
             FlashProgram(row.offset, row.size, row.value, (now - row.ticks) * seconds)
             for row in self.record.flash.log[:count]
@@ -439,7 +458,38 @@ class EngineHooks:
         """Whether the guest still has to take it."""
         return bool(self._request.value & _HARD_INTERRUPT)
 
-    def _nanoseconds_per_tick(self) -> float:
+    @property
+    def cr8(self) -> int:
+        """The task priority's class, which is the local APIC's where there is one."""
+        return self._task_priority.value >> 4 if self.record.lapic else self._own_priority.value
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        if self.record.lapic:
+            self._task_priority.value = (value & 15) << 4
+        else:
+            self._own_priority.value = value & 15
+
+    def kick(self) -> None:
+        """Have the CPU look for interrupts soon; from any thread, and it may be lost."""
+        self._hooks.hooks_kick(self.user_pointer)
+
+    def request_nmi(self) -> None:
+        """Deliver an NMI as soon as none is in progress. On the CPU's thread, or while it does not run."""
+        self._request.value |= _NMI
+
+    @property
+    def nmi_requested(self) -> bool:
+        """Whether an NMI waits."""
+        return bool(self._request.value & _NMI)
+
+    def read_tsc(self) -> int:
+        """What the guest's RDTSC says now."""
+        ticks: int = library.cpu_get_ticks_x86_64()
+        return ticks + self._tsc_offset.value & (1 << 64) - 1
+
+    def nanoseconds_per_tick(self) -> float:
+        """By the ticks since this was made."""
         ticks: int = library.cpu_get_ticks_x86_64() - self._started_ticks
         return (monotonic_ns() - self._started) / max(ticks, 1)
 
@@ -451,7 +501,7 @@ class EngineHooks:
 
     def reset_delivery(self) -> None:
         """As after RESET#: nothing is asked for, no exception was met."""
-        self._request.value &= ~_HARD_INTERRUPT
+        self._request.value &= ~(_HARD_INTERRUPT | _NMI)
         self.forget_lookup()
 
     def forget_lookup(self) -> None:
@@ -470,6 +520,7 @@ class EngineHooks:
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
         self._code_pages.madvise(mmap.MADV_DONTNEED)
+        ctypes.memset(ctypes.byref(self.record, CpuRecord.last.offset), 0, CpuRecord.last.size)
         _tlb_flush(self._cpu)
 
     def run(self, rip: int) -> int:

@@ -103,6 +103,12 @@ class ModelSpecificRegisters:
         place = _place(index)
         return 0 if place is None else int(self._table.value[place[0]][place[1]])
 
+    def address_of(self, index: int) -> int:
+        """Where the value of a register that the model has is kept."""
+        place = _place(index)
+        assert place is not None
+        return ctypes.addressof(self._table.value[place[0]]) + 8 * place[1]
+
     def write(self, index: int, value: int) -> bool:
         """Set a register from outside; False if the engine's own register is to take it."""
         place = _place(index)

@@ -25,7 +25,7 @@ EXECUTED = frozenset({
     "popcnt", "aes", "xsave", "rdrand", "rdseed", "hypervisor", "arat", "fsgsbase", "bmi1", "smep", "bmi2", "erms",
     "smap", "adx", "clflushopt", "clwb", "umip", "pku", "la57", "syscall", "nx", "mmxext", "pdpe1gb", "rdtscp", "lm",
     "3dnow", "3dnowext", "lahf-lm", "cr8legacy", "abm", "sse4a", "3dnowprefetch", "xsaveopt", "xgetbv1", "wbnoinvd",
-    "spec-ctrl", "stibp", "ssbd", "arch-capabilities", "md-clear",
+    "spec-ctrl", "stibp", "ssbd", "arch-capabilities", "md-clear", "x2apic",
 })  # fmt: skip
 """QEMU's names of what the engine and its hooks execute."""
 _ONLY_ASKED_FOR = {"la57", "3dnow", "3dnowext", "sse4a", "abm", "cr8legacy", "mmxext"}
@@ -43,7 +43,7 @@ _REASONS = {
         "flush-l1d", "core-capability", "pdcm", "perfctr", "osvw", "ibs", "acpi", "tm", "ds", "pbe", "est", "dca",
         "lwp", "intel-pt", "arch-lbr", "split-lock", "tsc-adjust",
     ),
-    "the modelled local APIC has it not": ("x2apic", "tsc-deadline", "extapic"),
+    "the modelled local APIC has it not": ("tsc-deadline", "extapic"),
     "the modelled host has one vCPU, without threads": ("ht", "cmp-legacy", "topoext"),
 }  # fmt: skip
 """Why a feature is not executed, by how its name begins; of all others the engine does not know the instruction."""

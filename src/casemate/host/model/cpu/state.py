@@ -17,7 +17,7 @@ from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
 
 _GENERAL = {name: getattr(x86_const, f"UC_X86_REG_{name.upper()}") for name, *_ in Regs._fields_}
-_CR3, _CR8 = x86_const.UC_X86_REG_CR3, x86_const.UC_X86_REG_CR8
+_CR3 = x86_const.UC_X86_REG_CR3
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
 """In the engine's order; GDT and IDT follow."""
 _ENV_HFLAGS, _ENV_SEGMENTS, _ENV_EFER, _ENV_XCR0 = 0xB0, 0xB8, 0x250, 0x1328
@@ -81,8 +81,9 @@ class CpuState:
         for name, held in zip(("gdt", "idt"), self._segments[8:], strict=True):
             table = getattr(found, name)
             table.base, table.limit = held.base, held.limit & 0xFFFF
-        control = (registers.CR0, registers.CR2, _CR3, registers.CR4, _CR8)
-        found.cr0, found.cr2, found.cr3, found.cr4, found.cr8 = engine.read_many(control)
+        control = (registers.CR0, registers.CR2, _CR3, registers.CR4)
+        found.cr0, found.cr2, found.cr3, found.cr4 = engine.read_many(control)
+        found.cr8 = engine.hooks.cr8
         found.efer = self._efer.value
         found.apic_base = engine.msrs.read(msr.APIC_BASE)
         return found
@@ -96,7 +97,7 @@ class CpuState:
         engine.write(registers.CR2, values.cr2)
         engine.uc.msr_write(msr.EFER, values.efer & ~_EFER_LMA)
         engine.write(registers.CR0, values.cr0)
-        engine.write(_CR8, values.cr8)
+        engine.hooks.cr8 = values.cr8
         for name, held in zip(_SEGMENTS, self._segments, strict=False):
             _take(getattr(values, name), held)
         for name, held in zip(("gdt", "idt"), self._segments[8:], strict=True):
