@@ -54,7 +54,7 @@ typedef uint8_t u8;
 #define ENV_CSTAR 0x12f0
 #define ENV_FMASK 0x12f8
 #define ENV_TPR 0x15b4 /* v_tpr, four bits: helper_write_crN */
-#define ENV_FEATURES 0x1600 /* features[FEAT_1_EDX]: cpu_clear_apic_feature */
+#define ENV_FEATURES 0x1600 /* features[FEAT_1_EDX], then FEAT_1_ECX: cpu_clear_apic_feature */
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
 #define SEGMENT_SELECTOR 0
 #define SEGMENT_BASE 8

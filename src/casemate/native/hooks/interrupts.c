@@ -15,11 +15,14 @@ static void request(struct cpu *c, u32 what) {
     AT(u16, c->cpu, CPU_EXIT_WORD + 2) = 0xffff;
 }
 
-/* CPUID says whether the APIC is on. */
+/* CPUID says what the APIC can, and whether it is on. */
 void show_apic(struct cpu *c) {
-    enum { APIC = 1 << 9 };
-    u32 *features = &AT(u32, c->env, ENV_FEATURES);
-    if (c->lapic) *features = lapic_is_on(c->lapic) ? *features | APIC : *features & ~APIC;
+    enum { APIC = 1 << 9, X2APIC = 1 << 21, DEADLINE = 1 << 24 };
+    struct lapic *l = c->lapic;
+    if (!l) return;
+    u64 *edx = &AT(u64, c->env, ENV_FEATURES), *ecx = edx + 1;
+    *edx = lapic_is_on(l) ? *edx | APIC : *edx & ~(u64)APIC;
+    *ecx |= (l->features & HAS_X2APIC ? X2APIC : 0) | (l->features & HAS_DEADLINE ? DEADLINE : 0);
 }
 
 /* On the CPU's thread, after an access of the guest: what is due now? */
