@@ -161,6 +161,16 @@ def test_tsc_deadline_comes_no_sooner_than_it_says_and_reads_zero_then() -> None
         assert rig.trace() == [0, 0]
 
 
+def test_tsc_deadline_that_is_over_interrupts_before_the_next_instruction() -> None:
+    code = f"""
+        mov dword [{LVT_TIMER}], 0x40040; sti
+        rdtsc; mov ecx, 0x6e0; xor ebx, ebx; wrmsr; inc ebx; cli
+        rdmsr; or eax, edx; out 0x80, eax
+    """
+    with InterruptRig("model", code, {0x40: f"{TRACE_EBX} mov dword [{EOI}], 0; iretd"}) as rig:
+        assert rig.trace() == [0, 0]
+
+
 def test_tsc_deadline_is_for_its_mode_alone() -> None:
     code = f"""
         mov dword [{LVT_TIMER}], 0x40; mov ecx, 0x6e0; mov eax, 5; xor edx, edx; wrmsr; rdmsr; out 0x80, eax

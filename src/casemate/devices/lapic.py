@@ -292,5 +292,9 @@ class Lapic:
         if not deadline or self.tsc is None:
             self.timer.start(0, now)
             return
-        ticks = max(0, deadline - self.tsc.read_tsc())
-        self.timer.start_once(now + int(ticks * self.tsc.nanoseconds_per_tick()) + 1)
+        ticks = deadline - self.tsc.read_tsc()
+        if ticks <= 0:
+            self.timer.start_once(now)
+            self.advance(now)
+        else:
+            self.timer.start_once(now + int(ticks * self.tsc.nanoseconds_per_tick()) + 1)

@@ -124,8 +124,6 @@ struct cpu {
     /* Interrupts (interrupts.c) */
     struct lapic *lapic; /* or 0 */
     int (*on_kick)(void); /* raises what is due; whether the CPU is wanted */
-    u32 kicked;          /* somebody asked for that; set by any thread */
-    u32 reserved;
     u64 sites[SITES];    /* instructions that end their block, and where they end */
     u64 site_ends[SITES];
     u64 last[SITES];     /* places in the engine's code that are known to belong to such */

@@ -33,6 +33,7 @@ typedef uint8_t u8;
 /* CPUClass: tlb_fill as it is for UC_TLB_CPU, and what is in use. */
 #define CLASS_TLB_FILL 0x48         /* probe_access, the call through the class */
 #define CLASS_TLB_FILL_OF_CPU 0x50
+#define CLASS_EXEC_INTERRUPT 0x90   /* cpu_exec_interrupt: cpu_exec, the call behind its look at interrupt_request */
 
 /* CPUX86State */
 #define ENV_RAX 0x00
@@ -181,4 +182,5 @@ typedef uint8_t u8;
 
 /* In the class of each CPU, on the heap. */
 #define IN_CLASS(X) \
-    X(x86_cpu_tlb_fill, int, (void *cpu, u64 va, int size, int kind, int mmu, int probe, uintptr_t ra))
+    X(x86_cpu_tlb_fill, int, (void *cpu, u64 va, int size, int kind, int mmu, int probe, uintptr_t ra)) \
+    X(x86_cpu_exec_interrupt, int, (void *cpu, int what))

@@ -46,7 +46,9 @@ struct cpu *find_cpu(u64 cpu) {
 EXPORT int hooks_attach(struct cpu *c) {
     void *class = AT(void *, c->cpu, CPU_CLASS);
     u64 *in_use = &AT(u64, class, CLASS_TLB_FILL), *of_cpu = &AT(u64, class, CLASS_TLB_FILL_OF_CPU);
-    if (*of_cpu != (u64)e_x86_cpu_tlb_fill) return 0;
+    u64 *take = &AT(u64, class, CLASS_EXEC_INTERRUPT);
+    if (*of_cpu != (u64)e_x86_cpu_tlb_fill || *take != (u64)e_x86_cpu_exec_interrupt) return 0;
+    *take = (u64)h_x86_cpu_exec_interrupt;
     *of_cpu = (u64)h_x86_cpu_tlb_fill;
     if (*in_use == (u64)e_x86_cpu_tlb_fill) *in_use = *of_cpu;
     struct cpu **cell = &cells[c->cpu >> 6 & (CELLS - 1)];
@@ -87,7 +89,7 @@ static u64 look_at_caller(void *env, u64 a, u64 b) {
 static const struct { void *ours; void **theirs; } tail_calls[] = {
     TAIL_CALL(helper_rdmsr) TAIL_CALL(helper_wrmsr) TAIL_CALL(helper_cpuid) TAIL_CALL(helper_set_dr)
     TAIL_CALL(helper_get_dr) TAIL_CALL(helper_read_crN) TAIL_CALL(helper_write_crN) TAIL_CALL(helper_cr4_testbit)
-    TAIL_CALL(helper_check_exit_request) VC_HELPERS(TAIL_CALL) IN_HELPERS(TAIL_CALL) OUT_HELPERS(TAIL_CALL)
+    VC_HELPERS(TAIL_CALL) IN_HELPERS(TAIL_CALL) OUT_HELPERS(TAIL_CALL)
 };
 
 static int jumps_to_originals(void) {

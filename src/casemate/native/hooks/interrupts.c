@@ -6,20 +6,22 @@
    MOV SS, and the blocking of NMIs until IRET are the engine's. */
 #include "cpu.h"
 
-enum { HARD = 0x2, NMI = 0x200 }; /* CPU_INTERRUPT_*: x86_cpu_pending_interrupt */
+enum { HARD = 0x2, POLL = 0x10, NMI = 0x200 }; /* CPU_INTERRUPT_*: x86_cpu_pending_interrupt */
 enum { PAGE = 4096 };
 #define IOAPIC_BASE 0xfec00000ull
 
+static u32 *requests(struct cpu *c) { return &AT(u32, c->cpu, CPU_INTERRUPT_REQUEST); }
+
 static void request(struct cpu *c, u32 what) {
-    AT(u32, c->cpu, CPU_INTERRUPT_REQUEST) |= what;
-    AT(u16, c->cpu, CPU_EXIT_WORD + 2) = 0xffff;
+    __atomic_fetch_or(requests(c), what, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&AT(u16, c->cpu, CPU_EXIT_WORD + 2), 0xffff, __ATOMIC_SEQ_CST);
 }
 
 /* On the CPU's thread, after an access of the guest: what is due now? */
 void look_for_interrupts(struct cpu *c) {
     struct lapic *l = c->lapic;
-    if (c->kicked) {
-        c->kicked = 0;
+    if (*requests(c) & POLL) {
+        __atomic_fetch_and(requests(c), ~POLL, __ATOMIC_SEQ_CST);
         if (c->on_kick && c->on_kick()) request(c, HARD);
     }
     if (!l) return;
@@ -28,20 +30,21 @@ void look_for_interrupts(struct cpu *c) {
         request(c, NMI);
     }
     if (l->events & EVENT_INIT) stop_engine(c);
-    if (!(AT(u32, c->cpu, CPU_INTERRUPT_REQUEST) & HARD) && lapic_wants_cpu(l)) request(c, HARD);
+    if (!(*requests(c) & HARD) && lapic_wants_cpu(l)) request(c, HARD);
 }
 
-/* From any thread: something may be due, and Python is to look. A kick can be lost where the engine is between two blocks; who
-   kicks comes again. */
-EXPORT void hooks_kick(struct cpu *c) {
-    __atomic_store_n(&c->kicked, 1, __ATOMIC_SEQ_CST);
-    __atomic_store_n(&AT(u16, c->cpu, CPU_EXIT_WORD + 2), 0xffff, __ATOMIC_SEQ_CST);
-}
+/* From any thread: something may be due, and Python is to look. The engine clears its requests without regard for other threads,
+   so a kick can be lost in the moment between two blocks; who kicks comes again. */
+EXPORT void hooks_kick(struct cpu *c) { request(c, POLL); }
 
-void h_helper_check_exit_request(void *uc, u32 kind) {
-    struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    if (c && c->kicked) look_for_interrupts(c);
-    TAIL e_helper_check_exit_request(uc, kind);
+/* The engine calls it between two blocks while anything is requested. */
+int h_x86_cpu_exec_interrupt(void *cpu, int what) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (c && what & POLL) {
+        look_for_interrupts(c);
+        what = *requests(c);
+    }
+    return e_x86_cpu_exec_interrupt(cpu, what);
 }
 
 /* The engine takes vector 0 for want of a controller. A negative answer is that of one that has thought better of it. */

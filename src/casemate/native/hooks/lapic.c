@@ -273,7 +273,8 @@ FOR_PYTHON void lapic_reset(struct lapic *l) {
     begin(l);
 }
 
-/* Legal steps are off - xAPIC - x2APIC, forwards, and off from each (Intel SDM volume 3A, 12.12.5). */
+/* Legal steps are off - xAPIC - x2APIC, forwards, and off from each (Intel SDM volume 3A, 12.12.5). What an APIC that is off
+   knows may be lost (12.4.3); here it is not, as in KVM. */
 static int set_base(struct lapic *l, u64 value) {
     u64 before = *l->base, modes = BASE_ENABLED | BASE_X2APIC;
     u64 reserved = -(1ull << PHYSICAL_BITS) | BASE_RESERVED | (l->features & HAS_X2APIC ? 0 : BASE_X2APIC);
@@ -281,10 +282,6 @@ static int set_base(struct lapic *l, u64 value) {
     if ((before & modes) == modes && (value & modes) == BASE_ENABLED) return REFUSED;
     if (!(before & modes) && (value & modes) == modes) return REFUSED;
     *l->base = value;
-    if (before & BASE_ENABLED && !(value & BASE_ENABLED)) {
-        l->write_timer(APIC_TIMER_INITIAL, 0);
-        begin(l);
-    }
     if (value & BASE_X2APIC && !(before & BASE_X2APIC)) enter_x2apic(l);
     return DONE;
 }

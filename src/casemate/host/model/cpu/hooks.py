@@ -155,8 +155,6 @@ class CpuRecord(ctypes.Structure):
         ("flash", _Flash),
         ("lapic", c_uint64),
         ("on_kick", InterruptPoll),
-        ("kicked", c_uint32),
-        ("reserved", c_uint32),
         ("sites", c_uint64 * _SITES),
         ("site_ends", c_uint64 * _SITES),
         ("last", c_uint64 * _SITES),
