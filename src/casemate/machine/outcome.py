@@ -78,7 +78,7 @@ class Outcome:
     serial: str
     report: dict[str, Any] = field(repr=False)
     """What was seen, in the documented form."""
-    status: int | None = None
+    status: int | None = field(default=None, repr=False)
     """The exit code that the guest chose, where it has a device for that."""
 
     @property
