@@ -47,6 +47,19 @@ def test_multiboot_kernel_prints_what_it_was_given(hello: Path, machine: str, bo
     assert (ended.code, ended.document["exit_port"]) == (0, 3)
 
 
+def test_kernel_finds_the_rsdp_where_a_bios_has_it(tmp_path: Path, boot_cli: BootCli) -> None:
+    source = f"""
+        mov esi, 0xf0000
+        xor eax, eax
+        mov ecx, 20
+    sum: add al, [esi]; inc esi; loop sum
+        or al, [0xf0000]            # R
+        {TELL}
+    """
+    kernel = written(tmp_path / "k", elf(code(source), note=pvh_note()))
+    assert boot_cli(*RUN, "--kernel", kernel).document["exit_port"] == ord("R")
+
+
 def test_test_device_makes_the_guests_value_the_exit_code(hello: Path, boot_cli: BootCli) -> None:
     module = written(hello.parent / "module", b"\0")
     ended = boot_cli(*RUN, "--test-device", "--kernel", hello, "--initrd", module)

@@ -16,6 +16,7 @@ from test_model_delivery import (
     KERNEL_CS,
     KERNEL_STACK,
     POINTERS,
+    SAVE_FRAME,
     TSS,
     UNMAPPED,
     USER,
@@ -148,6 +149,21 @@ def test_resume_flag_of_iret_lasts_for_one_instruction(first: str) -> None:
         rig.gate(3, 0xEE)
         assert rig.run() == HALTED
         assert rig.frame()[2] & RF == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "vector", "is_fault"),
+    [("ud2", 6, True), ("hlt", 13, True), ("int3", 3, False), ("int 0x40", 0x40, False)],
+)
+def test_faults_push_the_resume_flag_and_traps_do_not(code: str, vector: int, is_fault: bool) -> None:
+    with Delivery(enter_user(), code) as rig:
+        rig.gate(vector, 0xEE)
+        rig.put(
+            HANDLER, f"pushfq; pop qword [{DUMP + 0x80}];" + ("pop rax;" if vector == 13 else "") + SAVE_FRAME
+        )
+        assert rig.run() == HALTED
+        assert bool(rig.frame()[2] & RF) == is_fault
+        assert not rig.word(DUMP + 0x80) & RF
 
 
 def test_resume_flag_of_iret_is_kept_by_an_interrupt_before_the_instruction() -> None:

@@ -13,7 +13,7 @@ from casemate.address import IOAPIC_BASE, LAPIC_BASE
 
 SCI = 9
 _OEM, _OEM_TABLE, _CREATOR = b"CASEMA", b"CASEMATE", b"CSMT"
-_HEADER_SIZE, _RSDP_SIZE = 36, 36
+_HEADER_SIZE, RSDP_SIZE = 36, 36
 ALIGNMENT = 64
 """Of the tables, in bytes."""
 
@@ -67,7 +67,7 @@ def acpi_tables(pm_base: int, vcpus: int) -> AcpiTables:
     at[b"XSDT"] = len(data)
     listed = struct.pack("<2Q", at[b"FACP"], at[b"APIC"])
     data += _table(b"XSDT", 1, listed)
-    data[:_RSDP_SIZE] = _rsdp(at[b"XSDT"])
+    data[:RSDP_SIZE] = _rsdp(at[b"XSDT"])
     facs_pointer = at[b"FACP"] + _FADT_FACS
     struct.pack_into("<I", data, facs_pointer, facs_at)
     xsdt_entries = at[b"XSDT"] + _HEADER_SIZE
@@ -80,7 +80,7 @@ def acpi_tables(pm_base: int, vcpus: int) -> AcpiTables:
     )
     checksums = [(start + _CHECKSUM, start, _length(data, start)) for start in at.values()]
     # The second checksum of the RSDP is over the first one, too.
-    return AcpiTables(bytes(data), pointers, (*checksums, (8, 0, 20), (32, 0, _RSDP_SIZE)))
+    return AcpiTables(bytes(data), pointers, (*checksums, (8, 0, 20), (32, 0, RSDP_SIZE)))
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
@@ -95,7 +95,7 @@ def _length(data: bytearray, start: int) -> int:
 
 
 def _rsdp(xsdt: int) -> bytes:
-    return struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM, 2, 0, _RSDP_SIZE, xsdt, 0)
+    return struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM, 2, 0, RSDP_SIZE, xsdt, 0)
 
 
 def _fadt(dsdt: int, pm_base: int) -> bytes:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from casemate.address import FOUR_GIB, PAGE_SIZE
 from casemate.errors import SpecError
-from casemate.linux.acpi import acpi_tables
+from casemate.linux.acpi import RSDP_SIZE, acpi_tables
 from casemate.linux.direct_boot import ACPI, PM_BASE, DirectBoot, Piece, whole_pages
 from casemate.linux.elf import Segment
 from casemate.linux.entry import flat_entry_image
 
 INFORMATION = 0x90000
 """Where what the kernel is told begins; 48 KiB up to the ACPI tables."""
-_BIOS_DATA, _EBDA_SEGMENT = 0x400, 0x0E
-"""Of the BIOS's data area: where its extended one is, in which systems look for the RSDP."""
 _MIB = 1 << 20
 
 
@@ -87,8 +85,6 @@ def lay_out(
     eax: int,
 ) -> DirectBoot:
     """All in guest memory, and the code that starts 32-bit code at ``entry`` with EBX at the information."""
-    bios_data = bytearray(PAGE_SIZE)
-    bios_data[_EBDA_SEGMENT : _EBDA_SEGMENT + 2] = (ACPI >> 4).to_bytes(2, "little")
     tables = acpi_tables(PM_BASE, vcpus).placed_at(ACPI)
     pieces = [
         information,
@@ -96,11 +92,7 @@ def lay_out(
         *_kernel_pieces(segments),
         *(Piece("module", gpa, whole_pages(module.data)) for gpa, module in modules if module.data),
     ]
-    if not any(piece.gpa < PAGE_SIZE for piece in pieces):
-        pieces.append(
-            Piece("BIOS data area", 0, bytes(_BIOS_DATA) + bytes(bios_data[: PAGE_SIZE - _BIOS_DATA]))
-        )
-    return DirectBoot(flat_entry_image(entry, eax, INFORMATION), tuple(pieces))
+    return DirectBoot(flat_entry_image(entry, eax, INFORMATION, tables[:RSDP_SIZE]), tuple(pieces))
 
 
 def _kernel_pieces(segments: Sequence[Segment]) -> list[Piece]:

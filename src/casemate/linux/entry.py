@@ -49,9 +49,13 @@ def entry_image(
     return bytes(image)
 
 
-def flat_entry_image(entry: int, magic: int, information: int) -> bytes:
-    """The same for 32-bit code at ``entry``, which finds ``magic`` in EAX and ``information`` in EBX."""
+def flat_entry_image(entry: int, magic: int, information: int, rsdp: bytes) -> bytes:
+    """The same for 32-bit code at ``entry``, which finds ``magic`` in EAX and ``information`` in EBX.
+
+    The image begins with ``rsdp``: it is in the last 64 KiB below 1 MiB, too, where systems look for that.
+    """
     image = bytearray(b"\xf4" * IMAGE_SIZE)
+    image[: len(rsdp)] = rsdp
     start = _CODE + len(guest_code("linux/entry.to_protected_mode", gdt=0, next=0))
     code = guest_code("linux/entry.to_protected_mode", gdt=_GDT_POINTER, next=_BASE + start)
     code += guest_code("linux/entry.protected_mode", information=information, entry=entry, magic=magic)

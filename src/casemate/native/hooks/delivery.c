@@ -57,8 +57,12 @@ void end_delivery(struct cpu *c) {
     restore_stack(c);
 }
 
+/* Exceptions whose instruction is executed again: none that is a trap, an abort or of a breakpoint. */
+#define FAULTS 0x603b7ce1u
+
 static void deliver(struct cpu *c, u32 vector) {
     begin_delivery(c, vector, AT(u32, c->env, ENV_IS_INT) ? c->int_length : 0);
+    if (!c->int_length && vector < 32 && FAULTS >> vector & 1) AT(u64, c->env, ENV_EFLAGS) |= RF; /* to be pushed */
     if (vector == VECTOR_VC) {
         c->vc[AT(u32, c->env, ENV_ERROR_CODE) & (EXIT_CODES - 1)]++;
         if (AT(u32, c->env, ENV_HFLAGS) & HIDDEN_PE) {

@@ -28,7 +28,7 @@ EXECUTED = frozenset({
     "spec-ctrl", "stibp", "ssbd", "arch-capabilities", "md-clear", "x2apic",
 })  # fmt: skip
 """QEMU's names of what the engine and its hooks execute."""
-_ONLY_ASKED_FOR = {"la57", "3dnow", "3dnowext", "sse4a", "abm", "cr8legacy", "mmxext"}
+_ONLY_ASKED_FOR = {"la57", "3dnow", "3dnowext", "sse4a", "cr8legacy", "mmxext"}
 """Of what ``max`` could have: page tables of five levels, and what Intel's processors have not."""
 _INTELS = {"spec-ctrl", "stibp", "ssbd", "arch-capabilities", "md-clear"}
 
