@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from support.assembler import assemble
 from support.firmware_images import require_kernel
-from support.kvm_guests import flash, guest, wait_until
+from support.kvm_guests import TEXT, bootable_disk, disk, flash, guest, wait_until
 
 from casemate import native
 from casemate.testing.linux_init import initramfs, printing_init
@@ -23,50 +22,8 @@ pytestmark = [
     ),
     pytest.mark.skipif(not native.KVM.exists(), reason="casemate's library for other VMMs was not built"),
 ]
-TEXT = "read from the disk"
-BOOT_SECTOR = """
-        xor ax, ax
-        mov ds, ax
-        mov es, ax
-        mov sp, 0x7000
-        mov ax, 0x0201          # read a sector, the second
-        mov cx, 2
-        mov dh, 0
-        mov bx, 0x8000
-        int 0x13
-        mov si, 0x8000
-        mov dx, 0x3f8
-next:   lodsb
-        test al, al
-        jz ticks
-        out dx, al
-        jmp next
-ticks:  sti
-        mov cx, 9
-wait:   hlt                     # until the timer's interrupt
-        dec cx
-        jnz wait
-        mov al, 0x2e
-        out dx, al
-        jmp ticks
-"""
-"""Prints the disk's second sector, then a dot every half second."""
 ROM = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom")
 HELLO = "user mode reached"
-
-
-def bootable_disk(folder: Path) -> Path:
-    """A disk whose first sector prints the second."""
-    code = assemble(BOOT_SECTOR, 16, origin=0x7C00)
-    sectors = code.ljust(510, b"\0") + b"\x55\xaa" + TEXT.encode() + b"\0"
-    path = folder / "disk.img"
-    path.write_bytes(sectors.ljust(1 << 20, b"\0"))
-    return path
-
-
-def disk(path: Path) -> tuple[str, str]:
-    """QEMU's option for it, on virtio."""
-    return "-drive", f"file={path},if=virtio,format=raw"
 
 
 @pytest.mark.parametrize("machine", ["q35", "pc"])

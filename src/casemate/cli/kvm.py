@@ -19,7 +19,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from casemate import native
 from casemate.abi.kernel_eras import ERAS, NEWEST
@@ -84,25 +84,37 @@ def run(args: argparse.Namespace) -> int:
         return _write_wrapper(args, program)
     if args.log is not None:
         _make_empty(args.log)
+    if args.quiet and args.report is None:
+        _become(args, program, python)
     with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
         collector = _Collector(Path(folder, "summary"))
-        options = Options(
-            args.era,
-            tuple(args.fault),
-            None if args.log is None else str(args.log.resolve()),
-            str(collector.path),
-            not args.no_sev,
-        )
-        environment = os.environ | _environment(python, options)
-        print(
-            f"casemate: /dev/kvm is modelled ({args.era}); nothing here is evidence about hardware",
-            file=sys.stderr,
-        )
+        environment = os.environ | _environment(python, _options(args, str(collector.path)))
+        _say_modelled(args)
         code = _Child([str(program), *args.vmm[1:]], environment, collector, args).wait()
         collector.close()
     summaries = collector.last()
     _report(args, summaries)
     return code
+
+
+def _options(args: argparse.Namespace, socket_path: str | None) -> Options:
+    log = None if args.log is None else str(args.log.resolve())
+    return Options(args.era, tuple(args.fault), log, socket_path, not args.no_sev)
+
+
+def _say_modelled(args: argparse.Namespace) -> None:
+    text = f"casemate: /dev/kvm is modelled ({args.era}); nothing here is evidence about hardware"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _become(args: argparse.Namespace, program: Path, python: Path) -> NoReturn:
+    """Where nobody waits for a summary the command takes this process, with its descriptors and its number."""
+    environment = os.environ | _environment(python, _options(args, None))
+    _say_modelled(args)
+    try:
+        os.execve(program, [str(program), *args.vmm[1:]], environment)
+    except OSError as error:
+        raise SpecError(f"{program} cannot be started: {error.strerror}", "name another command") from None
 
 
 class _Collector:
@@ -171,7 +183,7 @@ class _Child:
         self._collector = collector
         self._args = args
         try:
-            self._process = subprocess.Popen(command, env=environment)
+            self._process = subprocess.Popen(command, env=environment, close_fds=False)
         except OSError as error:
             raise SpecError(
                 f"{command[0]} cannot be started: {error.strerror}", "name another command"
@@ -287,7 +299,9 @@ def _write_wrapper(args: argparse.Namespace, program: Path) -> int:
     target = args.wrapper / program.name
     try:
         args.wrapper.mkdir(parents=True, exist_ok=True)
-        target.write_text(f'#!/bin/sh\nexec {shlex.join([*line, "--", str(program)])} "$@"\n')
+        target.write_text(
+            f'#!/bin/sh\n{_path_of_python()}exec {shlex.join([*line, "--", str(program)])} "$@"\n'
+        )
         target.chmod(0o755)
     except OSError as error:
         raise SpecError(
@@ -295,6 +309,12 @@ def _write_wrapper(args: argparse.Namespace, program: Path) -> int:
         ) from None
     print(target)
     return 0
+
+
+def _path_of_python() -> str:
+    """Who starts the wrapper may keep the environment from it, as libvirt does."""
+    path = os.environ.get("PYTHONPATH")
+    return "" if path is None else f"export PYTHONPATH={shlex.quote(path)}\n"
 
 
 def _report(args: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
