@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,3 +126,49 @@ def test_debians_kernel_comes_to_user_mode_and_powers_off(
         linux.wait_for(HELLO)
         (vm,) = linux.summary()["vms"]
     assert vm["violations"] == []
+
+
+def _held(pid: int) -> tuple[int, int, int]:
+    """Descriptors, threads and mappings of a process."""
+    process = Path("/proc", str(pid))
+    descriptors, threads = (len(list((process / name).iterdir())) for name in ("fd", "task"))
+    return descriptors, threads, len((process / "maps").read_text().splitlines())
+
+
+def test_two_hundred_stops_and_resets_leave_nothing_behind(tmp_path: Path) -> None:
+    said = tmp_path / "seabios"
+    console = ("-chardev", f"file,id=said,path={said}", "-device", "isa-debugcon,iobase=0x402,chardev=said")
+
+    def starts() -> int:
+        return said.read_text("latin-1").count("No bootable device") if said.exists() else 0
+
+    # Without a disk: QEMU's threads for disks come and go.
+    with guest(tmp_path, "-M", "q35", "-m", "64", *console, options=("--quiet",)) as found:
+        wait_until(lambda: starts() > 0)
+        monitor, before = found.monitor(), (0, 0, 0)
+        for number in range(240):
+            if number == 40:
+                before = _held(found.process.pid)
+            assert monitor.call("stop") == {}
+            if number % 4 == 0:
+                assert monitor.call("system_reset") == {}
+            assert monitor.call("cont") == {}
+        so_far = starts()
+        monitor.call("system_reset")
+        wait_until(lambda: starts() > so_far)
+        after = _held(found.process.pid)
+        monitor.call("quit")
+        assert found.process.wait(60) == 0
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2] + 40
+
+
+def test_killed_monitor_leaves_no_process(tmp_path: Path) -> None:
+    with guest(
+        tmp_path, "-M", "q35", "-m", "64", *disk(bootable_disk(tmp_path)), options=("--quiet",)
+    ) as found:
+        found.wait_for(TEXT)
+        found.process.kill()
+        assert found.process.wait(60) == -signal.SIGKILL
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    assert str(found.process.pid) not in children
