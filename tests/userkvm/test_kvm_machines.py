@@ -28,7 +28,7 @@ ROM = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom")
 HELLO = "user mode reached"
 
 
-@pytest.mark.parametrize("machine", ["q35", "pc"])
+@pytest.mark.parametrize("machine", ["q35", "pc", "q35,kernel-irqchip=split"])
 def test_seabios_boots_from_a_virtio_disk_and_the_timer_ticks(tmp_path: Path, machine: str) -> None:
     with guest(tmp_path, "-M", machine, "-m", "64", *disk(bootable_disk(tmp_path))) as found:
         found.wait_for(f"{TEXT}..")
@@ -109,6 +109,7 @@ def test_guest_exchanges_data_by_tcp_with_this_host_through_a_virtio_card(tmp_pa
     ("release", "machine", "processor", "has_ovmf"),
     [
         ("bookworm", "q35", "host", False),
+        ("bookworm", "q35,kernel-irqchip=split", "host", False),
         ("trixie", "pc", "max", False),
         ("trixie", "q35", "qemu64", True),
     ],
