@@ -11,9 +11,8 @@ import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
 from errno import E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM, ENXIO
-from typing import Any, Protocol
+from typing import Any
 
-from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
@@ -37,19 +36,12 @@ from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
-from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
-from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
-from casemate.userkvm.guest_memfd import PrivateRanges
-from casemate.userkvm.ioeventfd import Ioeventfds
-from casemate.userkvm.irqchip import Irqchip
-from casemate.userkvm.kernel import Kernel
-from casemate.userkvm.legacy_chips import LegacyChips
-from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
+from casemate.userkvm.library import VcpuRecord, address_of, load
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.port_instructions import port_instruction
@@ -63,6 +55,7 @@ from casemate.userkvm.table import (
     copy_out_cpuid,
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl, is_window_open, is_window_wanted
+from casemate.userkvm.vcpu_owner import VcpuOwner
 from casemate.userkvm.vcpu_state import ExtendedState
 
 RUNNABLE, HALTED = 0, 3
@@ -72,51 +65,6 @@ _MAX_CPUID = 256
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
 """Bytes of an input that clears the upper half of RAX."""
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
-
-
-class VcpuOwner(Protocol):
-    """What a vCPU needs of its VM (``casemate.userkvm.vm.Vm``)."""
-
-    number: int
-    kernel: Kernel
-    kind: GuestKind
-    inside: Inside
-    cpuid: VcpuCpuid
-    chips: Irqchip | None
-    ioeventfds: Ioeventfds
-    private: PrivateRanges
-    legacy: LegacyChips
-    hypercall_exits: int
-    disabled_quirks: int
-    shows_platform_info: bool
-    slots: dict[int, MemorySlot]
-
-    @property
-    def is_protected(self) -> bool:
-        """Registers and memory are the guest's alone."""
-
-    @property
-    def is_running(self) -> bool:
-        """The guest may have executed something."""
-
-    @property
-    def address_mask(self) -> int:
-        """What of an address the bus sees."""
-
-    def realize(self) -> ModelVm:
-        """The modelled VM."""
-
-    def host_address(self, gpa: int, size: int) -> int | None:
-        """Where memory is that the guest sees at an address now."""
-
-    def say(self, text: str) -> None:
-        """Tell the user."""
-
-    def describe(self, vm_exit: VmExit) -> str:
-        """An exit in words."""
-
-    def tsc_khz(self) -> int:
-        """Of the time-stamp counter."""
 
 
 class Vcpu(ExtendedState):
