@@ -12,11 +12,40 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from support.assembler import assemble
 from support.firmware_images import require_image
 from support.vmm_programs import kvm_command
 
 LIMIT = 240
 """Seconds after which a guest is taken to hang."""
+TEXT = "read from the disk"
+BOOT_SECTOR = """
+        xor ax, ax
+        mov ds, ax
+        mov es, ax
+        mov sp, 0x7000
+        mov ax, 0x0201          # read a sector, the second
+        mov cx, 2
+        mov dh, 0
+        mov bx, 0x8000
+        int 0x13
+        mov si, 0x8000
+        mov dx, 0x3f8
+next:   lodsb
+        test al, al
+        jz ticks
+        out dx, al
+        jmp next
+ticks:  sti
+        mov cx, 9
+wait:   hlt                     # until the timer's interrupt
+        dec cx
+        jnz wait
+        mov al, 0x2e
+        out dx, al
+        jmp ticks
+"""
+"""Prints the disk's second sector, then a dot every half second."""
 
 
 class Monitor:
@@ -105,3 +134,17 @@ def flash(folder: Path, code: str, variables: str) -> list[str]:
     unit = "if=pflash,format=raw,unit"
     image = require_image(code, "bookworm")
     return ["-drive", f"{unit}=0,readonly=on,file={image}", "-drive", f"{unit}=1,file={store}"]
+
+
+def bootable_disk(folder: Path) -> Path:
+    """A disk whose first sector prints the second."""
+    code = assemble(BOOT_SECTOR, 16, origin=0x7C00)
+    sectors = code.ljust(510, b"\0") + b"\x55\xaa" + TEXT.encode() + b"\0"
+    path = folder / "disk.img"
+    path.write_bytes(sectors.ljust(1 << 20, b"\0"))
+    return path
+
+
+def disk(path: Path) -> tuple[str, str]:
+    """QEMU's option for it, on virtio."""
+    return "-drive", f"file={path},if=virtio,format=raw"

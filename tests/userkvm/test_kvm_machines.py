@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from support.assembler import assemble
 from support.firmware_images import require_kernel
-from support.kvm_guests import flash, guest, wait_until
+from support.kvm_guests import TEXT, bootable_disk, disk, flash, guest, wait_until
 
 from casemate import native
 from casemate.testing.linux_init import initramfs, printing_init
@@ -23,53 +24,11 @@ pytestmark = [
     ),
     pytest.mark.skipif(not native.KVM.exists(), reason="casemate's library for other VMMs was not built"),
 ]
-TEXT = "read from the disk"
-BOOT_SECTOR = """
-        xor ax, ax
-        mov ds, ax
-        mov es, ax
-        mov sp, 0x7000
-        mov ax, 0x0201          # read a sector, the second
-        mov cx, 2
-        mov dh, 0
-        mov bx, 0x8000
-        int 0x13
-        mov si, 0x8000
-        mov dx, 0x3f8
-next:   lodsb
-        test al, al
-        jz ticks
-        out dx, al
-        jmp next
-ticks:  sti
-        mov cx, 9
-wait:   hlt                     # until the timer's interrupt
-        dec cx
-        jnz wait
-        mov al, 0x2e
-        out dx, al
-        jmp ticks
-"""
-"""Prints the disk's second sector, then a dot every half second."""
 ROM = Path("/usr/lib/ipxe/qemu/pxe-virtio.rom")
 HELLO = "user mode reached"
 
 
-def bootable_disk(folder: Path) -> Path:
-    """A disk whose first sector prints the second."""
-    code = assemble(BOOT_SECTOR, 16, origin=0x7C00)
-    sectors = code.ljust(510, b"\0") + b"\x55\xaa" + TEXT.encode() + b"\0"
-    path = folder / "disk.img"
-    path.write_bytes(sectors.ljust(1 << 20, b"\0"))
-    return path
-
-
-def disk(path: Path) -> tuple[str, str]:
-    """QEMU's option for it, on virtio."""
-    return "-drive", f"file={path},if=virtio,format=raw"
-
-
-@pytest.mark.parametrize("machine", ["q35", "pc"])
+@pytest.mark.parametrize("machine", ["q35", "pc", "q35,kernel-irqchip=split"])
 def test_seabios_boots_from_a_virtio_disk_and_the_timer_ticks(tmp_path: Path, machine: str) -> None:
     with guest(tmp_path, "-M", machine, "-m", "64", *disk(bootable_disk(tmp_path))) as found:
         found.wait_for(f"{TEXT}..")
@@ -150,6 +109,7 @@ def test_guest_exchanges_data_by_tcp_with_this_host_through_a_virtio_card(tmp_pa
     ("release", "machine", "processor", "has_ovmf"),
     [
         ("bookworm", "q35", "host", False),
+        ("bookworm", "q35,kernel-irqchip=split", "host", False),
         ("trixie", "pc", "max", False),
         ("trixie", "q35", "qemu64", True),
     ],
@@ -167,3 +127,49 @@ def test_debians_kernel_comes_to_user_mode_and_powers_off(
         linux.wait_for(HELLO)
         (vm,) = linux.summary()["vms"]
     assert vm["violations"] == []
+
+
+def _held(pid: int) -> tuple[int, int, int]:
+    """Descriptors, threads and mappings of a process."""
+    process = Path("/proc", str(pid))
+    descriptors, threads = (len(list((process / name).iterdir())) for name in ("fd", "task"))
+    return descriptors, threads, len((process / "maps").read_text().splitlines())
+
+
+def test_two_hundred_stops_and_resets_leave_nothing_behind(tmp_path: Path) -> None:
+    said = tmp_path / "seabios"
+    console = ("-chardev", f"file,id=said,path={said}", "-device", "isa-debugcon,iobase=0x402,chardev=said")
+
+    def starts() -> int:
+        return said.read_text("latin-1").count("No bootable device") if said.exists() else 0
+
+    # Without a disk: QEMU's threads for disks come and go.
+    with guest(tmp_path, "-M", "q35", "-m", "64", *console, options=("--quiet",)) as found:
+        wait_until(lambda: starts() > 0)
+        monitor, before = found.monitor(), (0, 0, 0)
+        for number in range(240):
+            if number == 40:
+                before = _held(found.process.pid)
+            assert monitor.call("stop") == {}
+            if number % 4 == 0:
+                assert monitor.call("system_reset") == {}
+            assert monitor.call("cont") == {}
+        so_far = starts()
+        monitor.call("system_reset")
+        wait_until(lambda: starts() > so_far)
+        after = _held(found.process.pid)
+        monitor.call("quit")
+        assert found.process.wait(60) == 0
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2] + 40
+
+
+def test_killed_monitor_leaves_no_process(tmp_path: Path) -> None:
+    with guest(
+        tmp_path, "-M", "q35", "-m", "64", *disk(bootable_disk(tmp_path)), options=("--quiet",)
+    ) as found:
+        found.wait_for(TEXT)
+        found.process.kill()
+        assert found.process.wait(60) == -signal.SIGKILL
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    assert str(found.process.pid) not in children

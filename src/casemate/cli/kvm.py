@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from casemate import native
 from casemate.abi.kernel_eras import ERAS, NEWEST
@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         None if args.log is None else str(args.log.resolve()),
         has_sev=not args.no_sev,
     )
+    if args.quiet and args.report is None:
+        _become(args.vmm, options)
     code, summaries = run_vmm(args.vmm, options, lambda summary: _print(args, summary))
     _report(args, summaries)
     return code
@@ -100,19 +102,31 @@ def run_vmm(
 
     ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError.
     """
-    program = _program(command[0])
-    _refuse_sandbox(command)
-    python = _shared_python()
     with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
         collector = _Collector(Path(folder, "summary"))
-        environment = os.environ | _environment(python, replace(options, socket=str(collector.path)))
-        print(
-            f"casemate: /dev/kvm is modelled ({options.era}); nothing here is evidence about hardware",
-            file=sys.stderr,
-        )
+        program, environment = _prepare(command, replace(options, socket=str(collector.path)))
         code = _Child([str(program), *command[1:]], environment, collector, show).wait()
         collector.close()
     return code, collector.last()
+
+
+def _become(command: list[str], options: Options) -> NoReturn:
+    """Where nobody waits for a summary the command takes this process, with its descriptors and its number."""
+    program, environment = _prepare(command, options)
+    try:
+        os.execve(program, [str(program), *command[1:]], environment)
+    except OSError as error:
+        raise SpecError(f"{program} cannot be started: {error.strerror}", "name another command") from None
+
+
+def _prepare(command: list[str], options: Options) -> tuple[Path, dict[str, str]]:
+    """The program and its environment. Raises SpecError and UnsupportedError."""
+    program = _program(command[0])
+    _refuse_sandbox(command)
+    environment = os.environ | _environment(_shared_python(), options)
+    text = f"casemate: /dev/kvm is modelled ({options.era}); nothing here is evidence about hardware"
+    print(text, file=sys.stderr, flush=True)
+    return program, environment
 
 
 class _Collector:
@@ -185,7 +199,7 @@ class _Child:
         self._collector = collector
         self._show_summary = show
         try:
-            self._process = subprocess.Popen(command, env=environment)
+            self._process = subprocess.Popen(command, env=environment, close_fds=False)
         except OSError as error:
             raise SpecError(
                 f"{command[0]} cannot be started: {error.strerror}", "name another command"
@@ -301,7 +315,9 @@ def _write_wrapper(args: argparse.Namespace, program: Path) -> int:
     target = args.wrapper / program.name
     try:
         args.wrapper.mkdir(parents=True, exist_ok=True)
-        target.write_text(f'#!/bin/sh\nexec {shlex.join([*line, "--", str(program)])} "$@"\n')
+        target.write_text(
+            f'#!/bin/sh\n{_path_of_python()}exec {shlex.join([*line, "--", str(program)])} "$@"\n'
+        )
         target.chmod(0o755)
     except OSError as error:
         raise SpecError(
@@ -309,6 +325,12 @@ def _write_wrapper(args: argparse.Namespace, program: Path) -> int:
         ) from None
     print(target)
     return 0
+
+
+def _path_of_python() -> str:
+    """Who starts the wrapper may keep the environment from it, as libvirt does."""
+    path = os.environ.get("PYTHONPATH")
+    return "" if path is None else f"export PYTHONPATH={shlex.quote(path)}\n"
 
 
 def _report(args: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:

@@ -29,7 +29,8 @@ from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import LaunchSession, SevSetup
 from casemate.host.snp_processor import SnpFinish, SnpUpdate
 from casemate.userkvm.table import Refused, copy_in, copy_out
-from casemate.userkvm.vcpu import Vcpu, VcpuOwner
+from casemate.userkvm.vcpu import Vcpu
+from casemate.userkvm.vcpu_owner import VcpuOwner
 
 
 class LaunchedVm(VcpuOwner, Protocol):

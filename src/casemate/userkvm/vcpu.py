@@ -10,10 +10,9 @@ import ctypes
 import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
-from errno import E2BIG, EINVAL, ENOENT, ENOMEM, ENXIO
-from typing import Any, Protocol
+from errno import E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM, ENXIO
+from typing import Any
 
-from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
@@ -37,22 +36,16 @@ from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
-from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
-from casemate.host.slots import MemorySlot
 from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
-from casemate.userkvm.guest_memfd import PrivateRanges
-from casemate.userkvm.ioeventfd import Ioeventfds
-from casemate.userkvm.irqchip import Irqchip
-from casemate.userkvm.kernel import Kernel
-from casemate.userkvm.legacy_chips import LegacyChips
-from casemate.userkvm.library import Inside, VcpuRecord, address_of, load
+from casemate.userkvm.library import VcpuRecord, address_of, load
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.port_instructions import port_instruction
+from casemate.userkvm.split_irqchip import SplitIrqchip
 from casemate.userkvm.table import (
     Refused,
     answer_msrs,
@@ -61,7 +54,8 @@ from casemate.userkvm.table import (
     copy_out,
     copy_out_cpuid,
 )
-from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl
+from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl, is_window_open, is_window_wanted
+from casemate.userkvm.vcpu_owner import VcpuOwner
 from casemate.userkvm.vcpu_state import ExtendedState
 
 RUNNABLE, HALTED = 0, 3
@@ -71,51 +65,6 @@ _MAX_CPUID = 256
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
 """Bytes of an input that clears the upper half of RAX."""
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
-
-
-class VcpuOwner(Protocol):
-    """What a vCPU needs of its VM (``casemate.userkvm.vm.Vm``)."""
-
-    number: int
-    kernel: Kernel
-    kind: GuestKind
-    inside: Inside
-    cpuid: VcpuCpuid
-    chips: Irqchip | None
-    ioeventfds: Ioeventfds
-    private: PrivateRanges
-    legacy: LegacyChips
-    hypercall_exits: int
-    disabled_quirks: int
-    shows_platform_info: bool
-    slots: dict[int, MemorySlot]
-
-    @property
-    def is_protected(self) -> bool:
-        """Registers and memory are the guest's alone."""
-
-    @property
-    def is_running(self) -> bool:
-        """The guest may have executed something."""
-
-    @property
-    def address_mask(self) -> int:
-        """What of an address the bus sees."""
-
-    def realize(self) -> ModelVm:
-        """The modelled VM."""
-
-    def host_address(self, gpa: int, size: int) -> int | None:
-        """Where memory is that the guest sees at an address now."""
-
-    def say(self, text: str) -> None:
-        """Tell the user."""
-
-    def describe(self, vm_exit: VmExit) -> str:
-        """An exit in words."""
-
-    def tsc_khz(self) -> int:
-        """Of the time-stamp counter."""
 
 
 class Vcpu(ExtendedState):
@@ -182,6 +131,10 @@ class Vcpu(ExtendedState):
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None:
             vm.chips.kick = self.kick
+        if isinstance(vm.chips, SplitIrqchip):
+            record.eflags = self._engine.hooks.eflags_at
+            vm.chips.taken = self._interrupt_taken
+            vm.chips.on_ended = self._interrupt_ended
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
         self._watch: CodeWatch | None = None
         if vm.kernel.watches_code and not vm.kind.is_confidential:
@@ -220,6 +173,8 @@ class Vcpu(ExtendedState):
         while not self.record.must_end:
             try:
                 self._apply()
+                if self.record.eflags:
+                    self._tell_controllers()
                 self.model.patches_vmcall = not self.vm.disabled_quirks & FIX_HYPERCALL
                 vm_exit = self.model.run()
                 if self.record.must_end:
@@ -228,6 +183,8 @@ class Vcpu(ExtendedState):
                     self._library.kvm_park(self.address)
                     if isinstance(vm_exit, Interrupted) and not self.record.stop_wanted:
                         continue
+                if self.record.eflags and isinstance(vm_exit, Interrupted) and not self.record.stop_wanted:
+                    continue
                 if self.record.completing:
                     self._complete()
                 elif not self.record.abandoned:
@@ -235,6 +192,15 @@ class Vcpu(ExtendedState):
             except Exception as error:
                 self.vm.say(f"internal error: {type(error).__name__}: {error}; please report it")
                 self._door.fail()
+
+    def _tell_controllers(self) -> None:
+        """Those in the monitor: what ended, and that the guest would take an interrupt."""
+        assert isinstance(self.vm.chips, SplitIrqchip)
+        self.record.attention = 0
+        while self.vm.chips.ended:
+            self._door.leave_for_end(self.vm.chips.ended.pop(0))
+        if is_window_wanted(self.record) and is_window_open(self.record):
+            self._door.leave(ExitReason.IRQ_WINDOW_OPEN)
 
     def _apply(self) -> None:
         was_abandoned = self.record.abandoned
@@ -438,6 +404,24 @@ class Vcpu(ExtendedState):
         return True
 
     # Interrupts and the rest.
+
+    def _interrupt_taken(self) -> None:
+        self.record.queued = 0
+
+    def _interrupt_ended(self) -> None:
+        self.record.attention = 1
+        self._engine.stop()
+
+    @answers(Ioctl.INTERRUPT)
+    def interrupt(self, address: int) -> None:
+        """What the monitor's 8259s say."""
+        vector = int.from_bytes(copy_in(address, 4), "little")
+        if not isinstance(self.vm.chips, SplitIrqchip):
+            raise Refused(ENXIO, "the 8259s are in the kernel, or there is no local APIC")
+        if vector > 0xFF or self.record.queued:
+            raise Refused(EINVAL if vector > 0xFF else EEXIST, f"vector {vector}")
+        self.record.queued = 1
+        self.vm.chips.inject(vector)
 
     @answers(Ioctl.GET_LAPIC)
     def get_lapic(self, address: int) -> None:

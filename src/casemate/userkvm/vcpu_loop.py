@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_uint64
+from ctypes import c_uint8, c_uint64
 from errno import EFAULT, EINTR
+from threading import get_native_id
 from typing import TYPE_CHECKING, Any, Protocol
 
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
@@ -37,6 +38,19 @@ if TYPE_CHECKING:
     from casemate.userkvm.legacy_chips import LegacyChips
 
 
+_EFLAGS_IF = 1 << 9
+
+
+def is_window_wanted(record: VcpuRecord) -> bool:
+    """The monitor wants to inject an interrupt as soon as that can be."""
+    return bool(record.eflags and c_uint8.from_address(record.run).value)
+
+
+def is_window_open(record: VcpuRecord) -> bool:
+    """The guest would take one now."""
+    return not record.queued and bool(c_uint64.from_address(record.eflags).value & _EFLAGS_IF)
+
+
 class SignalControl:
     """Stops and waits by the library's flags, which signals set (``casemate.host.model.run_control.RunControl``)."""
 
@@ -47,7 +61,11 @@ class SignalControl:
 
     def stop_requested(self) -> bool:
         """A signal came, a new state, or somebody who changes memory."""
-        return bool(self._record.stop_wanted or self._record.held)
+        record = self._record
+        if record.stop_wanted or record.held or record.attention:
+            return True
+        # Who waits for a window looks whether it is open whenever the engine comes back, which the ticker sees to.
+        return is_window_wanted(record) and (is_window_open(record) or get_native_id() != record.thread)
 
     def request_stop(self) -> None:
         """Set the flag, and wake."""
@@ -174,6 +192,11 @@ class ExitDoor:
         self.leave(ExitReason.HYPERCALL)
         self._record.in_access = 0
         return int(RunHypercall.from_address(self._record.run + RUN_UNION).ret)
+
+    def leave_for_end(self, vector: int) -> None:
+        """A level-triggered interrupt ended."""
+        c_uint8.from_address(self._record.run + RUN_UNION).value = vector
+        self.leave(ExitReason.IOAPIC_EOI)
 
     def leave_for(self, vm_exit: VmExit) -> None:
         """As the kernel reports it."""

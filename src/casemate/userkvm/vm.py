@@ -55,12 +55,14 @@ from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_route
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Kind, load
+from casemate.userkvm.split_irqchip import SplitIrqchip
 from casemate.userkvm.table import Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm_memory import ADDRESS_SPACE, VmMemory
 
 _REGION = "KVM_SET_USER_MEMORY_REGION"
 _ROUTES = 1024
+_MAX_IOAPIC_ROUTES = 64
 _PIT_STATE, _PIC_VECTOR_AT = 112, 5
 
 
@@ -234,7 +236,7 @@ class Vm(VmMemory):
             else:
                 raise Refused(EINVAL, f"a route of type {entry.type}")
         with chips.lock:
-            chips.routes = routes or default_routes()
+            chips.routes = routes or ({} if isinstance(chips, SplitIrqchip) else default_routes())
 
     @answers(Ioctl.GET_IRQCHIP, IrqchipStruct)
     def get_irqchip(self, value: IrqchipStruct) -> None:
@@ -360,6 +362,8 @@ class Vm(VmMemory):
             if value.args[0] & ~MAP_GPA_RANGE_EXITS:
                 raise Refused(EINVAL, f"exits for hypercalls {value.args[0]:#x}")
             self.hypercall_exits = value.args[0]
+        if value.cap == Capability.SPLIT_IRQCHIP:
+            self._split_irqchip(value.args[0])
         if value.cap == Capability.X86_DISABLE_EXITS:
             self.cpuid.never_halts = bool(value.args[0] & DISABLE_HLT)
         if value.cap == Capability.DISABLE_QUIRKS2:
@@ -368,6 +372,15 @@ class Vm(VmMemory):
             self.shows_platform_info = bool(value.args[0])
         if value.cap == Capability.MAX_VCPU_ID:
             self._limit_vcpu_ids(value.args[0])
+
+    def _split_irqchip(self, routes: int) -> None:
+        if routes > _MAX_IOAPIC_ROUTES or self.vcpus:
+            raise Refused(EINVAL, "too many routes, or there are vCPUs")
+        if self.chips is not None:
+            raise Refused(EEXIST, "there is one")
+        chips = SplitIrqchip(self.kernel.clock)
+        chips.place_lapic(self.inside)
+        self.chips, self.irqfds = chips, Irqfds(chips.set_level)
 
     def _limit_vcpu_ids(self, count: int) -> None:
         if count > VCPU_IDS or self.vcpus or self._vcpu_ids not in (0, count):

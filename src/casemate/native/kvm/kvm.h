@@ -23,6 +23,7 @@ enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV, GUEST_MEMFD };
 
 enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256, ZONES = 64 };
 enum { COALESCED_PAGE = 2 };
+enum { RUN_WINDOW_WANTED = 0, RUN_READY = 12, RUN_IF = 13, EFLAGS_IF = 9 }; /* in kvm_run; a bit */
 enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
@@ -81,6 +82,9 @@ struct vcpu {
     void *(*exchange)(void *);
     volatile u32 held;       /* another thread changes memory: no guest instruction until it is done */
     volatile u32 parked;
+    volatile u32 attention;  /* Python has something to tell the monitor */
+    u32 queued;              /* KVM_INTERRUPT gave a vector that the guest did not take yet */
+    u64 *eflags;             /* of the engine, where controllers are in the monitor; else 0 */
     int64_t result;
 
     /* Code that was translated (coherence.c) */

@@ -117,8 +117,16 @@ void end_vcpu(struct vcpu *v) {
     enter(v);
 }
 
+/* Controllers in the monitor want to know whether the guest would take an interrupt now. */
+static void show_readiness(struct vcpu *v) {
+    if (!v->eflags) return;
+    v->run[RUN_IF] = *v->eflags >> EFLAGS_IF & 1;
+    v->run[RUN_READY] = v->run[RUN_IF] && !v->queued;
+}
+
 static void leave(struct vcpu *v, long result) {
     v->result = result;
+    show_readiness(v);
     note_code(v);
     v->in_run = 0;
     if (v->held) wake_from(&v->held);
@@ -340,6 +348,7 @@ static int run(struct vcpu *v) {
         sigprocmask(SIG_SETMASK, &mask, &before);
     }
     if (v->run[1]) v->stop_wanted = 1;
+    if (v->eflags && v->run[RUN_WINDOW_WANTED] && v->in_access) v->stop_engine(v->engine);
     if (!v->started) start(v);
     enter(v);
     v->in_run = 0;

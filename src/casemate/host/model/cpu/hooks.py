@@ -40,7 +40,7 @@ _ENGINE_CPU, _ENGINE_NO_EXIT_REQUEST = 0x1B8, 0x7F2
 _INTERRUPT_REQUEST = 0x1C
 _CPU_HALTED, _CPU_EXCEPTION_INDEX, _CPU_ENV = 0x8198, 0x81A0, 0x8A50
 _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_TPR, _ENV_FEATURES_1_ECX = 0x1578, 0x80, 0x1588, 0x15B4, 0x1608
-_LAPIC_TPR = 0x80
+_ENV_EFLAGS, _LAPIC_TPR = 0x88, 0x80
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
 MARKED_PAGES = 1 << 24
@@ -350,6 +350,11 @@ class EngineHooks:
     def undo_port_at(self) -> int:
         """Address of a word; who answers IN or OUT sets it to have the guest stand before the instruction again."""
         return self.user_data + CpuRecord.undo_port.offset
+
+    @property
+    def eflags_at(self) -> int:
+        """Address of the flags; IF is always up to date."""
+        return int(self.record.env) + _ENV_EFLAGS
 
     @property
     def exchange_at(self) -> int:

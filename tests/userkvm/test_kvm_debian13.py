@@ -1,0 +1,47 @@
+"""Debian 13's QEMU, in a root folder, on the modelled KVM (QEMU's own -accel kvm)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.firmware_images import require_kernel
+
+from casemate.testing.linux_init import initramfs, printing_init
+from tools.seed_table import CHECKOUT, CannotError, require
+
+ROOT, LIMIT = "trixie-full", 240
+"""The root, and seconds after which a guest is taken to hang."""
+HELLO = "user mode reached"
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """QEMU in the root, which sees ``folder`` as /casemate/run."""
+    try:
+        packages = require()
+    except CannotError as error:
+        pytest.skip(str(error))
+    binds = {CHECKOUT / "src": "src", packages: "packages", folder: "run"}
+    line = [sys.executable, "-m", "tools.roots", "run"]
+    for shown, place in binds.items():
+        line += ["--bind", f"{shown}:/casemate/{place}"]
+    line += [ROOT, "--", "env", "PYTHONPATH=/casemate/src:/casemate/packages", "PYTHONDONTWRITEBYTECODE=1"]
+    line += ["timeout", "-s", "KILL", str(LIMIT), "python3", "-m", "casemate", "kvm", "--"]
+    line += ["qemu-system-x86_64", "-accel", "kvm", "-nodefaults", "-display", "none", "-net", "none"]
+    line += ["-serial", "file:/casemate/run/serial", "-no-reboot", *arguments]
+    return subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize("processor", ["EPYC-v4", "max"])
+def test_kernel_comes_to_user_mode_on_the_cpus_of_that_qemu(tmp_path: Path, processor: str) -> None:
+    kernel = require_kernel("trixie")
+    shutil.copy(kernel, tmp_path / "kernel")
+    (tmp_path / "initrd").write_bytes(initramfs(printing_init(HELLO)))
+    files = ("-kernel", "/casemate/run/kernel", "-initrd", "/casemate/run/initrd")
+    ran = run(tmp_path, "-M", "q35", "-cpu", processor, "-m", "512", *files, "-append", "console=ttyS0 quiet")
+    assert ran.returncode == 0, ran.stderr
+    assert HELLO in (tmp_path / "serial").read_text("latin-1")
