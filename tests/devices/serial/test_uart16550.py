@@ -293,7 +293,7 @@ class UartMachine(RuleBasedStateMachine):
 TestUartMachine = UartMachine.TestCase
 
 
-FULL_NS, BYTE_NS = 16 * 86_806, 86_806
+FULL_NS, BYTE_NS = 16 * 173_611, 173_611
 
 
 @pytest.mark.parametrize(("fcr", "time"), [(0x01, FULL_NS), (0x00, BYTE_NS)], ids=["fifo", "no-fifo"])

@@ -9,8 +9,8 @@ from casemate.devices.device import IrqLine
 from casemate.host.clock import GuestClock
 
 FIFO_SIZE = 16
-BYTE_NS = 86_806
-"""How long a byte, with a start and a stop bit, takes on a line of 115,200 baud."""
+BYTE_NS = 173_611
+"""How long a byte, with a start and a stop bit, takes on a line of 57,600 baud."""
 TRIGGER_LEVELS = (1, 4, 8, 14)
 
 
