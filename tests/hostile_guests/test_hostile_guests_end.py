@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.assembler import assemble
 
 from casemate.cli import main
 from casemate.devices.exit_port import ExitPort
+from casemate.devices.lapic_timer import LapicTimer
 from casemate.guests.entry import make_image
+from casemate.host.model.cpu.processor import Processor
 from casemate.machine.boot import boot
 from casemate.machine.outcome import Ending
 from casemate.machine.spec import MachineSpec
@@ -129,15 +132,33 @@ def test_reader_that_stops_reading_does_not_keep_the_guest_from_ending(end: str)
     assert error.startswith(b"casemate: t")
 
 
+UNKNOWN_LEAF = 0x1234
+READ_TIMER = "mov eax, dword [0xfee00390]; jmp $"
+"""The current count of the local APIC's timer."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "code"),
+    [
+        (ExitPort, "write_port", "mov al, 7; out 0xf4, al; jmp $"),
+        (Processor, "answer", f"mov eax, {UNKNOWN_LEAF}; cpuid; jmp $"),
+        (LapicTimer, "current_count", READ_TIMER),
+    ],
+    ids=["port", "cpuid", "apic"],
+)
 def test_exception_of_ours_ends_that_guest_with_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, code: str
 ) -> None:
-    def fail(_device: ExitPort, _offset: int, _size: int, _value: int) -> bool:
+    answer = getattr(owner, method)
+
+    def fail(*arguments: object) -> object:
+        if owner is Processor and UNKNOWN_LEAF not in arguments:
+            return answer(*arguments)
         raise ZeroDivisionError("as the test wants it")
 
-    monkeypatch.setattr(ExitPort, "write_port", fail)
+    monkeypatch.setattr(owner, method, fail)
     path = tmp_path / "guest.bin"
-    path.write_bytes(make_image(bytes.fromhex(LEAVE), 32))
+    path.write_bytes(make_image(assemble(code), 32))
     outcome = boot(MachineSpec(bios=path, memory=16 << 20), timeout=20)
     assert outcome.ending is Ending.INTERNAL_ERROR
     assert outcome.exit_code == 6

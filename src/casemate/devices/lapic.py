@@ -129,13 +129,15 @@ class Lapic:
         self.on_eoi: Callable[[int], None] = lambda vector: None
         self.on_timer: Callable[[int], None] = lambda time: None
         """Told when the timer expires next."""
+        self.on_error: Callable[[BaseException], None] | None = None
+        """Told what a call from the library raised; ctypes alone would print it, and the guest would go on."""
         self.tsc: TimeStampCounter | None = None
         """Of the CPU, for the timer's deadline mode."""
         self.record = LapicRecord(
             features=features,
-            read_timer=_ReadTimer(self._current_count),
-            write_timer=_WriteTimer(self._write_timer),
-            on_eoi=_OnEoi(self._end_of_interrupt),
+            read_timer=_ReadTimer(self._guarded(self._current_count)),
+            write_timer=_WriteTimer(self._guarded(self._write_timer)),
+            on_eoi=_OnEoi(self._guarded(self._end_of_interrupt)),
         )
         self.address = ctypes.addressof(self.record)
         """Of the record, for the modelled CPU."""
@@ -259,6 +261,18 @@ class Lapic:
         """Whether its page is there, and where it is after a reset."""
         mode = msr.APIC_BASE_ENABLE | msr.APIC_BASE_X2APIC
         return self.base & (mode | -LAPIC_SIZE) == msr.APIC_BASE_ENABLE | LAPIC_BASE
+
+    def _guarded(self, function: Callable[..., int | None]) -> Callable[..., int]:
+        def call(*arguments: int) -> int:
+            try:
+                return function(*arguments) or 0
+            except BaseException as error:
+                if self.on_error is None:
+                    raise
+                self.on_error(error)
+                return 0
+
+        return call
 
     def _end_of_interrupt(self, vector: int) -> None:
         self.on_eoi(vector)

@@ -57,6 +57,8 @@ class LocalApic(Protocol):
     """Of its record in memory."""
     tsc: TimeStampCounter | None
     """For the timer's deadline mode."""
+    on_error: Callable[[BaseException], None] | None
+    """Told what a device raised that the local APIC called for an access of the guest."""
 
     def keep_base_at(self, address: int) -> None:
         """IA32_APIC_BASE is there from now on."""

@@ -103,7 +103,7 @@ class ModelVcpu:
     def _share(self, lapic: LocalApic) -> None:
         engine = self._engine
         lapic.keep_base_at(engine.msrs.address_of(msr.APIC_BASE))
-        lapic.tsc = engine.hooks
+        lapic.tsc, lapic.on_error = engine.hooks, engine.hooks.fail
         engine.hooks.use_lapic(lapic.address)
 
     def run(self) -> VmExit:
