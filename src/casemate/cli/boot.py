@@ -20,9 +20,13 @@ from casemate.cli.boot_report import report_document, validate_reports
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
+from casemate.cli.confidential_options import dry_run_text, launch_options, write_attestation
 from casemate.cli.confinement import Confinement
+from casemate.cli.power_cuts import cutter, judge_cuts, validate_cut
 from casemate.cli.qemu_options import apply_qemu_options
+from casemate.cli.qmp_socket import make_monitor
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
+from casemate.cli.session import model_platform_folder
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.dry_run_tdx import dry_run_tdx
@@ -83,18 +87,20 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
     validate_host(args.host)
     validate_reports(args.report)
     validate_launch_words(args)
-    monitor = _monitor(args) if args.qmp or args.paused else None
-    options = None if args.guest == "plain" else _launch_options(args, monitor)
+    monitor = make_monitor(args) if args.qmp or args.paused else None
+    options = (
+        None
+        if args.guest == "plain"
+        else launch_options(args, monitor.attest if monitor and monitor.paused else None)
+    )
     spec = make_spec(args)
     if args.cpu is not None:
-        from casemate.cli.cpu_option import cpu_warnings
+        from casemate.cli.cpu_option import cpu_warnings  # knows the modelled processor
 
         for warning in cpu_warnings(args.cpu, args.vcpu_type):
             print(f"casemate: warning: {warning}", file=sys.stderr)
     cut: CutRequest | None = args.cut_power_at
     if cut is not None:
-        from casemate.cli.power_cuts import judge_cuts, validate_cut
-
         validate_cut(spec)
         if cut.number is None:
             return judge_cuts(spec, cut, args.until, args.json)
@@ -129,23 +135,10 @@ def _tell(
         confinement.write_reports(report_document(outcome, args.command_line))
 
 
-def _monitor(args: argparse.Namespace) -> Monitor:
-    from casemate.cli.qmp_socket import make_monitor
-
-    return make_monitor(args)
-
-
-def _launch_options(args: argparse.Namespace, monitor: Monitor | None) -> LaunchOptions:
-    from casemate.cli.confidential_options import launch_options
-
-    return launch_options(args, monitor.attest if monitor and monitor.paused else None)
-
-
 def _platform_folder(args: argparse.Namespace) -> Path | None:
     # Where the platform's keys are that the owner's session was made for.
     if args.session_file is None:
         return None
-    from casemate.cli.session import model_platform_folder
 
     return model_platform_folder()
 
@@ -202,8 +195,6 @@ def _boot(
             if monitor is not None:
                 monitor.launched(record)
             if args.attestation is not None and record.attestation is not None:
-                from casemate.cli.confidential_options import write_attestation
-
                 write_attestation(
                     args.attestation, record.attestation.report, record.attestation.certificates
                 )
@@ -243,8 +234,6 @@ def _start(machine: Machine, started: list[Machine], cut: CutRequest | None, mon
     if monitor is not None:
         monitor.start()
     if cut is not None:
-        from casemate.cli.power_cuts import cutter
-
         cutter(cut)(machine)
 
 
@@ -252,8 +241,6 @@ def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
     if args.json:
         print(json.dumps(plan, indent=2))
     else:
-        from casemate.cli.confidential_options import dry_run_text
-
         print(dry_run_text(plan))
 
 

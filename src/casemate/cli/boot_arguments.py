@@ -16,10 +16,10 @@ from casemate.cli.confidential_arguments import (
 )
 from casemate.cli.options import integer, seconds
 from casemate.cli.parser import MORE, BriefHelpFormatter, HelpAll
+from casemate.cli.power_cuts import cut_request
 
 if TYPE_CHECKING:
     from casemate.abi.x86.cpu_models import CpuChoice
-    from casemate.cli.power_cuts import CutRequest
 
 DEFAULT_WATCHDOG = 60.0
 """Seconds of processor time that a guest of which something is expected may spend without a device."""
@@ -53,14 +53,8 @@ def _fw_cfg_file(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _cut_request(text: str) -> CutRequest:
-    from casemate.cli.power_cuts import cut_request
-
-    return cut_request(text)
-
-
 def _cpu_choice(text: str) -> CpuChoice:
-    from casemate.cli.cpu_option import cpu_choice
+    from casemate.cli.cpu_option import cpu_choice  # knows the modelled processor, which KVM does not need
 
     return cpu_choice(text)
 
@@ -196,7 +190,7 @@ def _add_console(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--cut-power-at",
         metavar="N",
-        type=_cut_request,
+        type=cut_request,
         help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
     )
     more.add_argument("qemu", nargs="*", metavar="-- QEMU OPTION", help="the guest in QEMU's spelling")

@@ -12,6 +12,7 @@ from pathlib import Path
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.x86.cpu_models import CpuChoice, find_model
 from casemate.advise.store_check import check_store, rewrite_store
+from casemate.cli.state_folder import state_folder
 from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.devices.flash.file import copy_template, locked_image
 from casemate.devices.flash.sync import Sync
@@ -127,8 +128,6 @@ def _unfit(guest: str) -> Callable[[Path], str | None]:
 
 
 def _kept_variables(args: argparse.Namespace, code: Path) -> Path:
-    from casemate.cli.state_folder import state_folder
-
     name: str = args.name
     if not args.name or "/" in args.name or args.name.startswith("."):
         raise SpecError(

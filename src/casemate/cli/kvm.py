@@ -27,6 +27,7 @@ from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.errors import SpecError, UnsupportedError
 from casemate.userkvm.faults import parse_fault
 from casemate.userkvm.options import OPTIONS, Options
+from casemate.userkvm.report import to_html, to_text
 
 EPILOG = """\
 examples:
@@ -335,8 +336,6 @@ def _path_of_python() -> str:
 
 def _report(args: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
     if args.report is not None:
-        from casemate.userkvm.report import to_html
-
         try:
             args.report.write_text(to_html(summaries), "utf-8")
         except OSError as error:
@@ -349,7 +348,5 @@ def _report(args: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
 
 
 def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
-    from casemate.userkvm.report import to_text
-
     text = json.dumps(summary, indent=2) if args.json else to_text(summary)
     print(text, file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casemate.cli.serial_line import SerialLine
+from casemate.cli.terminal import is_interactive
 from casemate.errors import HostError, SpecError
 from casemate.machine.machine import Machine
 
@@ -30,7 +32,6 @@ def is_stdio(args: argparse.Namespace) -> bool:
 
 def somebody_types(args: argparse.Namespace) -> bool:
     """Whether a person is at the terminal and nothing else decides when the run ends."""
-    from casemate.cli.terminal import is_interactive
 
     return is_interactive() and not args.until and not args.type
 
@@ -40,8 +41,6 @@ def serial_line(args: argparse.Namespace, stack: ExitStack, started: list[Machin
     kind, _, path = (args.serial or "").partition(":")
     if kind not in ("pty", "unix"):
         return None
-
-    from casemate.cli.serial_line import SerialLine
 
     line = SerialLine(lambda: started[0].console)
     if kind == "pty":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from casemate.cli.options import integer
 from casemate.cli.state_folder import state_folder
 from casemate.errors import InsecureError
 from casemate.files import write_file, write_secret
+from casemate.host.kvm.sev_device import SevDevice
 
 if TYPE_CHECKING:
     from casemate.host.secure_processor import PlatformCertificates, TransportKeys
@@ -88,10 +91,6 @@ def _model_certificates() -> PlatformCertificates:
 
 
 def _device_certificates() -> tuple[PlatformCertificates, bytes]:
-    from contextlib import closing
-
-    from casemate.host.kvm.sev_device import SevDevice
-
     with closing(SevDevice()) as device:
         return device.certificates(), device.chip_id()
 
@@ -100,8 +99,6 @@ def _check(args: argparse.Namespace, chain: PlatformChain) -> int:
     checks = chain.checks()
     holds = all(check.holds for check in checks)
     if args.json:
-        import json
-
         rows = [check._asdict() for check in checks]
         print(json.dumps({"holds": holds, "root": chain.root, "checks": rows}, indent=2))
     else:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from casemate.abi.kernel_eras import NEWEST, find_era
 from casemate.errors import SpecError, UnsupportedError
 from casemate.guests.probe import probe_image
 from casemate.host.clock import GuestClock
@@ -30,8 +31,6 @@ def validate_host(word: str) -> None:
     """Refuse words that name no host. Raises SpecError."""
     kind, separator, era = word.partition(":")
     if kind == "model" and separator:
-        from casemate.abi.kernel_eras import find_era
-
         find_era(era)
     elif word not in ("auto", "kvm", "model"):
         raise SpecError(f"--host {word!r} is not known", "use auto, kvm, model, or model:ERA")
@@ -75,7 +74,6 @@ def _automatic(spec: MachineSpec) -> HostChoice:
 def _model(
     spec: MachineSpec, era: str = "", platform: Path | None = None
 ) -> Callable[[GuestClock], Hypervisor]:
-    from casemate.abi.kernel_eras import NEWEST
     from casemate.host.model.hypervisor import ModelHypervisor
 
     keys = None

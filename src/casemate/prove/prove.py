@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from casemate.abi.kernel_eras import ERAS, find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.errors import CasemateError
 from casemate.host.clock import GuestClock
@@ -120,8 +121,6 @@ def _prove_sealed(make: MakeHost, setup: SevSetup, protection: WriteProtection) 
 
 
 def _modelled(era: str | None, behaviour: Callable[[str], object]) -> Iterator[tuple[str, MakeHost]]:
-    from casemate.abi.kernel_eras import ERAS, find_era
-
     groups: dict[object, list[str]] = {}
     for name in ERAS if era is None else (find_era(era).name,):
         groups.setdefault(behaviour(name), []).append(name)
@@ -137,15 +136,11 @@ def _make_model(era: str) -> Hypervisor:
 
 
 def _plain_behaviour(name: str) -> object:
-    from casemate.abi.kernel_eras import find_era
-
     era = find_era(name)
     return era.open_readonly_memory, era.open_write_to_readonly_slot, era.write_to_readonly_mapping
 
 
 def _sealed_behaviour(name: str) -> object:
-    from casemate.abi.kernel_eras import find_era
-
     era = find_era(name)
     has_type = VmType.SEV_ES in era.vm_types
     takes_slots = era.takes_readonly_slot(VmType.SEV_ES if has_type else VmType.DEFAULT)
