@@ -38,7 +38,7 @@ def test_help_lists_models_features_and_what_is_left_out(capsys: pytest.CaptureF
         ("EPYC-Milann", "no CPU model 'EPYC-Milann'; did you mean EPYC-Milan?"),
         ("max,+smapp", "no CPU feature 'smapp'; did you mean smap?"),
         ("EPYC,+avx", "CPU feature avx cannot be had: the engine has no registers of 256 bits"),
-        ("max,+x2apic", "CPU feature x2apic cannot be had: the modelled local APIC has it not"),
+        ("max,+tsc-deadline", "CPU feature tsc-deadline cannot be had: the modelled local APIC has it not"),
         ("EPYC,enforce", "CPU model EPYC has what cannot be had"),
         ("host", "the modelled processor is not this computer's; use max"),
         ("max,phys-bits=60", "phys-bits=60; give 40 to 52"),

@@ -69,6 +69,12 @@ NEWER = {
     "KVM_CAP_X86_GUEST_MODE": "6.13",
 }
 """Names that older headers lack, and the release that brought them."""
+NEWER_STRUCTS = {
+    "kvm_run.memory_fault": "KVM_EXIT_MEMORY_FAULT",
+    "kvm_pre_fault_memory": "KVM_PRE_FAULT_MEMORY",
+    "kvm_run.hypercall": "KVM_EXIT_MEMORY_FAULT",  # its flags had another name in Linux 6.1
+}
+"""Structs that older headers lack or have without a field, and a name that came with them or later."""
 
 
 def macros() -> dict[str, int]:
@@ -122,7 +128,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         f'#ifdef {name}\nprintf("{name} %llu\\n", (unsigned long long){name});\n#endif' for name in macros()
     ]
     for name, kind in declared():
-        lines += ["#ifdef KVM_EXIT_MEMORY_FAULT"] if kind is structs.RunMemoryFault else ["#if 1"]
+        lines += [f"#ifdef {NEWER_STRUCTS[name]}" if name in NEWER_STRUCTS else "#if 1"]
         lines += [*struct_probe(name, kind), "#endif"]
     source = "#include <stddef.h>\n#include <stdio.h>\n#include <linux/kvm.h>\nint main(void) {\n"
     folder = tmp_path_factory.mktemp("headers")

@@ -12,6 +12,12 @@ from casemate.cli.parser import load_command, parse
 from casemate.errors import CasemateError, printable
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_NO_THREAD = "can't start new thread"
+"""What Python's RuntimeError says."""
+_REMEDIES = (
+    "raise the limits of processes and memory (ulimit -u, -v)",
+    "install casemate anew, with its dependencies",
+)
 _HOST_CANNOT, _INTERNAL, _INTERRUPTED, _NOBODY_READS = 5, 6, 130, 141
 """Exit codes; the last one is what a shell shows for SIGPIPE."""
 
@@ -38,6 +44,9 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
             return _output_failed(error)
+        if isinstance(error, ImportError) or str(error) == _NO_THREAD:
+            print(f"casemate: error: {error}; {_REMEDIES[isinstance(error, ImportError)]}", file=sys.stderr)
+            return _HOST_CANNOT
         print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return _INTERNAL
 

@@ -7,12 +7,13 @@ import multiprocessing
 import signal
 import stat
 from contextlib import suppress
+from errno import EPIPE
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from casemate.cli.boot_report import write_document
-from casemate.errors import HostError, InternalError
+from casemate.errors import HostError
 
 _MAX_REQUEST = 256 << 20
 
@@ -28,9 +29,7 @@ class Broker:
         # Forked, so that it has what it needs without loading it; there are no other threads yet.
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._pipe, reports, sockets), daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, self._pipe, reports, sockets))
         self._process.start()
         theirs.close()
 
@@ -44,15 +43,19 @@ class Broker:
 
     def close(self) -> None:
         """Nothing is left to do."""
-        self._pipe.close()
+        with suppress(OSError):
+            self._pipe.close()
         self._process.join()
 
     def _ask(self, request: dict[str, Any]) -> None:
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
             answer = json.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError):
-            raise InternalError("the process that writes reports has ended; use --no-sandbox") from None
+        except (EOFError, OSError) as error:
+            number = getattr(error, "errno", None) or EPIPE
+            raise HostError(
+                "write", number, "asking the process that writes reports", "use --no-sandbox"
+            ) from None
         if answer:
             raise HostError("write", answer["errno"], answer["doing"], answer["remedy"])
 
