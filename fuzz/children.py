@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from ast import literal_eval
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def end_inputs() -> None:
 
 def _fault(line: str) -> Fault:
     number, how = line.rstrip("\n").split("\t", 1)
-    return Fault(int(number), how)
+    return Fault(int(number), literal_eval(how))
 
 
 def _ending(status: int) -> str:

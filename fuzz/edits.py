@@ -15,6 +15,13 @@ EDITS = st.lists(NUMBERS, min_size=1, max_size=6)
 """Numbers for ``damaged``."""
 
 
+JSON_WORDS = (
+    *(b"null", b"-1", b"1e400", b"99999999999999999999", b'""', b"[" * 3000, b"{}", b'"zz"', b"NaN", b"true", b"\xff"),
+    *(b'"\\ud800"', b"\\u0000", b'"0x0"', b'"0x10000000000000"', b'"snp"', b'"tdx"', b'"\\u001b[31m"'),
+)
+"""For ``damaged`` documents."""
+
+
 def damaged(
     data: bytes, edits: Sequence[int], words: Sequence[bytes] = (), places: Sequence[tuple[int, int]] = ()
 ) -> bytes:

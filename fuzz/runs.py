@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,18 @@ from fuzz.target import LONGEST_INPUT, TALLY, Target
 CPU_SECONDS_OF_A_CHILD = 30
 MOST_FINDINGS = 20
 """A run ends at so many."""
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder in memory, if there is one, that is gone afterwards; ``tempfile`` uses it, here and in children."""
+    memory, before = Path("/dev/shm"), tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if memory.is_dir() else None) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +81,15 @@ def by_seed(target: Target, seed: int, seconds: float, folder: Path, progress: C
     start, _, first_inputs, first_units = time.monotonic(), *TALLY.read()
     ends, number = start + seconds, 0
     faults: dict[str, Fault] = {}
-    while time.monotonic() < ends and len(faults) < MOST_FINDINGS:
-        TALLY.add(number=number)
-        for fault in children.run_in_child(
-            partial(_inputs, target, seed, number, ends), lambda: TALLY.read()[0], target.memory
-        ):
-            faults.setdefault(_place(fault.how), fault)
-        number = TALLY.read()[0] + 1
-        progress()
+    with scratch():
+        while time.monotonic() < ends and len(faults) < MOST_FINDINGS:
+            TALLY.add(number=number)
+            for fault in children.run_in_child(
+                partial(_inputs, target, seed, number, ends), lambda: TALLY.read()[0], target.memory
+            ):
+                faults.setdefault(_place(fault.how), fault)
+            number = TALLY.read()[0] + 1
+            progress()
     findings = [
         _keep(folder / f"{target.name}-{seed}-{fault.number}.bin", input_of(seed, fault.number), fault.how)
         for fault in faults.values()
@@ -115,15 +129,16 @@ def one_input(target: Target, file: Path) -> list[Fault]:
         if fault := _try(target.on_bytes, 0, data):
             yield fault
 
-    return children.run_in_child(run, lambda: 0, target.memory)
+    with scratch():
+        return children.run_in_child(run, lambda: 0, target.memory)
 
 
 def guided(target: Target, seed: int, seconds: float, folder: Path) -> Run:
     """Inputs that atheris changes by what code they reach; it ends at the first finding. Raises ValueError without it."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        corpus, tally = Path(scratch, "corpus"), Path(scratch, "tally")
+    with scratch() as place:
+        corpus, tally = place / "corpus", place / "tally"
         corpus.mkdir()
         tally.write_bytes(bytes(24))
         for number in range(32):
@@ -131,7 +146,7 @@ def guided(target: Target, seed: int, seconds: float, folder: Path) -> Run:
         command = [sys.executable, "-m", "fuzz.guided", target.name, tally, f"{folder}{os.sep}"]
         command += [f"-seed={seed & 0xFFFFFFFF or 1}", f"-max_total_time={max(1, round(seconds))}", corpus]
         before = set(folder.iterdir())
-        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=os.environ | {"TMPDIR": str(place)})
         new = sorted(set(folder.iterdir()) - before)
         inputs, units = (int.from_bytes(tally.read_bytes()[at : at + 8], "little") for at in (8, 16))
     if ran.returncode and not new:

@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 _TESTS = Path(__file__).parents[2] / "tests"
-sys.path += [str(_TESTS), str(_TESTS / "host"), str(_TESTS / "advise")]
+sys.path += [str(_TESTS), *(str(_TESTS / name) for name in ("host", "advise", "linux"))]

@@ -18,8 +18,7 @@ _EDGES = (0, 0x100, 0xFF8, 0xFFC, SIZE - 1, SIZE)
 
 @functools.cache
 def _units() -> tuple[Unit, Unit]:
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-flash-", dir=memory if memory.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="flash-"))
     contents = bytes(range(256)) * (SIZE // 256)
     units = Unit(folder / "vars.fd", contents, False), Unit(folder / "code.fd", contents, True)
     for unit in units:
