@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   ./dev fuzz images --engine atheris --seconds 600   guided by coverage (pip install -e '.[fuzz]')
   ./dev fuzz flash --input fuzz-findings/flash-1-20.bin   a finding once more
 
-exit codes: 0 nothing found, 1 a finding (its file is named), 2 usage, 5 the engine is not installed
+exit codes: 0 nothing found, 1 a finding (its file is named), 2 usage, 5 something is not installed
 """
 
 
@@ -53,11 +53,15 @@ def main() -> int:
         return 5
     if not args.names:
         return _list(as_json=args.json)
+    chosen = [target.load(name) for name in args.names]
+    if lacking := [f"{each.name}: {each.missing()}" for each in chosen if each.missing()]:
+        print(f"fuzz: error: {'; '.join(lacking)}", file=sys.stderr)
+        return 5
     if args.input:
-        return _again(parser, target.load(args.names[0]), args.input)
+        return _again(parser, chosen[0], args.input)
     done = []
-    for name in args.names:
-        done.append(_run(target.load(name), args))
+    for each in chosen:
+        done.append(_run(each, args))
         if not args.json:
             _print(done[-1])
     if args.json:

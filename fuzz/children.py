@@ -13,6 +13,8 @@ CPU_SECONDS = 60
 """What a child may use."""
 INPUT_SECONDS = 10
 """Of the processor, for one input."""
+WAITING_SECONDS = 150
+"""Of the clock, for one input."""
 
 
 class Fault(NamedTuple):
@@ -47,13 +49,15 @@ def run_in_child(run: Callable[[], Iterable[Fault]], at: Callable[[], int], memo
 
 
 def begin_input() -> None:
-    """The child ends unless it calls this again, or ``end_inputs``, before ``INPUT_SECONDS`` of CPU have passed."""
+    """The child ends unless this, or ``end_inputs``, comes in time: ``INPUT_SECONDS`` of CPU."""
     signal.setitimer(signal.ITIMER_PROF, INPUT_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
 
 
 def end_inputs() -> None:
     """No input is being tried."""
     signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _fault(line: str) -> Fault:
@@ -67,4 +71,6 @@ def _ending(status: int) -> str:
     ended_by = os.WTERMSIG(status)
     if ended_by in (signal.SIGPROF, signal.SIGXCPU):
         return f"it took more than {INPUT_SECONDS} seconds of CPU"
+    if ended_by == signal.SIGALRM:
+        return f"it waited for more than {WAITING_SECONDS} seconds"
     return f"the process ended by {signal.Signals(ended_by).name}"

@@ -47,6 +47,8 @@ class Target:
     unit: str = "inputs"
     memory: int = 2 << 30
     """Bytes of address space that a process may have for it."""
+    missing: Callable[[], str] = lambda: ""
+    """Why it cannot run here; empty if it can."""
 
     @property
     def on_bytes(self) -> Callable[[bytes], bytes | None]:

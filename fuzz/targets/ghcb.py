@@ -35,6 +35,7 @@ from casemate.host.model.snp.requests import SnpRequests
 from casemate.host.model.snp.rmp import Rmp
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
+from fuzz.packed import Packed
 from fuzz.target import Target, count, quick
 
 RAM_SIZE = 0x400000
@@ -43,25 +44,19 @@ SHARED = (GHCB_AT, SCRATCH_AT, MESSAGE_AT, ANSWER_AT)
 ASID = 1
 _WORD = (1 << 64) - 1
 _NEW_KEY = bytes(32)
+_CODES, _KINDS = tuple(map(int, ExitCode)), tuple(map(int, MsrRequest))
 _FIELDS = (ghcb.RAX, ghcb.RBX, ghcb.RCX, ghcb.RDX, ghcb.SW_SCRATCH, ghcb.CPL)
 
-addresses = st.one_of(
-    st.sampled_from((*SHARED, GHCB_AT + ghcb.SHARED_BUFFER, SCRATCH_AT + 0xFF8, 0, RAM_SIZE - 1, RAM_SIZE, _WORD)),
-    st.integers(0, RAM_SIZE + PAGE_SIZE),
-    st.integers(0, _WORD),
-)
-numbers = st.one_of(
-    st.integers(0, 16),
-    addresses,
-    st.sampled_from((msr.MTRR_CAP, msr.PAT, msr.EFER, ghcb.MSR_GHCB, ghcb.MSR_SEV_STATUS, 0x8000001F, 0xD)),
-    st.integers(0, 0xFFFFFFFF),
-)
-ports = st.builds(
-    lambda port, size, flags: port << 16 | size << 4 | flags,
-    st.integers(0, 0xFFFF),
-    st.integers(0, 7),
-    st.integers(0, 15),
-)
+_ADDRESSES = (*SHARED, GHCB_AT + ghcb.SHARED_BUFFER, SCRATCH_AT + 0xFF8, 0, RAM_SIZE - 1, RAM_SIZE, _WORD)
+_NUMBERS = (*range(17), msr.MTRR_CAP, msr.PAT, msr.EFER, ghcb.MSR_GHCB, ghcb.MSR_SEV_STATUS, 0x8000001F, 0xD)
+
+
+def _address(choose: Packed) -> int:
+    return choose.of((*_ADDRESSES, *_ADDRESSES, choose.bits(23), choose.bits(64)))
+
+
+def _number(choose: Packed) -> int:
+    return choose.of((*_NUMBERS, choose.bits(32), choose.bits(64), _address(choose)))
 
 
 class Request(NamedTuple):
@@ -77,29 +72,27 @@ class Request(NamedTuple):
     """Number, type, VMPL of the channel and of the report, of a sealed message."""
 
 
-requests = st.builds(
-    Request,
-    st.one_of(st.sampled_from(list(ExitCode)).map(int), st.integers(0, _WORD)),
-    st.one_of(ports, numbers),
-    numbers,
-    st.tuples(*[numbers] * 4, addresses, st.integers(0, 3)),
-    st.one_of(st.just(0), st.integers(0, 0xFFFF)),
-    st.one_of(st.just(b""), st.binary(max_size=32)),
-    st.tuples(st.integers(0, 8), st.sampled_from((5, 5, 5, 1, 255)), st.integers(0, 5), st.integers(0, 5)),
-)
-by_msr = st.one_of(
-    st.builds(
-        lambda kind, value: (value << 12 | kind) & _WORD,
-        st.sampled_from(list(MsrRequest)).map(int),
-        st.one_of(st.integers(0, (1 << 52) - 1), st.integers(0, RAM_SIZE >> 12)),
-    ),
-    st.builds(
-        lambda page, operation: operation << 52 | page << 12 | MsrRequest.PAGE_STATE_REQUEST,
-        st.integers(0, RAM_SIZE // PAGE_SIZE),
-        st.integers(0, 15),
-    ),
-    addresses,
-)
+def _request(choose: Packed) -> Request:
+    code = choose.of((*_CODES, *_CODES, choose.bits(64)))
+    port = choose.bits(16) << 16 | choose.below(8) << 4 | choose.below(16)
+    info1, info2 = choose.of((port, _number(choose), _address(choose))), choose.of((_number(choose), _address(choose)))
+    missing = choose.of((0, 0, 0, choose.bits(16)))
+    fields = (*(_number(choose) for _ in range(4)), _address(choose), choose.below(4))
+    message = choose.below(4), choose.of((5, 5, 5, 1, 255)), choose.below(6), choose.below(6)
+    scratch = choose.bits(12).to_bytes(2, "little") + choose.below(300).to_bytes(2, "little") + bytes(4)
+    scratch += b"".join(_state_entry(choose) for _ in range(3))
+    return Request(code, info1, info2, fields, missing, scratch, message)
+
+
+def _state_entry(choose: Packed) -> bytes:
+    page, operation, large = choose.below(RAM_SIZE // PAGE_SIZE + 8), choose.below(4), choose.below(8) == 0
+    return (large << 56 | operation << 52 | page << 12 | choose.of((0, 0, 1, 512, 0xFFF))).to_bytes(8, "little")
+
+
+def _by_msr(choose: Packed) -> int:
+    kind, page = choose.of(_KINDS), choose.below(RAM_SIZE // PAGE_SIZE + 2)
+    value = choose.of((choose.bits(52), page, choose.below(16) << 40 | page))
+    return choose.of(((value << 12 | kind) & _WORD, (value << 12 | kind) & _WORD, _address(choose)))
 
 
 class _Bus:
@@ -178,18 +171,19 @@ def sealed(number: int, kind: int, channel: int, vmpl: int) -> bytes:
     return (header.to_bytes() + text[:-TAG_SIZE]).ljust(PAGE_SIZE, b"\0")
 
 
-@quick(150)
-@given(st.booleans(), st.lists(st.one_of(requests, by_msr), min_size=40, max_size=80))
-def check(is_snp: bool, asked: Sequence[Request | int]) -> None:
+@quick(60)
+@given(st.booleans(), st.lists(st.integers(0, (1 << 768) - 1), min_size=60, max_size=80))
+def check(is_snp: bool, asked: Sequence[int]) -> None:
     """Each is served, or answered as malformed, or ends the guest."""
     host = Host(is_snp=is_snp)
-    for each in asked:
-        if isinstance(each, Request):
-            ended = host.ask(each)
+    for number in asked:
+        choose = Packed(number)
+        if choose.below(3):
+            ended = host.ask(_request(choose))
             info = struct.unpack_from("<Q", host.ram.writable.view, GHCB_AT + ghcb.SW_EXIT_INFO_1)[0]
             assert ended is not None or info in (0, 2) or host.msrs.ghcb != GHCB_AT
         else:
-            host.msrs.ghcb = each
+            host.msrs.ghcb = _by_msr(choose)
             ended = host.server.serve()
         assert ended is None or ended.text
         assert 0 <= host.msrs.ghcb <= _WORD

@@ -50,10 +50,12 @@ def sound(kind: GuestKind, *, is_trace: bool) -> bytes:
 
 
 @quick(300)
-@given(st.sampled_from(sorted(STEPS)), st.booleans(), EDITS)
-def check(kind: GuestKind, is_trace: bool, edits: Sequence[int]) -> None:
+@given(st.sampled_from(sorted(STEPS)), st.sampled_from(sorted(GuestKind)), st.booleans(), EDITS)
+def check(kind: GuestKind, claimed: GuestKind, is_trace: bool, edits: Sequence[int]) -> None:
     """It is refused, or has a digest, a trace and a difference from the sound one."""
     whole = sound(kind, is_trace=is_trace)
+    if edits[0] & 1:
+        whole = whole.replace(f'"kind": "{kind}"'.encode(), f'"kind": "{claimed}"'.encode())
     head = [(0, 700 if not is_trace else len(whole))]
     text = damaged(whole, edits, (*JSON_WORDS, *NAMES), head).decode("utf-8", "replace")
     with refusals():

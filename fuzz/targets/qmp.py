@@ -44,6 +44,7 @@ def _control(_process: int) -> GuestControl:
     machine.assemble()
     control = GuestControl(lambda _name, _data: None, paused=True, timeout=1)
     control.attach(machine, None)
+    control.quit()  # for nobody runs its vCPU, and a client that stops the guest would wait for that
     return control
 
 
