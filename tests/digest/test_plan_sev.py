@@ -147,6 +147,8 @@ def test_plan_survives_json() -> None:
     [
         ('"format": 1', '"format": 2'),
         ('"kind": "sev-es"', '"kind": "vm"'),
+        ('"kind": "sev-es"', '"kind": "sev"'),
+        ('"kind": "sev-es"', '"kind": "tdx"'),
         ('"update-vmsa"', '"update-nothing"'),
         ('"gpa": "0xfffe0000"', '"gpa": "here"'),
         ('"contents": {', '"contents": {"00": "AAAA",'),

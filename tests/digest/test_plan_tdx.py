@@ -121,6 +121,13 @@ def test_plan_with_pages_that_no_guest_has_is_refused_by_its_name(name: str, val
         LaunchPlan.from_json(json.dumps(document), "launch.json")
 
 
+def test_plan_of_more_pages_than_any_guest_measures_is_refused() -> None:
+    document = json.loads(plan_tdx(image()).to_json())
+    document["steps"] = [document["steps"][0] | {"gpa": "0x0", "size": 3 << 30}] * 2
+    with pytest.raises(SpecError, match="more than 4 GiB"):
+        LaunchPlan.from_json(json.dumps(document))
+
+
 def test_plan_survives_json_and_the_trace_ends_in_mrtd() -> None:
     for order, kinds in (
         (AddOrder.INTERLEAVED, ["add-extend", "add", "add", "add"]),

@@ -29,12 +29,13 @@ static void *hammer(void *seed_of_thread) {
 int main(int argc, char **argv) {
     pthread_t threads[2];
     count = argc > 1 ? atoi(argv[1]) : 1000;
+    uintptr_t first = argc > 2 ? strtoul(argv[2], 0, 0) : 1; /* seed of the first thread */
     fds[0] = open("/dev/kvm", O_RDWR);
     fds[1] = ioctl(fds[0], KVM_CREATE_VM, 0);
     fds[2] = ioctl(fds[1], KVM_CREATE_VCPU, 0);
     fds[3] = open("/dev/sev", O_RDWR);
     fds[4] = ioctl(fds[0], KVM_CREATE_VM, 0);
-    for (uintptr_t i = 0; i < 2; i++) pthread_create(&threads[i], 0, hammer, (void *)(i + 1));
+    for (uintptr_t i = 0; i < 2; i++) pthread_create(&threads[i], 0, hammer, (void *)(first + i));
     for (int i = 0; i < 2; i++) pthread_join(threads[i], 0);
     puts("survived");
     return 0;

@@ -41,11 +41,11 @@ def _measured(plan: LaunchPlan, digest: hashlib._Hash) -> Iterator[TdxPages]:
             for offset in range(0, step.size, PAGE_SIZE):
                 digest.update(_add(step.gpa + offset))
         else:
-            data = step.data.ljust(step.size, b"\0")
             adds = step.operation is TdxOperation.ADD_EXTEND
             for offset in range(0, step.size, PAGE_SIZE):
+                page = step.data[offset : offset + PAGE_SIZE]
                 added = _add(step.gpa + offset) if adds else b""
-                digest.update(added + _extend(step.gpa + offset, data[offset : offset + PAGE_SIZE]))
+                digest.update(added + _extend(step.gpa + offset, page.ljust(PAGE_SIZE, b"\0")))
         yield step
 
 

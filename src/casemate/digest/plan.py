@@ -50,6 +50,12 @@ class TdxPages:
 
 
 LaunchStep = UpdateData | UpdateVmsa | SnpPages | TdxPages
+_STEPS_OF: dict[GuestKind, tuple[type[LaunchStep], ...]] = {
+    GuestKind.SEV: (UpdateData,),
+    GuestKind.SEV_ES: (UpdateData, UpdateVmsa),
+    GuestKind.SNP: (SnpPages, UpdateVmsa),
+    GuestKind.TDX: (TdxPages,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,9 @@ class LaunchPlan:
                 raise SpecError(f"{name}: format {document['format']}, not {FORMAT}", "write it anew")
             contents = {key: _content(key, value) for key, value in document["contents"].items()}
             steps = tuple(_step_from_json(step, contents) for step in document["steps"])
-            return cls(GuestKind(document["kind"]), steps)
+            kind = GuestKind(document["kind"])
+            _validate(kind, steps)
+            return cls(kind, steps)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             cause = f"{name}: this is no launch plan ({reason_of(error)})"
             raise SpecError(cause, "give what casemate measure --plan-out wrote") from None
@@ -134,6 +142,14 @@ def _place_from_json(step: dict[str, Any]) -> tuple[str, Gpa, int]:
     if not 0 < size <= FOUR_GIB or not 0 <= gpa <= LARGEST_GPA - size:
         raise ValueError(f"no guest has {size:#x} bytes at {gpa:#x}")
     return str(step["what"]), Gpa(gpa), size
+
+
+def _validate(kind: GuestKind, steps: tuple[LaunchStep, ...]) -> None:
+    for step in steps:
+        if not isinstance(step, _STEPS_OF.get(kind, ())):
+            raise ValueError(f"{step!r} is no step of a {kind} guest")
+    if (size := sum(step.size for step in steps)) > FOUR_GIB:
+        raise ValueError(f"{size:#x} bytes are measured in all, more than 4 GiB")
 
 
 def _content(digest: str, encoded: str) -> bytes:

@@ -1,10 +1,7 @@
-"""Mutated reports and certificates for ``casemate verify``: never a traceback, never believed, never without end.
+"""Damaged reports and certificates for ``casemate verify``: never a traceback, never believed, never without end.
 
-    python -m tools.mutated_reports --count 20000
-
-Each batch runs in a forked child with limits of CPU seconds and address space. A mutation that changes neither the
-report nor a certificate, such as a space in base64, counts as none. The exit code is 1 if anything else than a refusal
-(exit codes 3 and 4) came of one.
+Damage that changes neither the report nor a certificate, such as a space in base64, counts as none; all else must be
+refused (exit codes 3 and 4).
 """
 
 from __future__ import annotations
@@ -15,26 +12,23 @@ import contextlib
 import functools
 import io
 import os
-import random
-import sys
 import tempfile
-import traceback
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 from support.attestation_rig import TURIN, VLEK, Case, der, pem, revocation_list
 
 from casemate.advise.certificate_file import parse_pool
 from casemate.advise.report_file import CERTIFICATE_KINDS, read_report
 from casemate.cli import verify
 from casemate.errors import CasemateError
-from tools.mutation_runs import Fault, main, mutate, run_in_child
+from fuzz.edits import EDITS, damaged
+from fuzz.target import Target, quick
 
-BATCH = 500
 _REFUSED = (3, 4)
 
 
@@ -46,6 +40,7 @@ class Input(NamedTuple):
     words: tuple[str, ...]
 
 
+@functools.cache
 def inputs() -> list[Input]:
     """Sound reports of three kinds of signers, in several forms."""
     found = []
@@ -69,52 +64,38 @@ def inputs() -> list[Input]:
     return found
 
 
-def run_batches(seed: int, count: int) -> Iterator[list[Fault]]:
-    """Faults of each batch; together ``count`` mutations."""
-    sound = inputs()
-    for start in range(0, count, BATCH):
-        numbers = range(start, min(start + BATCH, count))
-        yield run_in_child(numbers, functools.partial(_run, sound, seed))
+@functools.cache
+def _folder(process: int) -> str:
+    """One for each process, with the sound files; the children of a run must not share one."""
+    folder = tempfile.mkdtemp(prefix=f"reports-{process}-")
+    for number, given_ in enumerate(inputs()):
+        os.mkdir(f"{folder}/{number}")
+        for name, data in given_.files.items():
+            Path(folder, str(number), name).write_bytes(data)
+    return folder
 
 
-def _run(sound: list[Input], seed: int, numbers: range) -> list[Fault]:
-    faults = []
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        for given in sound:
-            os.mkdir(f"{folder}/{given.name}")
-            for name, data in given.files.items():
-                Path(folder, given.name, name).write_bytes(data)
-        for number in numbers:
-            rng = random.Random(f"{seed}/{number}")
-            given = rng.choice(sound)
-            os.chdir(f"{folder}/{given.name}")
-            target = rng.choice(sorted(given.files))
-            mutated = mutate(rng, given.files[target], list(given.files.values()))
-            Path(target).write_bytes(mutated)
-            how = _judge(given, target, mutated)
-            Path(target).write_bytes(given.files[target])
-            if how:
-                faults.append(Fault(number, f"{given.name}, {target}", f"{how}, of {mutated.hex()}"))
-        os.chdir("/")
-    return faults
-
-
-def _judge(given: Input, target: str, mutated: bytes) -> str:
-    """What is wrong with the answer; empty if nothing."""
+@quick(300)
+@given(st.integers(0, 11), st.integers(0, 3), EDITS)
+def check(which: int, file: int, edits: Sequence[int]) -> None:
+    """It is refused, or says what it said before."""
+    chosen = inputs()[which]
+    names = sorted(chosen.files)
+    target = names[file % len(names)]
+    changed = damaged(chosen.files[target], edits, list(chosen.files.values())[:1])
+    path = Path(_folder(os.getpid()), str(which), target)
+    words = [str(path.parent / word) if word in chosen.files else word for word in chosen.words]
+    path.write_bytes(changed)
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            code = _verify("report", *given.words)
+            code = _verify(str(path.parent / "report"), *words)
             if target == "report":
-                _verify("report", "--show")
-    except BaseException:  # whatever it is, no user may see it
-        return traceback.format_exc(limit=-4)
-    if code in _REFUSED:
-        return ""
-    if code == 0 and _is_the_same(target, given.files[target], mutated):
-        return ""
-    return f"exit code {code}: {out.getvalue()[-300:]}"
+                _verify(str(path), "--show")
+    finally:
+        path.write_bytes(chosen.files[target])
+    is_believed = code == 0 and _is_the_same(target, chosen.files[target], changed)
+    assert code in _REFUSED or is_believed, f"exit code {code}: {out.getvalue()[-300:]}"
 
 
 def _verify(*words: str) -> int:
@@ -154,5 +135,4 @@ def _table(entries: dict[str, bytes]) -> bytes:
     return head + bytes(24) + body
 
 
-if __name__ == "__main__":
-    sys.exit(main(__doc__, run_batches, "not refused"))
+TARGET = Target("reports", "attestation reports, certificates and revocation lists for verify", check)
