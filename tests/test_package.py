@@ -37,6 +37,7 @@ LAYERS = (
     {"advise", "confidential", "prove"},
     {"qmp"},
     {"api"},
+    {"matrix"},
     {"cli"},
 )
 """Packages of ``casemate``, lowest first."""
