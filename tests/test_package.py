@@ -39,6 +39,7 @@ LAYERS = (
     {"api"},
     {"matrix"},
     {"cli"},
+    {"pytest_plugin"},
 )
 """Packages of ``casemate``, lowest first."""
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}
