@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 import casemate
-from casemate.errors import CasemateError, SpecError
+from casemate.errors import CasemateError, SpecError, printable
 
 if TYPE_CHECKING:
     from casemate.advise.variable_file import VariableFile
@@ -255,7 +255,7 @@ def pytest_runtest_makereport(
             outcome = outcome_of()
             if outcome is not None:
                 folder = _keep(item, number, outcome)
-                tail = outcome.serial[-_TAIL:]
+                tail = printable(outcome.serial[-_TAIL:].replace("\r", ""))
                 text = f"{outcome.ending.word}: {outcome.detail}\nreport: {folder}/report.html\n{tail}"
                 report.sections.append((f"casemate guest {number}", text))
     return report

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.booting import TinyGuest
-from support.matrix_runs import RunMatrix
+from support.matrix_runs import RunMatrix, children
 
 pytest.importorskip("distributed", reason="Dask is not installed (pip install 'casemate[matrix]')")
 
@@ -33,15 +31,6 @@ counts = {{ bios = "guest.bin" }}
 outcome = "exit-port"
 """
 COUNTS = "mov ecx, 30000000; l: dec ecx; jnz l; mov al, 7; out 0xf4, al; hlt"
-
-
-def children(pid: int) -> Iterator[int]:
-    """Processes that any thread of a process started, and theirs."""
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it ended
-            for child in map(int, thread.read_text().split()):
-                yield child
-                yield from children(child)
 
 
 def workers(pid: int) -> list[int]:

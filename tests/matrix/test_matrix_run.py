@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.booting import TinyGuest
-from support.matrix_runs import RunMatrix
+from support.matrix_runs import RunMatrix, children
+from support.vmm_programs import Vmm
 
 HANGS = """
 [settings]
@@ -160,3 +162,53 @@ def test_casemates_own_vmm_is_judged_by_the_rules_of_conformance(
     ran = run_matrix(text + 'conformance = "kept"\n', "--only", "era=linux-6.18", "--only", "image=one")
     assert ran.code == 0
     assert ran.cells["linux-6.18 one"]["result"]["kept_rules"]
+
+
+def test_another_vmm_is_run_on_the_modelled_kvm(
+    run_matrix: RunMatrix, run_vmm: Vmm, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run_vmm("lives_and_deaths", "1")  # compiled into the session's folder
+    program = next(tmp_path_factory.getbasetemp().glob("vmm*/lives_and_deaths"))
+    ran = run_matrix(f"""
+        [axes]
+        era = ["linux-6.1", "linux-6.18"]
+        [axes.vmm]
+        other = {{ vmm = ["{program}", "2"] }}
+        [[expect]]
+        outcome = "ended"
+    """)
+    assert ran.code == 0, ran.cells
+    assert {cell["result"]["exit_code"] for cell in ran.cells.values()} == {0}
+    assert run_matrix((Path(ran.document["folder"]).parent / "matrix.toml").read_text()).document["ran"] == 0
+
+
+def test_a_cell_that_is_too_slow_beside_its_baseline_is_named(
+    run_matrix: RunMatrix, two_guests: str, tiny_guest: TinyGuest
+) -> None:
+    tiny_guest("mov ecx, 20000000; l: dec ecx; jnz l; mov al, 2; out 0xf4, al; hlt", name="guest2.bin")
+    text = two_guests + 'slower = { than = { image = "one" }, times = 0.001 }\n'
+    ran = run_matrix(text, "--only", "era=linux-6.1")
+    assert [cell["verdict"] for cell in ran.cells.values()] == ["good", "bad"]
+    assert "times as long as 'linux-6.1 one'" in ran.cells["linux-6.1 two"]["reasons"][0]
+
+
+@pytest.mark.parametrize("victim", ["server", "cell"])
+def test_a_process_that_dies_in_the_middle_loses_no_cell_and_doubles_none(
+    victim: str, tiny_guest: TinyGuest, tmp_path: Path
+) -> None:
+    tiny_guest("mov ecx, 30000000; l: dec ecx; jnz l; mov al, 7; out 0xf4, al; hlt")
+    text = "[settings]\nmachine = 'bare'\nmemory = '4M'\nbios = 'guest.bin'\n[axes]\npolicy = [1, 2, 3, 4, 5, 6]\n"
+    (tmp_path / "m.toml").write_text(text + "[[expect]]\noutcome = 'exit-port'\n")
+    command = [sys.executable, "-m", "casemate", "matrix", "m.toml", "--jobs", "2", "--json"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    lines = tmp_path / "m.matrix" / "results.jsonl"
+    found: list[int] = []
+    while not lines.exists() or not lines.read_text() or not found:
+        assert running.poll() is None
+        servers = [pid for pid in children(running.pid) if list(children(pid))]
+        found = servers if victim == "server" else [cell for pid in servers for cell in children(pid)]
+    os.kill(found[0], signal.SIGKILL)
+    out, _ = running.communicate()
+    assert json.loads(out)["counts"]["good"] == 6
+    keys = [json.loads(line)["key"] for line in lines.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 6

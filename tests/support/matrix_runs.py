@@ -1,7 +1,10 @@
-"""``casemate matrix`` in this process; the fixtures of tests/matrix/conftest.py give it."""
+"""``casemate matrix`` in this process, which the fixtures of tests/matrix/conftest.py give, and what it starts."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 
@@ -23,3 +26,12 @@ class RunMatrix(Protocol):
 
     def __call__(self, text: str, *words: str) -> Ran:
         """Write a matrix and run it, with its results in a folder that stays the same within the test."""
+
+
+def children(pid: int) -> Iterator[int]:
+    """Processes that any thread of a process started, and theirs."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ended
+            for child in map(int, thread.read_text().split()):
+                yield child
+                yield from children(child)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.cli.terminal import coloured, progress
-from casemate.errors import SpecError, UnsupportedError
+from casemate.errors import SpecError, UnsupportedError, printable
 from casemate.files import write_whole
 from casemate.matrix.judge import Judged, Verdict, judge_cells
 from casemate.matrix.plan import Cell, Matrix, load_matrix
@@ -73,8 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what has to be run, and judge; returns the exit code."""
-    matrix = _only(load_matrix(args.file), args.only)
-    keys = keys_of(matrix)
+    whole = load_matrix(args.file)
+    matrix = _only(whole, args.only)
+    keys = keys_of(whole)
     pool = _pool(args)
     earlier = load_records(args.against) if args.against else None
     folder = args.out or Path(f"{args.file.stem}.matrix")
@@ -85,7 +86,11 @@ def run(args: argparse.Namespace) -> int:
         jobs = jobs_to_run(matrix, keys, results.records, args.repeat)
         stopped = _run_all(jobs, pool, results)
         compared = results.records if earlier is None else earlier
-        judged = judge_cells(matrix, keys, results.records, compared)
+        chosen = {cell.name for cell in matrix.cells}
+        # Of the whole matrix: what was not chosen may be the baseline of what was.
+        judged = [
+            each for each in judge_cells(whole, keys, results.records, compared) if each.cell.name in chosen
+        ]
         _write_pages(args, matrix, judged, folder)
         _tell(args, judged, len(jobs), folder)
     if stopped:
@@ -191,9 +196,9 @@ def _tell(args: argparse.Namespace, judged: list[Judged], ran: int, folder: Path
         word = coloured(f"{each.verdict:9}", _COLOURS[each.verdict], sys.stdout)
         print(f"{word} {each.cell.name}: {outcome}")
         for reason in each.reasons:
-            print(f"          {reason}")
+            print(f"          {printable(reason)}")
         for change in each.changes:
-            print(f"          changed: {change}")
+            print(f"          changed: {printable(change)}")
         if each.is_flaky:
             print("          flaky: repetitions ended differently")
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])

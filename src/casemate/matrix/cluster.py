@@ -43,7 +43,7 @@ def cluster_pool(where: str) -> Pool:
                     LocalCluster(
                         n_workers=int(rest),
                         threads_per_worker=1,
-                        dashboard_address=None,
+                        dashboard_address="127.0.0.1:0",
                         silence_logs=logging.CRITICAL,
                     )
                 )
