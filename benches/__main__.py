@@ -27,6 +27,7 @@ BENCHES = [
         "kvm",
         "evidence",
         "sandbox",
+        "matrix",
     )
     if find_spec(f"benches.{name}")
 ]

@@ -37,7 +37,9 @@ LAYERS = (
     {"advise", "confidential", "prove"},
     {"qmp"},
     {"api"},
+    {"matrix"},
     {"cli"},
+    {"pytest_plugin"},
 )
 """Packages of ``casemate``, lowest first."""
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}

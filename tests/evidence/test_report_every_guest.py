@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from support.browser import chromium
 from support.confidential_launches import write_guest, write_variables
 from support.firmware_images import require_kernel
-from test_report_html import Page, chromium
+from test_report_html import Page
 
 from casemate.cli import main
 from casemate.guests.actions import tell

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import chromium
 
 from casemate.cli import main
 from casemate.evidence.report_html import render_html
@@ -188,21 +187,6 @@ def test_report_that_cannot_be_written_is_refused(
         ended = int(str(error.code))
     assert ended == code
     assert says in capsys.readouterr().err
-
-
-def chromium(folder: Path, address: str, *options: str) -> str:
-    """What headless Chromium prints; skips where there is none."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no chromium here (Debian: apt-get install chromium)")
-    quiet = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder}/profile",
-    ]  # fmt: skip
-    result = subprocess.run(
-        [program, *quiet, *options, address], capture_output=True, text=True, timeout=60, check=True
-    )
-    return result.stdout
 
 
 @pytest.mark.parametrize("width", [400, 1280])

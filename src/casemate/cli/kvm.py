@@ -124,7 +124,7 @@ def _prepare(command: list[str], options: Options) -> tuple[Path, dict[str, str]
     """The program and its environment. Raises SpecError and UnsupportedError."""
     program = _program(command[0])
     _refuse_sandbox(command)
-    environment = os.environ | _environment(_shared_python(), options)
+    environment = os.environ | vmm_environment(options)
     text = f"casemate: /dev/kvm is modelled ({options.era}); nothing here is evidence about hardware"
     print(text, file=sys.stderr, flush=True)
     return program, environment
@@ -223,7 +223,9 @@ class _Child:
             self._show_summary(summary)
 
 
-def _environment(python: Path, options: Options) -> dict[str, str]:
+def vmm_environment(options: Options) -> dict[str, str]:
+    """What a program's environment must have for its KVM to be modelled. Raises UnsupportedError."""
+    python = _shared_python()
     engine = importlib.util.find_spec("unicorn")
     if engine is None or engine.origin is None:
         raise UnsupportedError(

@@ -41,6 +41,7 @@ COMMANDS = {
     "vars": "show, change, check and repair variable stores",
     "prove": "prove write protection here, by guests that attack it",
     "kvm": "run another VMM, whose KVM is the modelled host",
+    "matrix": "ask one question of many combinations of firmware, guest and kernel",
     "conform": "say which rules about launch and protection a VMM keeps",
     "caps": "say what this machine's KVM offers each kind of guest",
     "completion": "print shell completion",

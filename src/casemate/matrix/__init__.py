@@ -1,0 +1,1 @@
+"""One question of many combinations of firmware, guest kind and kernel (docs/design/matrix.md)."""

@@ -1,0 +1,135 @@
+"""The cells of a matrix on a cluster of Dask workers (https://distributed.dask.org; docs/design/matrix.md).
+
+Imports ``distributed``, which is an extra (``casemate[matrix]``): only imported once there is a cell to run there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, Future, LocalCluster, as_completed, get_worker
+
+from casemate.errors import SpecError, UnsupportedError
+from casemate.files import read_file
+from casemate.matrix.cell_process import own_cell_process
+from casemate.matrix.identity import code_identity, inputs_of
+from casemate.matrix.run import Answer, Job, Pool
+from casemate.matrix.settings import FILES
+
+_LARGEST_INPUT = 1 << 30
+_FIRST_WORKER_SECONDS = 60
+
+
+def cluster_pool(where: str) -> Pool:
+    """The pool at ``local:N``, ``tls://HOST:PORT`` or ``tcp://HOST:PORT``. Raises SpecError for another word."""
+    kind, _, rest = where.partition(":")
+    if not (kind == "local" and rest.isdecimal() and int(rest)) and kind not in ("tls", "tcp"):
+        raise SpecError(f"--on {where!r} names no cluster", "use local:N, tls://HOST:PORT or tcp://HOST:PORT")
+
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        with contextlib.ExitStack() as stack:
+            address: Any = where
+            if kind == "local":
+                stack.enter_context(dask.config.set({"distributed.worker.daemon": False}))
+                address = stack.enter_context(
+                    LocalCluster(
+                        n_workers=int(rest),
+                        threads_per_worker=1,
+                        dashboard_address="127.0.0.1:0",
+                        silence_logs=logging.CRITICAL,
+                    )
+                )
+            try:
+                client = stack.enter_context(Client(address))
+                client.wait_for_workers(1, _FIRST_WORKER_SECONDS)
+            except (OSError, TimeoutError, ValueError) as error:
+                remedy = "start a scheduler and workers there, or leave --on out"
+                raise UnsupportedError(f"--on {where}: no worker answers: {error}", remedy) from None
+            _refuse_other_versions(client, where)
+            yield from _run(client, jobs)
+
+    return run
+
+
+def _refuse_other_versions(client: Client, where: str) -> None:
+    """Workers that would give other results, or not understand what they are sent, are refused."""
+    remedy = "install the same on every worker: casemate[matrix], Dask and Python"
+    try:
+        client.get_versions(check=True)
+    except ValueError as error:
+        raise UnsupportedError(f"--on {where}: versions differ: {error}", remedy) from None
+    try:
+        found = client.run(code_identity)
+    except Exception as error:
+        raise UnsupportedError(f"--on {where}: a worker has no casemate: {error}", remedy) from None
+    own = code_identity()
+    for worker, other in found.items():
+        names = [name for name in own if own[name] != other.get(name)]
+        if names:
+            raise UnsupportedError(
+                f"--on {where}: the worker {worker} has another {', '.join(names)}", remedy
+            )
+
+
+def _run(client: Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+    inputs: dict[str, Future] = {}
+    futures: dict[str, Job] = {}
+    running = as_completed(with_results=True, raise_errors=False)
+    for job in jobs:
+        hashes = inputs_of(job.settings)
+        for name, digest in hashes.items():
+            if digest not in inputs:
+                path = job.settings.get(name, name) if name in FILES else name
+                # A task and not scattered data: what a worker had that died is made again.
+                data = read_file(path, _LARGEST_INPUT)
+                inputs[digest] = client.submit(bytes, data, key=f"input-{digest}")
+        parts = [inputs[digest] for digest in hashes.values()]
+        key = f"cell-{job.key}-{job.round}"
+        futures[key] = job
+        running.add(client.submit(run_on_worker, job.settings, hashes, parts, key=key, pure=True))
+    for future, answer in running:
+        job = futures.pop(future.key)
+        if future.status != "finished":
+            said = answer[1] if isinstance(answer, tuple) else answer
+            result = {
+                "outcome": "crashed",
+                "detail": f"its workers died: {said}",
+                "exit_code": 6,
+                "seconds": 0.0,
+            }
+            answer = {"result": result, "artefacts": {}}
+        yield job, answer
+        future.release()
+
+
+def run_on_worker(settings: Mapping[str, Any], hashes: Mapping[str, str], parts: Sequence[bytes]) -> Answer:
+    """What a worker does for a cell: lay out its inputs, each once, and ask the cell server of this thread."""
+    folder = Path(get_worker().local_directory, "casemate-inputs")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    here = dict(settings)
+    for (name, digest), data in zip(hashes.items(), parts, strict=True):
+        path = folder / digest
+        if not path.exists():
+            _write_once(path, data)
+        if name in FILES:
+            here[name] = str(path)
+        else:
+            for words in ("command", "vmm"):
+                if words in here:
+                    here[words] = [word.replace(name, str(path)) for word in here[words]]
+    return own_cell_process().run(here)
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    fd, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    os.replace(name, path)

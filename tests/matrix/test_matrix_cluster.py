@@ -1,0 +1,105 @@
+"""``casemate matrix --on``: Dask workers that come, die and are of other versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support.booting import TinyGuest
+from support.matrix_runs import RunMatrix, children
+
+pytest.importorskip("distributed", reason="Dask is not installed (pip install 'casemate[matrix]')")
+
+CELLS = 24
+MATRIX = """
+[settings]
+machine = "bare"
+memory = "4M"
+timeout = 60
+[axes]
+vcpus = [1]
+policy = [{numbers}]
+[axes.image]
+counts = {{ bios = "guest.bin" }}
+[[expect]]
+outcome = "exit-port"
+"""
+COUNTS = "mov ecx, 30000000; l: dec ecx; jnz l; mov al, 7; out 0xf4, al; hlt"
+
+
+def workers(pid: int) -> list[int]:
+    """Those of them that are Dask's workers: they started a cell server."""
+    found = []
+    for child in children(pid):
+        try:
+            servers = [Path(f"/proc/{each}/cmdline").read_bytes() for each in children(child)]
+        except FileNotFoundError:
+            continue
+        own = Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"spawn_main" in own and any(b"cell_server" in server for server in servers):
+            found.append(child)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_is_killed_in_the_middle_loses_no_cell_and_doubles_none(
+    tiny_guest: TinyGuest, tmp_path: Path
+) -> None:
+    tiny_guest(COUNTS)
+    numbers = ", ".join(map(str, range(CELLS)))
+    (tmp_path / "m.toml").write_text(MATRIX.format(numbers=numbers))
+    command = [sys.executable, "-m", "casemate", "matrix", "m.toml", "--on", "local:2", "--json"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    lines = tmp_path / "m.matrix" / "results.jsonl"
+    while not lines.exists() or len(lines.read_text().splitlines()) < 3:
+        assert running.poll() is None, running.communicate()
+        os.sched_yield()
+    victim = workers(running.pid)[0]
+    os.kill(victim, signal.SIGKILL)
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert json.loads(out)["counts"]["good"] == CELLS
+    keys = Counter(json.loads(line)["key"] for line in lines.read_text().splitlines())
+    assert len(keys) == CELLS
+    assert set(keys.values()) == {1}
+
+
+def test_a_cell_that_hangs_on_a_worker_ends_by_its_own_timeout(
+    run_matrix: RunMatrix, tiny_guest: TinyGuest
+) -> None:
+    tiny_guest("jmp $")
+    text = MATRIX.format(numbers="1").replace("timeout = 60", "timeout = 0.3").replace("exit-port", "timeout")
+    ran = run_matrix(text, "--on", "local:1")
+    assert ran.document["counts"]["good"] == 1
+
+
+def test_the_results_are_those_of_processes_here(
+    run_matrix: RunMatrix, two_guests: str, tmp_path: Path
+) -> None:
+    assert run_matrix(two_guests, "--on", "local:2").document["ran"] == 4
+    assert run_matrix(two_guests).document["ran"] == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "says"),
+    [
+        ("local:0", 4, "use local:N"),
+        ("ssh://host", 4, "use local:N"),
+        ("tcp://127.0.0.1:1", 5, "whoever reaches this port runs code on its workers"),
+    ],
+)
+def test_a_cluster_that_is_none_is_refused(
+    where: str, code: int, says: str, run_matrix: RunMatrix, two_guests: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
+    ran = run_matrix(two_guests, "--on", where)
+    assert ran.code == code
+    assert says in ran.err
