@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fuzz import runs, target
-from fuzz.runs import Run
+from fuzz.runs import Limits, Run
 from fuzz.target import NAMES, TALLY, Target
 
 EXAMPLES = """examples:
@@ -34,6 +34,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="TARGET", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--seconds", type=float, default=60, metavar="N", help="for each (%(default)s)")
+    parser.add_argument("--inputs", type=int, metavar="N", help="try so many of each, however long it takes")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the inputs (%(default)s)")
     parser.add_argument(
         "--engine", choices=("hypothesis", "atheris"), default="hypothesis", help="(%(default)s)"
@@ -48,6 +49,8 @@ def main() -> int:
         parser.error(f"no target {unknown[0]!r}; there are {', '.join(NAMES)}")
     if args.input and len(args.names) != 1:
         parser.error("--input is of one target: name it")
+    if args.inputs is not None and args.engine == "atheris":
+        parser.error("--inputs is for the engine hypothesis: give --seconds")
     if args.engine == "atheris" and find_spec("atheris") is None:
         print("fuzz: error: atheris is not installed: pip install -e '.[fuzz]'", file=sys.stderr)
         return 5
@@ -95,11 +98,12 @@ def _run(chosen: Target, args: argparse.Namespace) -> Run:
 
     def progress() -> None:
         if sys.stderr.isatty():
-            _, inputs, units = TALLY.read()
+            _, inputs, _ = TALLY.read()
             passed = time.monotonic() - start
             print(f"\r{chosen.name}: {passed:.0f} s, {inputs} inputs", end="\033[K", file=sys.stderr)
 
-    run = runs.by_seed(chosen, args.seed, args.seconds, args.findings, progress)
+    limits = Limits(seconds=args.seconds) if args.inputs is None else Limits(inputs=args.inputs)
+    run = runs.by_seed(chosen, args.seed, limits, args.findings, progress)
     if sys.stderr.isatty():
         print(end="\r\033[K", file=sys.stderr)
     return run

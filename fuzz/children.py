@@ -25,7 +25,7 @@ class Fault(NamedTuple):
 
 
 def run_in_child(run: Callable[[], Iterable[Fault]], at: Callable[[], int], memory: int) -> list[Fault]:
-    """The faults that ``run`` finds in ``memory`` bytes of address space; the child's own end is one of input ``at()``, if it is not a good one."""
+    """The faults that ``run`` finds in ``memory`` bytes; a bad end of the child is one, of input ``at()``."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -49,7 +49,7 @@ def run_in_child(run: Callable[[], Iterable[Fault]], at: Callable[[], int], memo
 
 
 def begin_input() -> None:
-    """The child ends unless this, or ``end_inputs``, comes in time: ``INPUT_SECONDS`` of CPU."""
+    """The child ends unless this, or ``end_inputs``, comes again in time."""
     signal.setitimer(signal.ITIMER_PROF, INPUT_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from fuzz.packed import NUMBERS, Packed
 
-_EDGES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\xff" * 8)
+_EDGES = (
+    b"\0",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\xff" * 8,
+)
 _SIZES = (1, 2, 3, 8, 16, 64, 1 << 20)
 
 EDITS = st.lists(NUMBERS, min_size=1, max_size=6)
@@ -16,7 +25,19 @@ EDITS = st.lists(NUMBERS, min_size=1, max_size=6)
 
 
 JSON_WORDS = (
-    *(b"null", b"-1", b"1e400", b"99999999999999999999", b'""', b"[" * 3000, b"{}", b'"zz"', b"NaN", b"true", b"\xff"),
+    *(
+        b"null",
+        b"-1",
+        b"1e400",
+        b"99999999999999999999",
+        b'""',
+        b"[" * 3000,
+        b"{}",
+        b'"zz"',
+        b"NaN",
+        b"true",
+        b"\xff",
+    ),
     *(b'"\\ud800"', b"\\u0000", b'"0x0"', b'"0x10000000000000"', b'"snp"', b'"tdx"', b'"\\u001b[31m"'),
 )
 """For ``damaged`` documents."""
@@ -36,7 +57,9 @@ def damaged(
     return bytes(changed)
 
 
-def _change(data: bytearray, choose: Packed, words: Sequence[bytes], places: Sequence[tuple[int, int]]) -> None:
+def _change(
+    data: bytearray, choose: Packed, words: Sequence[bytes], places: Sequence[tuple[int, int]]
+) -> None:
     kind = choose.below(8)
     at = _place(len(data), choose, places)
     match kind:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fuzz import children
 from fuzz.children import Fault
@@ -76,16 +77,27 @@ def input_of(seed: int, number: int) -> bytes:
     return random.Random(f"{seed}/{number}").randbytes(LONGEST_INPUT)
 
 
-def by_seed(target: Target, seed: int, seconds: float, folder: Path, progress: Callable[[], None]) -> Run:
+class Limits(NamedTuple):
+    """A run ends at the first of them."""
+
+    seconds: float = inf
+    inputs: float = inf
+
+
+def by_seed(
+    target: Target, seed: int, limits: Limits, folder: Path, progress: Callable[[], None] = lambda: None
+) -> Run:
     """Inputs from a seeded generator, which Hypothesis reads as the choices that it would make by itself."""
     start, _, first_inputs, first_units = time.monotonic(), *TALLY.read()
-    ends, number = start + seconds, 0
+    ends, number = start + limits.seconds, 0
     faults: dict[str, Fault] = {}
     with scratch():
-        while time.monotonic() < ends and len(faults) < MOST_FINDINGS:
+        while time.monotonic() < ends and number < limits.inputs and len(faults) < MOST_FINDINGS:
             TALLY.add(number=number)
             for fault in children.run_in_child(
-                partial(_inputs, target, seed, number, ends), lambda: TALLY.read()[0], target.memory
+                partial(_inputs, target, seed, number, Limits(ends, limits.inputs)),
+                lambda: TALLY.read()[0],
+                target.memory,
             ):
                 faults.setdefault(_place(fault.how), fault)
             number = TALLY.read()[0] + 1
@@ -96,14 +108,12 @@ def by_seed(target: Target, seed: int, seconds: float, folder: Path, progress: C
     ]
     _, inputs, units = TALLY.read()
     took = time.monotonic() - start
-    return Run(
-        target, "hypothesis", seed, inputs - first_inputs, units - first_units, took, findings
-    )
+    return Run(target, "hypothesis", seed, inputs - first_inputs, units - first_units, took, findings)
 
 
-def _inputs(target: Target, seed: int, number: int, ends: float) -> Iterable[Fault]:
-    take = target.on_bytes
-    while time.monotonic() < ends and time.process_time() < CPU_SECONDS_OF_A_CHILD:
+def _inputs(target: Target, seed: int, number: int, until: Limits) -> Iterable[Fault]:
+    take, ends = target.on_bytes, time.process_time() + CPU_SECONDS_OF_A_CHILD
+    while time.monotonic() < until.seconds and number < until.inputs and time.process_time() < ends:
         TALLY.add(number=number)
         if fault := _try(take, number, input_of(seed, number)):
             yield fault
@@ -134,7 +144,7 @@ def one_input(target: Target, file: Path) -> list[Fault]:
 
 
 def guided(target: Target, seed: int, seconds: float, folder: Path) -> Run:
-    """Inputs that atheris changes by what code they reach; it ends at the first finding. Raises ValueError without it."""
+    """Inputs that atheris changes by what code they reach, until its first finding; ValueError if it cannot run."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with scratch() as place:
@@ -143,10 +153,24 @@ def guided(target: Target, seed: int, seconds: float, folder: Path) -> Run:
         tally.write_bytes(bytes(24))
         for number in range(32):
             (corpus / str(number)).write_bytes(input_of(seed, number))
-        command = [sys.executable, "-m", "fuzz.guided", target.name, tally, f"{folder}{os.sep}"]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "fuzz.guided",
+            target.name,
+            tally,
+            f"{folder}{os.sep}",
+        ]
         command += [f"-seed={seed & 0xFFFFFFFF or 1}", f"-max_total_time={max(1, round(seconds))}", corpus]
         before = set(folder.iterdir())
-        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=os.environ | {"TMPDIR": str(place)})
+        ran = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env=os.environ | {"TMPDIR": str(place)},
+        )
         new = sorted(set(folder.iterdir()) - before)
         inputs, units = (int.from_bytes(tally.read_bytes()[at : at + 8], "little") for at in (8, 16))
     if ran.returncode and not new:

@@ -1,4 +1,4 @@
-"""A fuzzing target: a Hypothesis test of one kind of input, which other engines run on bytes (Hypothesis, fuzz_one_input)."""
+"""A fuzzing target: a Hypothesis test of one kind of input, which other engines run on bytes (fuzz_one_input)."""
 
 from __future__ import annotations
 

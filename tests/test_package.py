@@ -18,7 +18,11 @@ SRC = ROOT / "src" / "casemate"
 MODULES = sorted(SRC.rglob("*.py"))
 CODE = [
     *MODULES,
-    *(path for top in ("tests", "benches", "examples", "fuzz", "tools") for path in ROOT.glob(f"{top}/**/*.py")),
+    *(
+        path
+        for top in ("tests", "benches", "examples", "fuzz", "tools")
+        for path in ROOT.glob(f"{top}/**/*.py")
+    ),
 ]
 TEXTS = [
     *CODE,

@@ -17,7 +17,16 @@ from casemate.firmware.descriptors import find_firmware, find_pairs, read_descri
 from fuzz.edits import EDITS, JSON_WORDS, damaged
 from fuzz.target import Target, quick, refusals
 
-NAMES = (b'"flash"', b'"memory"', b'"filename"', b'"uefi"', b'"i386"', b'"../../../etc/passwd"', b'"/\\u0000"', b'"raw"')
+NAMES = (
+    b'"flash"',
+    b'"memory"',
+    b'"filename"',
+    b'"uefi"',
+    b'"i386"',
+    b'"../../../etc/passwd"',
+    b'"/\\u0000"',
+    b'"raw"',
+)
 
 
 @functools.cache
@@ -34,7 +43,9 @@ def sound() -> tuple[bytes, ...]:
     rest = {"description": "fuzzed", "interface-types": ["uefi"], "tags": []}
     targets = [{"architecture": "x86_64", "machines": ["pc-q35-*"]}]
     return tuple(
-        json.dumps({**rest, "mapping": mapping, "targets": targets, "features": ["amd-sev", "acpi-s3"]}).encode()
+        json.dumps(
+            {**rest, "mapping": mapping, "targets": targets, "features": ["amd-sev", "acpi-s3"]}
+        ).encode()
         for mapping in mappings
     )
 
@@ -55,7 +66,9 @@ def _root(process: int) -> Path:
 def check(which: int, edits: Sequence[int]) -> None:
     """It is read or passed over with a reason, and the sound one behind it is found."""
     root = _root(os.getpid())
-    (root / "usr/share/qemu/firmware/50-fuzzed.json").write_bytes(damaged(sound()[which], edits, (*JSON_WORDS, *NAMES)))
+    (root / "usr/share/qemu/firmware/50-fuzzed.json").write_bytes(
+        damaged(sound()[which], edits, (*JSON_WORDS, *NAMES))
+    )
     skipped: list[str] = []
     with refusals():
         list(read_descriptors(root, skipped))

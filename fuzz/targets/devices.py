@@ -6,11 +6,12 @@ import functools
 import struct
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.abi.guest_kind import GuestKind
 from casemate.address import FOUR_GIB, IOAPIC_BASE, LAPIC_BASE, Gpa
 from casemate.guests.entry import make_image
 from casemate.host.clock import GuestClock
@@ -31,13 +32,57 @@ SPARE = 0x8000
 """Guest memory where requests for DMA are written."""
 PORTS = (
     *(0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x40, 0x42, 0x43, 0x61, 0x60, 0x64, 0x70, 0x71, 0x92, 0x80, 0xE9),
-    *(0x3F8, 0x3F9, 0x3FA, 0x3FB, 0x3FC, 0x3FD, 0x3FE, 0x402, 0x510, 0x511, 0x514, 0x518, 0xCF8, 0xCF9, 0xCFC, 0xCFE),
+    *(
+        0x3F8,
+        0x3F9,
+        0x3FA,
+        0x3FB,
+        0x3FC,
+        0x3FD,
+        0x3FE,
+        0x402,
+        0x510,
+        0x511,
+        0x514,
+        0x518,
+        0xCF8,
+        0xCF9,
+        0xCFC,
+        0xCFE,
+    ),
     *(0x600, 0x604, 0x608, 0xB000, 0xB004, 0xB008, 0xAFE0, 0xE0, 0xF4, 0x2000, 0xFFFF),
 )
 PLACES = (
-    *(0, SPARE, 0x9FFFC, 0xA0000, 0xE0000, 0xFFFFC, MIB - 2, LAPIC_BASE, LAPIC_BASE + 0x80, LAPIC_BASE + 0x300),
-    *(LAPIC_BASE + 0x320, LAPIC_BASE + 0x380, LAPIC_BASE + 0x3E0, IOAPIC_BASE, IOAPIC_BASE + 0x10, 0xB0000000),
-    *(0xE0000000, 0xFED00000, FOUR_GIB - 16, FOUR_GIB - 0x10000, FOUR_GIB - 0x20000, FOUR_GIB, 1 << 39, (1 << 52) - 8),
+    *(
+        0,
+        SPARE,
+        0x9FFFC,
+        0xA0000,
+        0xE0000,
+        0xFFFFC,
+        MIB - 2,
+        LAPIC_BASE,
+        LAPIC_BASE + 0x80,
+        LAPIC_BASE + 0x300,
+    ),
+    *(
+        LAPIC_BASE + 0x320,
+        LAPIC_BASE + 0x380,
+        LAPIC_BASE + 0x3E0,
+        IOAPIC_BASE,
+        IOAPIC_BASE + 0x10,
+        0xB0000000,
+    ),
+    *(
+        0xE0000000,
+        0xFED00000,
+        FOUR_GIB - 16,
+        FOUR_GIB - 0x10000,
+        FOUR_GIB - 0x20000,
+        FOUR_GIB,
+        1 << 39,
+        (1 << 52) - 8,
+    ),
 )
 DMA_KEYS = (0x0, 0x1, 0x5, 0x19, 0x20, 0x21, 0x24, 0x28, 0x7FFF, 0xC020)
 WIDTHS = (1, 2, 4, 8)
@@ -51,7 +96,11 @@ class Board:
         self.asked = 0
         recorder = Recorder()
         protection = choose_protection(
-            spec.kind, flash=in_flash, capabilities=vm.capabilities, requested=spec.protection, on_write=spec.on_write
+            spec.kind,
+            flash=in_flash,
+            capabilities=vm.capabilities,
+            requested=spec.protection,
+            on_write=spec.on_write,
         )
         controls = Controls(self._ask, self._ask, self._ask)
         self.platform = Platform(
@@ -112,12 +161,14 @@ class Board:
 
 @functools.cache
 def _spec(name: BoardName, in_flash: bool) -> MachineSpec:
-    files = {"code": "CODE.fd", "variables": "VARS.fd"} if in_flash else {"bios": "BIOS.fd"}
-    return MachineSpec(machine=name, memory=2 * MIB, kind=GuestKind.PLAIN, test_device=name != "bare", **files)  # type: ignore[arg-type]
+    spec = MachineSpec(bios=Path("BIOS.fd"), machine=name, memory=2 * MIB, test_device=name != "bare")
+    return replace(spec, bios=None, code=Path("CODE.fd"), variables=Path("VARS.fd")) if in_flash else spec
 
 
 @quick(200)
-@given(st.sampled_from(("q35", "q35", "pc", "bare")), st.booleans(), st.lists(NUMBERS, min_size=10, max_size=40))
+@given(
+    st.sampled_from(("q35", "q35", "pc", "bare")), st.booleans(), st.lists(NUMBERS, min_size=10, max_size=40)
+)
 def check(name: BoardName, in_flash: bool, sequence: Sequence[int]) -> None:
     """Every access is answered within its width; a reset afterwards works, and so does the board."""
     board = Board(name, in_flash=in_flash)

@@ -16,6 +16,7 @@ from fuzz.target import Target, count, quick
 
 _EDGES = (0, 0x100, 0xFF8, 0xFFC, SIZE - 1, SIZE)
 
+
 @functools.cache
 def _units() -> tuple[Unit, Unit]:
     folder = Path(tempfile.mkdtemp(prefix="flash-"))

@@ -56,7 +56,8 @@ def _address(choose: Packed) -> int:
 
 
 def _number(choose: Packed) -> int:
-    return choose.of((*_NUMBERS, choose.bits(32), choose.bits(64), _address(choose)))
+    numbers: tuple[int, ...] = (*_NUMBERS, choose.bits(32), choose.bits(64), _address(choose))
+    return choose.of(numbers)
 
 
 class Request(NamedTuple):
@@ -75,7 +76,10 @@ class Request(NamedTuple):
 def _request(choose: Packed) -> Request:
     code = choose.of((*_CODES, *_CODES, choose.bits(64)))
     port = choose.bits(16) << 16 | choose.below(8) << 4 | choose.below(16)
-    info1, info2 = choose.of((port, _number(choose), _address(choose))), choose.of((_number(choose), _address(choose)))
+    info1, info2 = (
+        choose.of((port, _number(choose), _address(choose))),
+        choose.of((_number(choose), _address(choose))),
+    )
     missing = choose.of((0, 0, 0, choose.bits(16)))
     fields = (*(_number(choose) for _ in range(4)), _address(choose), choose.below(4))
     message = choose.below(4), choose.of((5, 5, 5, 1, 255)), choose.below(6), choose.below(6)
@@ -86,7 +90,9 @@ def _request(choose: Packed) -> Request:
 
 def _state_entry(choose: Packed) -> bytes:
     page, operation, large = choose.below(RAM_SIZE // PAGE_SIZE + 8), choose.below(4), choose.below(8) == 0
-    return (large << 56 | operation << 52 | page << 12 | choose.of((0, 0, 1, 512, 0xFFF))).to_bytes(8, "little")
+    return (large << 56 | operation << 52 | page << 12 | choose.of((0, 0, 1, 512, 0xFFF))).to_bytes(
+        8, "little"
+    )
 
 
 def _by_msr(choose: Packed) -> int:
@@ -99,18 +105,26 @@ class _Bus:
     """Answers with ones, and takes what KVM may hand on."""
 
     def read_port(self, port: int, size: int) -> int:
-        assert 0 <= port <= 0xFFFF and size in (1, 2, 4)
+        assert _is_port(port, size)
         return _WORD
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        assert 0 <= port <= 0xFFFF and size in (1, 2, 4) and 0 <= value < 1 << 8 * size
+        assert _is_port(port, size)
+        assert 0 <= value < 1 << 8 * size
 
     def read_mmio(self, gpa: int, size: int) -> int:
-        assert gpa >= 0 and size in (1, 2, 4, 8)
+        assert gpa >= 0
+        assert size in (1, 2, 4, 8)
         return _WORD
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
-        assert gpa >= 0 and size in (1, 2, 4, 8) and 0 <= value < 1 << 8 * size
+        assert gpa >= 0
+        assert size in (1, 2, 4, 8)
+        assert 0 <= value < 1 << 8 * size
+
+
+def _is_port(port: int, size: int) -> bool:
+    return 0 <= port <= 0xFFFF and size in (1, 2, 4)
 
 
 class Host:

@@ -68,7 +68,9 @@ def session_blob(edits: Sequence[int]) -> None:
     """LAUNCH_START with a session; only the sound one is taken."""
     sound = _session()
     changed = damaged(sound.blob, edits)[:128].ljust(128, b"\0")
-    ModelPsp(sev_es=True, platform=_platform()).launch_start(POLICY, LaunchSession(sound.certificate, changed))
+    ModelPsp(sev_es=True, platform=_platform()).launch_start(
+        POLICY, LaunchSession(sound.certificate, changed)
+    )
     assert changed == sound.blob
 
 
@@ -82,7 +84,8 @@ def session_certificate(edits: Sequence[int]) -> None:
 def platform_chain(edits: Sequence[int]) -> None:
     """``casemate session check``."""
     chain = parse_chain(damaged(_platform().certificates.to_bytes(), edits, places=[(0, 128), (2084, 128)]))
-    assert chain.checks() and chain.checks(any_root=True)
+    assert chain.checks()
+    assert chain.checks(any_root=True)
     make_session(chain.pdh, POLICY)
 
 
@@ -97,14 +100,18 @@ def id_block(edits: Sequence[int]) -> None:
 def id_auth(edits: Sequence[int]) -> None:
     """SNP_LAUNCH_FINISH with authentication of an ID block."""
     block, auth = _signed()
-    changed = damaged(auth, edits, places=[(0, 64), (0x40, 0x400), (0x680, 0x400)])[: len(auth)].ljust(len(auth), b"\0")
+    changed = damaged(auth, edits, places=[(0, 64), (0x40, 0x400), (0x680, 0x400)])[: len(auth)].ljust(
+        len(auth), b"\0"
+    )
     _launched().launch_finish(SnpFinish(block, changed, has_author_key=bool(edits[0] & 1)))
 
 
 def key_file(edits: Sequence[int]) -> None:
     """Private keys, transport keys and nonces as files and words."""
     path = Path(tempfile.gettempdir(), "key")
-    changed = damaged(_pem(), edits, (b"-----BEGIN EC PRIVATE KEY-----\n", b"ENCRYPTED ", b"Proc-Type: 4,ENCRYPTED\n"))
+    changed = damaged(
+        _pem(), edits, (b"-----BEGIN EC PRIVATE KEY-----\n", b"ENCRYPTED ", b"Proc-Type: 4,ENCRYPTED\n")
+    )
     path.write_bytes(changed)
     for read in (load_key, read_tik):
         with refusals():

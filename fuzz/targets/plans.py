@@ -1,4 +1,4 @@
-"""Damaged launch plans and traces, and what is computed from those that are read (casemate measure --plan-out, diff)."""
+"""Damaged launch plans and traces, and what is computed from those that are read (docs/guide/measure.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from fuzz.edits import EDITS, JSON_WORDS, damaged
 from fuzz.target import Target, quick, refusals
 
 PAGE = bytes(range(256)) * 16
-NAMES = (b'"update-data"', b'"update-vmsa"', b'"snp-pages"', b'"tdx-pages"', b'"NORMAL"', b'"VMSA"', b'"add"', b'"sev"')
+NAMES = (
+    b'"update-data"',
+    b'"update-vmsa"',
+    b'"snp-pages"',
+    b'"tdx-pages"',
+    b'"NORMAL"',
+    b'"VMSA"',
+    b'"add"',
+    b'"sev"',
+)
 STEPS: dict[GuestKind, tuple[LaunchStep, ...]] = {
     GuestKind.SEV: (UpdateData("firmware", Gpa(0xFFFFF000), PAGE),),
     GuestKind.SEV_ES: (UpdateData("firmware", Gpa(0xFFFFF000), PAGE), UpdateVmsa(0, PAGE)),
@@ -43,7 +52,13 @@ def sound(kind: GuestKind, *, is_trace: bool) -> bytes:
     if not is_trace:
         return plan.to_json().encode()
     rows = [
-        {"what": step.what, "length": step.length, "sha256": step.sha256.hex(), "gpa": None, "kind": step.kind}
+        {
+            "what": step.what,
+            "length": step.length,
+            "sha256": step.sha256.hex(),
+            "gpa": None,
+            "kind": step.kind,
+        }
         for step in trace_digest(plan)
     ]
     return json.dumps({"steps": rows}).encode()

@@ -28,8 +28,32 @@ from fuzz.target import Target, quick
 
 READY = b'{"execute": "qmp_capabilities"}'
 WORDS = (
-    *(b"'", b'"', b"\\", b"}", b"{", b"]", b"\xfe", b"\x00", b"\r\n", b"\xf0\x9f\x92\xa9", b"[" * 200, b'{"a":' * 120),
-    *(b'"execute"', b'"exec-oob"', b'"arguments"', b'"id"', b'"enable"', b'"oob"', b'"gpa"', b"-1", b"1.5", READY),
+    *(
+        b"'",
+        b'"',
+        b"\\",
+        b"}",
+        b"{",
+        b"]",
+        b"\xfe",
+        b"\x00",
+        b"\r\n",
+        b"\xf0\x9f\x92\xa9",
+        b"[" * 200,
+        b'{"a":' * 120,
+    ),
+    *(
+        b'"execute"',
+        b'"exec-oob"',
+        b'"arguments"',
+        b'"id"',
+        b'"enable"',
+        b'"oob"',
+        b'"gpa"',
+        b"-1",
+        b"1.5",
+        READY,
+    ),
 )
 UNEXPECTED = re.compile(r"^[A-Z]\w*(Error|Exception|Interrupt|Exit)\b: ")
 """What a command's own failure looks like in an answer."""
@@ -40,7 +64,9 @@ def _control(_process: int) -> GuestControl:
     image = Path(tempfile.mkdtemp(prefix="qmp-"), "image")
     image.write_bytes(make_image(b"\xf4", 32))
     clock, recorder = GuestClock(), Recorder()
-    machine = Machine(MachineSpec(bios=image, memory=2 << 20), ModelHypervisor(clock), clock, Console(recorder), recorder)
+    machine = Machine(
+        MachineSpec(bios=image, memory=2 << 20), ModelHypervisor(clock), clock, Console(recorder), recorder
+    )
     machine.assemble()
     control = GuestControl(lambda _name, _data: None, paused=True, timeout=1)
     control.attach(machine, None)
@@ -52,10 +78,22 @@ def _control(_process: int) -> GuestControl:
 def messages() -> tuple[bytes, ...]:
     """A sound message for every command, and some that QEMU's other clients send."""
     secret = {"packet-header": "AAAA", "secret": "AAAA", "gpa": 1}
-    names = [command.name for command in make_commands(GuestControl(lambda _name, _data: None, paused=True, timeout=1))]
-    sound = [{"execute": name, "id": number} for number, name in enumerate((*names, "query-version", "query-commands"))]
-    sound += [{"execute": "sev-inject-launch-secret", "arguments": secret}, {"execute": "quit", "arguments": {}}]
-    sound += [{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}, {"exec-oob": "stop", "id": None}]
+    names = [
+        command.name
+        for command in make_commands(GuestControl(lambda _name, _data: None, paused=True, timeout=1))
+    ]
+    sound = [
+        {"execute": name, "id": number}
+        for number, name in enumerate((*names, "query-version", "query-commands"))
+    ]
+    sound += [
+        {"execute": "sev-inject-launch-secret", "arguments": secret},
+        {"execute": "quit", "arguments": {}},
+    ]
+    sound += [
+        {"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}},
+        {"exec-oob": "stop", "id": None},
+    ]
     return tuple(json.dumps(each).encode() for each in sound)
 
 

@@ -26,7 +26,10 @@ from fuzz.packed import NUMBERS, Packed
 from fuzz.target import Target, count, quick
 
 PAGES = 3 * LARGE
-MEMORY = [GuestRange(Gpa(0), 2 * LARGE * PAGE_SIZE), GuestRange(Gpa((2 * LARGE + 8) * PAGE_SIZE), LARGE // 2 * PAGE_SIZE)]
+MEMORY = [
+    GuestRange(Gpa(0), 2 * LARGE * PAGE_SIZE),
+    GuestRange(Gpa((2 * LARGE + 8) * PAGE_SIZE), LARGE // 2 * PAGE_SIZE),
+]
 ASID, OTHER_ASID = 1, 2
 
 _EDGES = (0, 1, LARGE - 1, LARGE, 2 * LARGE, 2 * LARGE + 8)
@@ -50,7 +53,10 @@ class Guest:
             case 0 | 1 | 2:
                 assert isinstance(self.states.pvalidate(gpa, large=large, validate=flag), (Validation, Fault))
             case 3 | 4:
-                target, permissions = choose.of((1, 2, 3, choose.bits(8))), choose.of((choose.bits(4), choose.bits(8)))
+                target, permissions = (
+                    choose.of((1, 2, 3, choose.bits(8))),
+                    choose.of((choose.bits(4), choose.bits(8))),
+                )
                 found = self.states.rmpadjust(gpa, target, permissions, large=large, vmsa=flag)
                 assert isinstance(found, (Result, Fault))
             case 5:
@@ -70,7 +76,8 @@ class Guest:
         entry, shared = self.rmp[page], self.states.is_shared(page * PAGE_SIZE)
         assert entry.state in PageState
         assert not entry.validated or entry.assigned
-        assert all(0 <= each <= ALL_PERMISSIONS for each in entry.permissions) and len(entry.permissions) == VMPLS
+        assert all(0 <= each <= ALL_PERMISSIONS for each in entry.permissions)
+        assert len(entry.permissions) == VMPLS
         refused = self.rights[page]
         assert not shared or refused & REFUSE_PRIVATE, "a shared page is not private"
         taken = self.rmp.access(GuestPage(page, page * PAGE_SIZE, ASID), WRITE) is None

@@ -59,6 +59,16 @@ def test_first_bootable_descriptor_wins(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["/" + "a" * 256, "/a" * 2000])
+def test_descriptor_of_a_name_that_no_file_can_have_is_passed_over(tmp_path: Path, name: str) -> None:
+    code = {"filename": name, "format": "raw"}
+    install(tmp_path, "50-long.json", descriptor(mapping={"device": "flash", "executable": code}))
+    install(tmp_path, "60-plain.json", descriptor())
+    pair = find_firmware([tmp_path])
+    assert pair.why.startswith("60-plain.json")
+    assert "is no file name" in pair.skipped[0]
+
+
 def test_all_pairs_are_listed_in_order(tmp_path: Path) -> None:
     for name in ("60-second.json", "50-first.json"):
         install(tmp_path, name, descriptor(description=name))

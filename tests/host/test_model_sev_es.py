@@ -34,7 +34,7 @@ class SevRig(Rig):
 
     def __init__(
         self,
-        code: str,
+        code: bytes | str,
         kind: GuestKind = GuestKind.SEV_ES,
         bits: Bits = 32,
         setup: SevSetup | None = None,

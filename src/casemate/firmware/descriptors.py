@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +167,15 @@ def _descriptor(content: dict[str, Any], path: Path, root: Path) -> Descriptor:
     )
 
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000
+"""Bytes of one name and of a whole path (Linux linux/limits.h), with room for the root in front."""
+
+
 def _inside(root: Path, filename: str) -> Path:
-    if "\0" in filename:
-        raise ValueError(f"{filename!r} is no file name")
+    if (
+        "\0" in filename
+        or len(os.fsencode(filename)) > _LONGEST_PATH
+        or any(len(os.fsencode(part)) > _LONGEST_NAME for part in filename.split("/"))
+    ):
+        raise ValueError(f"{filename[:80]!r} is no file name")
     return root / filename.lstrip("/")
