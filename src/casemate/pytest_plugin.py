@@ -61,11 +61,9 @@ class Guest:
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         attachments = casemate.Attachments(output=self._take, on_start=self._start, attending=True)
-        words = {"sync": "always", **options}
-        self._thread = threading.Thread(target=self._run, args=(words, folder, attachments), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(options, folder, attachments), daemon=True)
         self.variables_path: Path | None = None
         """The guest's own copy of its variables."""
-        self._folder = folder
         self._thread.start()
         self.wait_for(prompt)
 
@@ -79,7 +77,7 @@ class Guest:
 
         Raises AssertionError with the end of the output if none comes within ``seconds`` (default: the guest's own).
         """
-        begin = len(self._text)
+        begin = self._text.rindex(self._prompt) + len(self._prompt)
         assert self._machine is not None
         self._machine.console.type(command.encode() + b"\r")
         self.wait_for(self._prompt, begin, seconds)
@@ -103,7 +101,7 @@ class Guest:
         raise AssertionError(f"{why} before it printed {text!r}; it printed: {self._text[-_TAIL:]}")
 
     def variables(self) -> VariableFile:
-        """Its UEFI variables as they are on the disk now. Raises SpecError if it has none."""
+        """Its UEFI variables as they are in its store now. Raises SpecError if it has none."""
         if self.variables_path is None:
             raise SpecError("this guest has no variables", "give it code and variables")
         return casemate.open_variables(self.variables_path)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.booting import TinyGuest
 from support.matrix_runs import RunMatrix, children
+
+import casemate
 
 pytest.importorskip("distributed", reason="Dask is not installed (pip install 'casemate[matrix]')")
 
@@ -103,3 +108,54 @@ def test_a_cluster_that_is_none_is_refused(
     ran = run_matrix(two_guests, "--on", where)
     assert ran.code == code
     assert says in ran.err
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    """The address of a Dask scheduler that was started by somebody else."""
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            address = ""
+            while not address:
+                assert process.poll() is None
+                with contextlib.suppress(OSError, ValueError):  # not written, or not to its end
+                    address = json.loads(file.read_text())["address"]
+            yield address
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def worker_at(address: str, folder: Path, path: str = "") -> Iterator[None]:
+    """A worker with a nanny, as ``dask worker`` starts it, that may find another casemate in ``path``."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
+    environment = os.environ | ({"PYTHONPATH": path} if path else {})
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def test_a_cluster_that_runs_already_is_used_with_a_warning(
+    run_matrix: RunMatrix, two_guests: str, scheduler: str, tmp_path: Path
+) -> None:
+    with worker_at(scheduler, tmp_path):
+        ran = run_matrix(two_guests, "--on", scheduler)
+    assert ran.document["counts"]["good"] == 4
+    assert "whoever reaches this port runs code on its workers" in ran.err
+
+
+def test_a_worker_with_another_casemate_is_refused(
+    run_matrix: RunMatrix, two_guests: str, scheduler: str, tmp_path: Path
+) -> None:
+    other = shutil.copytree(Path(casemate.__file__).parent, tmp_path / "other" / "casemate")
+    with (other / "version.py").open("a") as file:
+        file.write("# another one\n")
+    with worker_at(scheduler, tmp_path, str(tmp_path / "other")):
+        ran = run_matrix(two_guests, "--on", scheduler)
+    assert ran.code == 5
+    assert "has another casemate" in ran.err
