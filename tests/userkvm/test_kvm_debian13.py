@@ -11,7 +11,7 @@ import pytest
 from support.firmware_images import require_kernel
 
 from casemate.testing.linux_init import initramfs, printing_init
-from tools.seed_table import CHECKOUT, CannotError, require
+from tools.rooted_qemu import CHECKOUT, CannotError, require
 
 ROOT, LIMIT = "trixie-full", 240
 """The root, and seconds after which a guest is taken to hang."""
