@@ -26,7 +26,7 @@ LIMIT = 240
 """Seconds after which a guest is taken to hang."""
 RUN = "/casemate/run"
 """Where QEMU finds the files of its launch; ``vars.fd`` is among them."""
-VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
+_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 _REFUSED_PYTHON = (3, 14)
 """The first Python that cannot be loaded into a monitor (docs/guide/kvm.md)."""
 
@@ -94,17 +94,19 @@ def launch(
     *,
     until: str,
     files: Mapping[str, Path | bytes] | None = None,
+    variables: str = _VARIABLES,
     limit: int = LIMIT,
 ) -> Outcome:
     """QEMU with ``arguments``, ended once its serial line says ``until``.
 
-    ``files`` are those that the arguments name below RUN, by name, beside a copy of the root's empty variables.
+    ``files`` are those that the arguments name below RUN, by name, beside a copy of the
+    root's ``variables``.
     A guest that hangs is killed after ``limit`` seconds, and its exit code is 137. Raises CannotError.
     """
     packages = require(root)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copyfile(tree(root) / VARIABLES[1:], folder / "vars.fd")
+        shutil.copyfile(tree(root) / variables[1:], folder / "vars.fd")
         for file, content in (files or {}).items():
             data = content if isinstance(content, bytes) else content.read_bytes()
             (folder / file).write_bytes(data)

@@ -14,6 +14,8 @@ _X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
 """The LAPIC model has neither of the first two."""
 _SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
 _LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
+_EXTENDED_STATE, _XSAVEC = 0xD, 1 << 1
+"""XSAVEC, which the engine has not, every processor for SNP guests has, and Linux insists on in their CPUID table."""
 _ADDRESS_SIZES = 0x80000008
 _AMD_FEATURES, _SVM = 0x80000001, 1 << 2
 """There is no nested virtualization."""
@@ -29,8 +31,11 @@ ENCRYPTION_LEAF = Leaf(0b11010, C_BIT | 1 << 6, 15, 1)
 """SEV, SEV-ES and SNP; one physical bit less; 15 guests; the first ASID of SEV alone."""
 
 
-def supported() -> list[CpuidEntry2]:
-    """The leaves of an AMD processor as the engine has it, with a local APIC and a hypervisor."""
+def supported(*, has_snp: bool = False) -> list[CpuidEntry2]:
+    """The leaves of an AMD processor as the engine has it, with a local APIC and a hypervisor.
+
+    ``has_snp``: for a monitor that has an SNP VM, whose guest never finds XSAVE, though it finds XSAVEC.
+    """
     found = []
     for leaf in _LEAVES:
         for index in range(_SUBLEAVES.get(leaf, 1)):
@@ -48,6 +53,8 @@ def supported() -> list[CpuidEntry2]:
                 eax = eax & ~0xFF | C_BIT
             elif leaf == ENCRYPTION:
                 eax, ebx, ecx, edx = ENCRYPTION_LEAF
+            elif (leaf, index) == (_EXTENDED_STATE, 1) and has_snp:
+                eax |= _XSAVEC
             flags = CPUID_FLAG_SIGNIFICANT_INDEX if leaf in _SUBLEAVES else 0
             found.append(CpuidEntry2(leaf, index, flags, eax, ebx, ecx, edx))
     found.append(CpuidEntry2(_SIGNATURE, 0, 0, *_KVM))

@@ -129,7 +129,8 @@ class System(Descriptor):
     @answers(Ioctl.GET_SUPPORTED_CPUID)
     def get_cpuid(self, address: int) -> None:
         """E2BIG if there is no room."""
-        copy_out_cpuid(address, cpuid.supported())
+        has_snp = any(vm.vm_type is VmType.SNP for vm in self.vms.values())
+        copy_out_cpuid(address, cpuid.supported(has_snp=has_snp))
 
     @answers(Ioctl.GET_EMULATED_CPUID)
     def get_emulated_cpuid(self, address: int) -> None:

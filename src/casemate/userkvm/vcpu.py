@@ -64,6 +64,8 @@ _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
 """Bytes of an input that clears the upper half of RAX."""
+_ENCRYPTED, _LARGE_PAGES, _LARGE = 1 << 4, 1, 512
+"""Of KVM_HC_MAP_GPA_RANGE, and the pages of a large one."""
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
@@ -106,6 +108,8 @@ class Vcpu(ExtendedState):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
+        if model.page_states is not None:
+            model.page_states.host = self
         self._engine = model.engine
         self._state = CpuState(self._engine)
         library, record = self._library, self.record
@@ -259,6 +263,18 @@ class Vcpu(ExtendedState):
         if number in _KICKS and not privilege and not self.msrs.enforces_features:
             return 0
         return hypercalls.answer(number, privilege)
+
+    def change_pages(self, page: int, count: int, *, private: bool) -> bool:
+        """A page state change is the monitor's to make, if it enabled these exits (sev.c, snp_begin_psc)."""
+        if not self.vm.hypercall_exits >> _MAP_GPA_RANGE & 1:
+            return False
+        large = not (page | count) % _LARGE
+        flags = (_ENCRYPTED if private else 0) | (_LARGE_PAGES if large else 0)
+        return not self._door.hypercall(_MAP_GPA_RANGE, (page * PAGE_SIZE, count, flags), is_long=True)
+
+    def pages_touched(self, page: int, *, private: bool) -> None:
+        """KVM_EXIT_MEMORY_FAULT."""
+        self._door.leave_for_page(page * PAGE_SIZE, private=private)
 
     def _change(self, work: Callable[[], None]) -> None:
         """Do what changes where the guest is: now, or once the access that it is in is undone."""

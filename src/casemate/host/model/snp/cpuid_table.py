@@ -53,5 +53,13 @@ def correct_table(table: CpuidPage) -> CpuidPage:
     return corrected
 
 
+def without_xsave(contents: bytes) -> bytes:
+    """A page that was launched, as the guest finds it here: a monitor's table may offer XSAVE. No digest has it."""
+    table = CpuidPage.from_bytes(contents)
+    for entry in table.used():
+        entry.ecx &= ~(_XSAVE if entry.eax_in == 1 else 0)
+    return table.to_bytes()
+
+
 def _is_xsave_size(entry: CpuidFunction) -> bool:
     return entry.eax_in == XSAVE_LEAF and entry.ecx_in in (0, 1) and (entry.xcr0_in, entry.xss_in) == (1, 0)
