@@ -94,19 +94,18 @@ def launch(
     *,
     until: str,
     files: Mapping[str, Path | bytes] | None = None,
-    variables: str = _VARIABLES,
     limit: int = LIMIT,
 ) -> Outcome:
     """QEMU with ``arguments``, ended once its serial line says ``until``.
 
     ``files`` are those that the arguments name below RUN, by name, beside a copy of the
-    root's ``variables``.
+    root's empty variables.
     A guest that hangs is killed after ``limit`` seconds, and its exit code is 137. Raises CannotError.
     """
     packages = require(root)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copyfile(tree(root) / variables[1:], folder / "vars.fd")
+        shutil.copyfile(tree(root) / _VARIABLES[1:], folder / "vars.fd")
         for file, content in (files or {}).items():
             data = content if isinstance(content, bytes) else content.read_bytes()
             (folder / file).write_bytes(data)

@@ -13,7 +13,7 @@ from casemate.abi.sev.snp_pages import (
     CpuidFunction,
     CpuidPage,
 )
-from casemate.host.model.cpu.cpuid import ENCRYPTION, CpuidTable
+from casemate.host.model.cpu.cpuid import ADDRESS_SIZES, ENCRYPTION, CpuidTable, below_c_bit
 
 _ADDED = {(ENCRYPTION, 0): 1 << 4, (XSAVE_LEAF, 1): 1 << 1}
 """Bits of EAX by leaf and subleaf: SNP, and XSAVEC, which every such processor has and Linux insists on."""
@@ -36,6 +36,7 @@ def guest_table(native: CpuidTable) -> CpuidPage:
                 entry.eax, entry.ebx, entry.ecx, entry.edx = answer
                 entry.eax |= _ADDED.get((leaf, subleaf), 0)
                 entry.ecx &= ~(_XSAVE if leaf == 1 else 0)
+                entry.eax = below_c_bit(entry.eax) if leaf == ADDRESS_SIZES else entry.eax
                 entry.xcr0_in = 1 if leaf == XSAVE_LEAF else 0
                 table.count += 1
     return correct_table(table)
@@ -53,11 +54,17 @@ def correct_table(table: CpuidPage) -> CpuidPage:
     return corrected
 
 
-def without_xsave(contents: bytes) -> bytes:
-    """A page that was launched, as the guest finds it here: a monitor's table may offer XSAVE. No digest has it."""
+def as_found(contents: bytes) -> bytes:
+    """A page that was launched, as the guest finds it on the modelled CPU; no digest has it.
+
+    A monitor's table may offer XSAVE, and more address bits than there are below the C-bit.
+    """
     table = CpuidPage.from_bytes(contents)
     for entry in table.used():
-        entry.ecx &= ~(_XSAVE if entry.eax_in == 1 else 0)
+        if entry.eax_in == 1:
+            entry.ecx &= ~_XSAVE
+        elif entry.eax_in == ADDRESS_SIZES:
+            entry.eax = below_c_bit(entry.eax)
     return table.to_bytes()
 
 
