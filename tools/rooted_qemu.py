@@ -107,8 +107,10 @@ def launch(
         folder = Path(name)
         shutil.copyfile(tree(root) / _VARIABLES[1:], folder / "vars.fd")
         for file, content in (files or {}).items():
-            data = content if isinstance(content, bytes) else content.read_bytes()
-            (folder / file).write_bytes(data)
+            if isinstance(content, bytes):
+                (folder / file).write_bytes(content)
+            else:
+                shutil.copyfile(content, folder / file)
         line = [
             *(sys.executable, "-m", "tools.roots", "run"),
             *("--bind", f"{CHECKOUT / 'src'}:/casemate/src", "--bind", f"{packages}:/casemate/packages"),

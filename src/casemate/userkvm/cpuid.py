@@ -18,7 +18,7 @@ from casemate.host.model.cpu.processor import Leaf
 _FEATURES = 1
 _APIC, _HYPERVISOR = 1 << 9, 1 << 31
 _X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
-"""The LAPIC model has neither of the first two."""
+"""KVM offers the second by KVM_CAP_TSC_DEADLINE_TIMER."""
 _SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
 _LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
 _EXTENDED_STATE, _XSAVEC = 0xD, 1 << 1

@@ -37,6 +37,7 @@ _MSRS = (
     msr.FS_BASE + 2,
     msr.MISC_ENABLE,
     msr.FEATURE_CONTROL,
+    msr.TSC_DEADLINE,
 )
 _FEATURE_MSRS = {_DE_CFG: 2}
 """LFENCE serializes."""

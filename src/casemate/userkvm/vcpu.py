@@ -393,6 +393,8 @@ class Vcpu(ExtendedState):
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
         if index in self.msrs:
             entry.data = self.msrs.read(index) or 0
+        elif index == msr.TSC_DEADLINE:
+            entry.data = 0 if self.vm.chips is None else self.vm.chips.lapic.record.deadline
         elif kind == ENGINE and self._is_open:
             entry.data = self._engine.uc.msr_read(index)
         elif kind != UNKNOWN:
@@ -407,6 +409,10 @@ class Vcpu(ExtendedState):
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
         if index in self.msrs:
             return self.msrs.write(index, entry.data)
+        if index == msr.TSC_DEADLINE:
+            if self.vm.chips is not None:
+                self.vm.chips.lapic.load_deadline(entry.data)
+            return True
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
         if kind == UNKNOWN:
