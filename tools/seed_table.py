@@ -1,60 +1,58 @@
-"""Makes the table of docs/tutorial-seed.md: flash of SEV-ES guests on Debian 13's QEMU (QEMU docs/system/i386).
+"""Makes the tables of docs/tutorial-seed.md: QEMU, and a VMM with the mail's design (QEMU docs/system/i386; vmm.c).
 
-    python -m tools.seed_table            run every cell, about a minute, and print the table
-    python -m tools.seed_table --write    also put it into docs/tutorial-seed.md
+    python -m tools.seed_table            run every cell, some two minutes, and print the tables
+    python -m tools.seed_table --write    also put them into docs/tutorial-seed.md
 
-QEMU runs in the root trixie-full (./dev roots make trixie-full), which needs to be root; pip fetches what casemate
-depends on for the root's Python, once. Exit code: 0 all as expected, 1 something was not, 5 this host cannot.
+QEMU runs in the root trixie-full. Where kernel hashes are measured, the kernel is that of the root disk and OVMF that
+of sid-full (./dev roots make NAME). Entering a root needs root; pip fetches what casemate depends on for the root's
+Python, once. The VMM is tests/userkvm/vmm.c, compiled here. Exit code: 0 all as expected, 1 something was not, 5 this
+host cannot.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from casemate import GuestKind, measure, native
+from casemate import GuestKind, measure
 from casemate.digest.sev_init import SevInit
-from tools.roots.make import cache_folder, is_made, root_folder
+from casemate.testing.linux_init import initramfs, printing_init
+from tools.rooted_qemu import CHECKOUT, RUN, CannotError, Outcome, launch, tree
+from tools.roots.make import is_made, root_folder
 from tools.roots.recipes import RECIPES
 
-CHECKOUT = Path(__file__).parents[1]
 PAGE = CHECKOUT / "docs" / "tutorial-seed.md"
 BEGIN, END = "<!-- table: python -m tools.seed_table --write -->\n", "<!-- end of table -->\n"
+VMM_BEGIN, VMM_END = "<!-- vmm table: python -m tools.seed_table --write -->\n", "<!-- end of vmm table -->\n"
+VMM = CHECKOUT / "tests" / "userkvm" / "vmm.c"
 REFUSAL = "qemu-system-x86_64: pflash with kvm requires KVM readonly memory support"
 """What QEMU 10 says, as a line of its own, before it exits with 1."""
 BOOTED = "BdsDxe: loading Boot"
 """What OVMF says on its serial line when it starts a boot option."""
-LIMIT = 120
-"""Seconds after which a guest is taken to hang."""
-_ROOT = RECIPES["trixie-full"]
-_CODE, _VARIABLES = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
-_BIOS = "/usr/share/ovmf/OVMF.fd"
+HELLO = "user mode reached"
+"""What the initrd of the guest with kernel hashes says."""
+_ROOT = "trixie-full"
+_CODE, _BIOS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/ovmf/OVMF.fd"
+_HASHING_BIOS = tree("sid-full") / "usr/share/ovmf/OVMF.amdsev.fd"
+"""An OVMF that has a table of kernel hashes."""
+_KERNEL = root_folder(RECIPES["disk"]) / "vmlinuz"
+_COMMAND_LINE = "console=ttyS0 panic=-1 quiet"
 _CPU = "EPYC-v4"
-_RUN = "/casemate/run"
 _SEV_ES = "sev-guest,id=sev0,policy=0x5,cbitpos=39,reduced-phys-bits=1"
 _SNP = "sev-snp-guest,id=sev0,policy=0x30000,cbitpos=39,reduced-phys-bits=1"
 
 
-class CannotError(Exception):
-    """Why this host cannot run the table, and the remedy."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One launch: what it is asked for, and what must come of it."""
+    """One launch of QEMU: what it is asked for, and what must come of it."""
 
     name: str
     era: str
@@ -64,20 +62,57 @@ class Cell:
     vm_type: str = "KVM_X86_SEV_ES_VM"
     init: SevInit = SevInit.INIT2
     is_refused: bool = False
+    has_hashes: bool = False
+
+    @property
+    def said(self) -> str:
+        """What its serial line says in the end."""
+        return HELLO if self.has_hashes else BOOTED
+
+    @property
+    def firmware(self) -> str:
+        """For the table."""
+        return "`-bios`, `kernel-hashes=on`" if self.has_hashes else "flash" if self.has_flash else "`-bios`"
 
     def arguments(self) -> list[str]:
         """The part of QEMU's command line that differs."""
         snp = self.kind is GuestKind.SNP
         guest = _SNP if snp else f"{_SEV_ES},legacy-vm-type={self.legacy_vm_type}"
+        if self.has_hashes:
+            files = ["-bios", f"{RUN}/bios", "-kernel", f"{RUN}/kernel", "-initrd", f"{RUN}/initrd"]
+            return ["-object", f"{guest},kernel-hashes=on", *files, "-append", _COMMAND_LINE]
         if not self.has_flash:
             return ["-object", guest, "-bios", _BIOS]
         unit = "if=pflash,format=raw,unit"
-        code, variables = f"{unit}=0,readonly=on,file={_CODE}", f"{unit}=1,file={_RUN}/vars.fd"
+        code, variables = f"{unit}=0,readonly=on,file={_CODE}", f"{unit}=1,file={RUN}/vars.fd"
         return ["-object", guest, "-drive", code, "-drive", variables]
+
+    def files(self) -> Mapping[str, Path | bytes]:
+        """What QEMU reads beside the root's own firmware. Raises CannotError where it is not there."""
+        if not self.has_hashes:
+            return {}
+        for root in ("sid-full", "disk"):
+            if not is_made(RECIPES[root]):
+                raise CannotError(f"there is no root {root}: ./dev roots make {root}")
+        return {"bios": _HASHING_BIOS, "kernel": _KERNEL, "initrd": initramfs(printing_init(HELLO))}
 
     def predicted(self) -> str:
         """The launch digest by ``casemate.measure``, in hex."""
-        image = _tree() / (_CODE if self.has_flash else _BIOS)[1:]
+        if self.has_hashes:
+            with tempfile.TemporaryDirectory() as name:
+                initrd = Path(name, "initrd")
+                initrd.write_bytes(initramfs(printing_init(HELLO)))
+                prediction = measure(
+                    _HASHING_BIOS,
+                    self.kind,
+                    vcpu_type=_CPU,
+                    init=self.init,
+                    kernel=_KERNEL,
+                    initrd=initrd,
+                    append=_COMMAND_LINE,
+                )
+            return prediction.digest.hex()
+        image = tree(_ROOT) / (_CODE if self.has_flash else _BIOS)[1:]
         return measure(image, self.kind, vcpu_type=_CPU, init=self.init).digest.hex()
 
 
@@ -87,135 +122,103 @@ CELLS = (
     Cell("old type", "linux-6.18", "on", vm_type="KVM_X86_DEFAULT_VM", init=SevInit.LEGACY),
     Cell("QEMU's choice", "linux-6.18", "auto", vm_type="KVM_X86_DEFAULT_VM", init=SevInit.LEGACY),
     Cell("no flash", "linux-6.18", has_flash=False),
+    Cell("kernel hashes", "linux-6.18", has_flash=False, has_hashes=True),
     Cell("snp", "linux-6.18", "-", has_flash=False, kind=GuestKind.SNP, vm_type="KVM_X86_SNP_VM"),
 )
-"""Every row, in the order of the table."""
+"""Every row about QEMU, in the order of the table."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one launch did."""
+class Version:
+    """One version of the mail's design and one firmware: the rules that it breaks, and whether its guest runs."""
+
+    version: str
+    firmware: str
+    broken: frozenset[str] = frozenset()
+
+    @property
+    def runs(self) -> bool:
+        """Both regressions kill the guest."""
+        return not self.broken
+
+
+VERSIONS = (
+    Version("first", "-pflash"),
+    Version("first", "-bios", frozenset({"bios-never-armed"})),
+    Version("first", "-pflash-hashes", frozenset({"ram-never-armed", "whole-slot"})),
+    Version("final", "-pflash"),
+    Version("final", "-bios"),
+    Version("final", "-pflash-hashes"),
+)
+"""Every row about vmm.c, in the order of the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What ``casemate conform`` and vmm.c said of one version."""
 
     code: int
-    errors: str
-    serial: str
-    vm: dict[str, Any]
+    said: str
+    broken: frozenset[str]
 
-    def faults(self, cell: Cell) -> list[str]:
+    def faults(self, version: Version) -> list[str]:
         """What is not as expected; empty if all is."""
-        if cell.is_refused:
-            return [
-                *([] if self.code == 1 else [f"exit code {self.code}, not 1"]),
-                *([] if REFUSAL in self.errors.splitlines() else [f"no line {REFUSAL!r}"]),
-                *(["the guest ran"] if self.serial else []),
-            ]
-        expected = cell.predicted()
+        words = "exit reason 5" if version.runs else "KVM_RUN: Bad address, exit reason 0"
+        named = ", ".join(sorted(self.broken)) or "no rule"
         return [
-            *([] if self.code == 0 else [f"exit code {self.code}, not 0"]),
-            *([] if BOOTED in self.serial else [f"no {BOOTED!r} on the serial line"]),
-            *([] if self.vm.get("type") == cell.vm_type else [f"VM type {self.vm.get('type')}"]),
-            *(
-                []
-                if self.vm.get("digest") == expected
-                else [f"digest {self.vm.get('digest')}, not {expected}"]
-            ),
+            *([] if self.broken == version.broken else [f"{named} broken"]),
+            *([] if self.said == words else [f"vmm said {self.said!r}, not {words!r}"]),
+            *([] if self.code == int(bool(version.broken)) else [f"exit code {self.code}"]),
         ]
+
+
+def faults_of(outcome: Outcome, cell: Cell) -> list[str]:
+    """What of a launch of QEMU is not as expected; empty if all is."""
+    if cell.is_refused:
+        return [
+            *([] if outcome.code == 1 else [f"exit code {outcome.code}, not 1"]),
+            *([] if REFUSAL in outcome.errors.splitlines() else [f"no line {REFUSAL!r}"]),
+            *(["the guest ran"] if outcome.serial else []),
+        ]
+    expected = cell.predicted()
+    seen = outcome.vm.get("type"), outcome.vm.get("digest")
+    return [
+        *([] if outcome.code == 0 else [f"exit code {outcome.code}, not 0"]),
+        *([] if cell.said in outcome.serial else [f"no {cell.said!r} on the serial line"]),
+        *([] if seen[0] == cell.vm_type else [f"VM type {seen[0]}"]),
+        *([] if seen[1] == expected else [f"digest {seen[1]}, not {expected}"]),
+    ]
 
 
 def run(cell: Cell) -> Outcome:
-    """Launch it in the root, and end it once OVMF starts a boot option. Raises CannotError."""
-    packages = require()
+    """Launch it in the root, and end it once OVMF or the kernel came as far as it should. Raises CannotError."""
+    machine = ["-cpu", _CPU, "-m", "512" if cell.has_hashes else "256"]
+    machine += ["-M", "q35,confidential-guest-support=sev0", *cell.arguments()]
+    return launch(_ROOT, cell.era, machine, until=cell.said, files=cell.files())
+
+
+def judge(version: Version) -> Seen:
+    """Compile vmm.c, and have ``casemate conform`` judge it. Raises CannotError."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise CannotError("no C compiler is installed: apt-get install gcc")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shutil.copyfile(_tree() / _VARIABLES[1:], folder / "vars.fd")
-        line = [
-            *(sys.executable, "-m", "tools.roots", "run"),
-            *("--bind", f"{CHECKOUT / 'src'}:/casemate/src", "--bind", f"{packages}:/casemate/packages"),
-            *("--bind", f"{folder}:{_RUN}", _ROOT.name, "--"),
-            *("env", "PYTHONPATH=/casemate/src:/casemate/packages", "PYTHONDONTWRITEBYTECODE=1"),
-            *("timeout", "-s", "KILL", str(LIMIT), "python3", "-m", "casemate", "kvm", "--json"),
-            *("--era", cell.era, "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", _CPU, "-m", "256"),
-            *("-M", "q35,confidential-guest-support=sev0", "-nodefaults", "-display", "none", "-net", "none"),
-            *("-serial", f"file:{_RUN}/serial", "-qmp", f"unix:{_RUN}/monitor,server=on,wait=off"),
-            *cell.arguments(),
-        ]
-        errors = folder / "errors"
-        with (
-            errors.open("w") as file,
-            subprocess.Popen(
-                line, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file
-            ) as process,
-        ):
-            _end_when_booted(process, folder)
-        return _outcome(process.returncode, errors.read_text("utf-8", "replace"), _serial(folder))
-
-
-def require() -> Path:
-    """The folder of casemate's dependencies for the root's Python, filled if need be. Raises CannotError."""
-    if os.geteuid() != 0:
-        raise CannotError("entering a root needs root")
-    if not is_made(_ROOT):
-        raise CannotError(f"there is no root {_ROOT.name}: ./dev roots make {_ROOT.name}")
-    if not native.KVM.exists():
-        raise CannotError("casemate's library for other VMMs was not built: ./dev check")
-    version = max(path.name[6:] for path in _tree().glob("usr/lib/python3.*"))
-    needed = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
-    mark = hashlib.sha256(repr(needed).encode()).hexdigest()[:16]
-    folder = cache_folder().parent / "packages" / f"{version}-{mark}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
-        target = Path(partial, "packages")
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(target), "--only-binary=:all:"]
-        made = subprocess.run(
-            [*pip, "--python-version", version, *needed], capture_output=True, text=True, check=False
+        program = Path(name, "vmm")
+        subprocess.run([compiler, "-D_GNU_SOURCE", "-O1", "-o", program, VMM], check=True)
+        line = [sys.executable, "-m", "casemate", "conform", "--json", "--", str(program)]
+        done = subprocess.run(
+            [*line, version.version, version.firmware], capture_output=True, text=True, check=False
         )
-        if made.returncode:
-            cause = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise CannotError(f"pip cannot fetch casemate's dependencies for Python {version}: {cause}")
-        target.rename(folder)
-    return folder
-
-
-def _tree() -> Path:
-    return root_folder(_ROOT) / "tree"
-
-
-def _serial(folder: Path) -> str:
-    path = folder / "serial"
-    return path.read_text("latin-1") if path.exists() else ""
-
-
-def _end_when_booted(process: subprocess.Popen[bytes], folder: Path) -> None:
-    while BOOTED not in _serial(folder):
-        try:
-            process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            continue
-        return
-    with (
-        suppress(OSError),
-        socket.socket(socket.AF_UNIX) as monitor,
-        monitor.makefile("rw", encoding="utf-8") as lines,
-    ):
-        monitor.connect(str(folder / "monitor"))
-        for command in ("qmp_capabilities", "quit"):
-            lines.readline()
-            lines.write(json.dumps({"execute": command}))
-            lines.flush()
-        lines.readline()
-
-
-def _outcome(code: int, errors: str, serial: str) -> Outcome:
-    start = errors.find("\n{")
-    vms = json.loads(errors[start:])["vms"] if start >= 0 else []
-    # QEMU makes others to ask them for their capabilities.
-    return Outcome(code, errors, serial, next((vm for vm in vms if vm["digest"]), {}))
+    start = done.stdout.find("\n{\n")
+    if start < 0:
+        raise CannotError(f"casemate conform judged nothing: {done.stderr.strip()}")
+    rules = json.loads(done.stdout[start:])["vms"][0]["rules"]
+    broken = frozenset(row["rule"] for row in rules if row["verdict"] == "broken")
+    return Seen(done.returncode, done.stdout[:start].splitlines()[-1], broken)
 
 
 def table(outcomes: dict[Cell, Outcome]) -> str:
-    """Markdown."""
+    """Of QEMU, in Markdown."""
     rows = [
         "| modelled kernel | guest | `legacy-vm-type` | firmware | seen | digest |",
         "|---|---|---|---|---|---|",
@@ -224,21 +227,32 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
         if cell.is_refused:
             seen, digest = f"`{REFUSAL.split(': ')[1]}`, exit code {outcome.code}", "-"
         else:
-            seen, digest = (
-                f"`{outcome.vm['type']}`; OVMF starts a boot option",
-                f"`{outcome.vm['digest'][:16]}`...",
-            )
-        firmware = "flash" if cell.has_flash else "`-bios`"
-        rows.append(
-            f"| {cell.era} | {cell.kind.value} | {cell.legacy_vm_type} | {firmware} | {seen} | {digest} |"
-        )
+            end = "Linux comes to user mode" if cell.has_hashes else "OVMF starts a boot option"
+            seen, digest = f"`{outcome.vm['type']}`; {end}", f"`{outcome.vm['digest'][:16]}`..."
+        words = cell.era, cell.kind.value, cell.legacy_vm_type, cell.firmware, seen, digest
+        rows.append(f"| {' | '.join(words)} |")
     return "\n".join(rows) + "\n"
 
 
-def with_table(page: str, text: str) -> str:
+def vmm_table(outcomes: Mapping[Version, Seen]) -> str:
+    """Of vmm.c, in Markdown."""
+    rows = ["| `vmm` | what becomes of the guest | rules that `conform` finds broken |", "|---|---|---|"]
+    for version, seen in outcomes.items():
+        end = "it runs, and halts" if version.runs else f"`{seen.said}`"
+        broken = ", ".join(f"`{rule}`" for rule in sorted(seen.broken)) or "none"
+        rows.append(f"| `{version.version} {version.firmware}` | {end} | {broken} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_table(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with another table."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
+    before, _, rest = page.partition(begin)
+    return before + begin + "\n" + text + "\n" + end + rest.partition(end)[2]
+
+
+def _tell(name: str, faults: Iterable[str], started: float) -> None:
+    seconds = time.monotonic() - started
+    print(f"{name}: {'; '.join(faults) or 'as expected'} ({seconds:.0f} s)", file=sys.stderr)
 
 
 def main() -> int:
@@ -246,28 +260,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     args = parser.parse_args()
-    outcomes, failed = {}, False
-    for cell in CELLS:
-        started = time.monotonic()
-        try:
+    judged: dict[Version, Seen] = {}
+    outcomes: dict[Cell, Outcome] = {}
+    failed = False
+    try:
+        for version in VERSIONS:
+            started = time.monotonic()
+            judged[version] = judge(version)
+            faults = judged[version].faults(version)
+            failed |= bool(faults)
+            _tell(f"vmm {version.version} {version.firmware}", faults, started)
+        for cell in CELLS:
+            started = time.monotonic()
             outcomes[cell] = run(cell)
-        except CannotError as error:
-            print(f"seed_table: error: {error}", file=sys.stderr)
-            return 5
-        faults = outcomes[cell].faults(cell)
-        failed |= bool(faults)
-        seconds = time.monotonic() - started
-        print(f"{cell.name}: {'; '.join(faults) or 'as expected'} ({seconds:.0f} s)", file=sys.stderr)
-        if faults:
-            print(outcomes[cell].errors[:4000], file=sys.stderr)
+            faults = faults_of(outcomes[cell], cell)
+            failed |= bool(faults)
+            _tell(cell.name, faults, started)
+            if faults:
+                print(outcomes[cell].errors[:4000], file=sys.stderr)
+    except CannotError as error:
+        print(f"seed_table: error: {error}", file=sys.stderr)
+        return 5
     if failed:
         return 1
-    text = table(outcomes)
+    texts = table(outcomes), vmm_table(judged)
     if args.write:
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), text), "utf-8")
-    print(text, end="")
+        page = with_table(PAGE.read_text("utf-8"), texts[0])
+        PAGE.write_text(with_table(page, texts[1], VMM_BEGIN, VMM_END), "utf-8")
+    print("\n".join(texts), end="")
     return 0
 
 

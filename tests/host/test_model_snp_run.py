@@ -45,7 +45,8 @@ class SnpRig(Rig):
 
     def __init__(self, code: str, bits: Bits = 32) -> None:
         setup = SevSetup(VmType.SNP)
-        super().__init__(code, bits, ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup))
+        self.model = ModelHypervisor(GuestClock()).create_vm(GuestKind.SNP, setup)
+        super().__init__(code, bits, self.model)
         self.add(5, SPARE + PAGE, RAM_SIZE - SPARE - PAGE, Hva(self.ram.writable.hva + SPARE + PAGE))
         processor = self.vm.snp_processor
         assert processor is not None
@@ -219,6 +220,65 @@ def test_page_state_changes_by_list(
         assert rig.run() == HALTED
         assert rig.answer() == (0, info)
         assert struct.unpack("<H", rig.ram_at(at, 2))[0] == current
+
+
+class Monitor:
+    """Makes pages what they are touched as, and what the guest asks for if it ``agrees``; ``asked`` is what it was."""
+
+    def __init__(self, rig: SnpRig, *, agrees: bool = True) -> None:
+        self.asked: list[tuple[str, int, int, bool]] = []
+        assert rig.model.page_states is not None
+        self._states, self._agrees = rig.model.page_states, agrees
+        self._states.host = self
+
+    def change_pages(self, page: int, count: int, *, private: bool) -> bool:
+        self.asked.append(("change", page, count, private))
+        return self._agrees and self._states.change(page, count, private=private)
+
+    def pages_touched(self, page: int, *, private: bool) -> None:
+        self.asked.append(("touched", page, 1, private))
+        self._states.change(page, 1, private=private)
+
+
+@pytest.mark.parametrize(
+    ("agrees", "info", "current", "asked"),
+    [(True, 0, 3, [(0x301, 2), (0x304, 1)]), (False, ghcb.PSC_GENERIC, 0, [(0x301, 2)])],
+)
+def test_monitor_is_asked_once_about_pages_that_follow_each_other(
+    agrees: bool, info: int, current: int, asked: list[tuple[int, int]]
+) -> None:
+    entries = entry(0x301000, 2), entry(0x302000, 2), entry(0x304000, 2)
+    with SnpRig(VMGEXIT_AT_SPARE, bits=64) as rig:
+        monitor = Monitor(rig, agrees=agrees)
+        rig.ghcb(ExitCode.PAGE_STATE_CHANGE, SW_SCRATCH=SPARE + ghcb.SHARED_BUFFER)
+        at = SPARE + ghcb.SHARED_BUFFER
+        struct.pack_into("<HHI", rig.ram.writable.view, at, 0, len(entries) - 1, 0)
+        struct.pack_into(f"<{len(entries)}Q", rig.ram.writable.view, at + ghcb.PSC_HEADER, *entries)
+        assert rig.run() == HALTED
+        assert rig.answer() == (0, info)
+        assert struct.unpack("<H", rig.ram_at(at, 2))[0] == current
+    assert ("touched", SPARE // PAGE, 1, False) in monitor.asked
+    changes = [row for row in monitor.asked if row[0] == "change"]
+    assert changes == [("change", page, count, False) for page, count in asked]
+
+
+def test_monitor_makes_a_shared_page_private_that_the_guest_takes() -> None:
+    code = state_request(SPARE, ghcb.TO_SHARED) + pvalidate(SPARE) + TELL_RESULT
+    with SnpRig(LOAD_IDT + code) as rig:
+        monitor = Monitor(rig)
+        ended = rig.run()
+    assert isinstance(ended, SevTermination)
+    assert "code 0x0" in ended.detail
+    assert monitor.asked == [("change", SPARE // PAGE, 1, False), ("touched", SPARE // PAGE, 1, True)]
+
+
+def test_page_that_the_monitor_would_not_share_stays_the_guests() -> None:
+    code = pvalidate(SPARE) + STORE + state_request(SPARE, ghcb.TO_SHARED) + "mov al, 0;" + LOAD + TELL
+    with SnpRig(LOAD_IDT + code) as rig:
+        Monitor(rig, agrees=False)
+        ended = rig.run()
+    assert isinstance(ended, SevTermination)
+    assert "code 0x5a" in ended.detail
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.kvm_guests import TEXT, bootable_disk
 
-from tools.seed_table import CHECKOUT, CannotError, require
+from tools.rooted_qemu import CHECKOUT, CannotError, require
 
 ROOT = "trixie-full"
 LIMIT = 240

@@ -81,3 +81,13 @@ def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     (vm,) = summary["vms"]
     assert (vm["exits"]["KVM_RUN"], vm["exits"]["KVM_EXIT_IO"]) == (8, 7)
     assert len(vm["violations"]) == 1
+
+
+def test_debug_and_migration_commands_fail_as_kernel_and_firmware_refuse_them(run_vmm: Vmm) -> None:
+    lines = run_vmm("refused_commands").stdout.splitlines()
+    assert lines == [
+        "plain: debug Inappropriate ioctl for device 0, send Inappropriate ioctl for device 0",
+        "policy 0x9: no length Invalid argument 0",
+        "policy 0x9: debug Input/output error 7, send Input/output error 7, receive Input/output error 21",
+        "policy 0x0: debug Input/output error 21, send Input/output error 21, receive Input/output error 21",
+    ]

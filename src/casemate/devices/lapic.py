@@ -286,6 +286,12 @@ class Lapic:
         in_deadline_mode = self.record.page[Register.LVT_TIMER // 4] & LVT_DEADLINE
         return 0 if in_deadline_mode else self.timer.current_count(now) & 0xFFFF_FFFF
 
+    def load_deadline(self, deadline: int) -> None:
+        """The timer's TSC deadline is this, as after a migration; nothing in another mode of the timer."""
+        if self.record.page[Register.LVT_TIMER // 4] & LVT_DEADLINE:
+            self.record.deadline = deadline
+            self._write_timer(msr.TSC_DEADLINE, deadline)
+
     def _write_timer(self, which: int, value: int) -> None:
         now = self._clock.now()
         self.advance(now)

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
-from casemate.host.model.cpu.cpuid import C_BIT, ENCRYPTION, MAX_EXTENDED, native_leaf
+from casemate.host.model.cpu.cpuid import (
+    ADDRESS_SIZES,
+    C_BIT,
+    ENCRYPTION,
+    MAX_EXTENDED,
+    below_c_bit,
+    native_leaf,
+)
 from casemate.host.model.cpu.processor import Leaf
 
 _FEATURES = 1
 _APIC, _HYPERVISOR = 1 << 9, 1 << 31
 _X2APIC, _TSC_DEADLINE, _OSXSAVE, _MONITOR = 1 << 21, 1 << 24, 1 << 27, 1 << 3
-"""The LAPIC model has neither of the first two."""
+"""KVM offers the second by KVM_CAP_TSC_DEADLINE_TIMER."""
 _SUBLEAVES = {4: 4, 7: 1, 0xB: 2, 0xD: 2}
 _LEAVES = (*range(0x12), *range(0x80000000, 0x80000009), ENCRYPTION)
-_ADDRESS_SIZES = 0x80000008
+_EXTENDED_STATE, _XSAVEC = 0xD, 1 << 1
+"""XSAVEC, which the engine has not, every processor for SNP guests has, and Linux insists on in their CPUID table."""
 _AMD_FEATURES, _SVM = 0x80000001, 1 << 2
 """There is no nested virtualization."""
 _MORE_FEATURES, _BMI2, _ADX = 7, 1 << 8, 1 << 19
@@ -29,8 +37,11 @@ ENCRYPTION_LEAF = Leaf(0b11010, C_BIT | 1 << 6, 15, 1)
 """SEV, SEV-ES and SNP; one physical bit less; 15 guests; the first ASID of SEV alone."""
 
 
-def supported() -> list[CpuidEntry2]:
-    """The leaves of an AMD processor as the engine has it, with a local APIC and a hypervisor."""
+def supported(*, has_snp: bool = False) -> list[CpuidEntry2]:
+    """The leaves of an AMD processor as the engine has it, with a local APIC and a hypervisor.
+
+    ``has_snp``: for a monitor that has an SNP VM, whose guest never finds XSAVE, though it finds XSAVEC.
+    """
     found = []
     for leaf in _LEAVES:
         for index in range(_SUBLEAVES.get(leaf, 1)):
@@ -44,10 +55,12 @@ def supported() -> list[CpuidEntry2]:
                 ecx &= ~_SVM
             elif leaf == MAX_EXTENDED:
                 eax = max(eax, ENCRYPTION)
-            elif leaf == _ADDRESS_SIZES:
-                eax = eax & ~0xFF | C_BIT
+            elif leaf == ADDRESS_SIZES:
+                eax = below_c_bit(eax)
             elif leaf == ENCRYPTION:
                 eax, ebx, ecx, edx = ENCRYPTION_LEAF
+            elif (leaf, index) == (_EXTENDED_STATE, 1) and has_snp:
+                eax |= _XSAVEC
             flags = CPUID_FLAG_SIGNIFICANT_INDEX if leaf in _SUBLEAVES else 0
             found.append(CpuidEntry2(leaf, index, flags, eax, ebx, ecx, edx))
     found.append(CpuidEntry2(_SIGNATURE, 0, 0, *_KVM))
@@ -61,6 +74,8 @@ class VcpuCpuid:
     def __init__(self) -> None:
         self.entries: list[CpuidEntry2] = []
         self._leaves: dict[tuple[int, int | None], Leaf] = {}
+        self.is_confidential = False
+        """The C-bit is no part of an address."""
         self.never_halts = False
         """HLT does not leave the guest (KVM_X86_DISABLE_EXITS_HLT): then there is nobody to be kicked out of it."""
 
@@ -80,4 +95,6 @@ class VcpuCpuid:
     def answer(self, leaf: int, index: int) -> Leaf:
         """Zeros for a leaf that is not there."""
         found = self._leaves.get((leaf, index)) or self._leaves.get((leaf, None))
+        if found and self.is_confidential and leaf == ADDRESS_SIZES:
+            return found._replace(eax=below_c_bit(found.eax))
         return found or Leaf(0, 0, 0, 0)

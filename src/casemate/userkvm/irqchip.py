@@ -14,7 +14,7 @@ from casemate.address import IOAPIC_BASE, LAPIC_BASE
 from casemate.devices.device import PortIo
 from casemate.devices.interrupts import PcInterrupts
 from casemate.devices.ioapic import IOAPIC_SIZE, PINS, VERSION_82093AA, Ioapic, IoapicState
-from casemate.devices.lapic import HAS_X2APIC, LAPIC_SIZE, Lapic
+from casemate.devices.lapic import HAS_DEADLINE, HAS_X2APIC, LAPIC_SIZE, Lapic
 from casemate.devices.pic import PicPair
 from casemate.devices.pit import Pit, Port61
 from casemate.host.clock import GuestClock
@@ -57,7 +57,7 @@ class Irqchip:
         self.lock = threading.RLock()
         self.kick: Callable[[], None] = lambda: None
         self.routes = default_routes()
-        self.lapic, self.pic, self.pit = Lapic(clock, HAS_X2APIC), PicPair(), Pit(clock)
+        self.lapic, self.pic, self.pit = Lapic(clock, HAS_X2APIC | HAS_DEADLINE), PicPair(), Pit(clock)
         self.ioapic = Ioapic(self.lapic, VERSION_82093AA)
         self._port61 = Port61(clock, self.pit)
         self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic, is_pc=False)

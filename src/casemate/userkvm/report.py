@@ -32,6 +32,8 @@ def _vm_lines(vm: dict[str, Any], seconds: float) -> Iterable[str]:
     yield "exits: " + (", ".join(rates) or "none")
     if vm["digest"]:
         yield f"launch digest {vm['digest']}"
+    if vm["conversions"]:
+        yield "pages converted: " + ", ".join(f"{pages} {what}" for what, pages in vm["conversions"].items())
     yield from vm["protection"][-_MOST:]
     yield from (f"violation: {text}" for text in vm["violations"])
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.sev import (
     SevCmd,
+    SevDbg,
     SevGuestStatus,
     SevInit2,
     SevLaunchMeasure,
@@ -20,7 +21,9 @@ from casemate.abi.kvm.snp import SnpLaunchFinish, SnpLaunchStart, SnpLaunchUpdat
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.abi.sev.id_block import IdAuth, IdBlock
+from casemate.abi.sev.policy import SevPolicy
 from casemate.abi.sev.snp import SnpPageType
+from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE, Gpa, Hva
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.sev.sev import ModelSev
@@ -203,6 +206,30 @@ def _snp_launch_finish(vm: LaunchedVm, address: int) -> None:
     vm.digest = processor.psp.digest.hex()
 
 
+def _debug(vm: LaunchedVm, address: int) -> None:
+    """The kernel's own checks, then the firmware's: NODBG forbids it, and this firmware has not got it."""
+    _sev(vm)
+    value = SevDbg.from_bytes(copy_in(address, SevDbg.SIZE))
+    if not value.len or value.src_uaddr + value.len >> 64 or not value.dst_uaddr:
+        raise Refused(EINVAL, "length or addresses")
+    raise _not_allowed(vm, "KVM_SEV_DBG_DECRYPT or _ENCRYPT", SevPolicy.NODBG)
+
+
+def _send(vm: LaunchedVm, _address: int) -> None:
+    _sev(vm)
+    raise _not_allowed(vm, "KVM_SEV_SEND_...", SevPolicy.NOSEND)
+
+
+def _receive(vm: LaunchedVm, _address: int) -> None:
+    _sev(vm)
+    raise refused("KVM_SEV_RECEIVE_... (modelled)", SevStatus.UNSUPPORTED)
+
+
+def _not_allowed(vm: LaunchedVm, command: str, flag: SevPolicy) -> FirmwareStatusError:
+    status = SevStatus.POLICY_FAILURE if vm.policy & flag else SevStatus.UNSUPPORTED
+    return refused(f"{command} (modelled)", status)
+
+
 _COMMANDS: dict[int, Callable[[LaunchedVm, int], None]] = {
     SevCommand.INIT: _init,
     SevCommand.ES_INIT: _es_init,
@@ -213,7 +240,18 @@ _COMMANDS: dict[int, Callable[[LaunchedVm, int], None]] = {
     SevCommand.LAUNCH_MEASURE: _launch_measure,
     SevCommand.LAUNCH_SECRET: _launch_secret,
     SevCommand.LAUNCH_FINISH: _launch_finish,
+    SevCommand.SEND_START: _send,
+    SevCommand.SEND_UPDATE_DATA: _send,
+    SevCommand.SEND_UPDATE_VMSA: _send,
+    SevCommand.SEND_FINISH: _send,
+    SevCommand.SEND_CANCEL: _send,
+    SevCommand.RECEIVE_START: _receive,
+    SevCommand.RECEIVE_UPDATE_DATA: _receive,
+    SevCommand.RECEIVE_UPDATE_VMSA: _receive,
+    SevCommand.RECEIVE_FINISH: _receive,
     SevCommand.GUEST_STATUS: _guest_status,
+    SevCommand.DBG_DECRYPT: _debug,
+    SevCommand.DBG_ENCRYPT: _debug,
     SevCommand.SNP_LAUNCH_START: _snp_launch_start,
     SevCommand.SNP_LAUNCH_UPDATE: _snp_launch_update,
     SevCommand.SNP_LAUNCH_FINISH: _snp_launch_finish,

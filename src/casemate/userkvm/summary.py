@@ -74,6 +74,7 @@ class Summary:
             ],
             "protection": vm.protections,
             "violations": [text for vcpu in vm.vcpus.values() for text in vcpu.faults],
+            "conversions": dict(vm.conversions),
             "steps": self._steps(vm),
             "exits": {key: value for vcpu in vm.vcpus.values() for key, value in self._exits(vcpu).items()},
         }

@@ -37,6 +37,7 @@ _MSRS = (
     msr.FS_BASE + 2,
     msr.MISC_ENABLE,
     msr.FEATURE_CONTROL,
+    msr.TSC_DEADLINE,
 )
 _FEATURE_MSRS = {_DE_CFG: 2}
 """LFENCE serializes."""
@@ -129,7 +130,8 @@ class System(Descriptor):
     @answers(Ioctl.GET_SUPPORTED_CPUID)
     def get_cpuid(self, address: int) -> None:
         """E2BIG if there is no room."""
-        copy_out_cpuid(address, cpuid.supported())
+        has_snp = any(vm.vm_type is VmType.SNP for vm in self.vms.values())
+        copy_out_cpuid(address, cpuid.supported(has_snp=has_snp))
 
     @answers(Ioctl.GET_EMULATED_CPUID)
     def get_emulated_cpuid(self, address: int) -> None:

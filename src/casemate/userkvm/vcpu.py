@@ -64,6 +64,8 @@ _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
 """Bytes of an input that clears the upper half of RAX."""
+_ENCRYPTED, _LARGE_PAGES, _LARGE = 1 << 4, 1, 512
+"""Of KVM_HC_MAP_GPA_RANGE, and the pages of a large one."""
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
@@ -106,6 +108,8 @@ class Vcpu(ExtendedState):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
+        if model.page_states is not None:
+            model.page_states.host = self
         self._engine = model.engine
         self._state = CpuState(self._engine)
         library, record = self._library, self.record
@@ -260,6 +264,18 @@ class Vcpu(ExtendedState):
             return 0
         return hypercalls.answer(number, privilege)
 
+    def change_pages(self, page: int, count: int, *, private: bool) -> bool:
+        """A page state change is the monitor's to make, if it enabled these exits (sev.c, snp_begin_psc)."""
+        if not self.vm.hypercall_exits >> _MAP_GPA_RANGE & 1:
+            return False
+        large = not (page | count) % _LARGE
+        flags = (_ENCRYPTED if private else 0) | (_LARGE_PAGES if large else 0)
+        return not self._door.hypercall(_MAP_GPA_RANGE, (page * PAGE_SIZE, count, flags), is_long=True)
+
+    def pages_touched(self, page: int, *, private: bool) -> None:
+        """KVM_EXIT_MEMORY_FAULT."""
+        self._door.leave_for_page(page * PAGE_SIZE, private=private)
+
     def _change(self, work: Callable[[], None]) -> None:
         """Do what changes where the guest is: now, or once the access that it is in is undone."""
         if self.record.in_access:
@@ -377,6 +393,8 @@ class Vcpu(ExtendedState):
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
         if index in self.msrs:
             entry.data = self.msrs.read(index) or 0
+        elif index == msr.TSC_DEADLINE:
+            entry.data = 0 if self.vm.chips is None else self.vm.chips.lapic.record.deadline
         elif kind == ENGINE and self._is_open:
             entry.data = self._engine.uc.msr_read(index)
         elif kind != UNKNOWN:
@@ -391,6 +409,10 @@ class Vcpu(ExtendedState):
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
         if index in self.msrs:
             return self.msrs.write(index, entry.data)
+        if index == msr.TSC_DEADLINE:
+            if self.vm.chips is not None:
+                self.vm.chips.lapic.load_deadline(entry.data)
+            return True
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
         if kind == UNKNOWN:

@@ -177,8 +177,12 @@ class ExitDoor:
 
     def leave_for_private(self, gpa: int) -> bool:
         """An access to private memory that is nowhere; False if the guest stands elsewhere when it goes on."""
-        page = gpa & -PAGE
-        self._details(RunMemoryFault(MEMORY_EXIT_FLAG_PRIVATE, page, PAGE))
+        return self.leave_for_page(gpa, private=True)
+
+    def leave_for_page(self, gpa: int, *, private: bool) -> bool:
+        """An access to a page as what it is not (KVM_EXIT_MEMORY_FAULT); False as above."""
+        flags = MEMORY_EXIT_FLAG_PRIVATE if private else 0
+        self._details(RunMemoryFault(flags, gpa & -PAGE, PAGE))
         self._record.in_access = 1
         self.leave(ExitReason.MEMORY_FAULT, EFAULT)
         self._record.in_access = 0

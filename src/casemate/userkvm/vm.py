@@ -120,6 +120,7 @@ class Vm(VmMemory):
     def realize(self) -> ModelVm:
         """The modelled VM, made if it was not yet. Raises HostError."""
         if self.model is None:
+            self.cpuid.is_confidential = self.kind.is_confidential
             model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
             self.model = model
             for slot in self.slots.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from errno import EEXIST, EINVAL, ENOENT, ENOMEM, ENOTTY
@@ -71,6 +72,8 @@ class VmMemory(Descriptor):
         self._mapped: dict[int, dict[tuple[int, int, int], int]] = {}
         """What the model has of each slot of private memory: start, end and address, and the model's number of it."""
         self._piece_numbers = itertools.count(_PIECES)
+        self.conversions: Counter[str] = Counter()
+        """Pages of a running SNP guest that the monitor made private or shared."""
         self.protections: list[str] = []
         """What happened to the monitor's mappings behind slots."""
         self._logs: dict[int, SlotLog] = {}
@@ -269,8 +272,18 @@ class VmMemory(Descriptor):
             self.private.set(memory.start, memory.end, private=bool(value.attributes))
             if self.vm_type is VmType.SW_PROTECTED:
                 self._attributes_changed(memory)
-            elif value.attributes and self.model is not None and self.model.snp_processor is not None:
-                self.model.snp_processor.set_private(memory)
+            elif self.model is not None and self.model.snp_processor is not None:
+                self._snp_attributes_changed(self.model, memory, private=bool(value.attributes))
+
+    def _snp_attributes_changed(self, model: ModelVm, memory: GuestRange, *, private: bool) -> None:
+        assert model.snp_processor is not None
+        assert model.page_states is not None
+        if model.page_states.has_begun:
+            pages = memory.size // PAGE_SIZE
+            model.page_states.change(memory.start // PAGE_SIZE, pages, private=private)
+            self.conversions["to private" if private else "to shared"] += pages
+        elif private:
+            model.snp_processor.set_private(memory)
 
     def _attributes_changed(self, memory: GuestRange) -> None:
         # Of what is private and has no file the guest gets no answer, and the monitor an exit.

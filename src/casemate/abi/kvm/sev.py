@@ -82,6 +82,13 @@ class SevLaunchSecret(Struct):
     )
 
 
+class SevDbg(Struct):
+    """``kvm_sev_dbg``."""
+
+    SIZE, SOURCE = 24, _KVM_H
+    _fields_ = (("src_uaddr", c_uint64), ("dst_uaddr", c_uint64), ("len", c_uint32), ("pad", c_uint32))
+
+
 class SevGuestStatus(Struct):
     """``kvm_sev_guest_status``."""
 

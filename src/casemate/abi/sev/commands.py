@@ -1,4 +1,4 @@
-"""Launch commands of SEV guests, through KVM_MEMORY_ENCRYPT_OP (Linux include/uapi/linux/kvm.h, enum sev_cmd_id)."""
+"""Commands about SEV guests, through KVM_MEMORY_ENCRYPT_OP (Linux include/uapi/linux/kvm.h, enum sev_cmd_id)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ class SevCommand(IntEnum):
     LAUNCH_SECRET = 5
     LAUNCH_MEASURE = 6
     LAUNCH_FINISH = 7
+    SEND_START = 8
+    SEND_UPDATE_DATA = 9
+    SEND_UPDATE_VMSA = 10
+    SEND_FINISH = 11
+    RECEIVE_START = 12
+    RECEIVE_UPDATE_DATA = 13
+    RECEIVE_UPDATE_VMSA = 14
+    RECEIVE_FINISH = 15
     GUEST_STATUS = 16
+    DBG_DECRYPT = 17
+    DBG_ENCRYPT = 18
+    SEND_CANCEL = 21
     INIT2 = 22
     SNP_LAUNCH_START = 100
     SNP_LAUNCH_UPDATE = 101

@@ -89,5 +89,5 @@ TO_PRIVATE, TO_SHARED = 1, 2
 """Operations of a page state change."""
 PSC_HEADER, PSC_ENTRIES = 8, 253
 """Of its request: bytes before the entries (u16 current, u16 last, u32 reserved), and how many u64 may follow."""
-PSC_INVALID_HEADER, PSC_INVALID_ENTRY = 1 << 32 | 1, 1 << 32 | 2
+PSC_INVALID_HEADER, PSC_INVALID_ENTRY, PSC_GENERIC = 1 << 32 | 1, 1 << 32 | 2, 0x100 << 32
 """``SW_EXIT_INFO_2`` for requests that are refused."""

@@ -126,6 +126,11 @@ class ModelVm:
         self.snp_processor = ModelSnp(setup, self._memory.fill, self._cpuid)
         self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.hooks.check_pages())
 
+    @property
+    def page_states(self) -> PageStates | None:
+        """Of an SNP guest's pages."""
+        return self._page_states
+
     def _may_run(self) -> bool:
         if self.snp_processor is not None:
             running = self.snp_processor.state is GuestState.RUNNING

@@ -109,7 +109,7 @@ int serve_ghcb(struct cpu *c) {
     }
     if (ghcb & KIND_OF_REQUEST) return 0;
     /* An SNP guest shares its GHCB, so it refuses to be private and nothing else. */
-    if (c->rights && c->rights[ADDRESS(ghcb) >> 12 & (PAGES - 1)] != REFUSE_PRIVATE) return 0;
+    if (c->rights && (ADDRESS(ghcb) >> 12 >= PAGES || c->rights[ADDRESS(ghcb) >> 12] != REFUSE_PRIVATE)) return 0;
     if (ghcb != c->ghcb_gpa || !c->ghcb) {
         c->ghcb = host_address(c, ADDRESS(ghcb), PAGE);
         c->ghcb_gpa = ghcb;

@@ -23,7 +23,8 @@ int h_x86_cpu_tlb_fill(void *cpu, u64 va, int size, int kind, int mmu, int probe
 static u64 check_rights(struct cpu *c, u64 pa) {
     if (c->fill_kind == FETCH || !(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_LMA)) pa |= 1ull << C_BIT;
     int is_private = pa >> C_BIT & 1;
-    u8 refused = c->rights[pa >> 12 & (PAGES - 1)] & (is_private ? REFUSE_PRIVATE : REFUSE_SHARED);
+    u64 page = (pa & ~(1ull << C_BIT)) >> 12; /* beyond the table there is no memory, but devices are */
+    u8 refused = page < PAGES ? c->rights[page] & (is_private ? REFUSE_PRIVATE : REFUSE_SHARED) : 0;
     if (!refused || c->fill_is_probe) return pa;
     c->refused_gpa = pa & ~(1ull << C_BIT);
     raise(c, is_private ? VECTOR_VC : SHARED_ACCESS, EXIT_NOT_VALIDATED, AT(uintptr_t, c->cpu, CPU_RETURN_ADDRESS));

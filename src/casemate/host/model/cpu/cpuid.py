@@ -21,6 +21,7 @@ C_BIT = 39
 """Position of the encryption bit; the engine's CPU has 40 physical bits, hosts use 47 or 51."""
 
 MAX_EXTENDED = 0x80000000
+ADDRESS_SIZES = 0x80000008
 ENCRYPTION = 0x8000001F
 _SEV, _SEV_ES = 1 << 1, 1 << 3
 _REDUCED_BITS = 1
@@ -80,6 +81,11 @@ class SevCpuid:
             return self._encryption
         native = self._processor.answer(leaf, index)
         return native._replace(eax=max(native.eax, ENCRYPTION)) if leaf == MAX_EXTENDED else native
+
+
+def below_c_bit(eax: int) -> int:
+    """EAX of ADDRESS_SIZES with no physical address that has the C-bit, which elsewhere is above all that is in use."""
+    return eax & ~0xFF | min(eax & 0xFF, C_BIT)
 
 
 def native_leaf(leaf: int, index: int = 0) -> Leaf:

@@ -13,7 +13,7 @@ from casemate.abi.sev.snp_pages import (
     CpuidFunction,
     CpuidPage,
 )
-from casemate.host.model.cpu.cpuid import ENCRYPTION, CpuidTable
+from casemate.host.model.cpu.cpuid import ADDRESS_SIZES, ENCRYPTION, CpuidTable, below_c_bit
 
 _ADDED = {(ENCRYPTION, 0): 1 << 4, (XSAVE_LEAF, 1): 1 << 1}
 """Bits of EAX by leaf and subleaf: SNP, and XSAVEC, which every such processor has and Linux insists on."""
@@ -36,6 +36,7 @@ def guest_table(native: CpuidTable) -> CpuidPage:
                 entry.eax, entry.ebx, entry.ecx, entry.edx = answer
                 entry.eax |= _ADDED.get((leaf, subleaf), 0)
                 entry.ecx &= ~(_XSAVE if leaf == 1 else 0)
+                entry.eax = below_c_bit(entry.eax) if leaf == ADDRESS_SIZES else entry.eax
                 entry.xcr0_in = 1 if leaf == XSAVE_LEAF else 0
                 table.count += 1
     return correct_table(table)
@@ -51,6 +52,20 @@ def correct_table(table: CpuidPage) -> CpuidPage:
         if _is_xsave_size(entry):
             entry.ebx = XSAVE_LEGACY_SIZE
     return corrected
+
+
+def as_found(contents: bytes) -> bytes:
+    """A page that was launched, as the guest finds it on the modelled CPU; no digest has it.
+
+    A monitor's table may offer XSAVE, and more address bits than there are below the C-bit.
+    """
+    table = CpuidPage.from_bytes(contents)
+    for entry in table.used():
+        if entry.eax_in == 1:
+            entry.ecx &= ~_XSAVE
+        elif entry.eax_in == ADDRESS_SIZES:
+            entry.eax = below_c_bit(entry.eax)
+    return table.to_bytes()
 
 
 def _is_xsave_size(entry: CpuidFunction) -> bool:

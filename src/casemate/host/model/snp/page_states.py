@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Protocol
 
 from casemate.address import PAGE_SIZE, GuestRange
 from casemate.host.model.cpu.page_rights import REFUSE_PRIVATE, REFUSE_SHARED, PageRights
@@ -17,11 +18,25 @@ LARGE = 512
 """Pages of 4 KiB in one of 2 MiB."""
 
 
+class PageHost(Protocol):
+    """A monitor that has a say in its guest's pages, and makes them private or shared itself."""
+
+    def change_pages(self, page: int, count: int, *, private: bool) -> bool:
+        """The guest asks for a page state change; whether the monitor agreed."""
+
+    def pages_touched(self, page: int, *, private: bool) -> None:
+        """The guest touched a page as what it is not, and will try again."""
+
+
 class PageStates:
-    """Pages of the guest ``asid``. ``counts`` is how often a state was changed, by who changed it to what."""
+    """Pages of the guest ``asid``. ``counts`` is how often a state was changed, by who changed it to what.
+
+    Without a ``host`` the guest gets what it asks for.
+    """
 
     def __init__(self, rmp: Rmp, asid: int, rights: PageRights) -> None:
         self.counts: Counter[str] = Counter()
+        self.host: PageHost | None = None
         self._rmp = rmp
         self._asid = asid
         self._rights = rights
@@ -43,6 +58,11 @@ class PageStates:
             for page in self._rmp.validated(pages):
                 self._rights.set(page, 1, REFUSE_SHARED)
         self._rights.forget()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the guest runs, or may."""
+        return bool(self._memory)
 
     @property
     def refused(self) -> int:
@@ -87,8 +107,14 @@ class PageStates:
             found = self._rmp.rmpadjust(at, target, permissions, vmsa=vmsa)
         return found
 
+    def ask(self, page: int, count: int, *, private: bool) -> bool:
+        """The guest asks its host for a page state change; whether it got it."""
+        if self.host is None or not self._has(page, count):
+            return self.change(page, count, private=private)
+        return self.host.change_pages(page, count, private=private)
+
     def change(self, page: int, count: int, *, private: bool) -> bool:
-        """The guest asks its host for a page state change; False if it has no such pages."""
+        """Pages change their state; False if the guest has no such pages."""
         if not self._has(page, count):
             return False
         for each in range(page, page + count):
@@ -109,6 +135,9 @@ class PageStates:
         the guest held there as private is lost to it.
         """
         page = self._rights.refused
+        if self.host is not None:
+            self.host.pages_touched(page, private=False)
+            return
         lost = self._rmp[page].validated
         self._change(page, private=False)
         self.counts["shared unasked" + (", though validated" if lost else "")] += 1
@@ -130,7 +159,11 @@ class PageStates:
     def _give(self, page: int, count: int) -> bool:
         """Assign what is not yet assigned; False for pages that are shared, or none of the guest's."""
         pages = range(page, page + count)
-        if not self._has(page, count) or not self._shared.isdisjoint(pages):
+        if not self._has(page, count):
+            return False
+        if self.host is not None and not self._shared.isdisjoint(pages):
+            self.host.pages_touched(min(self._shared.intersection(pages)), private=True)
+        if not self._shared.isdisjoint(pages):
             return False
         missing = [each for each in pages if not self._rmp[each].assigned]
         for each in missing:

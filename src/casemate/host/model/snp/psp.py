@@ -31,7 +31,7 @@ from casemate.abi.sev.status import SevStatus, refused
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.sev.endorsement import Endorsement
-from casemate.host.model.snp.cpuid_table import correct_table
+from casemate.host.model.snp.cpuid_table import as_found, correct_table
 from casemate.host.model.snp.messages import GuestMessages
 from casemate.host.model.snp.rmp import VMPLS, PageState, Rmp
 from casemate.host.snp_processor import SnpFinish
@@ -96,6 +96,8 @@ class SnpPsp:
         self._rmp.launch(page, vmsa=page_type is SnpPageType.VMSA)
         if page_type is SnpPageType.SECRETS:
             return self._secrets()
+        if page_type is SnpPageType.CPUID:
+            return as_found(contents)
         return bytes(PAGE_SIZE) if page_type is SnpPageType.ZERO else contents
 
     def launch_finish(self, finish: SnpFinish) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.sev import ghcb
 from casemate.address import PAGE_SIZE
@@ -40,20 +40,29 @@ class SnpRequests:
         return 0 if self._change(request >> 12 & _PAGE_NUMBER, request >> 52 & 0xF, 1) else 1
 
     def change_pages(self, hva: int) -> int:
-        """The page state changes that the buffer at ``hva`` lists; returns ``SW_EXIT_INFO_2``."""
+        """The page state changes that the buffer at ``hva`` lists; returns ``SW_EXIT_INFO_2``.
+
+        Entries that go on where the one before ended are one question to the host, as with KVM.
+        """
         buffer = (ctypes.c_uint8 * ghcb.SHARED_BUFFER_SIZE).from_address(hva)
         current, last = struct.unpack_from("<HH", buffer)
         if last >= ghcb.PSC_ENTRIES:
             return ghcb.PSC_INVALID_HEADER
-        for index in range(current, last + 1):
-            at = ghcb.PSC_HEADER + 8 * index
-            entry = struct.unpack_from("<Q", buffer, at)[0]
-            count = LARGE if entry >> 56 & 1 else 1
-            done, page = entry & 0xFFF, entry >> 12 & _PAGE_NUMBER
-            if done > count or page % count or not self._change(page, entry >> 52 & 0xF, count):
+        entries = [_Entry.of(value) for value in struct.unpack_from(f"<{last + 1}Q", buffer, ghcb.PSC_HEADER)]
+        while current <= last:
+            first = entries[current]
+            if not first.is_valid:
                 return ghcb.PSC_INVALID_ENTRY
-            struct.pack_into("<Q", buffer, at, entry & ~0xFFF | count)
-            struct.pack_into("<H", buffer, 0, index + 1)
+            end = current + 1
+            while end <= last and entries[end].goes_on(first, end - current):
+                end += 1
+            if not self._change(first.page, first.operation, first.pages * (end - current)):
+                return ghcb.PSC_INVALID_ENTRY if self._states.host is None else ghcb.PSC_GENERIC
+            for index in range(current, end):
+                at = ghcb.PSC_HEADER + 8 * index
+                struct.pack_into("<Q", buffer, at, entries[index].value & ~0xFFF | first.pages)
+            current = end
+            struct.pack_into("<H", buffer, 0, current)
         return 0
 
     def guest_request(self, request: int, response: int) -> int | None:
@@ -89,4 +98,26 @@ class SnpRequests:
     def _change(self, page: int, operation: int, count: int) -> bool:
         if operation not in (ghcb.TO_PRIVATE, ghcb.TO_SHARED):
             return False
-        return self._states.change(page, count, private=operation == ghcb.TO_PRIVATE)
+        return self._states.ask(page, count, private=operation == ghcb.TO_PRIVATE)
+
+
+class _Entry(NamedTuple):
+    """One page state change of a list."""
+
+    value: int
+    page: int
+    operation: int
+    pages: int
+
+    @classmethod
+    def of(cls, value: int) -> _Entry:
+        return cls(value, value >> 12 & _PAGE_NUMBER, value >> 52 & 0xF, LARGE if value >> 56 & 1 else 1)
+
+    @property
+    def is_valid(self) -> bool:
+        return self.value & 0xFFF <= self.pages and not self.page % self.pages
+
+    def goes_on(self, first: _Entry, entries: int) -> bool:
+        """Whether it is what ``first`` and the ``entries`` from it on are followed by."""
+        same = (self.operation, self.pages) == (first.operation, first.pages)
+        return self.is_valid and same and self.page == first.page + entries * first.pages
