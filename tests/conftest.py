@@ -12,7 +12,7 @@ from support.booting import BootCli, Ended, TinyGuest
 from casemate.cli import main
 from casemate.guests.entry import Bits, make_image
 
-pytest_plugins = ["support.vmm_programs"]
+pytest_plugins = ["support.vmm_programs", "support.matrix_runs"]
 
 settings.register_profile("casemate", derandomize=True, deadline=None)
 settings.load_profile("casemate")
