@@ -102,9 +102,8 @@ def test_the_results_are_those_of_processes_here(
     ],
 )
 def test_a_cluster_that_is_none_is_refused(
-    where: str, code: int, says: str, run_matrix: RunMatrix, two_guests: str, monkeypatch: pytest.MonkeyPatch
+    where: str, code: int, says: str, run_matrix: RunMatrix, two_guests: str
 ) -> None:
-    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     ran = run_matrix(two_guests, "--on", where)
     assert ran.code == code
     assert says in ran.err

@@ -26,6 +26,7 @@ from casemate.matrix.settings import FILES
 _BATCH = 1000
 """Cells that are submitted at once: one by one, submitting takes seven times as long."""
 _LARGEST_INPUT = 1 << 30
+_CONNECT_SECONDS = 10
 _FIRST_WORKER_SECONDS = 60
 
 
@@ -50,7 +51,7 @@ def cluster_pool(where: str) -> Pool:
                     )
                 )
             try:
-                client = stack.enter_context(Client(address))
+                client = stack.enter_context(Client(address, timeout=_CONNECT_SECONDS))
                 client.wait_for_workers(1, _FIRST_WORKER_SECONDS)
             except (OSError, TimeoutError, ValueError) as error:
                 remedy = "start a scheduler and workers there, or leave --on out"
