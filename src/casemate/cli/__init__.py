@@ -14,10 +14,6 @@ from casemate.errors import CasemateError, printable
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NO_THREAD = "can't start new thread"
 """What Python's RuntimeError says."""
-_REMEDIES = (
-    "raise the limits of processes and memory (ulimit -u, -v)",
-    "install casemate anew, with its dependencies",
-)
 _HOST_CANNOT, _INTERNAL, _INTERRUPTED, _NOBODY_READS = 5, 6, 130, 141
 """Exit codes; the last one is what a shell shows for SIGPIPE."""
 
@@ -44,8 +40,8 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
             return _output_failed(error)
-        if isinstance(error, ImportError) or str(error) == _NO_THREAD:
-            print(f"casemate: error: {error}; {_REMEDIES[isinstance(error, ImportError)]}", file=sys.stderr)
+        if remedy := _remedy(error):
+            print(f"casemate: error: {error}; {remedy}", file=sys.stderr)
             return _HOST_CANNOT
         print(f"casemate: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
         return _INTERNAL
@@ -83,6 +79,19 @@ def _flush(code: int | str | None) -> int | str | None:
             return code
         return _NOBODY_READS if isinstance(error, BrokenPipeError) else _output_failed(error)
     return code
+
+
+def _remedy(error: Exception) -> str | None:
+    """What to do about an error of the host that nobody expected where it came; None of any other."""
+    if isinstance(error, ImportError):
+        return "install casemate anew, with its dependencies"
+    if str(error) == _NO_THREAD or isinstance(error, MemoryError):
+        return "raise the limits of processes and memory (ulimit -u, -v)"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n)"
+    if isinstance(error, OSError) and error.errno in (*_UNWRITABLE, errno.ENOMEM):
+        return "see what the system's log says about its disks and memory"
+    return None
 
 
 def _output_failed(error: OSError) -> int:
