@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -134,7 +135,9 @@ def test_ctrl_c_keeps_what_is_done(tiny_guest: TinyGuest, tmp_path: Path) -> Non
     text = "[settings]\nmachine = 'bare'\nmemory = '4M'\ntimeout = 3000\n" + images
     (tmp_path / "m.toml").write_text(text)
     command = [sys.executable, "-m", "casemate", "matrix", "m.toml", "--jobs", "2"]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    # A shell's background job, which these tests may be, ignores SIGINT.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=listening)  # noqa: PLW1509
     lines = tmp_path / "m.matrix" / "results.jsonl"
     while not lines.exists() or not lines.read_text():
         assert running.poll() is None

@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import gc
 import json
+import multiprocessing
 import os
 import resource
 import select
@@ -19,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from casemate.host.model import hypervisor as _engine  # noqa: F401  (loaded once, for all cells)
 from casemate.matrix.work import run_cell
@@ -27,6 +28,7 @@ from casemate.matrix.work import run_cell
 _PR_SET_PDEATHSIG = 1
 """prctl(2)."""
 _SAID_AT_MOST = 4096
+_CONTEXT = multiprocessing.get_context("fork")
 
 
 def serve() -> None:
@@ -47,9 +49,10 @@ def _in_a_fork(settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The answer of ``run_cell``, or ``{"died": ...}``, or a timeout for a cell that did not end by itself."""
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as said:
-        child = os.fork()
-        if child == 0:
-            _be_the_cell(settings, reading, writing, said)
+        process = _CONTEXT.Process(target=_be_the_cell, args=(settings, reading, writing, said))
+        process.start()
+        child = process.pid
+        assert child is not None
         with contextlib.suppress(OSError):  # the child does it, too: whoever is first
             os.setpgid(child, child)
         os.close(writing)
@@ -59,7 +62,7 @@ def _in_a_fork(settings: dict[str, Any], seconds: float) -> dict[str, Any]:
             os.close(reading)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)  # and what it started
-            _, status = os.waitpid(child, 0)
+            process.join()
         if data is None:
             detail = f"did not end by itself within {seconds:g} s, and was killed"
             result = {"outcome": "timeout", "detail": detail, "exit_code": 7, "seconds": seconds}
@@ -70,27 +73,22 @@ def _in_a_fork(settings: dict[str, Any], seconds: float) -> dict[str, Any]:
         except ValueError:
             said.seek(0)
             text = said.read().decode("utf-8", "replace")[-_SAID_AT_MOST:]
-            return {"died": f"wait status {status:#x}", "said": text}
+            return {"died": f"exit code {process.exitcode}", "said": text}
 
 
-def _be_the_cell(settings: dict[str, Any], reading: int, writing: int, said: BinaryIO) -> NoReturn:
-    code = 1
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            os.setpgid(0, 0)
-        os.close(reading)
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        faulthandler.enable(2)
-        answer = json.dumps(run_cell(settings)).encode()
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(answer)
-        code = 0
-    finally:
-        os._exit(code)
+def _be_the_cell(settings: dict[str, Any], reading: int, writing: int, said: BinaryIO) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+    os.close(reading)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    faulthandler.enable(2)
+    answer = json.dumps(run_cell(settings)).encode()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(answer)
 
 
 def _read(fd: int, deadline: float) -> bytes | None:
