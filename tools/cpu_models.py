@@ -9,14 +9,13 @@ needs to be root.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tools.qemu_releases import commands
+from tools.qemu_releases import NoRootError, commands, make_table
 
 TABLE = Path(__file__).parents[1] / "src" / "casemate" / "abi" / "x86" / "cpu_models.json"
 SHOWN = ("vendor", "family", "model", "stepping", "model-id", "level", "xlevel")
@@ -112,29 +111,17 @@ def find_models(command: list[str], features: dict[str, list[Any]]) -> dict[str,
     }
 
 
-def main() -> int:
-    """Ask, and print or write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true")
-    args = parser.parse_args()
+def _make() -> str:
     roots = dict(commands())
     if "sid" not in roots:
-        print("there is no root of sid with QEMU: run as root, after ./dev roots", file=sys.stderr)
-        return 1
+        raise NoRootError("there is no root of sid with QEMU")
     table = find_models(roots["sid"], find_features(roots["sid"]))
     lines = [f'"qemu": {json.dumps(table["qemu"])}']
     for part in ("features", "models", "aliases"):
         rows = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in table[part].items())
         lines.append(f'"{part}": {{\n{rows}\n}}')
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    if args.write:
-        TABLE.write_text(text)
-    else:
-        print(text, end="")
-    return 0
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make_table(__doc__, TABLE, _make))

@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from casemate.cli.ask_qemu import ask_qemu
@@ -21,6 +21,10 @@ from tools.roots.make import cache_folder
 from tools.roots.recipes import SUITES
 
 TABLE = Path(__file__).parents[1] / "src" / "casemate" / "qemu" / "releases.json"
+
+
+class NoRootError(Exception):
+    """A root that is asked is not there."""
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -36,24 +40,31 @@ def releases() -> list[QemuRelease]:
     return sorted((ask_qemu(command) for _, command in commands()), key=lambda release: release.version)
 
 
-def main() -> int:
-    """Ask, and print or write."""
+def make_table(description: str | None, table: Path, make: Callable[[], str]) -> int:
+    """Print what ``make`` returns, or write it to ``table``; the exit code. NoRootError of it is told."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    found = releases()
-    if len(found) < len(SUITES):
-        print("not every root has a QEMU: run as root, after ./dev roots", file=sys.stderr)
+    try:
+        text = make()
+    except NoRootError as error:
+        print(f"{error.args[0]}: run as root, after ./dev roots", file=sys.stderr)
         return 1
-    text = json.dumps([release.to_dict() for release in found], indent=0) + "\n"
     if args.write:
-        TABLE.write_text(text)
+        table.write_text(text)
     else:
         print(text, end="")
     return 0
 
 
+def _make() -> str:
+    found = releases()
+    if len(found) < len(SUITES):
+        raise NoRootError("not every root has a QEMU")
+    return json.dumps([release.to_dict() for release in found], indent=0) + "\n"
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make_table(__doc__, TABLE, _make))

@@ -6,7 +6,6 @@ Every pytest that finds casemate installed loads this module, so it imports what
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -260,21 +259,15 @@ def pytest_runtest_makereport(
 
 
 def _keep(item: pytest.Item, number: int, outcome: Outcome) -> Path:
-    from casemate.evidence.report_html import render_html
+    from casemate.cli.boot_report import write_document
 
     chosen = item.config.getoption("--casemate-artefacts")
     place = Path(chosen) if chosen else Path(getattr(item, "funcargs", {})["tmp_path"]) / "casemate"
     folder = place / re.sub(r"[^\w.-]+", "-", item.nodeid) / str(number)
     folder.mkdir(parents=True, exist_ok=True)
-    system = os.uname()
-    run = {
-        "command": f"pytest {item.nodeid}",
-        "when": time.strftime("%Y-%m-%d %H:%M:%S+00:00", time.gmtime()),
-        "system": f"{system.sysname} {system.release}, {system.machine}",
-    }
-    document = outcome.to_json() | {"run": run}
-    (folder / "report.json").write_text(json.dumps(document, indent=2), "utf-8", "replace")
-    (folder / "report.html").write_text(render_html(document), "utf-8", "replace")
+    document = outcome.to_report(f"pytest {item.nodeid}")
+    for name in ("report.json", "report.html"):
+        write_document(folder / name, document)
     (folder / "serial.log").write_text(outcome.serial, "utf-8", "replace")
     return folder
 

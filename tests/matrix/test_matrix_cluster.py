@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from support.booting import TinyGuest
@@ -36,6 +37,13 @@ counts = {{ bios = "guest.bin" }}
 outcome = "exit-port"
 """
 COUNTS = "mov ecx, 30000000; l: dec ecx; jnz l; mov al, 7; out 0xf4, al; hlt"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Dask sets variables for the processes that it starts, and leaves them: other tests start processes, too."""
+    with patch.dict(os.environ):
+        yield
 
 
 def workers(pid: int) -> list[int]:

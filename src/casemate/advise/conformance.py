@@ -24,7 +24,6 @@ _ORDER = (
 )
 _STAGE = {name: number for number, names in enumerate(_ORDER) for name in names}
 _PINNED = ("KVM_SEV_LAUNCH_UPDATE_DATA", "KVM_SEV_LAUNCH_SECRET")
-_UPDATES = ("KVM_SEV_LAUNCH_UPDATE_DATA",)
 
 
 class Verdict(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from casemate.abi.guest_kind import GuestKind
 from casemate.api import boot
 from casemate.cli import boot_arguments
 from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
-from casemate.cli.boot_report import report_document, validate_reports
+from casemate.cli.boot_report import validate_reports
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
@@ -88,11 +89,8 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
     validate_reports(args.report)
     validate_launch_words(args)
     monitor = make_monitor(args) if args.qmp or args.paused else None
-    options = (
-        None
-        if args.guest == "plain"
-        else launch_options(args, monitor.attest if monitor and monitor.paused else None)
-    )
+    owner = monitor.attest if monitor and monitor.paused else None
+    options = None if args.guest == "plain" else launch_options(args, owner)
     spec = make_spec(args)
     if args.cpu is not None:
         from casemate.cli.cpu_option import cpu_warnings  # knows the modelled processor
@@ -132,15 +130,12 @@ def _tell(
         print(f"casemate: warning: {warning}", file=sys.stderr)
     _print(args, outcome)
     if args.report:
-        confinement.write_reports(report_document(outcome, args.command_line))
+        confinement.write_reports(outcome.to_report(shlex.join(args.command_line)))
 
 
 def _platform_folder(args: argparse.Namespace) -> Path | None:
     # Where the platform's keys are that the owner's session was made for.
-    if args.session_file is None:
-        return None
-
-    return model_platform_folder()
+    return None if args.session_file is None else model_platform_folder()
 
 
 def _prepare(

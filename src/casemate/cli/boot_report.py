@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from casemate.errors import SpecError
 from casemate.files import write_whole
-from casemate.machine.outcome import Outcome
 
 SUFFIXES = (".html", ".json")
 
@@ -30,17 +26,6 @@ def validate_reports(paths: list[Path]) -> None:
     for path in paths:
         if not path.parent.is_dir():
             raise SpecError(f"--report {path}: {path.parent} is no folder", "make it, or name another file")
-
-
-def report_document(outcome: Outcome, command_line: list[str]) -> dict[str, Any]:
-    """What a report contains: the outcome, and what was run when and where."""
-    system = os.uname()
-    run = {
-        "command": shlex.join(command_line),
-        "when": datetime.now(UTC).isoformat(" ", "seconds"),
-        "system": f"{system.sysname} {system.release}, {system.machine}",
-    }
-    return outcome.to_json() | {"run": run}
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:

@@ -31,7 +31,6 @@ class Confinement:
         self._reports: list[Path] = args.report
         self._wanted = args.sandbox and args.own_process
         sockets = [Path(text[5:]) for text in (args.qmp, args.serial) if text and text.startswith("unix:")]
-        self._sockets = bool(sockets)
         self._broker: Broker | None = None
         if self._wanted and (self._reports or sockets):
             from casemate.cli.broker import Broker  # loads multiprocessing, and most runs need none
@@ -46,7 +45,7 @@ class Confinement:
             importlib.import_module(name)
         load_pieces()
         vma.hold_maps()
-        if self._broker and self._sockets:
+        if self._broker:
             self._broker.sockets_are_made()
         return sandbox.enter().to_json()
 

@@ -18,8 +18,7 @@ from casemate.cli.parser import parse
 from casemate.cli.serial_choice import is_stdio
 from casemate.errors import SpecError
 from casemate.evidence.kvm_trace import KvmStep
-from casemate.evidence.traced_host import TracedHypervisor
-from casemate.host.hypervisor import Hypervisor
+from casemate.evidence.traced_host import HostTracer
 from casemate.userkvm.options import Options
 
 EPILOG = """\
@@ -124,19 +123,13 @@ def _own(args: argparse.Namespace) -> tuple[int, list[Judged]]:
         words.serial = "none"
     if words.host == "auto":
         words.host = f"model:{args.era}"
-    hosts: list[TracedHypervisor] = []
-
-    def around(host: Hypervisor) -> Hypervisor:
-        hosts.append(TracedHypervisor(host))
-        return hosts[-1]
-
+    tracer = HostTracer()
     with redirect_stdout(sys.stderr):
-        code = boot.run_on(words, around)
-    traces = [host.trace for host in hosts if host.trace.steps]
+        code = boot.run_on(words, tracer.around)
     kind = str(words.guest)
     return code, [
         Judged("casemate boot", "modelled", kind, judge(trace.steps, is_bios=words.bios is not None))
-        for trace in traces
+        for trace in tracer.traces
     ]
 
 

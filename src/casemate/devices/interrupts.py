@@ -27,7 +27,7 @@ class PcInterrupts:
         self, clock: GuestClock, lapic: Lapic, pic: PicPair, pit: Pit, ioapic: Ioapic, *, is_pc: bool = True
     ) -> None:
         self._clock = clock
-        self.lapic = self._lapic = lapic
+        self.lapic = lapic
         self._timer = lapic.timer
         self._pic = pic
         self._pit = pit
@@ -71,7 +71,7 @@ class PcInterrupts:
         """
         if self._requested():
             return 0
-        found = [self._lapic.timer_deadline(), self._pit.deadline() if self._timer_irq_enabled() else None]
+        found = [self.lapic.timer_deadline(), self._pit.deadline() if self._timer_irq_enabled() else None]
         found += [deadline() for deadline in self._deadlines]
         return min((time for time in found if time is not None), default=None)
 
@@ -83,7 +83,7 @@ class PcInterrupts:
     def _refresh(self) -> None:
         now = self._clock.now()
         if now >= self._timer.next_expiry:
-            self._lapic.advance(now)
+            self.lapic.advance(now)
         if now >= self._pit.next_edge:
             self._pit.advance(now)
         for poll in self._polls:
@@ -91,19 +91,19 @@ class PcInterrupts:
 
     def acknowledge(self) -> int:
         """The vector for the CPU: the 8259's first, as its INTR has no part in APIC priorities."""
-        return self._pic.acknowledge() if self._ext_int() else self._lapic.acknowledge()
+        return self._pic.acknowledge() if self._ext_int() else self.lapic.acknowledge()
 
     def _requested(self) -> bool:
-        return self._ext_int() or self._lapic.pending()
+        return self._ext_int() or self.lapic.pending()
 
     def _drive_ext_int(self, level: bool) -> None:
-        self._lapic.set_ext_int(level)
+        self.lapic.set_ext_int(level)
         if self._is_pc:
             self._ioapic.set_irq(EXT_INT_PIN, level)
 
     def _ext_int(self) -> bool:
-        return self._pic.pending() and self._lapic.accepts_ext_int()
+        return self._pic.pending() and self.lapic.accepts_ext_int()
 
     def _timer_irq_enabled(self) -> bool:
-        through_pic = self._pic.enabled(TIMER_IRQ) and self._lapic.accepts_ext_int()
+        through_pic = self._pic.enabled(TIMER_IRQ) and self.lapic.accepts_ext_int()
         return through_pic or self._ioapic.enabled(TIMER_PIN)

@@ -104,6 +104,7 @@ class _TracedSnpProcessor(_Around):
 class _TracedVm(_Around):
     def __init__(self, inner: Vm, trace: KvmTrace, init: str) -> None:
         super().__init__(inner, trace)
+        self._was_asked = False
         if init:
             trace.note(KvmStep(StepKind.COMMAND, init))
         processor, snp = inner.secure_processor, inner.snp_processor
@@ -113,7 +114,8 @@ class _TracedVm(_Around):
     @property
     def capabilities(self) -> VmCapabilities:
         answer: VmCapabilities = self._inner.capabilities
-        if not any(step.kind is StepKind.CAPABILITY for step in self._trace.steps):
+        if not self._was_asked:
+            self._was_asked = True
             value = int(answer.readonly_memory)
             self._trace.note(KvmStep(StepKind.CAPABILITY, "KVM_CAP_READONLY_MEM", value=value))
         return answer
@@ -157,6 +159,23 @@ class TracedHypervisor(_Around):
         """A VM that notes what is done to it."""
         self._trace.steps.clear()
         return cast(Vm, _TracedVm(self._inner.create_vm(kind, sev), self._trace, _init(kind, sev)))
+
+
+class HostTracer:
+    """Puts hosts around those that are made, and keeps what their VMs note."""
+
+    def __init__(self) -> None:
+        self._hosts: list[TracedHypervisor] = []
+
+    def around(self, host: Hypervisor) -> Hypervisor:
+        """``host``, whose VM is traced."""
+        self._hosts.append(TracedHypervisor(host))
+        return cast(Hypervisor, self._hosts[-1])
+
+    @property
+    def traces(self) -> list[KvmTrace]:
+        """Of the hosts that made a VM."""
+        return [host.trace for host in self._hosts if host.trace.steps]
 
 
 def _init(kind: GuestKind, sev: SevSetup | None) -> str:

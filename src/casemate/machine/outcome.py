@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -96,3 +98,13 @@ class Outcome:
             "seconds": round(self.seconds, 3),
         }
         return head | self.report | {"serial": self.serial}
+
+    def to_report(self, command: str) -> dict[str, Any]:
+        """What a report contains: ``to_json``, and what was run now and on which system."""
+        system = os.uname()
+        run = {
+            "command": command,
+            "when": datetime.now(UTC).isoformat(" ", "seconds"),
+            "system": f"{system.sysname} {system.release}, {system.machine}",
+        }
+        return self.to_json() | {"run": run}

@@ -20,6 +20,12 @@ moment at which its server is."""
 _local = threading.local()
 
 
+def crashed(detail: str) -> dict[str, Any]:
+    """The answer for a cell that nobody could bring to its end."""
+    result = {"outcome": "crashed", "detail": detail, "exit_code": 6, "seconds": 0.0}
+    return {"result": result, "artefacts": {}}
+
+
 class CellProcess:
     """One cell server, started when it is first needed."""
 
@@ -37,9 +43,7 @@ class CellProcess:
             if self._closed:
                 break
             said = f"{answer['died']}; it said: {answer['said'] or 'nothing'}"
-        detail = f"its process died {TRIES} times: {said}"
-        result = {"outcome": "crashed", "detail": detail, "exit_code": 6, "seconds": 0.0}
-        return {"result": result, "artefacts": {}}
+        return crashed(f"its process died {TRIES} times: {said}")
 
     def close(self) -> None:
         """End the server and the cell that it runs."""

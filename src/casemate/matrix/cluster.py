@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ import dask
 from distributed import Client, Future, LocalCluster, as_completed, get_worker
 
 from casemate.errors import SpecError, UnsupportedError
-from casemate.files import read_file
-from casemate.matrix.cell_process import own_cell_process
+from casemate.files import read_file, write_whole
+from casemate.matrix.cell_process import crashed, own_cell_process
 from casemate.matrix.identity import code_identity, inputs_of
 from casemate.matrix.run import Answer, Job, Pool
 from casemate.matrix.settings import FILES
@@ -103,13 +101,7 @@ def _run(client: Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
         job = waiting.pop(future.key)
         if future.status != "finished":
             said = answer[1] if isinstance(answer, tuple) else answer
-            result = {
-                "outcome": "crashed",
-                "detail": f"its workers died: {said}",
-                "exit_code": 6,
-                "seconds": 0.0,
-            }
-            answer = {"result": result, "artefacts": {}}
+            answer = crashed(f"its workers died: {said}")
         yield job, answer
         future.release()
 
@@ -122,7 +114,7 @@ def run_on_worker(settings: Mapping[str, Any], hashes: Mapping[str, str], parts:
     for (name, digest), data in zip(hashes.items(), parts, strict=True):
         path = folder / digest
         if not path.exists():
-            _write_once(path, data)
+            write_whole(path, data)
         if name in FILES:
             here[name] = str(path)
         else:
@@ -130,10 +122,3 @@ def run_on_worker(settings: Mapping[str, Any], hashes: Mapping[str, str], parts:
                 if words in here:
                     here[words] = [word.replace(name, str(path)) for word in here[words]]
     return own_cell_process().run(here)
-
-
-def _write_once(path: Path, data: bytes) -> None:
-    fd, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    os.replace(name, path)

@@ -6,7 +6,6 @@ The answer is plain data: ``result``, small enough for a line, and ``artefacts``
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from casemate.confidential.preparation import DEFAULT_VCPU_TYPE, LaunchOptions
 from casemate.digest.cpu_models import model_signature
 from casemate.errors import CasemateError
 from casemate.evidence.report_html import render_html
-from casemate.evidence.traced_host import TracedHypervisor
+from casemate.evidence.traced_host import HostTracer
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
 from casemate.machine.boot import Attachments
@@ -76,15 +75,10 @@ def _boot(settings: Settings, folder: Path, result: dict[str, Any], artefacts: d
 
 
 def _conform(settings: Settings, folder: Path, result: dict[str, Any], artefacts: dict[str, str]) -> None:
-    hosts: list[TracedHypervisor] = []
-
-    def around(host: Hypervisor) -> Hypervisor:
-        hosts.append(TracedHypervisor(host))
-        return hosts[-1]
-
-    _tell(_outcome(settings, folder, around), result, artefacts)
+    tracer = HostTracer()
+    _tell(_outcome(settings, folder, tracer.around), result, artefacts)
     is_bios = "bios" in _firmware(settings)
-    judged = [each for host in hosts if host.trace.steps for each in judge(host.trace.steps, is_bios=is_bios)]
+    judged = [each for trace in tracer.traces for each in judge(trace.steps, is_bios=is_bios)]
     result["broken_rules"] = sorted({each.rule.id for each in judged if each.verdict is Verdict.BROKEN})
     result["kept_rules"] = sorted({each.rule.id for each in judged if each.verdict is Verdict.KEPT})
 
@@ -139,20 +133,15 @@ def _launch(settings: Settings) -> LaunchOptions:
 
 
 def _tell(outcome: Outcome, result: dict[str, Any], artefacts: dict[str, str]) -> None:
-    document = outcome.to_json()
+    document = outcome.to_report(f"a cell of a matrix: {outcome.report['guest']['kind']} guest")
     result |= {name: document[name] for name in ("outcome", "detail", "exit_code", "warnings")}
     firmware = document["flash"] or [each for each in (document["bios"],) if each]
     result["protection"] = firmware[0].get("protection") if firmware else None
     result["violations"] = document["writes"]["violations"]
     if document["measurement"]:
         result["digest"] = document["measurement"].get("digest")
-    run = {
-        "command": f"a cell of a matrix: {outcome.report['guest']['kind']} guest",
-        "when": time.strftime("%Y-%m-%d %H:%M:%S+00:00", time.gmtime()),
-        "system": " ".join((os.uname().sysname, os.uname().release)) + f", {os.uname().machine}",
-    }
-    artefacts["report.json"] = json.dumps(document | {"run": run}, indent=2)
-    artefacts["report.html"] = render_html(document | {"run": run})
+    artefacts["report.json"] = json.dumps(document, indent=2)
+    artefacts["report.html"] = render_html(document)
     artefacts["serial.log"] = outcome.serial
 
 

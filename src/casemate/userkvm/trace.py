@@ -42,7 +42,7 @@ class Tracer:
 
     def mapping_changed(self, vm: Vm, hva: int, size: int) -> None:
         """The monitor called mprotect."""
-        if any(slot.hva < hva + size and hva < slot.hva + slot.range.size for slot in vm.slots.values()):
+        if vm.slots_over(hva, size):
             self._note(vm, _about(StepKind.MAPPING, "", hva, size, 0))
 
     def run(self, vm: Vm) -> None:

@@ -109,11 +109,15 @@ class VmMemory(Descriptor):
                 model.add_slot(MemorySlot(after[piece], where, Hva(hva), slot.readonly))
         self._mapped[slot.number] = after
 
-    def mapping_changed(self, hva: int, size: int) -> None:
-        """The monitor changed the protection of host memory."""
-        hit = [
+    def slots_over(self, hva: int, size: int) -> list[MemorySlot]:
+        """The slots that show some of this host memory."""
+        return [
             slot for slot in self.slots.values() if slot.hva < hva + size and hva < slot.hva + slot.range.size
         ]
+
+    def mapping_changed(self, hva: int, size: int) -> None:
+        """The monitor changed the protection of host memory."""
+        hit = self.slots_over(hva, size)
         if not hit:
             return
         if self.model is not None:
