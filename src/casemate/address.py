@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType, Self
 
 Gpa = NewType("Gpa", int)
 """A guest-physical address, in bytes."""
@@ -20,19 +19,23 @@ LAPIC_BASE, IOAPIC_BASE = Gpa(0xFEE00000), Gpa(0xFEC00000)
 """Where a PC has the local APIC's registers and the first I/O APIC's (Intel MultiProcessor Specification 1.4, 3.6)."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class GuestRange:
+class _Bounds(NamedTuple):
+    start: Gpa
+    size: int
+
+
+class GuestRange(_Bounds):
     """A half-open range of guest-physical addresses: ``start`` inclusive, ``start + size`` exclusive, in bytes.
 
     Raises ValueError if it would be empty or start below zero.
     """
 
-    start: Gpa
-    size: int
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.size <= 0:
-            raise ValueError(f"empty or negative guest range: start {self.start:#x}, size {self.size:#x}")
+    def __new__(cls, start: Gpa, size: int) -> Self:
+        if start < 0 or size <= 0:
+            raise ValueError(f"empty or negative guest range: start {start:#x}, size {size:#x}")
+        return super().__new__(cls, start, size)
 
     @property
     def end(self) -> Gpa:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile  # loads ten modules, and most commands write no file
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +126,8 @@ def write_whole(target: str | Path, data: bytes, doing: str = "") -> None:
 
 
 def _beside(target: Path) -> tuple[int, str]:
+    import tempfile  # loads ten modules, and most commands write no file
+
     return tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
 
 

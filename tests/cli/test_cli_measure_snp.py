@@ -18,7 +18,7 @@ from sevsnpmeasure.sev_mode import SevMode
 
 from casemate.abi.sev.id_block import IdBlock
 from casemate.cli import main, measure
-from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_json import plan_from_json
 from casemate.errors import CasemateError
 from casemate.testing.images import ImageBuilder
 
@@ -105,7 +105,7 @@ def test_plan_is_written_and_diff_reads_it(
     capsys: pytest.CaptureFixture[str], folder: Path, line: str
 ) -> None:
     run(capsys, f"{line} --plan-out one.json")
-    plan = LaunchPlan.from_json((folder / "one.json").read_text())
+    plan = plan_from_json((folder / "one.json").read_text())
     assert plan.steps
     (folder / "two.json").write_text("\n".join(run(capsys, f"{line} --json")))
     assert main(["diff", "one.json", "two.json"]) == 0

@@ -52,7 +52,7 @@ def test_signals_end_a_paused_guest(tmp_path: Path, guest: str, number: signal.S
     path = tmp_path / "qmp.sock"
     with waiting(line(tmp_path, guest, "--paused"), path) as process:
         process.send_signal(number)
-        assert process.wait(10) == code
+        assert process.wait() == code
     assert not path.exists()
 
 
@@ -95,4 +95,4 @@ def test_qemus_spelling_means_the_same(tmp_path: Path) -> None:
     qemu = ["-bios", str(tmp_path / "guest.bin"), "-qmp", f"unix:{path},server=on,wait=off", "-S"]
     with waiting(["boot", "--host", "model", "--serial", "none", "--", *qemu], path) as process:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 143
+        assert process.wait() == 143

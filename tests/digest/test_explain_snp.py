@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from casemate.digest.hypotheses import Claim, DirectBoot
 from casemate.digest.kernel_hashes import KernelHashes
 from casemate.digest.mrtd import predict_mrtd
 from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_json import plan_to_json
 from casemate.digest.plan_sev import plan_sev
 from casemate.digest.plan_snp import plan_snp
 from casemate.digest.plan_tdx import AddOrder, plan_tdx
@@ -177,7 +177,7 @@ def as_trace(plan: LaunchPlan) -> list[Step]:
 
 def differences(first: LaunchPlan, second: LaunchPlan) -> tuple[Difference, Difference]:
     """As plans and as traces."""
-    by_plan = find_difference(parse_launch(first.to_json()), parse_launch(second.to_json()))
+    by_plan = find_difference(parse_launch(plan_to_json(first)), parse_launch(plan_to_json(second)))
     by_trace = find_difference(as_trace(first), as_trace(second))
     assert by_plan is not None
     assert by_trace is not None
@@ -211,19 +211,19 @@ def test_first_difference_is_named_with_its_cause(
 def test_same_sections_elsewhere_are_named_by_their_places() -> None:
     first, second = snp(hashes=None), snp(hashes=None, image=snp_image(MOVED, 0x810C00))
     steps = (first.steps[0], *second.steps[1:])
-    by_plan, by_trace = differences(first, replace(second, steps=steps))
+    by_plan, by_trace = differences(first, second._replace(steps=steps))
     assert by_plan.causes == by_trace.causes
     assert "0x1000 bytes at 0x80f000 and 0x1000 bytes at 0x810000" in by_plan.causes[0]
 
 
 def test_kernel_hashes_in_a_page_are_compared_one_by_one() -> None:
-    other = replace(HASHES, cmdline=KernelHashes.of(b"", b"", "quiet").cmdline)
+    other = HASHES._replace(cmdline=KernelHashes.of(b"", b"", "quiet").cmdline)
     by_plan, _ = differences(snp(), snp(hashes=other))
     assert by_plan.causes == ("the command line differs",)
 
 
 def test_same_launch_has_no_difference() -> None:
-    assert find_difference(as_trace(snp()), parse_launch(snp().to_json())) is None
+    assert find_difference(as_trace(snp()), parse_launch(plan_to_json(snp()))) is None
 
 
 def test_every_deviation_has_a_paragraph_in_the_guide() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -11,6 +10,7 @@ from casemate.abi.kernel_eras import find_era
 from casemate.digest.diff import Difference, Step, find_difference, parse_launch, steps_of_plan
 from casemate.digest.kernel_hashes import KernelHashes
 from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_json import plan_to_json
 from casemate.digest.plan_sev import plan_sev, plan_sev_es
 from casemate.digest.sev_init import SevInit
 from casemate.digest.trace import trace_digest
@@ -48,7 +48,7 @@ def as_trace(launch: LaunchPlan) -> list[Step]:
 
 
 def difference(first: LaunchPlan, second: LaunchPlan) -> Difference:
-    found = find_difference(parse_launch(first.to_json()), parse_launch(second.to_json()))
+    found = find_difference(parse_launch(plan_to_json(first)), parse_launch(plan_to_json(second)))
     assert found is not None
     return found
 
@@ -60,7 +60,7 @@ CASES = [
     (plan(features=0x20), 2, "0x0 and 0x20 (debug-swap)", True),
     (plan(vcpus=3), 4, "2 and 3", True),
     (
-        plan(hashes=replace(HASHES, initrd=KernelHashes.of(b"").initrd)),
+        plan(hashes=HASHES._replace(initrd=KernelHashes.of(b"").initrd)),
         1,
         "initrd differs: one launch has none",
         False,

@@ -31,7 +31,7 @@ def test_measurement_signs_version_policy_digest_and_nonce() -> None:
 @pytest.mark.parametrize("numbers", [(256, 0, 0), (0, -1, 0), (0, 0, 1000)])
 def test_version_of_more_than_a_byte_is_refused(numbers: tuple[int, int, int]) -> None:
     with pytest.raises(SpecError, match="not between 0 and 255"):
-        PlatformVersion(*numbers)
+        PlatformVersion(*numbers).to_bytes()
 
 
 @pytest.mark.parametrize(

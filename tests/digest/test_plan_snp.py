@@ -17,7 +17,7 @@ from casemate.abi.sev.snp import SnpPageType
 from casemate.digest.cpu_models import model_signature
 from casemate.digest.digest_snp import predict_digest, running_digests
 from casemate.digest.kernel_hashes import KernelHashes
-from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_json import plan_from_json, plan_to_json
 from casemate.digest.plan_snp import plan_snp
 from casemate.digest.steps import SnpPages, UpdateVmsa
 from casemate.digest.trace import trace_digest
@@ -174,7 +174,7 @@ def test_split_images_that_no_snp_guest_boots_are_refused(release: str, message:
 
 def test_plan_survives_json_and_the_trace_ends_in_the_digest() -> None:
     plan = plan_snp(image(), 3, EPYC, HASHES)
-    assert LaunchPlan.from_json(plan.to_json()) == plan
+    assert plan_from_json(plan_to_json(plan)) == plan
     trace = trace_digest(plan)
     assert trace[-1].running == predict_digest(plan)
     assert [step.kind for step in trace] == ["NORMAL", "ZERO", "SECRETS", "CPUID", "NORMAL", None, None, None]

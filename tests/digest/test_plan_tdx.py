@@ -13,7 +13,7 @@ from support.firmware_images import find_images, require_image
 
 from casemate.address import FOUR_GIB, Gpa, GuestRange
 from casemate.digest.mrtd import predict_mrtd
-from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_json import plan_from_json, plan_to_json
 from casemate.digest.plan_tdx import AddOrder, plan_tdx
 from casemate.digest.td_hob import build_td_hob
 from casemate.digest.trace import trace_digest
@@ -115,17 +115,17 @@ def test_variables_and_hob_enter_by_address_only() -> None:
     [("size", float("inf")), ("size", 1 << 70), ("size", 0), ("gpa", f"{(1 << 52) - 1:#x}")],
 )
 def test_plan_with_pages_that_no_guest_has_is_refused_by_its_name(name: str, value: object) -> None:
-    document = json.loads(plan_tdx(image()).to_json())
+    document = json.loads(plan_to_json(plan_tdx(image())))
     document["steps"][0][name] = value
     with pytest.raises(SpecError, match=r"launch\.json: this is no launch plan"):
-        LaunchPlan.from_json(json.dumps(document), "launch.json")
+        plan_from_json(json.dumps(document), "launch.json")
 
 
 def test_plan_of_more_pages_than_any_guest_measures_is_refused() -> None:
-    document = json.loads(plan_tdx(image()).to_json())
+    document = json.loads(plan_to_json(plan_tdx(image())))
     document["steps"] = [document["steps"][0] | {"gpa": "0x0", "size": 3 << 30}] * 2
     with pytest.raises(SpecError, match="more than 4 GiB"):
-        LaunchPlan.from_json(json.dumps(document))
+        plan_from_json(json.dumps(document))
 
 
 def test_plan_survives_json_and_the_trace_ends_in_mrtd() -> None:
@@ -134,7 +134,7 @@ def test_plan_survives_json_and_the_trace_ends_in_mrtd() -> None:
         (AddOrder.TWO_PASS, ["add", "extend", "add", "add", "add"]),
     ):
         plan = plan_tdx(image(), order)
-        assert LaunchPlan.from_json(plan.to_json()) == plan
+        assert plan_from_json(plan_to_json(plan)) == plan
         trace = trace_digest(plan)
         assert [step.kind for step in trace] == kinds
         assert trace[-1].running == predict_mrtd(plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from casemate.advise.claims import Claim
@@ -60,8 +59,8 @@ def _inspection(inspection: Inspection, claims: tuple[Claim, ...]) -> dict[str, 
         "sev_es_reset": None if reset is None else f"{reset:#x}",
         "kernel_hashes": _hashes(inspection),
         "launch_secret": _area(try_read(lambda: image.sev_secret)),
-        "sev_metadata": [asdict(section) for section in sev.sections] if sev else None,
-        "tdx_metadata": [asdict(section) for section in tdvf.sections] if tdvf else None,
+        "sev_metadata": [section._asdict() for section in sev.sections] if sev else None,
+        "tdx_metadata": [section._asdict() for section in tdvf.sections] if tdvf else None,
         "variable_store": store._asdict() if store else None,
         "volumes": [_volume(volume) for volume in inspection.volumes],
         "verdicts": [
@@ -83,7 +82,7 @@ def _hashes(inspection: Inspection) -> dict[str, Any] | None:
 
 
 def _area(area: GuestArea | None) -> dict[str, Any] | None:
-    return asdict(area) | {"usable": area.is_usable} if area else None
+    return area._asdict() | {"usable": area.is_usable} if area else None
 
 
 def _volume(volume: FirmwareVolume) -> dict[str, Any]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 from base64 import b64encode
+from typing import TYPE_CHECKING
 
 from casemate.cli.options import hex_bytes, integer, option_name
-from casemate.digest.id_block import (
-    DEFAULT_IDENTITY,
-    Identity,
-    SignedIdBlock,
-    load_key,
-    make_id_block,
-    sign_id_block,
-)
 from casemate.errors import SpecError
 from casemate.files import write_file
+
+if TYPE_CHECKING:
+    from casemate.digest.id_block import SignedIdBlock
 
 ID_BLOCK_OPTIONS = (
     "idkey",
@@ -51,15 +47,18 @@ def sign_identity(args: argparse.Namespace, digest: bytes) -> SignedIdBlock | No
     if args.idkey is None:
         _refuse_without_key(args)
         return None
+    from casemate.digest import id_block
 
-    identity = Identity(
-        DEFAULT_IDENTITY.policy if args.policy is None else args.policy,
+    identity = id_block.Identity(
+        id_block.DEFAULT_IDENTITY.policy if args.policy is None else args.policy,
         hex_bytes(args, "family_id", _ID_SIZE) or bytes(_ID_SIZE),
         hex_bytes(args, "image_id", _ID_SIZE) or bytes(_ID_SIZE),
         args.guest_svn or 0,
     )
-    author = load_key(args.authorkey) if args.authorkey else None
-    signed = sign_id_block(make_id_block(digest, identity), load_key(args.idkey), author)
+    author = id_block.load_key(args.authorkey) if args.authorkey else None
+    signed = id_block.sign_id_block(
+        id_block.make_id_block(digest, identity), id_block.load_key(args.idkey), author
+    )
     for path, data in ((args.id_block_out, signed.block), (args.id_auth_out, signed.auth)):
         if path is not None:
             write_file(path, data)

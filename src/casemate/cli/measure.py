@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from base64 import b64encode
+from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.cli.id_block_options import (
@@ -16,7 +16,6 @@ from casemate.cli.id_block_options import (
 )
 from casemate.cli.options import hex_bytes, integer, option_name
 from casemate.digest.cpu_models import cpu_signature, model_signature
-from casemate.digest.id_block import SignedIdBlock
 from casemate.digest.kernel_hashes import KernelHashes
 from casemate.digest.measurement import (
     PlatformVersion,
@@ -28,13 +27,15 @@ from casemate.digest.measurement import (
 from casemate.digest.plan import LaunchPlan
 from casemate.digest.plan_sev import plan_sev, plan_sev_es
 from casemate.digest.plan_snp import plan_snp, plan_snp_firmware
-from casemate.digest.plan_tdx import AddOrder, plan_tdx
 from casemate.digest.sev_init import SevInit
 from casemate.digest.steps import UpdateVmsa
 from casemate.digest.trace import running_digests, trace_digest
 from casemate.errors import SpecError
 from casemate.files import write_file
 from casemate.firmware.image import FirmwareImage
+
+if TYPE_CHECKING:
+    from casemate.digest.id_block import SignedIdBlock
 
 EPILOG = """\
 examples:
@@ -149,7 +150,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dump_vmsa:
         _dump_vmsas(plan)
     if args.plan_out:
-        write_file(args.plan_out, plan.to_json().encode())
+        from casemate.digest.plan_json import plan_to_json
+
+        write_file(args.plan_out, plan_to_json(plan).encode())
     if args.json:
         _print_json(args, plan, firmware, digest, measurement, identity)
         return 0
@@ -183,6 +186,8 @@ def _validate_mode(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace) -> LaunchPlan:
     image, hashes = FirmwareImage.load(args.ovmf), _hashes(args)
     if args.mode == "tdx":
+        from casemate.digest.plan_tdx import AddOrder, plan_tdx
+
         return plan_tdx(image, AddOrder(args.page_order))
     if args.mode in ("snp", "snp:ovmf-hash"):
         if args.mode == "snp:ovmf-hash":
@@ -288,6 +293,8 @@ def _print_json(
     measurement: bytes | None,
     identity: SignedIdBlock | None,
 ) -> None:
+    import json
+
     steps = [
         {
             "what": step.what,

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from casemate.version import __version__
 
@@ -114,7 +114,7 @@ def load_command(name: str) -> Command:
 
 
 def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser with the options of the subcommands in ``names``; the others are known by name only."""
+    """The parser of all commands, with the options of those in ``names``."""
     parser = CommandParser(
         prog="casemate",
         description="A virtual machine monitor for guest firmware.",
@@ -125,29 +125,36 @@ def make_parser(names: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPars
     parser.add_argument("--version", action="version", version=f"casemate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, words in COMMANDS.items():
-        command = load_command(name) if name in names else None
-        sub = commands.add_parser(
-            name,
-            help=words,
-            description=f"{words[0].upper()}{words[1:]}.",
-            epilog=command.EPILOG if command else None,
-            formatter_class=HelpFormatter,
-        )
-        if command:
-            command.add_arguments(sub)
+        sub = commands.add_parser(name, help=words, **_description(name))
+        if name in names:
+            _fill(sub, name)
     return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The values of a command line. Raises SystemExit with the usage of the command that was named, if it is wrong."""
-    parser = make_parser([word for word in arguments if word in COMMANDS][:1])
-    if not arguments:
-        parser.print_help()
-        parser.exit()
-    args, unknown = parser.parse_known_args(arguments)
+    if arguments and (name := arguments[0]) in COMMANDS:
+        # Who asks for one thing does not wait for the parsers of all others.
+        parser: argparse.ArgumentParser = CommandParser(f"casemate {name}", **_description(name))
+        _fill(parser, name)
+        args, unknown = parser.parse_known_args(arguments[1:], argparse.Namespace(command=name))
+    else:
+        parser = make_parser(())
+        args, unknown = parser.parse_known_args(arguments or ["--help"])
     if unknown:
         _named_parser(parser, arguments).error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
+
+
+def _description(name: str) -> dict[str, Any]:
+    words = COMMANDS[name]
+    return {"description": f"{words[0].upper()}{words[1:]}.", "formatter_class": HelpFormatter}
+
+
+def _fill(parser: argparse.ArgumentParser, name: str) -> None:
+    command = load_command(name)
+    parser.epilog = command.EPILOG
+    command.add_arguments(parser)
 
 
 def _named_parser(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.ArgumentParser:

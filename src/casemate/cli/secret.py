@@ -12,7 +12,7 @@ from typing import Any
 
 from casemate.cli.options import hex_bytes, integer
 from casemate.digest.measurement import PlatformVersion, predict_measurement, read_tik
-from casemate.digest.plan import reason_of
+from casemate.digest.plan_json import reason_of
 from casemate.errors import InsecureError, SpecError
 from casemate.files import read_file, write_file
 from casemate.firmware.guids import guid

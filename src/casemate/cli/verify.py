@@ -26,7 +26,7 @@ from casemate.advise.report_file import LARGEST_REPORT_FILE, ReportFile, read_re
 from casemate.advise.report_text import report_fields
 from casemate.cli.options import hex_bytes, integer
 from casemate.digest.digest_snp import predict_digest
-from casemate.digest.plan import LaunchPlan
+from casemate.digest.plan_json import plan_from_json
 from casemate.errors import ImageError, SpecError
 from casemate.files import read_file, read_text
 
@@ -204,7 +204,7 @@ def _expectations(args: argparse.Namespace) -> Expectations:
 def _planned(path: str, measurement: bytes | None) -> bytes:
     if measurement is not None:
         raise SpecError("--plan and --measurement say the same thing", "give one of them")
-    plan = LaunchPlan.from_json(read_text(path), path)
+    plan = plan_from_json(read_text(path), path)
     if plan.kind is not GuestKind.SNP:
         raise SpecError(f"--plan {path} is the launch of a {plan.kind} guest", "give that of an SNP guest")
     return predict_digest(plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casemate.abi.x86.cpu_models import signature_of
+from casemate.abi.x86.signature import signature_of
 from casemate.errors import SpecError
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from casemate.abi.sev.vmsa import SaveArea, VmcbSegment
 from casemate.digest.hypotheses import FEATURES, PROCESSORS, Registers, feature_words
 from casemate.digest.kernel_hashes import TABLE_SIZE, KernelHashes
-from casemate.digest.plan import LaunchPlan, TdxOperation, reason_of
+from casemate.digest.plan import LaunchPlan, TdxOperation
+from casemate.digest.plan_json import plan_from_json, reason_of
 from casemate.digest.trace import step_kind
 from casemate.digest.vmm_flavours import Launcher, launcher_page
 from casemate.digest.vmsa_pages import RESET_VECTOR
@@ -64,7 +65,7 @@ def parse_launch(text: str, name: str = "launch") -> list[Step]:
     try:
         document = json.loads(text)
         if "contents" in document:
-            return steps_of_plan(LaunchPlan.from_json(text, name))
+            return steps_of_plan(plan_from_json(text, name))
         return [
             Step(
                 _text(step["what"]),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea
@@ -21,8 +21,7 @@ _LENGTH_SIZE = 2
 _REMEDY = "use a build that sets the area apart, such as edk2's AmdSev, or leave the kernel unmeasured"
 
 
-@dataclass(frozen=True, slots=True)
-class KernelHashes:
+class KernelHashes(NamedTuple):
     """SHA-256 of the three things a direct boot hands over."""
 
     kernel: bytes

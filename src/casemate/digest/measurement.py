@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.sev.policy import LARGEST_POLICY, SevPolicy
@@ -16,15 +16,15 @@ KEY_SIZE = 16
 _MEASUREMENT_CONTEXT = b"\x04"
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformVersion:
+class PlatformVersion(NamedTuple):
     """Version of the SEV firmware that measures; each a byte."""
 
     api_major: int
     api_minor: int
     build: int
 
-    def __post_init__(self) -> None:
+    def to_bytes(self) -> bytes:
+        """The three bytes in the order that is signed. Raises SpecError if a number does not fit."""
         for name, value in (
             ("API major", self.api_major),
             ("API minor", self.api_minor),
@@ -34,9 +34,6 @@ class PlatformVersion:
                 raise SpecError(
                     f"{name} {value} is not between 0 and 255", "give what the host's platform status says"
                 )
-
-    def to_bytes(self) -> bytes:
-        """The three bytes in the order that is signed."""
         return bytes((self.api_major, self.api_minor, self.build))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.digest import digest_snp, mrtd
@@ -12,8 +12,7 @@ from casemate.digest.plan import LaunchPlan, LaunchStep, TdxPages
 from casemate.digest.steps import SnpPages
 
 
-@dataclass(frozen=True, slots=True)
-class TracedStep:
+class TracedStep(NamedTuple):
     """One step: what, where (None for registers), how many bytes, their SHA-256, and the digest if it ended here.
 
     ``kind`` is the type of an SNP guest's pages or the operation on a TD's; None elsewhere.

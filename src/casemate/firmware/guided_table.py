@@ -5,7 +5,7 @@ It is read backwards: a footer 48 bytes before the end of the file, then entries
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
@@ -17,8 +17,7 @@ _TRAILER = 18
 """Bytes that close each entry: u16 length and GUID; the length counts them in."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableEntry:
+class TableEntry(NamedTuple):
     """One entry: its GUID and data, and where the data starts in the file."""
 
     guid: bytes
@@ -31,8 +30,7 @@ class TableEntry:
         return guids.TABLE_ENTRY_NAMES.get(self.guid) or guids.guid_text(self.guid)
 
 
-@dataclass(frozen=True, slots=True)
-class GuestArea:
+class GuestArea(NamedTuple):
     """A piece of guest memory that the firmware sets apart for the launch."""
 
     base: int
@@ -44,8 +42,7 @@ class GuestArea:
         return self.base != 0 and self.size != 0
 
 
-@dataclass(frozen=True, slots=True)
-class GuidedTable:
+class GuidedTable(NamedTuple):
     """All entries, from the end of the file downwards."""
 
     entries: tuple[TableEntry, ...]

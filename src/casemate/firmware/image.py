@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
 from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
 from casemate.firmware.sev_metadata import SevMetadata, parse_sev_metadata
-from casemate.firmware.tdvf import TdvfMetadata, parse_tdvf
 from casemate.firmware.volume_header import VolumeHeader, find_volumes
+
+if TYPE_CHECKING:
+    from casemate.firmware.tdvf import TdvfMetadata
 
 LARGEST_FILE = 64 << 20
 """Bytes; a file over this is not read at all, for no firmware of any architecture is as large."""
@@ -97,12 +100,12 @@ class FirmwareImage:
     @property
     def sev_metadata(self) -> SevMetadata | None:
         """The pages that an SNP launch must prepare, or None."""
-
         return parse_sev_metadata(self.data, self.guided_table, self.name)
 
     @property
     def tdvf(self) -> TdvfMetadata | None:
         """The sections that a TDX launch must add, or None."""
+        from casemate.firmware.tdvf import parse_tdvf
 
         return parse_tdvf(self.data, self.guided_table, self.name)
 

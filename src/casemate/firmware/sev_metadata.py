@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from casemate.errors import ImageError
 from casemate.firmware import guids
@@ -26,8 +26,7 @@ class SevSectionType(IntEnum):
     KERNEL_HASHES = 0x10
 
 
-@dataclass(frozen=True, slots=True)
-class SevSection:
+class SevSection(NamedTuple):
     """A range of guest memory to prepare; ``type`` may be a number that ``SevSectionType`` does not know."""
 
     base: int
@@ -35,8 +34,7 @@ class SevSection:
     type: int
 
 
-@dataclass(frozen=True, slots=True)
-class SevMetadata:
+class SevMetadata(NamedTuple):
     """All sections in file order."""
 
     sections: tuple[SevSection, ...]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError
@@ -31,8 +31,7 @@ class TdvfSectionType(IntEnum):
         return self in (TdvfSectionType.BFV, TdvfSectionType.CFV)
 
 
-@dataclass(frozen=True, slots=True)
-class TdvfSection:
+class TdvfSection(NamedTuple):
     """One section: a piece of the file (offset and bytes) and the guest memory that it fills."""
 
     data_offset: int
@@ -48,8 +47,7 @@ class TdvfSection:
         return bool(self.attributes & 1)
 
 
-@dataclass(frozen=True, slots=True)
-class TdvfMetadata:
+class TdvfMetadata(NamedTuple):
     """All sections in file order."""
 
     sections: tuple[TdvfSection, ...]

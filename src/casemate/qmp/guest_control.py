@@ -11,7 +11,6 @@ from casemate.confidential.preparation import AttestationRequest, LaunchAbandone
 from casemate.host.secure_processor import LaunchMeasurement
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, LaunchRecord
-from casemate.machine.run_loop import signals_end
 from casemate.qmp.events import (
     BY_CLIENT,
     BY_GUEST,
@@ -82,10 +81,9 @@ class GuestControl:
         state = self.machine.state
         self.request, self.measurement = request, request.measurement
         deadline = None if self._timeout is None else monotonic() + self._timeout
-        with signals_end(self.machine):
-            while state.ending is None and not self._may_go.wait(_POLL_SECONDS):
-                if deadline is not None and monotonic() > deadline:
-                    state.end(Ending.TIMEOUT)
+        while state.ending is None and not self._may_go.wait(_POLL_SECONDS):
+            if deadline is not None and monotonic() > deadline:
+                state.end(Ending.TIMEOUT)
         with self.lock:
             self.request = None
         if state.ending is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from casemate.confidential.preparation import AttestationRequest, PreparedLaunch
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord
+from casemate.machine.run_loop import signals_end
 from casemate.qmp.commands import make_commands
 from casemate.qmp.guest_control import GuestControl
 from casemate.qmp.protocol import Conversation, event
@@ -35,8 +36,10 @@ class Monitor:
 
     def attest(self, request: AttestationRequest) -> None:
         """Serve clients while the measured guest waits. Raises LaunchAbandoned if the run was ended instead."""
-        self._server.start()
-        self._control.attest(request)
+        # Whoever is greeted may end the run by a signal.
+        with signals_end(self._control.machine):
+            self._server.start()
+            self._control.attest(request)
 
     def launched(self, record: LaunchRecord) -> None:
         """The launch is over; clients may ask what it measured."""

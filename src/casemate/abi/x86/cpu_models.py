@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from casemate.abi.x86.signature import signature_of
 from casemate.errors import SpecError
 
 _TABLE = Path(__file__).with_name("cpu_models.json")
@@ -107,12 +108,6 @@ def _feature(word: str) -> str:
     if name not in features():
         raise SpecError(f"no CPU feature {word!r}", _nearest(name, features()))
     return name
-
-
-def signature_of(family: int, model: int, stepping: int) -> int:
-    """CPUID leaf 1, EAX, of numbers that fit (AMD 25481 CPUID specification, Fn0000_0001)."""
-    extended_family, base_family = max(family - 0xF, 0), min(family, 0xF)
-    return extended_family << 20 | (model >> 4) << 16 | base_family << 8 | (model & 0xF) << 4 | stepping
 
 
 @functools.cache
