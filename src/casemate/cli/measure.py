@@ -17,16 +17,8 @@ from casemate.cli.id_block_options import (
 from casemate.cli.options import hex_bytes, integer, option_name
 from casemate.digest.cpu_models import cpu_signature, model_signature
 from casemate.digest.kernel_hashes import KernelHashes
-from casemate.digest.measurement import (
-    PlatformVersion,
-    parse_nonce,
-    predict_measurement,
-    read_tik,
-    validate_policy,
-)
 from casemate.digest.plan import LaunchPlan
 from casemate.digest.plan_sev import plan_sev, plan_sev_es
-from casemate.digest.plan_snp import plan_snp, plan_snp_firmware
 from casemate.digest.sev_init import SevInit
 from casemate.digest.steps import UpdateVmsa
 from casemate.digest.trace import running_digests, trace_digest
@@ -36,6 +28,7 @@ from casemate.firmware.image import FirmwareImage
 
 if TYPE_CHECKING:
     from casemate.digest.id_block import SignedIdBlock
+    from casemate.digest.measurement import PlatformVersion
 
 EPILOG = """\
 examples:
@@ -190,6 +183,8 @@ def _plan(args: argparse.Namespace) -> LaunchPlan:
 
         return plan_tdx(image, AddOrder(args.page_order))
     if args.mode in ("snp", "snp:ovmf-hash"):
+        from casemate.digest.plan_snp import plan_snp, plan_snp_firmware
+
         if args.mode == "snp:ovmf-hash":
             return plan_snp_firmware(image)
         return plan_snp(image, args.vcpus, signature_of(args), hashes, features_of(args))
@@ -246,13 +241,13 @@ def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> b
     signing = signing_of(args, plan.kind)
     if signing is None:
         return None
+    from casemate.digest.measurement import predict_measurement
 
     return predict_measurement(digest, *signing)
 
 
 def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes, int, PlatformVersion] | None:
     """TIK, nonce, policy and version that sign, or None. Raises SpecError if some are missing or impossible."""
-
     names = _OWNER_OPTIONS
     if not kind.is_signed_at_launch:
         used = next((n for n in names if n != "policy" and getattr(args, n) is not None), None)
@@ -266,10 +261,11 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
         return None
     if missing:
         raise SpecError(f"a launch measurement also needs {', '.join(missing)}", "all of them are signed")
+    from casemate.digest import measurement
 
-    validate_policy(args.policy, kind)
-    version = PlatformVersion(args.api_major, args.api_minor, args.build_id)
-    return read_tik(args.tik), parse_nonce(args.nonce), args.policy, version
+    measurement.validate_policy(args.policy, kind)
+    version = measurement.PlatformVersion(args.api_major, args.api_minor, args.build_id)
+    return measurement.read_tik(args.tik), measurement.parse_nonce(args.nonce), args.policy, version
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from casemate.abi.sev.id_block import ECDSA_P384_SHA384, EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock
 from casemate.abi.sev.snp import DIGEST_SIZE
@@ -12,9 +18,6 @@ from casemate.abi.sev.snp_policy import DEFAULT_POLICY
 from casemate.digest.steps_snp import validate_policy
 from casemate.errors import ImageError, SpecError
 from casemate.files import read_file
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _ID_SIZE = 16
 
@@ -77,10 +80,6 @@ def sign_id_block(
 
 def load_key(path: str | Path) -> EllipticCurvePrivateKey:
     """A private key on P-384 out of a PEM file. Raises ImageError if it is not that."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     remedy = "make one: openssl ecparam -name secp384r1 -genkey -noout -out key.pem"
     try:
         key = load_pem_private_key(read_file(path), None)
@@ -101,10 +100,6 @@ def _public(key: EllipticCurvePrivateKey) -> EcdsaPublicKey:
 
 
 def _sign(key: EllipticCurvePrivateKey, message: bytes) -> EcdsaSignature:
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-    from cryptography.hazmat.primitives.hashes import SHA384
-
     return EcdsaSignature.of(*decode_dss_signature(key.sign(message, ECDSA(SHA384()))))
 
 
