@@ -13,17 +13,10 @@ from casemate.version import __version__
 
 if TYPE_CHECKING:
     from casemate.abi.guest_kind import GuestKind
-    from casemate.api import (
-        Prediction,
-        boot,
-        explain,
-        find_firmware,
-        inspect,
-        lint,
-        measure,
-        open_variables,
-        verify,
-    )
+    from casemate.api.advise import inspect, lint, open_variables
+    from casemate.api.boot import boot, find_firmware
+    from casemate.api.measure import Prediction, explain, measure
+    from casemate.api.verify import verify
     from casemate.confidential.preparation import LaunchOptions
     from casemate.errors import CasemateError
     from casemate.firmware.image import FirmwareImage
@@ -40,15 +33,15 @@ _HOMES = {
     "LaunchOptions": "casemate.confidential.preparation",
     "MachineSpec": "casemate.machine.spec",
     "Outcome": "casemate.machine.outcome",
-    "Prediction": "casemate.api",
-    "boot": "casemate.api",
-    "explain": "casemate.api",
-    "find_firmware": "casemate.api",
-    "inspect": "casemate.api",
-    "lint": "casemate.api",
-    "measure": "casemate.api",
-    "open_variables": "casemate.api",
-    "verify": "casemate.api",
+    "Prediction": "casemate.api.measure",
+    "boot": "casemate.api.boot",
+    "explain": "casemate.api.measure",
+    "find_firmware": "casemate.api.boot",
+    "inspect": "casemate.api.advise",
+    "lint": "casemate.api.advise",
+    "measure": "casemate.api.measure",
+    "open_variables": "casemate.api.advise",
+    "verify": "casemate.api.verify",
 }
 
 __all__ = [

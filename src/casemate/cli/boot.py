@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.api import boot
+from casemate.api.boot import boot
 from casemate.cli import boot_arguments
 from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
 from casemate.cli.boot_report import validate_reports

@@ -18,13 +18,12 @@ from casemate.cli.options import hex_bytes
 from casemate.confidential.attestation import OwnerChannel, ask_command, ask_socket
 from casemate.confidential.features import parse_features
 from casemate.confidential.preparation import (
-    DEFAULT_VCPU_TYPE,
     AttestationRequest,
     LaunchOptions,
     LaunchSecret,
     validate_kind,
 )
-from casemate.digest.cpu_models import model_signature
+from casemate.digest.cpu_models import DEFAULT_VCPU_TYPE, model_signature
 from casemate.digest.measurement import KEY_SIZE, read_tik
 from casemate.errors import HostError, SpecError
 from casemate.files import read_blob, write_file

@@ -12,7 +12,7 @@ from casemate.abi.sev.report import REPORT_DATA_SIZE
 from casemate.confidential.features import parse_features
 from casemate.confidential.setup import InitRequest, SetupChoice, choose_setup
 from casemate.digest import steps_snp
-from casemate.digest.cpu_models import model_signature
+from casemate.digest.cpu_models import DEFAULT_VCPU_TYPE, model_signature
 from casemate.digest.kernel_hashes import KernelHashes
 from casemate.digest.measurement import validate_policy
 from casemate.digest.plan import LaunchPlan
@@ -32,8 +32,6 @@ from casemate.host.snp_processor import GOSVW_SIZE, SnpFinish
 from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import choose
-
-DEFAULT_VCPU_TYPE = "EPYC-v4"
 
 _DEFAULT_POLICIES = {GuestKind.SEV: 0x1, GuestKind.SEV_ES: 0x5, GuestKind.SNP: 0x30000}
 _NO_ID_BLOCK = SnpFinish()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from casemate.abi.x86.signature import signature_of
 from casemate.errors import SpecError
 
+DEFAULT_VCPU_TYPE = "EPYC-v4"
+
 
 def cpu_signature(family: int, model: int, stepping: int) -> int:
     """The signature of a family, model and stepping. Raises SpecError if a number does not fit."""

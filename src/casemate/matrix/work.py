@@ -20,9 +20,11 @@ from typing import Any
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.advise.conformance import Verdict, judge
-from casemate.api import boot, lint, measure
-from casemate.confidential.preparation import DEFAULT_VCPU_TYPE, LaunchOptions
-from casemate.digest.cpu_models import model_signature
+from casemate.api.advise import lint
+from casemate.api.boot import boot
+from casemate.api.measure import measure
+from casemate.confidential.preparation import LaunchOptions
+from casemate.digest.cpu_models import DEFAULT_VCPU_TYPE, model_signature
 from casemate.errors import CasemateError
 from casemate.evidence.report_html import render_html
 from casemate.evidence.traced_host import HostTracer
