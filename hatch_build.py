@@ -56,6 +56,7 @@ class Library(NamedTuple):
 
 LIBRARIES = (
     Library("native/_hooks.so", "native/hooks"),
+    Library("native/_run.so", "native/run"),
     Library("native/_kvm.so", "native/kvm", uses_libc=True),
 )
 GUEST_CODE = "native/guest_code.json"

@@ -35,8 +35,6 @@ FLAGS = {
     "KVM_IRQCHIP_PIC_MASTER": structs.IRQCHIP_PIC_MASTER,
     "KVM_IRQCHIP_PIC_SLAVE": structs.IRQCHIP_PIC_SLAVE,
     "KVM_IRQCHIP_IOAPIC": structs.IRQCHIP_IOAPIC,
-    "KVM_EXIT_IO_IN": structs.IO_IN,
-    "KVM_EXIT_IO_OUT": structs.IO_OUT,
 }
 IN_UNION = {
     **dict.fromkeys((("kvm_irq_routing_entry", field) for field in ("irqchip", "pin")), "u.irqchip"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 
-from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.kvm.structs import EXIT_IO, EXIT_MMIO, EXIT_UNKNOWN, MsrEntry
+from casemate.abi.kvm.structs import MsrEntry
 from casemate.host.kvm import ioctl
+from casemate.host.kvm.run_loop import LoopRecord, record_size
 from casemate.host.kvm.vcpu_state import VcpuState
 
 FIRST, MIDDLE, LAST = 0x174, 0x250, 0x4B564D01
@@ -51,5 +53,5 @@ def test_reset_restores_the_registers_that_are_there(
     assert some.put == {index: index + 1 for index in everything.put if index not in missing}
 
 
-def test_reasons_of_the_hot_path_are_those_of_the_table() -> None:
-    assert (EXIT_UNKNOWN, EXIT_IO, EXIT_MMIO) == (ExitReason.UNKNOWN, ExitReason.IO, ExitReason.MMIO)
+def test_record_of_the_loop_is_as_the_library_has_it() -> None:
+    assert record_size() == ctypes.sizeof(LoopRecord)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hosts import kvm_or_skip
@@ -18,10 +19,11 @@ from casemate.errors import UnsupportedError
 from casemate.events import AccessPath
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
 from casemate.guests.user_mode import in_user_mode
-from casemate.host.kvm import ioctl
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.host.kvm.userfault import open_userfaultfd
+from casemate.host.kvm.vcpu import KvmVcpu
+from casemate.host.kvm.vm import KvmVm
 from casemate.machine.boot import Attachments, boot
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, Outcome
@@ -175,18 +177,6 @@ PROGRAM_ALL = (  # mov edi, UNIT1; mov ecx, 4096; 1: mov byte [edi], 0x10; mov [
 NO_COMMAND = "c60742"  # mov byte [edi], 0x42
 
 
-def exits_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    calls: list[int] = []
-    run = ioctl.run
-
-    def counted(fd: int) -> int:
-        calls.append(fd)
-        return run(fd)
-
-    monkeypatch.setattr(ioctl, "run", counted)
-    return calls
-
-
 @pytest.mark.parametrize(
     ("options", "late"),
     [
@@ -201,10 +191,17 @@ def exits_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_programming_costs_few_exits_unless_each_matters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], late: bool
 ) -> None:
-    exits = exits_of(monkeypatch)
+    made: list[KvmVcpu] = []
+    create = KvmVm.create_vcpu
+
+    def keep(vm: KvmVm, *arguments: Any, **more: Any) -> KvmVcpu:
+        made.append(create(vm, *arguments, **more))
+        return made[-1]
+
+    monkeypatch.setattr(KvmVm, "create_vcpu", keep)
     outcome = run(tmp_path, f"{PROGRAM_ALL} c647ffff {EXIT}", timeout=60, **options)  # type: ignore[arg-type]
     assert outcome.ending is Ending.EXIT_PORT
-    assert len(exits) < 100 if late else len(exits) > 8000
+    assert made[0].runs < 100 if late else made[0].runs > 8000
     report = outcome.report
     assert (report["writes"]["programs"], report["writes"]["violations"]) == (4096, 0)
     data = (tmp_path / "vars.fd").read_bytes()

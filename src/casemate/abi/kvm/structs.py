@@ -294,9 +294,6 @@ class RunHead(Struct):
     )
 
 
-EXIT_UNKNOWN, EXIT_IO, EXIT_MMIO = 0, 2, 6
-"""``kvm_run.exit_reason`` of nearly all exits; ``exit_reasons.ExitReason`` has all."""
-
 RUN_UNION = 32
 """Offset of the exit's details in ``kvm_run``."""
 
@@ -312,10 +309,6 @@ class RunIo(Struct):
         ("count", c_uint32),
         ("data_offset", c_uint64),
     )
-
-
-IO_IN, IO_OUT = 0, 1
-"""``kvm_run.io.direction``."""
 
 
 class RunMmio(Struct):

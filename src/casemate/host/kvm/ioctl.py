@@ -18,7 +18,6 @@ Request = Ioctl | SevIoctl
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
-_RUN = int(Ioctl.RUN)
 
 
 def call(fd: int, request: Request, argument: int | Buffer = 0, detail: str = "") -> int:
@@ -39,12 +38,3 @@ def _call_with_buffer(fd: int, request: Request, buffer: Buffer) -> tuple[int, i
         return int(fcntl.ioctl(fd, request, buffer)), 0
     except OSError as error:
         return -1, error.errno or 0
-
-
-def run(fd: int) -> int:
-    """KVM_RUN; returns 0, or the errno it failed with, for that is part of what the guest did."""
-    try:
-        fcntl.ioctl(fd, _RUN, 0)
-    except OSError as error:
-        return error.errno or 0
-    return 0

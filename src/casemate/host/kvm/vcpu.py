@@ -10,15 +10,10 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from struct import Struct as Layout
 
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
-    EXIT_IO,
-    EXIT_MMIO,
-    EXIT_UNKNOWN,
-    IO_IN,
     RUN_UNION,
     CpuidEntry2,
     Regs,
@@ -34,18 +29,13 @@ from casemate.host.exits import Hlt, Interrupted, KvmInternalError, MemoryFault,
 from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.coalesced import CoalescedRing
+from casemate.host.kvm.run_loop import RunLoop
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.host.slots import MemorySlot
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
 """In 32-bit words."""
-_IO = Layout("<BBHIQ")
-_MMIO = Layout("<QQIB")
-_MMIO_DATA = RUN_UNION + 8
-
-_VALUES = tuple((1 << 8 * size) - 1 for size in range(9))
-"""Of the data, by its size."""
 _RFLAGS_IF = 1 << 9
 _EFER_LMA = 1 << 10
 _LONGEST_INSTRUCTION = 15
@@ -88,6 +78,7 @@ class KvmVcpu:
         self._ring = CoalescedRing(self._page, *ring)
         self.write_was_coalesced = False
         self._bus = bus
+        self._loop = RunLoop(self._page, ring[0], bus, self._deliver_coalesced)
         self._slots = slots
         self._reset_chips = reset_chips
         self._polls = polls
@@ -111,25 +102,18 @@ class KvmVcpu:
                 self._thread = None
 
     def _run(self) -> VmExit:
-        words, fd, run, unknown = self._words, self._fd, ioctl.run, EXIT_UNKNOWN
-        first, last = self._ring.first, self._ring.last
         while True:
-            # What is here after a failed KVM_RUN would be the last exit's.
-            words[_EXIT_REASON] = unknown
-            failure = run(fd)
-            if words[first] != words[last]:  # made before whatever this exit is about
-                self._deliver_coalesced()
-            reason = words[_EXIT_REASON]
-            if failure:
-                vm_exit = self._failed(failure, reason)
-                if vm_exit is not None:
-                    return vm_exit
-            elif reason == EXIT_IO:
-                self._port_access()
-            elif reason == EXIT_MMIO:
-                self._mmio_access()
-            else:
-                return self._other(reason)
+            result = self._loop.run(self._fd)
+            if result >= 0:
+                return self._other(result)
+            vm_exit = self._failed(-result, self._words[_EXIT_REASON])
+            if vm_exit is not None:
+                return vm_exit
+
+    @property
+    def runs(self) -> int:
+        """How often the guest was entered: KVM_RUN."""
+        return self._loop.runs
 
     @property
     def has_late_stores(self) -> bool:
@@ -211,35 +195,12 @@ class KvmVcpu:
                 os.close(self._fd)
                 self._fd = -1
 
-    def _port_access(self) -> None:
-        page, bus = self._page, self._bus
-        direction, size, port, count, first = _IO.unpack_from(page, RUN_UNION)
-        if count == 1 and size == 1:  # nearly all of them
-            if direction == IO_IN:
-                page[first] = bus.read_port(port, 1)
-            else:
-                bus.write_port(port, 1, page[first])
-            return
-        for at in range(first, first + count * size, size):
-            if direction == IO_IN:
-                page[at : at + size] = bus.read_port(port, size).to_bytes(size, "little")
-            else:
-                bus.write_port(port, size, int.from_bytes(page[at : at + size], "little"))
-
     def _deliver_coalesced(self) -> None:
         self.write_was_coalesced = True
         try:
             self._ring.deliver(self._words, self._bus.write_mmio)
         finally:
             self.write_was_coalesced = False
-
-    def _mmio_access(self) -> None:
-        gpa, data, size, is_write = _MMIO.unpack_from(self._page, RUN_UNION)
-        if is_write:
-            self._bus.write_mmio(gpa, size, data & _VALUES[size])
-        else:
-            value = self._bus.read_mmio(gpa, size)
-            self._page[_MMIO_DATA : _MMIO_DATA + size] = value.to_bytes(size, "little")
 
     def _failed(self, failure: int, reason: int) -> VmExit | None:
         if failure in (errno.EINTR, errno.EAGAIN):
