@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -291,6 +291,31 @@ def test_session_for_another_platform_is_refused(guest: Guest, capsys: pytest.Ca
 
 def test_keys_are_readable_by_their_owner_alone(guest: Guest) -> None:
     assert [Path(guest.path(name)).stat().st_mode & 0o777 for name in ("tek.bin", "tik.bin")] == [0o600] * 2
+
+
+def shapes(secret: bytes) -> Iterator[str]:
+    """The texts by which a secret would be known."""
+    yield secret.decode("latin-1")
+    yield secret.hex()
+    yield base64.b64encode(secret).decode().rstrip("=")
+    yield repr(secret)[2:-1]
+
+
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_no_output_shows_a_secret(
+    guest: Guest, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_expected: bool
+) -> None:
+    digest = guest.digest(capsys) if is_expected else "00" * 32
+    reports = [tmp_path / name for name in ("report.html", "report.json")]
+    wanted = [word for path in reports for word in ("--report", str(path))]
+    assert guest.boot("--attest-cmd", guest.owner(digest), *wanted) == (0 if is_expected else 3)
+    shown = "".join(capsys.readouterr())
+    shown += "".join(path.read_text("utf-8") for path in reports if path.exists())
+    keys = [Path(guest.path(name)).read_bytes() for name in ("tik.bin", "tek.bin")]
+    private = [path.read_bytes() for path in (tmp_path / "state").rglob("*.pem")]
+    assert digest in shown
+    for secret in (PASSPHRASE, *keys, *private):
+        assert not [shape for shape in shapes(secret) if shape in shown]
 
 
 @pytest.mark.parametrize("before", ["readable", "linked", "dangling"])
