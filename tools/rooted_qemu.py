@@ -27,8 +27,6 @@ LIMIT = 240
 RUN = "/casemate/run"
 """Where QEMU finds the files of its launch; ``vars.fd`` is among them."""
 _VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-_REFUSED_PYTHON = (3, 14)
-"""The first Python that cannot be loaded into a monitor (docs/guide/kvm.md)."""
 
 
 class CannotError(Exception):
@@ -66,8 +64,6 @@ def require(root: str = "trixie-full") -> Path:
     if not native.KVM.exists():
         raise CannotError("casemate's library for other VMMs was not built: ./dev check")
     version = python_of(root)
-    if tuple(map(int, version.split("."))) >= _REFUSED_PYTHON:
-        raise CannotError(f"{root} has Python {version}, which casemate kvm refuses (docs/guide/kvm.md)")
     needed = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     mark = hashlib.sha256(repr(needed).encode()).hexdigest()[:16]
     folder = cache_folder().parent / "packages" / f"{version}-{mark}"

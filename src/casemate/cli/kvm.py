@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ from casemate import native
 from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.errors import SpecError, UnsupportedError
 from casemate.userkvm.faults import parse_fault
+from casemate.userkvm.library import SET_STACK
 from casemate.userkvm.options import OPTIONS, Options
 from casemate.userkvm.report import to_html, to_text
 
@@ -50,7 +52,8 @@ _START = (
     "from casemate.userkvm import server; server.start()"
 )
 """A monitor may export functions with the names of the engine's, which must find its own: so it is loaded first."""
-_TOO_NEW = (3, 14)
+_CHECKS_STACKS = (3, 14)
+"""The first Python that looks how much of a stack is left."""
 _NOT_FOUND, _SIGNALLED = 127, 128
 
 
@@ -251,10 +254,10 @@ def vmm_environment(options: Options) -> dict[str, str]:
 def _shared_python() -> Path:
     """This Python as a library. Raises UnsupportedError."""
     version = sys.version_info
-    if version >= _TOO_NEW:
+    if version >= _CHECKS_STACKS and not hasattr(ctypes.pythonapi, SET_STACK):
         raise UnsupportedError(
-            f"Python {version[0]}.{version[1]} takes the stack of a vCPU for its own running over",
-            "run casemate with Python 3.11 to 3.13",
+            f"this Python {version[0]}.{version[1]} cannot be told the stack of a vCPU (it has no {SET_STACK})",
+            "run casemate with Python 3.11 to 3.13, or with the newest 3.14",
         )
     name = sysconfig.get_config_var("INSTSONAME") or f"libpython{version[0]}.{version[1]}.so.1.0"
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""

@@ -41,7 +41,7 @@ from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
-from casemate.userkvm.library import VcpuRecord, address_of, load
+from casemate.userkvm.library import VcpuRecord, address_of, load, stay_on_stack
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.port_instructions import port_instruction
@@ -174,6 +174,7 @@ class Vcpu(ExtendedState):
 
     def loop(self) -> None:
         """All of the vCPU's life, on its own stack, until its last descriptor is closed."""
+        stay_on_stack(self.record)
         while not self.record.must_end:
             try:
                 self._apply()
