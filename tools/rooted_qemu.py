@@ -26,6 +26,8 @@ LIMIT = 240
 """Seconds after which a guest is taken to hang."""
 RUN = "/casemate/run"
 """Where QEMU finds the files of its launch; ``vars.fd`` is among them."""
+_AS_INIT = ("sh", "-c", '"$@"; exit $?', "sh")
+"""Runs a command as a child of the root's first process, which timeout(1) of coreutils 9.10 does not want to be."""
 _VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 
 
@@ -112,6 +114,7 @@ def launch(
             *("--bind", f"{CHECKOUT / 'src'}:/casemate/src", "--bind", f"{packages}:/casemate/packages"),
             *("--bind", f"{folder}:{RUN}", root, "--"),
             *("env", "PYTHONPATH=/casemate/src:/casemate/packages", "PYTHONDONTWRITEBYTECODE=1"),
+            *_AS_INIT,
             *("timeout", "-s", "KILL", str(limit), "python3", "-m", "casemate", "kvm", "--json"),
             *("--era", era, "--", "qemu-system-x86_64", "-accel", "kvm"),
             *("-nodefaults", "-display", "none", "-net", "none", "-no-reboot"),

@@ -564,6 +564,7 @@ SETTABLE_MSRS = frozenset(
         *(0x48, 0xCD, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
         0x4B564D08,  # of KVM's migration control
         *range(0x400, 0x480),  # machine checks
+        *range(0xC0010000, 0xC0010008),  # AMD's performance counters; KVM takes them without a PMU, too
     }
 )
 """Kept for the monitor; the guest's accesses do not see them."""
