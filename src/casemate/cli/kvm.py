@@ -71,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fault", metavar="RULE", action="append", default=[],
         help="KVM_...:N=ERRNO lets the N-th such call fail; KVM_SEV_...:N=fw:STATUS",
     )  # fmt: skip
+    parser.add_argument(
+        "--platform", metavar="DIR", type=Path,
+        help="keep the secure processor's keys there, and the certificates of an SNP guest's reports",
+    )  # fmt: skip
     parser.add_argument("--no-sev", action="store_true", help="a host without /dev/sev")
     parser.add_argument(
         "--wrapper", metavar="DIR", type=Path, help="make an executable that does this, and end"
@@ -91,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.fault),
         None if args.log is None else str(args.log.resolve()),
         has_sev=not args.no_sev,
+        platform=None if args.platform is None else str(_made(args.platform)),
     )
     if args.quiet and args.report is None:
         _become(args.vmm, options)
@@ -306,6 +311,16 @@ def _refuse_sandbox(command: list[str]) -> None:
             )
 
 
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"--platform {folder}: {error.strerror}", "name a folder that you may write"
+        ) from None
+    return folder.resolve()
+
+
 def _make_empty(path: Path) -> None:
     try:
         path.write_text("")
@@ -317,6 +332,7 @@ def _write_wrapper(args: argparse.Namespace, program: Path) -> int:
     line = [sys.executable, "-m", "casemate", "kvm", "--quiet", "--era", args.era]
     line += [word for rule in args.fault for word in ("--fault", rule)]
     line += [] if args.log is None else ["--log", str(args.log.resolve())]
+    line += [] if args.platform is None else ["--platform", str(_made(args.platform))]
     line += ["--no-sev"] if args.no_sev else []
     target = args.wrapper / program.name
     try:
