@@ -43,7 +43,9 @@ class Outcome:
     errors: str
     serial: str
     vm: dict[str, Any] = field(default_factory=dict)
-    """What ``casemate kvm --json`` says of the VM that was launched; empty if none was."""
+    """What ``casemate kvm --json`` says of the VM that was launched first; empty if none was."""
+    launches: int = 1
+    """VMs that were."""
 
 
 def tree(root: str) -> Path:
@@ -93,8 +95,9 @@ def launch(
     until: str,
     files: Mapping[str, Path | bytes] | None = None,
     limit: int = LIMIT,
+    resets: int = 0,
 ) -> Outcome:
-    """QEMU with ``arguments``, ended once its serial line says ``until``.
+    """QEMU with ``arguments``, ended once its serial line says ``until``; before that it is reset so often.
 
     ``files`` are those that the arguments name below RUN, by name, beside a copy of the
     root's empty variables.
@@ -132,7 +135,10 @@ def launch(
                 stderr=file_of_errors,
             ) as process,
         ):
-            _end_when_said(process, folder, until)
+            for number in range(resets + 1):
+                _do_when_said(
+                    process, folder, until, number + 1, "system_reset" if number < resets else "quit"
+                )
         return _outcome(process.returncode, errors.read_text("utf-8", "replace"), _serial(folder))
 
 
@@ -141,8 +147,10 @@ def _serial(folder: Path) -> str:
     return path.read_text("latin-1") if path.exists() else ""
 
 
-def _end_when_said(process: subprocess.Popen[bytes], folder: Path, until: str) -> None:
-    while until not in _serial(folder):
+def _do_when_said(
+    process: subprocess.Popen[bytes], folder: Path, until: str, times: int, command: str
+) -> None:
+    while _serial(folder).count(until) < times:
         try:
             process.wait(0.2)
         except subprocess.TimeoutExpired:
@@ -154,9 +162,9 @@ def _end_when_said(process: subprocess.Popen[bytes], folder: Path, until: str) -
         monitor.makefile("rw", encoding="utf-8") as lines,
     ):
         monitor.connect(str(folder / "monitor"))
-        for command in ("qmp_capabilities", "quit"):
+        for each in ("qmp_capabilities", command):
             lines.readline()
-            lines.write(json.dumps({"execute": command}))
+            lines.write(json.dumps({"execute": each}))
             lines.flush()
         lines.readline()
 
@@ -165,4 +173,5 @@ def _outcome(code: int, errors: str, serial: str) -> Outcome:
     start = errors.find("\n{")
     vms = json.JSONDecoder().raw_decode(errors[start + 1 :])[0]["vms"] if start >= 0 else []
     # QEMU makes others to ask them for their capabilities.
-    return Outcome(code, errors, serial, next((vm for vm in vms if vm["digest"]), {}))
+    launched = [vm for vm in vms if vm["digest"]]
+    return Outcome(code, errors, serial, launched[0] if launched else {}, len(launched))
