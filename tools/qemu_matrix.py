@@ -1,12 +1,12 @@
 """Guests of Debian's QEMU under each kernel, held against what the sources say (tools/qemu_matrix.toml).
 
-    python -m tools.qemu_matrix                    run every cell, some ten minutes
+    python -m tools.qemu_matrix                    run every cell, some twelve minutes
     python -m tools.qemu_matrix --short            the ten that say most
     python -m tools.qemu_matrix --root trixie-full --guest snp
     python -m tools.qemu_matrix --write            every cell, and docs/design/qemu-matrix.md
 
-QEMU runs in the roots bookworm-full and trixie-full (./dev roots make NAME); OVMF is that of trixie-full. A root that
-is missing, or whose Python is refused, is skipped with its reason. A guest that boots must start OVMF's first boot
+QEMU runs in the roots bookworm-full, trixie-full and sid-full (./dev roots make NAME); OVMF is that of trixie-full. A
+root that is missing is skipped with its reason. A guest that boots must start OVMF's first boot
 option, in a VM of the expected type, with the digest that casemate measure predicts. Exit code: 0 all as expected,
 1 something was not.
 """
@@ -48,15 +48,15 @@ _SHORT = (
     ("trixie-full", "sev-es-legacy", "flash", "linux-6.18"),
     ("trixie-full", "sev-es-init2", "flash", "linux-6.8"),
     ("trixie-full", "sev-es-init2", "flash", "linux-6.11"),
-    ("trixie-full", "snp", "flash", "linux-6.18"),
+    ("sid-full", "sev-es-init2", "flash", "linux-6.18"),
     ("trixie-full", "snp", "bios", "linux-6.10"),
-    ("trixie-full", "snp", "bios", "linux-6.11"),
+    ("sid-full", "snp", "bios", "linux-6.11"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One guest, and what must come of it: ``vm_type`` if it boots, ``says`` if QEMU refuses, ``skipped`` else."""
+    """One guest, and what must come of it: ``vm_type`` if it boots, ``says`` if QEMU refuses."""
 
     root: str
     guest: str
@@ -65,7 +65,6 @@ class Cell:
     source: str
     vm_type: str = ""
     says: str = ""
-    skipped: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -121,7 +120,7 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """All that are expected, in the order of the file."""
     for row in tomllib.loads(EXPECTED.read_text("utf-8"))["row"]:
-        outcome = {name: row[name] for name in ("source", "vm_type", "says", "skipped") if name in row}
+        outcome = {name: row[name] for name in ("source", "vm_type", "says") if name in row}
         for guest in row["guests"]:
             for firmware in row["firmware"]:
                 for era in row["eras"]:
@@ -143,13 +142,11 @@ def table(expected: Iterable[Cell]) -> str:
     """Markdown: what every cell is expected to come to, a column for each kernel, and the sources."""
     everything = list(expected)
     eras = list(dict.fromkeys(cell.era for cell in everything))
-    notes = list(
-        dict.fromkeys((cell.vm_type or cell.says or cell.skipped, cell.source) for cell in everything)
-    )
+    notes = list(dict.fromkeys((cell.vm_type or cell.says, cell.source) for cell in everything))
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for cell in everything:
-        word = "boots" if cell.vm_type else "refused" if cell.says else "skipped"
-        note = notes.index((cell.vm_type or cell.says or cell.skipped, cell.source)) + 1
+        word = "boots" if cell.vm_type else "refused"
+        note = notes.index((cell.vm_type or cell.says, cell.source)) + 1
         rows.setdefault((cell.root, cell.guest, cell.firmware), {})[cell.era] = f"{word} ({note})"
     lines = [f"| root | guest | firmware | {' | '.join(eras)} |", "|---|---|---|" + "---|" * len(eras)]
     lines += [f"| {' | '.join((*key, *(row[era] for era in eras)))} |" for key, row in rows.items()]

@@ -26,9 +26,9 @@ LIMIT = 240
 """Seconds after which a guest is taken to hang."""
 RUN = "/casemate/run"
 """Where QEMU finds the files of its launch; ``vars.fd`` is among them."""
+_AS_INIT = ("sh", "-c", '"$@"; exit $?', "sh")
+"""Runs a command as a child of the root's first process, which timeout(1) of coreutils 9.10 does not want to be."""
 _VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
-_REFUSED_PYTHON = (3, 14)
-"""The first Python that cannot be loaded into a monitor (docs/guide/kvm.md)."""
 
 
 class CannotError(Exception):
@@ -43,7 +43,9 @@ class Outcome:
     errors: str
     serial: str
     vm: dict[str, Any] = field(default_factory=dict)
-    """What ``casemate kvm --json`` says of the VM that was launched; empty if none was."""
+    """What ``casemate kvm --json`` says of the VM that was launched first; empty if none was."""
+    launches: int = 1
+    """VMs that were."""
 
 
 def tree(root: str) -> Path:
@@ -66,8 +68,6 @@ def require(root: str = "trixie-full") -> Path:
     if not native.KVM.exists():
         raise CannotError("casemate's library for other VMMs was not built: ./dev check")
     version = python_of(root)
-    if tuple(map(int, version.split("."))) >= _REFUSED_PYTHON:
-        raise CannotError(f"{root} has Python {version}, which casemate kvm refuses (docs/guide/kvm.md)")
     needed = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
     mark = hashlib.sha256(repr(needed).encode()).hexdigest()[:16]
     folder = cache_folder().parent / "packages" / f"{version}-{mark}"
@@ -95,8 +95,9 @@ def launch(
     until: str,
     files: Mapping[str, Path | bytes] | None = None,
     limit: int = LIMIT,
+    resets: int = 0,
 ) -> Outcome:
-    """QEMU with ``arguments``, ended once its serial line says ``until``.
+    """QEMU with ``arguments``, ended once its serial line says ``until``; before that it is reset so often.
 
     ``files`` are those that the arguments name below RUN, by name, beside a copy of the
     root's empty variables.
@@ -116,6 +117,7 @@ def launch(
             *("--bind", f"{CHECKOUT / 'src'}:/casemate/src", "--bind", f"{packages}:/casemate/packages"),
             *("--bind", f"{folder}:{RUN}", root, "--"),
             *("env", "PYTHONPATH=/casemate/src:/casemate/packages", "PYTHONDONTWRITEBYTECODE=1"),
+            *_AS_INIT,
             *("timeout", "-s", "KILL", str(limit), "python3", "-m", "casemate", "kvm", "--json"),
             *("--era", era, "--", "qemu-system-x86_64", "-accel", "kvm"),
             *("-nodefaults", "-display", "none", "-net", "none", "-no-reboot"),
@@ -133,7 +135,10 @@ def launch(
                 stderr=file_of_errors,
             ) as process,
         ):
-            _end_when_said(process, folder, until)
+            for number in range(resets + 1):
+                _do_when_said(
+                    process, folder, until, number + 1, "system_reset" if number < resets else "quit"
+                )
         return _outcome(process.returncode, errors.read_text("utf-8", "replace"), _serial(folder))
 
 
@@ -142,8 +147,10 @@ def _serial(folder: Path) -> str:
     return path.read_text("latin-1") if path.exists() else ""
 
 
-def _end_when_said(process: subprocess.Popen[bytes], folder: Path, until: str) -> None:
-    while until not in _serial(folder):
+def _do_when_said(
+    process: subprocess.Popen[bytes], folder: Path, until: str, times: int, command: str
+) -> None:
+    while _serial(folder).count(until) < times:
         try:
             process.wait(0.2)
         except subprocess.TimeoutExpired:
@@ -155,9 +162,9 @@ def _end_when_said(process: subprocess.Popen[bytes], folder: Path, until: str) -
         monitor.makefile("rw", encoding="utf-8") as lines,
     ):
         monitor.connect(str(folder / "monitor"))
-        for command in ("qmp_capabilities", "quit"):
+        for each in ("qmp_capabilities", command):
             lines.readline()
-            lines.write(json.dumps({"execute": command}))
+            lines.write(json.dumps({"execute": each}))
             lines.flush()
         lines.readline()
 
@@ -166,4 +173,5 @@ def _outcome(code: int, errors: str, serial: str) -> Outcome:
     start = errors.find("\n{")
     vms = json.JSONDecoder().raw_decode(errors[start + 1 :])[0]["vms"] if start >= 0 else []
     # QEMU makes others to ask them for their capabilities.
-    return Outcome(code, errors, serial, next((vm for vm in vms if vm["digest"]), {}))
+    launched = [vm for vm in vms if vm["digest"]]
+    return Outcome(code, errors, serial, launched[0] if launched else {}, len(launched))

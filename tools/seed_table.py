@@ -2,11 +2,12 @@
 
     python -m tools.seed_table            run every cell, some two minutes, and print the tables
     python -m tools.seed_table --write    also put them into docs/tutorial-seed.md
+    python -m tools.seed_table --root sid-full    the same launches by Debian sid's QEMU
 
-QEMU runs in the root trixie-full. Where kernel hashes are measured, the kernel is that of the root disk and OVMF that
-of sid-full (./dev roots make NAME). Entering a root needs root; pip fetches what casemate depends on for the root's
-Python, once. The VMM is tests/userkvm/vmm.c, compiled here. Exit code: 0 all as expected, 1 something was not, 5 this
-host cannot.
+QEMU runs in the root trixie-full, or the one that is named, with the OVMF of trixie-full. Where kernel hashes are
+measured, the kernel is that of the root disk and OVMF that of sid-full (./dev roots make NAME). Entering a root needs
+root; pip fetches what casemate depends on for the root's Python, once. The VMM is tests/userkvm/vmm.c, compiled here.
+Exit code: 0 all as expected, 1 something was not, 5 this host cannot.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from casemate import GuestKind, measure
 from casemate.digest.sev_init import SevInit
 from casemate.testing.linux_init import initramfs, printing_init
-from tools.rooted_qemu import CHECKOUT, RUN, CannotError, Outcome, launch, tree
+from tools.rooted_qemu import CHECKOUT, RUN, CannotError, Outcome, launch, require, tree
 from tools.roots.make import is_made, root_folder
 from tools.roots.recipes import RECIPES
 
@@ -40,7 +41,7 @@ BOOTED = "BdsDxe: loading Boot"
 HELLO = "user mode reached"
 """What the initrd of the guest with kernel hashes says."""
 _ROOT = "trixie-full"
-_CODE, _BIOS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/ovmf/OVMF.fd"
+_CODE, _BIOS = (tree(_ROOT) / "usr/share" / path for path in ("OVMF/OVMF_CODE_4M.fd", "ovmf/OVMF.fd"))
 _HASHING_BIOS = tree("sid-full") / "usr/share/ovmf/OVMF.amdsev.fd"
 """An OVMF that has a table of kernel hashes."""
 _KERNEL = root_folder(RECIPES["disk"]) / "vmlinuz"
@@ -63,6 +64,7 @@ class Cell:
     init: SevInit = SevInit.INIT2
     is_refused: bool = False
     has_hashes: bool = False
+    root: str = _ROOT
 
     @property
     def said(self) -> str:
@@ -82,15 +84,16 @@ class Cell:
             files = ["-bios", f"{RUN}/bios", "-kernel", f"{RUN}/kernel", "-initrd", f"{RUN}/initrd"]
             return ["-object", f"{guest},kernel-hashes=on", *files, "-append", _COMMAND_LINE]
         if not self.has_flash:
-            return ["-object", guest, "-bios", _BIOS]
+            return ["-object", guest, "-bios", f"{RUN}/bios"]
         unit = "if=pflash,format=raw,unit"
-        code, variables = f"{unit}=0,readonly=on,file={_CODE}", f"{unit}=1,file={RUN}/vars.fd"
+        code, variables = f"{unit}=0,readonly=on,file={RUN}/code", f"{unit}=1,file={RUN}/vars.fd"
         return ["-object", guest, "-drive", code, "-drive", variables]
 
     def files(self) -> Mapping[str, Path | bytes]:
-        """What QEMU reads beside the root's own firmware. Raises CannotError where it is not there."""
+        """What QEMU reads. Raises CannotError where it is not there."""
+        require(_ROOT)
         if not self.has_hashes:
-            return {}
+            return {"code": _CODE, "bios": _BIOS}
         for root in ("sid-full", "disk"):
             if not is_made(RECIPES[root]):
                 raise CannotError(f"there is no root {root}: ./dev roots make {root}")
@@ -112,7 +115,7 @@ class Cell:
                     append=_COMMAND_LINE,
                 )
             return prediction.digest.hex()
-        image = tree(_ROOT) / (_CODE if self.has_flash else _BIOS)[1:]
+        image = _CODE if self.has_flash else _BIOS
         return measure(image, self.kind, vcpu_type=_CPU, init=self.init).digest.hex()
 
 
@@ -194,7 +197,7 @@ def run(cell: Cell) -> Outcome:
     """Launch it in the root, and end it once OVMF or the kernel came as far as it should. Raises CannotError."""
     machine = ["-cpu", _CPU, "-m", "512" if cell.has_hashes else "256"]
     machine += ["-M", "q35,confidential-guest-support=sev0", *cell.arguments()]
-    return launch(_ROOT, cell.era, machine, until=cell.said, files=cell.files())
+    return launch(cell.root, cell.era, machine, until=cell.said, files=cell.files())
 
 
 def judge(version: Version) -> Seen:
@@ -261,7 +264,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    parser.add_argument("--root", default=_ROOT, help=f"whose QEMU and OVMF (default {_ROOT})")
     args = parser.parse_args()
+    if args.write and args.root != _ROOT:
+        parser.error(f"the page's table is that of {_ROOT}")
     judged: dict[Version, Seen] = {}
     outcomes: dict[Cell, Outcome] = {}
     failed = False
@@ -272,7 +278,7 @@ def main() -> int:
             faults = judged[version].faults(version)
             failed |= bool(faults)
             _tell(f"vmm {version.version} {version.firmware}", faults, started)
-        for cell in CELLS:
+        for cell in (replace(cell, root=args.root) for cell in CELLS):
             started = time.monotonic()
             outcomes[cell] = run(cell)
             faults = faults_of(outcomes[cell], cell)

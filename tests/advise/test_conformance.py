@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from casemate.advise.conformance import RULES, Verdict, judge
-from casemate.evidence.kvm_trace import KvmStep, KvmTrace, StepKind
+from casemate.evidence.kvm_trace import KvmStep, KvmTrace, StepKind, read_copy
 
 MIB = 1 << 20
 RAM_HVA, FLASH_HVA = 0x7F00_0000_0000, 0x7F10_0000_0000
@@ -71,6 +72,9 @@ ROM = replace(FLASH, readonly=True)
         ("slot-changed-by-deletion", [replace(ASKED, value=1), FLASH, ROM, RUN]),
         ("launch-order", instead(START, UPDATE, START)),
         ("launch-order", without(INIT)),
+        ("lifted-for-itself", [INIT, START, RAM, FLASH, LIFTED, ARMED]),
+        ("writable-without-slot", [*WHOLE, GONE, RUN]),
+        ("writable-without-slot", [*WHOLE, GONE]),
         ("launch-order", without(FINISH)),
         ("launch-order", [*WHOLE, UPDATE]),
         ("update-writable", instead(UPDATE, replace(UPDATE, writable=False, errno=12))),
@@ -123,6 +127,16 @@ def test_steps_survive_json_and_runs_in_a_row_are_one() -> None:
     for step in (RAM, RUN, RUN, FAULT, RUN):
         trace.note(KvmStep.from_json(step.to_json()))
     assert trace.steps == [RAM, RUN, FAULT, RUN]
+
+
+def test_steps_of_a_process_that_died_are_those_that_it_copied() -> None:
+    copy = io.StringIO()
+    trace = KvmTrace(copy=copy)
+    for steps in ([ASKED], [ASKED, RAM, RUN]):
+        trace.begin()
+        for step in steps:
+            trace.note(step)
+    assert [each.steps for each in read_copy(copy.getvalue().splitlines())] == [[ASKED], [ASKED, RAM, RUN]]
 
 
 def test_guide_has_every_rule() -> None:

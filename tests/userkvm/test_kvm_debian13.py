@@ -1,10 +1,8 @@
-"""Debian 13's QEMU, in a root folder, on the modelled KVM (QEMU's own -accel kvm)."""
+"""The QEMU of Debian 13 and of sid, in a root folder, on the modelled KVM (QEMU's own -accel kvm)."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,42 +10,32 @@ from support.firmware_images import require_kernel
 
 from casemate import GuestKind, measure
 from casemate.testing.linux_init import initramfs, printing_init
-from tools.rooted_qemu import CHECKOUT, RUN, CannotError, launch, require, tree
-from tools.roots.make import is_made, root_folder
-from tools.roots.recipes import RECIPES
+from tools import debian_guests
+from tools.rooted_qemu import RUN, CannotError, Outcome, launch, tree
+from tools.seed_table import BOOTED
 
-ROOT, LIMIT = "trixie-full", 240
-"""The root, and seconds after which a guest is taken to hang."""
+ROOT = "trixie-full"
 HELLO = "user mode reached"
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """QEMU in the root, which sees ``folder`` as /casemate/run."""
+def run(
+    root: str, arguments: list[str], files: Mapping[str, Path | bytes], until: str = HELLO, limit: int = 240
+) -> Outcome:
+    """A launch that ends with ``until``; skips where this host cannot."""
     try:
-        packages = require()
+        return launch(root, "linux-6.18", arguments, until=until, files=files, limit=limit)
     except CannotError as error:
         pytest.skip(str(error))
-    binds = {CHECKOUT / "src": "src", packages: "packages", folder: "run"}
-    line = [sys.executable, "-m", "tools.roots", "run"]
-    for shown, place in binds.items():
-        line += ["--bind", f"{shown}:/casemate/{place}"]
-    line += [ROOT, "--", "env", "PYTHONPATH=/casemate/src:/casemate/packages", "PYTHONDONTWRITEBYTECODE=1"]
-    line += ["timeout", "-s", "KILL", str(LIMIT), "python3", "-m", "casemate", "kvm", "--"]
-    line += ["qemu-system-x86_64", "-accel", "kvm", "-nodefaults", "-display", "none", "-net", "none"]
-    line += ["-serial", "file:/casemate/run/serial", "-no-reboot", *arguments]
-    return subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.boot
-@pytest.mark.parametrize("processor", ["EPYC-v4", "max"])
-def test_kernel_comes_to_user_mode_on_the_cpus_of_that_qemu(tmp_path: Path, processor: str) -> None:
-    kernel = require_kernel("trixie")
-    shutil.copy(kernel, tmp_path / "kernel")
-    (tmp_path / "initrd").write_bytes(initramfs(printing_init(HELLO)))
-    files = ("-kernel", "/casemate/run/kernel", "-initrd", "/casemate/run/initrd")
-    ran = run(tmp_path, "-M", "q35", "-cpu", processor, "-m", "512", *files, "-append", "console=ttyS0 quiet")
-    assert ran.returncode == 0, ran.stderr
-    assert HELLO in (tmp_path / "serial").read_text("latin-1")
+@pytest.mark.parametrize(("root", "processor"), [("trixie-full", "max"), ("sid-full", "host")])
+def test_kernel_comes_to_user_mode_on_the_cpus_of_that_qemu(root: str, processor: str) -> None:
+    files: dict[str, Path | bytes] = {"kernel": require_kernel("trixie")}
+    files["initrd"] = initramfs(printing_init(HELLO))
+    line = ["-M", "q35", "-cpu", processor, "-m", "512", "-append", "console=ttyS0 quiet"]
+    seen = run(root, [*line, "-kernel", f"{RUN}/kernel", "-initrd", f"{RUN}/initrd"], files)
+    assert HELLO in seen.serial, seen.errors
 
 
 @pytest.mark.boot
@@ -58,10 +46,7 @@ def test_kernel_comes_to_user_mode_as_snp_guest_whose_pages_qemu_converts() -> N
     line = ["-M", "q35,confidential-guest-support=sev0", "-cpu", "EPYC-v4", "-m", "512", "-object", guest]
     line += ["-bios", "/usr/share/ovmf/OVMF.fd", "-kernel", f"{RUN}/kernel", "-initrd", f"{RUN}/initrd"]
     line += ["-append", "console=ttyS0"]
-    try:
-        seen = launch(ROOT, "linux-6.18", line, until=HELLO, files=files)
-    except CannotError as error:
-        pytest.skip(str(error))
+    seen = run(ROOT, line, files)
     assert HELLO in seen.serial, seen.errors
     assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in seen.serial
     image = tree(ROOT) / "usr/share/ovmf/OVMF.fd"
@@ -72,42 +57,37 @@ def test_kernel_comes_to_user_mode_as_snp_guest_whose_pages_qemu_converts() -> N
 
 
 @pytest.mark.boot
+def test_snp_guest_that_qemu_11_resets_is_launched_anew_in_another_vm() -> None:
+    image = tree(ROOT) / "usr/share/ovmf/OVMF.fd"
+    files: dict[str, Path | bytes] = {"OVMF.fd": image}
+    guest = "sev-snp-guest,id=sev0,policy=0x30000,cbitpos=39,reduced-phys-bits=1"
+    line = ["-M", "q35,confidential-guest-support=sev0", "-cpu", "EPYC-v4", "-m", "256", "-object", guest]
+    # Its -no-reboot is overruled.
+    line += ["-bios", f"{RUN}/OVMF.fd", "-action", "reboot=reset"]
+    try:
+        seen = launch("sid-full", "linux-6.18", line, until=BOOTED, files=files, resets=1)
+    except CannotError as error:
+        pytest.skip(str(error))
+    assert (seen.code, seen.serial.count(BOOTED), seen.launches) == (0, 2, 2), seen.errors
+    assert "virtual machine state has been rebuilt with new guest file handle" in seen.errors
+    assert seen.vm["digest"] == measure(image, GuestKind.SNP, vcpu_type="EPYC-v4").digest.hex()
+
+
+@pytest.mark.boot
 def test_kernel_comes_to_user_mode_on_a_microvm_whose_clock_is_the_tsc() -> None:
     files: dict[str, Path | bytes] = {"kernel": require_kernel("bookworm")}
     files["initrd"] = initramfs(printing_init(HELLO))
     line = ["-M", "microvm,acpi=off", "-cpu", "max", "-m", "256", "-kernel", f"{RUN}/kernel"]
     line += ["-initrd", f"{RUN}/initrd", "-append", "earlyprintk=serial,ttyS0 console=ttyS0"]
-    try:
-        seen = launch(ROOT, "linux-6.18", line, until=HELLO, files=files, limit=120)
-    except CannotError as error:
-        pytest.skip(str(error))
+    seen = run(ROOT, line, files, limit=120)
     assert HELLO in seen.serial, seen.errors
 
 
 @pytest.mark.boot
-@pytest.mark.parametrize(
-    "guest",
-    [
-        "sev-guest,id=sev0,policy=0x1,",
-        "sev-guest,id=sev0,policy=0x5,legacy-vm-type=off,",
-        "sev-snp-guest,id=sev0,policy=0x30000,",
-    ],
-    ids=["sev", "sev-es", "snp"],
-)
-def test_debian_on_a_virtio_disk_comes_to_its_prompt_as_confidential_guest(guest: str) -> None:
-    if not is_made(RECIPES["disk"]):
-        pytest.skip("there is no root disk: ./dev roots make disk")
-    disk = root_folder(RECIPES["disk"])
-    files: dict[str, Path | bytes] = {name: disk / name for name in ("vmlinuz", "initrd.img", "root.ext4")}
-    line = ["-M", "q35,confidential-guest-support=sev0", "-cpu", "EPYC-v4", "-m", "512"]
-    line += ["-object", f"{guest}cbitpos=39,reduced-phys-bits=1", "-bios", "/usr/share/ovmf/OVMF.fd"]
-    line += ["-kernel", f"{RUN}/vmlinuz", "-initrd", f"{RUN}/initrd.img"]
-    line += ["-append", "root=/dev/vda rw console=ttyS0"]
-    line += ["-drive", f"if=none,id=d,format=raw,file={RUN}/root.ext4"]
-    line += ["-device", "virtio-blk-pci,drive=d,disable-legacy=on,iommu_platform=on"]
+def test_debian_on_a_virtio_disk_comes_to_its_prompt_as_confidential_guest() -> None:
+    # One kind stands for the others, which python -m tools.debian_guests boots; test_kvm_libvirt.py has an SNP guest.
     try:
-        seen = launch(ROOT, "linux-6.18", line, until="root@guest:~#", files=files, limit=600)
+        seen = debian_guests.boot("sev-es")
     except CannotError as error:
         pytest.skip(str(error))
-    assert "root@guest:~#" in seen.serial, seen.errors
-    assert seen.vm["violations"] == []
+    assert debian_guests.faults_of(seen) == [], seen.errors

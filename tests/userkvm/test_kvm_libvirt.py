@@ -1,7 +1,9 @@
-"""libvirt on the modelled KVM: its daemon in a root folder, its emulator a wrapper (libvirt qemu.conf)."""
+"""libvirt on the modelled KVM: its daemon in a root folder, its emulator a wrapper (libvirt formatdomain)."""
 
 from __future__ import annotations
 
+import base64
+import re
 import shutil
 import subprocess
 import sys
@@ -11,30 +13,168 @@ from pathlib import Path
 import pytest
 from support.kvm_guests import TEXT, bootable_disk
 
-from tools.rooted_qemu import CHECKOUT, CannotError, require
+from casemate import GuestKind, measure
+from casemate.cli import main
+from tools.rooted_qemu import CHECKOUT, CannotError, require, tree
+from tools.roots.make import is_made, root_folder
+from tools.roots.recipes import RECIPES
 
 ROOT = "trixie-full"
-LIMIT = 240
+LIMIT = 500
 """Seconds after which libvirt is taken to hang."""
+OVMF = "/usr/share/ovmf/OVMF.fd"
+VALIDATE = "/usr/bin/virt-qemu-sev-validate"
+DOMAIN = """
+<domain type='kvm'>
+  <name>{name}</name> <memory unit='MiB'>{memory}</memory> <vcpu>1</vcpu>
+  <os> <type arch='x86_64' machine='q35'>hvm</type> {firmware} </os>
+  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>EPYC</model></cpu>
+  <on_reboot>destroy</on_reboot>
+  <devices>
+    <emulator>/usr/local/bin/qemu-system-x86_64</emulator>
+    {disk}
+    <serial type='{serial}'> <source {source}/> <target port='0'/> </serial>
+    <memballoon model='none'/>
+  </devices>
+  {security}
+</domain>
+"""
+DISK = """
+<disk type='file' device='disk'>
+  <driver name='qemu' type='raw'{options}/> <source file='/casemate/run/disk.img'/> <target dev='vda' bus='virtio'/>
+</disk>
+"""
+REPORT = (
+    "modprobe sev-guest; d=/sys/kernel/config/tsm/report/r; mkdir $d; printf %064d 7 > $d/inblob; "
+    "echo REPORT $(base64 -w0 $d/outblob); dmesg | grep Features.active; echo E''ND"
+)
 
 
-@pytest.mark.boot
-def test_libvirt_knows_the_emulators_kvm_and_runs_a_domain(tmp_path: Path) -> None:
+def run(folder: Path, steps: str) -> str:
+    """What virsh and the daemon's log said; skips where this host cannot."""
     try:
         packages = require()
     except CannotError as error:
         pytest.skip(str(error))
-    bootable_disk(tmp_path)
-    shutil.copy(Path(__file__).with_name("libvirt.sh"), tmp_path)
-    binds = {CHECKOUT / "src": "src", packages: "packages", tmp_path: "run"}
+    for name in ("libvirt.sh", "serial_typist.py"):
+        shutil.copy(Path(__file__).with_name(name), folder)
+    (folder / "steps.sh").write_text(steps)
+    binds = {CHECKOUT / "src": "src", packages: "packages", folder: "run"}
     line = [sys.executable, "-m", "tools.roots", "run"]
-    for folder, place in binds.items():
-        line += ["--bind", f"{folder}:/casemate/{place}"]
+    for shown, place in binds.items():
+        line += ["--bind", f"{shown}:/casemate/{place}"]
     line += [ROOT, "--", "sh", "/casemate/run/libvirt.sh"]
     ran = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=LIMIT, check=False)
-    said = ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.boot
+def test_libvirt_knows_the_emulators_kvm_and_runs_a_domain(tmp_path: Path) -> None:
+    bootable_disk(tmp_path)
+    source = "path='/casemate/run/serial'"
+    domain = DOMAIN.format(
+        name="plain",
+        memory=64,
+        firmware="",
+        disk=DISK.format(options=""),
+        serial="file",
+        source=source,
+        security="",
+    )
+    (tmp_path / "domain.xml").write_text(domain)
+    said = run(
+        tmp_path,
+        '$virsh domcapabilities --emulatorbin "$emulator" --virttype kvm > /casemate/run/capabilities.xml\n'
+        "$virsh create /casemate/run/domain.xml\n"
+        "for _ in $(seq 600); do grep -qs '\\.\\.' /casemate/run/serial && break; sleep 0.1; done\n"
+        "$virsh destroy plain\n",
+    )
     capabilities = ET.fromstring((tmp_path / "capabilities.xml").read_text("utf-8"))
     assert capabilities.findtext("domain") == "kvm", said
+    assert [found.get("supported") for found in capabilities.iter("sev")] == ["yes"]
     assert "Domain 'plain' created" in said
     assert f"{TEXT}.." in (tmp_path / "serial").read_text("latin-1"), said
     assert "/dev/kvm is modelled" in said
+
+
+@pytest.mark.boot
+def test_debian_as_snp_guest_of_libvirt_comes_to_its_prompt_with_a_report_that_verifies(
+    tmp_path: Path,
+) -> None:
+    recipe = RECIPES["disk-trixie"]
+    if not is_made(recipe):
+        pytest.skip("there is no root disk: ./dev roots make disk-trixie")
+    for file, copy in (("root.ext4", "disk.img"), ("vmlinuz", "vmlinuz"), ("initrd.img", "initrd.img")):
+        shutil.copyfile(root_folder(recipe) / file, tmp_path / copy)
+    firmware = (
+        f"<loader type='rom'>{OVMF}</loader> <kernel>/casemate/run/vmlinuz</kernel>"
+        "<initrd>/casemate/run/initrd.img</initrd> <cmdline>root=/dev/vda rw console=ttyS0</cmdline>"
+    )
+    domain = DOMAIN.format(
+        name="snp", memory=768, firmware=firmware, disk=DISK.format(options=" iommu='on'"), serial="unix",
+        source="mode='bind' path='/run/modelled/serial'",
+        security="<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>",
+    )  # fmt: skip
+    (tmp_path / "domain.xml").write_text(domain)
+    said = run(
+        tmp_path,
+        "$virsh create /casemate/run/domain.xml\n"
+        f"python3 /casemate/run/serial_typist.py /run/modelled/serial 'root@guest:~#' '{REPORT}' END 200\n"
+        "$virsh destroy snp\n",
+    )
+    assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in said, said[-3000:]
+    report = base64.b64decode(re.findall(r"REPORT (\S+)", said)[-1])
+    chain = [
+        word for name in ("ark", "ask", "vcek") for word in (f"--{name}", f"{tmp_path}/platform/{name}.pem")
+    ]
+    (tmp_path / "report").write_bytes(report)
+    digest = measure(tree(ROOT) / OVMF[1:], GuestKind.SNP, vcpu_type="EPYC").digest
+    expected = ["--measurement", digest.hex(), "--report-data", f"{7:064}".encode().hex(), "--max-vmpl", "3"]
+    assert main(["verify", str(tmp_path / "report"), *chain, *expected]) == 0
+
+
+@pytest.mark.boot
+@pytest.mark.parametrize(("kind", "policy"), [("sev", 1), ("seves", 5)])
+def test_libvirts_validator_accepts_the_launch_that_libvirt_made(
+    tmp_path: Path, kind: str, policy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = subprocess.run(["/usr/bin/python3", "-c", "import lxml, libvirt, cryptography"], check=False)
+    if not Path(VALIDATE).exists() or libraries.returncode:
+        pytest.skip("needs virt-qemu-sev-validate (libvirt-clients-qemu) and python3-lxml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert main(["session", "export", "--host", "model", "platform.cert"]) == 0
+    shutil.copytree(tmp_path / "state" / "casemate" / "model-platform", tmp_path / "platform")
+    session = ("session", "make", "--platform", "platform.cert", "--any-root", "--policy", str(policy))
+    assert main([*session, "--name", "owner"]) == 0
+    security = (
+        "<launchSecurity type='sev'><cbitpos>39</cbitpos><reducedPhysBits>1</reducedPhysBits>"
+        f"<policy>{policy:#06x}</policy><dhCert>{(tmp_path / 'owner_godh.b64').read_text()}</dhCert>"
+        f"<session>{(tmp_path / 'owner_session.b64').read_text()}</session></launchSecurity>"
+    )
+    domain = DOMAIN.format(
+        name=kind, memory=256, firmware=f"<loader type='rom'>{OVMF}</loader>", disk="", serial="file",
+        source="path='/casemate/run/serial'", security=security,
+    )  # fmt: skip
+    (tmp_path / "domain.xml").write_text(domain)
+    said = run(
+        tmp_path,
+        "$virsh create --paused /casemate/run/domain.xml\n"
+        f"$virsh domlaunchsecinfo {kind} > /casemate/run/info\n$virsh destroy {kind}\n",
+    )
+    info = dict(re.findall(r"^(\S+) *: (.*?) *$", (tmp_path / "info").read_text(), re.MULTILINE))
+    assert "sev-measurement" in info, said[-3000:]
+    image = tree(ROOT) / OVMF[1:]
+    line = [
+        *("--measurement", info["sev-measurement"], "--api-major", info["sev-api-major"]),
+        *("--api-minor", info["sev-api-minor"], "--build-id", info["sev-build-id"]),
+        *("--policy", info["sev-policy"], "--firmware", str(image)),
+        *("--tik", "owner_tik.bin", "--tek", "owner_tek.bin"),
+    ]
+    if kind == "seves":
+        dump = "measure --mode seves --vcpus 1 --vcpu-type EPYC --init legacy --dump-vmsa --ovmf"
+        assert main([*dump.split(), str(image)]) == 0
+        # The tool wants a second page even for one vCPU, and then measures none of it.
+        line += ["--num-cpus", "1", "--vmsa-cpu0", "vmsa0.bin", "--vmsa-cpu1", "vmsa0.bin"]
+    done = subprocess.run(["/usr/bin/python3", VALIDATE, *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -37,7 +37,7 @@ def test_store_to_a_mapping_that_was_made_readonly_is_efault_until_it_is_lifted(
 
 
 def test_random_ioctls_give_an_errno_and_never_a_crash(run_vmm: Vmm) -> None:
-    ran = run_vmm("random_ioctls", "20000", options=("--quiet",))
+    ran = run_vmm("random_ioctls", "50000", options=("--quiet",))
     assert (ran.returncode, ran.stdout) == (0, "survived\n")
     assert "Traceback" not in ran.stderr
     assert "internal error" not in ran.stderr

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.firmware_images import require_image, require_kernel
+from support.firmware_images import require_image
 from support.kvm_guests import LIMIT, flash, guest
 from support.vmm_programs import kvm_command
 
@@ -36,16 +36,6 @@ def test_ovmf_comes_to_its_shell_and_obeys_the_monitor(tmp_path: Path) -> None:
     (vm,) = summary["vms"]
     assert (vm["type"], vm["guest"], vm["violations"]) == ("KVM_X86_DEFAULT_VM", "plain", [])
     assert vm["exits"]["KVM_EXIT_IO"] > 10_000
-
-
-def test_linux_boots_behind_seabios_as_far_as_without_a_disk(tmp_path: Path) -> None:
-    kernel = require_kernel("bookworm")
-    command = "console=ttyS0 panic=-1 quiet"
-    with guest(
-        tmp_path, "-M", "q35", "-m", "512", "-no-reboot", "-kernel", str(kernel), "-append", command
-    ) as linux:
-        linux.wait_for("VFS: Unable to mount root fs")
-        linux.summary()
 
 
 @pytest.mark.parametrize("policy", [0x1, 0x5])

@@ -53,6 +53,9 @@ RECIPES = {
     for recipe in (
         *(recipe for suite in SUITES for recipe in _of_suite(suite)),
         Recipe("disk", "bookworm", _DISK, "an ext4 root disk for guests, its kernel and its initrd", True),
+        Recipe(
+            "disk-trixie", "trixie", _DISK, "the same with Linux 6.12, which has reports in configfs", True
+        ),
     )
 }
 """Every root, by name."""

@@ -85,12 +85,17 @@ RULES = tuple(
         (
             "flash-protected",
             "flash is protected, by its slot or its mapping, whenever the guest runs with it",
-            "the mail: read-only when the slot is added, writable when it is torn down",
+            "the mail: read-only when the slot is added",
         ),
         (
             "lifted-for-itself",
             "the protection of flash is lifted for the update of that flash alone",
             "the mail's second regression: kernel hashes touch no protection",
+        ),
+        (
+            "writable-without-slot",
+            "flash whose slot is gone is writable, for the guest's commands program it",
+            "the mail: read-only when the slot is added, writable when it is torn down",
         ),
         (
             "bios-never-armed",
@@ -170,6 +175,10 @@ class _Walk:
     fault_pending: bool = False
     firmware: list[_Slot] = field(default_factory=list)
     """Slots that are firmware, or were."""
+    lifted: list[_Slot] = field(default_factory=list)
+    """Flash whose protection was lifted for a launch command that did not come yet."""
+    torn_down: list[_Slot] = field(default_factory=list)
+    """Flash whose slot is gone, and whose mapping is still read-only."""
 
     def check(self, rule: str, ok: bool, breach: str) -> None:
         self.seen.add(rule)
@@ -204,7 +213,7 @@ class _Walk:
         live = self.slots.get(step.slot)
         if step.size == 0:
             if step.errno == 0:
-                self.slots.pop(step.slot, None)
+                self.tear_down(self.slots.pop(step.slot, None))
                 self.fault_pending = False
             return
         new = _Slot(step.slot, step.gpa, step.hva, step.size, step.readonly, step.writable)
@@ -221,6 +230,7 @@ class _Walk:
         if step.errno:
             return
         self.slots[step.slot] = new
+        self.torn_down = [each for each in self.torn_down if not each.overlaps(new.hva, new.size)]
         if new.is_below_4_gib and not self.is_firmware(new):
             self.firmware.append(new)
         if not new.readonly and new.writable is False:
@@ -230,7 +240,20 @@ class _Walk:
         elif not self.is_firmware(new):
             self.seen.add("ram-never-armed")
 
+    def tear_down(self, slot: _Slot | None) -> None:
+        if slot is None or self.is_bios or slot.readonly or not self.is_firmware(slot):
+            return
+        if slot.writable is False:
+            self.torn_down.append(slot)
+
+    def is_launching(self) -> bool:
+        return bool(self.commands) and not self.has_run and _STAGE[self.commands[-1]] < len(_ORDER) - 1
+
     def mapping(self, step: KvmStep) -> None:
+        gone = [slot for slot in self.torn_down if slot.overlaps(step.hva, step.size)]
+        if gone and step.writable:
+            self.seen.add("writable-without-slot")
+            self.torn_down = [slot for slot in self.torn_down if slot not in gone]
         hit = [slot for slot in self.slots.values() if slot.overlaps(step.hva, step.size)]
         for slot in hit:
             if step.writable is False:
@@ -241,7 +264,13 @@ class _Walk:
                     self.check("whole-slot", whole and aligned, what)
                 slot.writable = False
                 self.armed(slot)
+                if slot in self.lifted:
+                    self.lifted.remove(slot)
+                    what = f"{slot.where} was made writable and read-only again, and not updated meanwhile"
+                    self.check("lifted-for-itself", False, what)
             elif step.writable:
+                if self.is_launching() and self.is_firmware(slot) and not self.is_bios:
+                    self.lifted.append(slot)
                 slot.writable = True
                 self.fault_pending = False
 
@@ -260,6 +289,7 @@ class _Walk:
         if name in _PINNED:
             self.pinned(name, step)
             self.beside_flash(name, step)
+            self.lifted = [slot for slot in self.lifted if not slot.overlaps(step.hva, step.size)]
         if name == "KVM_SEV_LAUNCH_UPDATE_VMSA":
             self.check("vmsa-once", name not in self.commands, f"{name} came a second time")
         if name == "KVM_SEV_LAUNCH_SECRET":
@@ -291,6 +321,12 @@ class _Walk:
             "update-writable", step.writable is not False, f"{name} of {where}: its mapping is read-only"
         )
 
+    def look_at_torn_down(self) -> None:
+        for slot in self.torn_down:
+            what = f"{slot.where} was taken away, and its mapping stayed read-only"
+            self.check("writable-without-slot", False, what)
+        self.torn_down = []
+
     def run(self) -> None:
         if self.commands:
             finished = _STAGE[self.commands[-1]] == len(_ORDER) - 1
@@ -300,6 +336,7 @@ class _Walk:
             if self.is_firmware(slot) and not self.is_bios:
                 protected = slot.readonly or slot.writable is False
                 self.check("flash-protected", protected, f"the guest ran with {slot.where} unprotected")
+        self.look_at_torn_down()
         if self.fault_pending:
             self.check("fault-is-final", False, "KVM_RUN came again after EFAULT")
             self.fault_pending = False
@@ -310,6 +347,7 @@ def judge(steps: Iterable[KvmStep], *, is_bios: bool) -> list[Judgement]:
     walk = _Walk(is_bios)
     for step in steps:
         walk.take(step)
+    walk.look_at_torn_down()
     return list(_judgements(walk))
 
 

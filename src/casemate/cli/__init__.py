@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from casemate.cli.parser import load_command, parse
@@ -26,10 +26,19 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     Raises SystemExit for a line that asks for help or cannot be read.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def run() -> int:
         args = parse(arguments)
         args.command_line, args.own_process = ["casemate", *arguments], own_process
         return load_command(args.command).run(args)
+
+    return exit_code_of(run)
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """What ``run`` returns; every error is one line on standard error, and its exit code."""
+    try:
+        return run()
     except CasemateError as error:
         print(f"casemate: error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.advise.conformance import Judgement, Verdict, judge
-from casemate.cli import boot
 from casemate.cli.kvm import run_vmm
 from casemate.cli.parser import parse
 from casemate.cli.serial_choice import is_stdio
 from casemate.errors import SpecError
-from casemate.evidence.kvm_trace import KvmStep
-from casemate.evidence.traced_host import HostTracer
+from casemate.evidence.kvm_trace import KvmStep, StepKind, read_copy
 from casemate.userkvm.options import Options
 
 EPILOG = """\
@@ -33,6 +33,7 @@ examples:
 Rules are kept, broken, or unseen: nothing happened that they are about.
 exit code: 0 none is broken, 1 one is, 2 usage, 4 bad input, 5 this host cannot; the VMM's own is in the report
 """
+_SIGNALLED = 128
 _ORDER = {Verdict.BROKEN: 0, Verdict.KEPT: 1, Verdict.UNSEEN: 2}
 
 
@@ -90,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run and judge; returns the exit code."""
     code, judged = _own(args) if args.own is not None else _other(args)
+    if not judged and args.own is not None and code:
+        return code  # it said why
     if not judged:
         raise SpecError("the command made no VM, or was killed", "see what it said")
     if args.json:
@@ -118,18 +121,22 @@ def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
 
 def _own(args: argparse.Namespace) -> tuple[int, list[Judged]]:
     words = parse(["boot", *args.own])
-    words.command_line, words.own_process = ["casemate", "boot", *args.own], False
-    if args.json and is_stdio(words):
-        words.serial = "none"
-    if words.host == "auto":
-        words.host = f"model:{args.era}"
-    tracer = HostTracer()
-    with redirect_stdout(sys.stderr):
-        code = boot.run_on(words, tracer.around)
-    kind = str(words.guest)
+    line = ["--serial", "none"] if args.json and is_stdio(words) else []
+    line += ["--host", f"model:{args.era}"] if words.host == "auto" else []
+    # In a process of its own: a VMM that breaks a rule may write into what is protected, and die of it.
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", prefix="casemate-steps-") as steps:
+        command = [sys.executable, "-m", "casemate.cli.traced_boot", steps.name, *line, *args.own]
+        code = subprocess.run(command, stdout=2, check=False).returncode
+        traces = read_copy(steps)
+    if code < 0:
+        print(f"casemate: casemate boot was killed by {signal.Signals(-code).name}", file=sys.stderr)
+        code = _SIGNALLED - code
     return code, [
-        Judged("casemate boot", "modelled", kind, judge(trace.steps, is_bios=words.bios is not None))
-        for trace in tracer.traces
+        Judged(
+            "casemate boot", "modelled", str(words.guest), judge(trace.steps, is_bios=words.bios is not None)
+        )
+        for trace in traces
+        if any(step.kind is StepKind.SLOT for step in trace.steps)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ from casemate import native
 from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.errors import SpecError, UnsupportedError
 from casemate.userkvm.faults import parse_fault
+from casemate.userkvm.library import SET_STACK
 from casemate.userkvm.options import OPTIONS, Options
 from casemate.userkvm.report import to_html, to_text
 
@@ -50,7 +52,8 @@ _START = (
     "from casemate.userkvm import server; server.start()"
 )
 """A monitor may export functions with the names of the engine's, which must find its own: so it is loaded first."""
-_TOO_NEW = (3, 14)
+_CHECKS_STACKS = (3, 14)
+"""The first Python that looks how much of a stack is left."""
 _NOT_FOUND, _SIGNALLED = 127, 128
 
 
@@ -67,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fault", metavar="RULE", action="append", default=[],
         help="KVM_...:N=ERRNO lets the N-th such call fail; KVM_SEV_...:N=fw:STATUS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--platform", metavar="DIR", type=Path,
+        help="keep the secure processor's keys there, and the certificates of an SNP guest's reports",
     )  # fmt: skip
     parser.add_argument("--no-sev", action="store_true", help="a host without /dev/sev")
     parser.add_argument(
@@ -88,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.fault),
         None if args.log is None else str(args.log.resolve()),
         has_sev=not args.no_sev,
+        platform=None if args.platform is None else str(_made(args.platform)),
     )
     if args.quiet and args.report is None:
         _become(args.vmm, options)
@@ -251,10 +259,10 @@ def vmm_environment(options: Options) -> dict[str, str]:
 def _shared_python() -> Path:
     """This Python as a library. Raises UnsupportedError."""
     version = sys.version_info
-    if version >= _TOO_NEW:
+    if version >= _CHECKS_STACKS and not hasattr(ctypes.pythonapi, SET_STACK):
         raise UnsupportedError(
-            f"Python {version[0]}.{version[1]} takes the stack of a vCPU for its own running over",
-            "run casemate with Python 3.11 to 3.13",
+            f"this Python {version[0]}.{version[1]} cannot be told the stack of a vCPU (it has no {SET_STACK})",
+            "run casemate with Python 3.11 to 3.13, or with the newest 3.14",
         )
     name = sysconfig.get_config_var("INSTSONAME") or f"libpython{version[0]}.{version[1]}.so.1.0"
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
@@ -303,6 +311,16 @@ def _refuse_sandbox(command: list[str]) -> None:
             )
 
 
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(
+            f"--platform {folder}: {error.strerror}", "name a folder that you may write"
+        ) from None
+    return folder.resolve()
+
+
 def _make_empty(path: Path) -> None:
     try:
         path.write_text("")
@@ -314,6 +332,7 @@ def _write_wrapper(args: argparse.Namespace, program: Path) -> int:
     line = [sys.executable, "-m", "casemate", "kvm", "--quiet", "--era", args.era]
     line += [word for rule in args.fault for word in ("--fault", rule)]
     line += [] if args.log is None else ["--log", str(args.log.resolve())]
+    line += [] if args.platform is None else ["--platform", str(_made(args.platform))]
     line += ["--no-sev"] if args.no_sev else []
     target = args.wrapper / program.name
     try:

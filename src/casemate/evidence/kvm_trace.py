@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 
 class StepKind(StrEnum):
@@ -54,11 +56,33 @@ class KvmStep:
 
 @dataclass(slots=True)
 class KvmTrace:
-    """The steps of one VM, in their order."""
+    """The steps of one VM, in their order; ``copy`` gets each at once, so that a process that dies leaves them."""
 
     steps: list[KvmStep] = field(default_factory=list)
+    copy: TextIO | None = None
+
+    def begin(self) -> None:
+        """Another VM is made."""
+        self.steps.clear()
+        self._copy(None)
 
     def note(self, step: KvmStep) -> None:
         """Add one; a run behind a run says nothing new."""
         if step.kind is not StepKind.RUN or not self.steps or self.steps[-1].kind is not StepKind.RUN:
             self.steps.append(step)
+            self._copy(step.to_json())
+
+    def _copy(self, row: dict[str, Any] | None) -> None:
+        if self.copy is not None:
+            print(json.dumps(row), file=self.copy, flush=True)
+
+
+def read_copy(lines: Iterable[str]) -> list[KvmTrace]:
+    """Of each VM that ``KvmTrace.copy`` was told of, in their order."""
+    found: list[KvmTrace] = []
+    for row in map(json.loads, lines):
+        if row is None:
+            found.append(KvmTrace())
+        else:
+            found[-1].steps.append(KvmStep.from_json(row))
+    return found

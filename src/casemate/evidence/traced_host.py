@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from errno import EFAULT, EIO
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
@@ -147,8 +147,8 @@ class _TracedVm(_Around):
 class TracedHypervisor(_Around):
     """Makes VMs as ``inner`` does; ``trace`` gets what is done to the last one."""
 
-    def __init__(self, inner: Hypervisor) -> None:
-        super().__init__(inner, KvmTrace())
+    def __init__(self, inner: Hypervisor, copy: TextIO | None) -> None:
+        super().__init__(inner, KvmTrace(copy=copy))
 
     @property
     def trace(self) -> KvmTrace:
@@ -157,19 +157,20 @@ class TracedHypervisor(_Around):
 
     def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> Vm:
         """A VM that notes what is done to it."""
-        self._trace.steps.clear()
+        self._trace.begin()
         return cast(Vm, _TracedVm(self._inner.create_vm(kind, sev), self._trace, _init(kind, sev)))
 
 
 class HostTracer:
-    """Puts hosts around those that are made, and keeps what their VMs note."""
+    """Puts hosts around those that are made, and keeps what their VMs note; ``copy`` gets it at once (``KvmTrace``)."""
 
-    def __init__(self) -> None:
+    def __init__(self, copy: TextIO | None = None) -> None:
+        self._copy = copy
         self._hosts: list[TracedHypervisor] = []
 
     def around(self, host: Hypervisor) -> Hypervisor:
         """``host``, whose VM is traced."""
-        self._hosts.append(TracedHypervisor(host))
+        self._hosts.append(TracedHypervisor(host, self._copy))
         return cast(Hypervisor, self._hosts[-1])
 
     @property

@@ -65,8 +65,30 @@ class KvmInternalError:
 
 
 @dataclass(frozen=True, slots=True)
+class DebugEvent:
+    """A step or a breakpoint that a debugger of the host's asked for (KVM_EXIT_DEBUG).
+
+    ``address`` is linear: of the next instruction after a step, of INT3, or of the one with a breakpoint in a register,
+    for which ``is_breakpoint`` stands.
+    """
+
+    vector: int
+    address: int
+    is_breakpoint: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """``Vcpu.stop`` was called."""
 
 
-VmExit = Hlt | Shutdown | MemoryFault | NestedFaultLoop | SevTermination | KvmInternalError | Interrupted
+VmExit = (
+    Hlt
+    | Shutdown
+    | MemoryFault
+    | NestedFaultLoop
+    | SevTermination
+    | KvmInternalError
+    | DebugEvent
+    | Interrupted
+)

@@ -11,6 +11,8 @@ SLOTS = 509
 COALESCED_PAGE = 2
 """Which page of the vCPU's mapping has the ring of coalesced writes."""
 DISABLE_HLT, _DISABLE_PAUSE = 1 << 1, 1 << 2
+DEBUG_CONTROL = 1 | 1 << 1 | 1 << 16 | 1 << 17 | 1 << 20
+"""KVM_GUESTDBG_ENABLE, SINGLESTEP, USE_SW_BP, USE_HW_BP and BLOCKIRQ."""
 FIX_HYPERCALL = 1 << 5
 """KVM_X86_QUIRK_FIX_HYPERCALL_INSN."""
 VCPU_IDS = 4
@@ -22,7 +24,7 @@ _FIXED: dict[int, int] = {
         (
             Capability.IRQCHIP, Capability.HLT, Capability.USER_MEMORY, Capability.SET_TSS_ADDR,
             Capability.EXT_CPUID, Capability.NR_VCPUS, Capability.MP_STATE, Capability.SYNC_MMU,
-            Capability.DESTROY_MEMORY_REGION_WORKS, Capability.IRQ_INJECT_STATUS,
+            Capability.DESTROY_MEMORY_REGION_WORKS, Capability.SET_GUEST_DEBUG, Capability.IRQ_INJECT_STATUS,
             Capability.JOIN_MEMORY_REGIONS_WORKS, Capability.IRQFD, Capability.PIT2, Capability.PIT_STATE2,
             Capability.IOEVENTFD, Capability.SET_IDENTITY_MAP_ADDR, Capability.INTERNAL_ERROR_DATA,
             Capability.VCPU_EVENTS, Capability.DEBUGREGS, Capability.X86_ROBUST_SINGLESTEP, Capability.XSAVE,
@@ -42,6 +44,7 @@ _FIXED: dict[int, int] = {
     Capability.X86_DISABLE_EXITS: DISABLE_HLT | _DISABLE_PAUSE,
     Capability.DISABLE_QUIRKS2: FIX_HYPERCALL,
     Capability.ADJUST_CLOCK: 2,
+    Capability.SET_GUEST_DEBUG2: DEBUG_CONTROL,
 }  # fmt: skip
 """Everything else is 0."""
 

@@ -6,17 +6,20 @@ import itertools
 import sys
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kernel_eras import find_era
 from casemate.abi.kvm.vm_types import VmType
+from casemate.files import write_file
 from casemate.host import vma
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.slots import MemorySlot
+from casemate.host.snp_processor import Certificates
 from casemate.userkvm.capabilities import Capabilities
 from casemate.userkvm.faults import Fault, FaultPlan
 from casemate.userkvm.library import load
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 class Kernel:
     """``era`` as ``linux-6.18``. Raises SpecError if there is none."""
 
-    def __init__(self, era: str, *, has_sev: bool, faults: Iterable[Fault]) -> None:
+    def __init__(
+        self, era: str, *, has_sev: bool, faults: Iterable[Fault], platform: Path | None = None
+    ) -> None:
         self.era = find_era(era)
         self.has_sev = has_sev
+        self._platform_folder = platform
         self.clock = GuestClock()
         self.vm_types = self.era.vm_types if has_sev else self.era.vm_types - SEV_TYPES
         self.capabilities = Capabilities(self.era, self.vm_types)
@@ -46,7 +52,18 @@ class Kernel:
         """The secure processor; there is one in the computer."""
         from casemate.host.model.sev.platform import ModelPlatform  # loads cryptography
 
-        return ModelPlatform()
+        return ModelPlatform(self._platform_folder)
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether there is a folder for them."""
+        return self._platform_folder is not None
+
+    def keep_certificates(self, certificates: Certificates) -> None:
+        """Those that verify the reports of the SNP guest that was launched. Raises HostError if the disk refuses."""
+        assert self._platform_folder is not None
+        for name, data in certificates._asdict().items():
+            write_file(self._platform_folder / f"{name}.pem", data)
 
     def hypervisor(self, kind: GuestKind) -> ModelHypervisor:
         """Who makes VMs for such guests."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, c_int, c_int64, c_long, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
+from ctypes import CFUNCTYPE, c_int, c_int64, c_long, c_size_t, c_uint8, c_uint32, c_uint64, c_ulong, c_void_p
 from enum import IntEnum
 from functools import cache
 from typing import Any
@@ -12,6 +12,8 @@ from casemate import native
 from casemate.errors import HostError
 
 RUN_BYTES, PAGE = 3 * 4096, 4096
+SET_STACK = "PyUnstable_ThreadState_SetStackProtection"
+"""What Python 3.14 has to be told a stack by; its first releases have no such call."""
 _RANGES, _ZONES, CODE_SLOTS = 256, 64, 64
 
 IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
@@ -157,7 +159,8 @@ def load() -> Any:
         raise HostError(
             "dlopen", error.errno or 0, str(error), "install casemate for this computer"
         ) from None
-    library.kvm_vcpu_size.restype = library.kvm_inside_size.restype = c_uint64
+    for size in (library.kvm_vcpu_size, library.kvm_inside_size, library.kvm_stack_size):
+        size.restype = c_uint64
     library.kvm_new_vcpu.restype = c_uint64
     library.kvm_new_vcpu.argtypes = (ctypes.POINTER(c_int), c_void_p)
     library.kvm_free_vcpu.argtypes = (c_uint64,)
@@ -182,6 +185,16 @@ def load() -> Any:
     library.kvm_leave.restype = library.kvm_free_vcpu.restype = None
     library.kvm_wait.restype = library.kvm_wake.restype = None
     return library
+
+
+def stay_on_stack(record: VcpuRecord) -> None:
+    """Tell Python where the stack is that the calling coroutine runs on: since 3.14 it looks how much is left."""
+    if hasattr(ctypes.pythonapi, SET_STACK):
+        state = ctypes.pythonapi.PyThreadState_Get
+        state.restype = c_void_p
+        set_stack = getattr(ctypes.pythonapi, SET_STACK)
+        set_stack.argtypes = (c_void_p, c_void_p, c_size_t)
+        set_stack(state(), record.stack, load().kvm_stack_size())
 
 
 def address_of(function: Any) -> int:

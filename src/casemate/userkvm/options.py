@@ -17,5 +17,7 @@ class Options:
     log: str | None = None
     socket: str | None = None
     has_sev: bool = True
+    platform: str | None = None
+    """The folder that keeps the secure processor's keys, and gets the certificates of SNP guests' reports."""
     traces: bool = False
     """Whether summaries have the steps that ``casemate conform`` judges."""

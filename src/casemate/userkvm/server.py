@@ -50,7 +50,12 @@ class Server:
     """One process's KVM."""
 
     def __init__(self, options: Options) -> None:
-        self.kernel = Kernel(options.era, has_sev=options.has_sev, faults=map(parse_fault, options.faults))
+        self.kernel = Kernel(
+            options.era,
+            has_sev=options.has_sev,
+            faults=map(parse_fault, options.faults),
+            platform=None if options.platform is None else Path(options.platform),
+        )
         self._system = System(self.kernel)
         self._tracer = Tracer() if options.traces else None
         self.summary = Summary(self.kernel, self._system, self._tracer)

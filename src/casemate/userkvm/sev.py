@@ -204,6 +204,8 @@ def _snp_launch_finish(vm: LaunchedVm, address: int) -> None:
     )
     processor.launch_finish(finish, [vcpu.reset_state for vcpu in vm.vcpus.values()])
     vm.digest = processor.psp.digest.hex()
+    if vm.kernel.keeps_keys:
+        vm.kernel.keep_certificates(processor.certificates())
 
 
 def _debug(vm: LaunchedVm, address: int) -> None:

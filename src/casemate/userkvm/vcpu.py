@@ -30,7 +30,7 @@ from casemate.abi.kvm.structs import (
 from casemate.abi.layout import Struct
 from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE
-from casemate.host.exits import Hlt, Interrupted, MemoryFault, VmExit
+from casemate.host.exits import DebugEvent, Hlt, Interrupted, MemoryFault, VmExit
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
@@ -41,7 +41,8 @@ from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
-from casemate.userkvm.library import VcpuRecord, address_of, load
+from casemate.userkvm.guest_debug import DebuggedGuest
+from casemate.userkvm.library import VcpuRecord, address_of, load, stay_on_stack
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.port_instructions import port_instruction
@@ -56,7 +57,6 @@ from casemate.userkvm.table import (
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl, is_window_open, is_window_wanted
 from casemate.userkvm.vcpu_owner import VcpuOwner
-from casemate.userkvm.vcpu_state import ExtendedState
 
 RUNNABLE, HALTED = 0, 3
 """``kvm_mp_state.mp_state``."""
@@ -69,7 +69,7 @@ _ENCRYPTED, _LARGE_PAGES, _LARGE = 1 << 4, 1, 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
-class Vcpu(ExtendedState):
+class Vcpu(DebuggedGuest):
     """One vCPU of ``vm``. Raises Refused where the library has no memory for it."""
 
     unknown_errno = EINVAL
@@ -174,9 +174,11 @@ class Vcpu(ExtendedState):
 
     def loop(self) -> None:
         """All of the vCPU's life, on its own stack, until its last descriptor is closed."""
+        stay_on_stack(self.record)
         while not self.record.must_end:
             try:
                 self._apply()
+                self.arm_step()
                 if self.record.eflags:
                     self._tell_controllers()
                 self.model.patches_vmcall = not self.vm.disabled_quirks & FIX_HYPERCALL
@@ -237,6 +239,9 @@ class Vcpu(ExtendedState):
         if isinstance(vm_exit, Hlt) and self.vm.chips is not None:
             self.model.is_halted = True
             self._door.wait_for_signal()
+            return
+        if isinstance(vm_exit, DebugEvent):
+            self._door.leave_for_debugger(self.debug_exit(vm_exit))
             return
         if not isinstance(vm_exit, (Interrupted, Hlt)):
             text = self.vm.describe(vm_exit)
@@ -302,7 +307,7 @@ class Vcpu(ExtendedState):
     def get_regs(self, value: Regs) -> None:
         """As they are; those of a protected guest as they were set."""
         if self._is_open and not self._later:
-            self._shown_regs = self._state.regs()
+            self._shown_regs = self.without_step(self._state.regs())
         ctypes.memmove(ctypes.byref(value), self._shown_regs.to_bytes(), Regs.SIZE)
 
     @answers(Ioctl.SET_REGS, Regs)
@@ -533,12 +538,6 @@ class Vcpu(ExtendedState):
         """Not modelled."""
         raise Refused(EINVAL, "not modelled")
 
-    @answers(Ioctl.SET_GUEST_DEBUG)
-    def set_guest_debug(self, address: int) -> None:
-        """To turn it off only."""
-        if copy_in(address, 4) != bytes(4):
-            raise Refused(EINVAL, "guest debugging is not modelled")
-
     @answers(Ioctl.HAS_DEVICE_ATTR, DeviceAttr)
     def has_attribute(self, value: DeviceAttr) -> None:
         """KVM_VCPU_TSC_OFFSET alone."""
@@ -563,6 +562,7 @@ SETTABLE_MSRS = frozenset(
         *(0x48, 0xCD, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
         0x4B564D08,  # of KVM's migration control
         *range(0x400, 0x480),  # machine checks
+        *range(0xC0010000, 0xC0010008),  # AMD's performance counters; KVM takes them without a PMU, too
     }
 )
 """Kept for the monitor; the guest's accesses do not see them."""

@@ -12,6 +12,7 @@ from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, Sys
 from casemate.abi.kvm.structs import (
     MEMORY_EXIT_FLAG_PRIVATE,
     RUN_UNION,
+    RunDebug,
     RunHypercall,
     RunInternal,
     RunMemoryFault,
@@ -196,6 +197,11 @@ class ExitDoor:
         self.leave(ExitReason.HYPERCALL)
         self._record.in_access = 0
         return int(RunHypercall.from_address(self._record.run + RUN_UNION).ret)
+
+    def leave_for_debugger(self, details: RunDebug) -> None:
+        """A step or a breakpoint."""
+        self._details(details)
+        self.leave(ExitReason.DEBUG)
 
     def leave_for_end(self, vector: int) -> None:
         """A level-triggered interrupt ended."""

@@ -363,6 +363,26 @@ class RunFailEntry(Struct):
     )
 
 
+class GuestDebug(Struct):
+    """``kvm_guest_debug``."""
+
+    SIZE, SOURCE = 72, _KVM_H
+    _fields_ = (("control", c_uint32), ("pad", c_uint32), ("debugreg", c_uint64 * 8))
+
+
+class RunDebug(Struct):
+    """``kvm_run.debug.arch``."""
+
+    SIZE, SOURCE = 32, _ASM_KVM_H
+    _fields_ = (
+        ("exception", c_uint32),
+        ("pad", c_uint32),
+        ("pc", c_uint64),
+        ("dr6", c_uint64),
+        ("dr7", c_uint64),
+    )
+
+
 class RunMemoryFault(Struct):
     """``kvm_run.memory_fault``."""
 

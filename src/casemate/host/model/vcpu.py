@@ -11,18 +11,28 @@ from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.x86 import msr
 from casemate.address import Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
+from casemate.host.exits import (
+    DebugEvent,
+    Hlt,
+    Interrupted,
+    KvmInternalError,
+    SevTermination,
+    Shutdown,
+    VmExit,
+)
 from casemate.host.hypervisor import InterruptController, LocalApic
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.hooks import (
     ABORTED,
+    AT_BREAKPOINT,
     EXECUTED,
     NO_VECTOR,
     REFUSED_WRITE,
     SHARED_ACCESS,
     UNDEFINED,
+    VECTOR_DB,
     EngineHooks,
     InstructionDecider,
     PseudoException,
@@ -204,6 +214,10 @@ class ModelVcpu:
             self._exit, self._intercepts.fault = self._intercepts.fault, None
         elif self._exit is not None:
             return
+        elif (vector := self._engine.hooks.take_debug_event()) is not None:
+            is_breakpoint = vector == AT_BREAKPOINT
+            vector = VECTOR_DB if is_breakpoint else vector
+            self._exit = DebugEvent(vector, self._engine.linear_rip(), is_breakpoint)
         elif self._engine.hooks.shut_down:
             self._exit = Shutdown(self.rip())
         elif error == ABORTED:

@@ -75,7 +75,18 @@ static void deliver(struct cpu *c, u32 vector) {
     end_delivery(c);
 }
 
+/* Exceptions that are the debugger's (Linux api.rst, KVM_SET_GUEST_DEBUG): the guest stands where they were raised. */
+static int is_debugged(struct cpu *c, u32 vector) {
+    u32 wanted = vector == VECTOR_DB ? DEBUGS_STEPS : vector == VECTOR_BP ? DEBUGS_INT3 : 0;
+    if (!(c->debug & wanted) && vector != AT_BREAKPOINT) return 0;
+    c->debugged = 1 + vector;
+    if (vector == VECTOR_BP) AT(u64, c->env, ENV_RIP) -= c->int_length; /* the engine is behind it already */
+    stop_engine(c);
+    return 1;
+}
+
 EXPORT void hook_interrupt(void *uc, u32 vector, struct cpu *c) {
+    if (is_debugged(c, vector)) return;
     if (vector <= HIGHEST_VECTOR) deliver(c, vector);
     else if (vector == EXECUTED_HERE) execute_here(c);
     else hand_over(c), c->on_pseudo(uc, vector, c), look_for_interrupts(c);

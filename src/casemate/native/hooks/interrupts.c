@@ -44,6 +44,7 @@ int h_x86_cpu_exec_interrupt(void *cpu, int what) {
         look_for_interrupts(c);
         what = *requests(c);
     }
+    if (c && c->debug & BLOCKS_INTERRUPTS) what &= ~HARD;
     return e_x86_cpu_exec_interrupt(cpu, what);
 }
 

@@ -153,7 +153,11 @@ u32 h_cpu_ldub_code(void *env, u64 at) {
     u32 byte = e_cpu_ldub_code(env, at);
     struct cpu *c = cpu_of_env(env);
     if (c && c->is_translating && c->block) {
-        if (at == AT(u64, c->block, BLOCK_PC_NEXT)) end_block_at_site(c, at);
+        if (at == AT(u64, c->block, BLOCK_PC_NEXT)) {
+            for (u64 i = 0; i < c->breakpoint_count; i++)
+                if (c->breakpoints[i] == at) refuse(c, AT_BREAKPOINT, 0);
+            end_block_at_site(c, at);
+        }
         look_at(c, at, byte);
     }
     return byte;

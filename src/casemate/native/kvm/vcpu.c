@@ -78,6 +78,7 @@ static void enter_run(struct vcpu *v) {
 
 EXPORT u64 kvm_vcpu_size(void) { return sizeof(struct vcpu); }
 EXPORT u64 kvm_inside_size(void) { return sizeof(struct inside); }
+EXPORT u64 kvm_stack_size(void) { return STACK_BYTES; }
 
 EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
     struct vcpu *v = calloc(1, sizeof *v);

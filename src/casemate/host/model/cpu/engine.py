@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -162,6 +162,15 @@ class Engine:
         """Code at the instruction pointer, wherever its segment begins; nothing if it cannot be read."""
         base = 0 if self.code_bits() == 64 else self.segment_base("cs")
         return self.code_at(base + self.read(RIP), size) or b""
+
+    def linear_rip(self) -> int:
+        """Linear address of the next instruction, wherever its segment begins."""
+        return self.read(RIP) + (0 if self.code_bits() == 64 else self.segment_base("cs"))
+
+    def set_breakpoints(self, places: Iterable[int]) -> None:
+        """Stop before the instructions at these linear addresses; only while not executing."""
+        self.hooks.set_breakpoints(places)
+        self.flush_translations()
 
     def privilege(self) -> int:
         """The current privilege level."""
