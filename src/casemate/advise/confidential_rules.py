@@ -25,6 +25,12 @@ _SEV_KINDS = (Kind.SEV, Kind.SEV_ES, Kind.SNP)
 _SEALED = (Kind.SEV_ES, Kind.SNP, Kind.TDX)
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 _C_BITS = (47, 51)
+MODELLED_C_BIT = 39
+"""Of the kernel that casemate kvm models (casemate.host.model.cpu.cpuid, which knows nothing of advice)."""
+_ADDRESS_BITS = range(32, 52)
+_HOSTS_BIT = "51 (EPYC 7003 and later) or 47; casemate caps and --this-host know it"
+_NEWEST_SEV_API = 1
+"""Major version of AMD 55766 SEV API that any firmware has."""
 _MOST_REDUCED = 63
 _SIZES = {"id-block": 96, "host-data": 32, "guest-visible-workarounds": 16}
 
@@ -139,25 +145,37 @@ def _bits_missing(guest: Guest) -> Iterator[Found]:
                 )
 
 
-@CONFIDENTIAL_RULES.add("cbitpos-impossible", _ERROR, f"{_SEV_C}; CPUID 0x8000001f EBX")
+@CONFIDENTIAL_RULES.add(
+    "cbitpos-impossible", _ERROR, f"{_SEV_C}; CPUID 0x8000001f EBX; AMD APM volume 2, 7.10.1"
+)
 def _cbitpos_impossible(guest: Guest) -> Iterator[Found]:
-    launch = guest.request.launch
+    launch, host = guest.request.launch, guest.host
     position = _number(launch, "cbitpos")
-    if launch and guest.request.kind in _SEV_KINDS and position not in (None, *_C_BITS):
-        cause = f"the C-bit is bit 47 or 51 on every EPYC so far, not {position}: QEMU stops"
-        yield (
-            launch.at("cbitpos"),
-            cause,
-            "say the host's: 51 (EPYC 7003 and later) or 47; casemate caps shows it",
+    if launch is None or guest.request.kind not in _SEV_KINDS or position is None:
+        return
+    if host.c_bit is not None and position != host.c_bit:
+        cause = f"the C-bit of {host.name} is bit {host.c_bit}, not {position}: QEMU stops"
+        yield launch.at("cbitpos"), cause, f"say cbitpos={host.c_bit}"
+    elif host.c_bit is None and position not in _ADDRESS_BITS:
+        cause = (
+            f"the C-bit is a bit of long physical addresses, 32 to 51, which {position} is not: QEMU stops"
         )
+        yield launch.at("cbitpos"), cause, f"say the host's, {_HOSTS_BIT}"
 
 
 @CONFIDENTIAL_RULES.add("cbitpos-value", _WARNING, f"{_SEV_C}; CPUID 0x8000001f EBX")
 def _cbitpos(guest: Guest) -> Iterator[Found]:
-    launch = guest.request.launch
-    if launch and guest.request.kind is Kind.SNP and _number(launch, "cbitpos") == _C_BITS[0]:
+    launch, position = guest.request.launch, _number(guest.request.launch, "cbitpos")
+    if launch is None or guest.host.c_bit is not None or position not in _ADDRESS_BITS:
+        return
+    if guest.request.kind is Kind.SNP and position == _C_BITS[0]:
         cause = "processors with SNP (EPYC 7003 and later) have the C-bit at 51: QEMU refuses another"
         yield launch.at("cbitpos"), cause, "say cbitpos=51"
+    elif guest.request.kind in _SEV_KINDS and position not in _C_BITS:
+        cause = f"every EPYC so far has its C-bit at 47 or 51, and QEMU stops where it is not {position}"
+        if position == MODELLED_C_BIT:
+            cause = f"bit {position} is the C-bit of casemate kvm; on an EPYC, with 47 or 51, QEMU stops"
+        yield launch.at("cbitpos"), cause, f"say the host's, {_HOSTS_BIT}"
 
 
 @CONFIDENTIAL_RULES.add("number-wrong", _ERROR, _SEV_C)
@@ -224,6 +242,20 @@ def _debug(guest: Guest) -> Iterator[Found]:
     if launch and allows and not launch.is_unknown:
         bit = "clear bit 19" if kind is Kind.SNP else "set bit 0"
         yield launch.at("policy"), f"policy {policy:#x} lets the host read the guest by debug commands", bit
+
+
+@CONFIDENTIAL_RULES.add("sev-policy", _ERROR, "AMD 55766 SEV API, chapter 3 and LAUNCH_START")
+def _sev_policy(guest: Guest) -> Iterator[Found]:
+    launch, policy = guest.request.launch, guest.request.policy
+    if launch is None or guest.request.kind not in (Kind.SEV, Kind.SEV_ES):
+        return
+    major = policy >> 16 & 0xFF
+    if policy >> 32:
+        yield launch.at("policy"), f"policy {policy:#x} has over 32 bits", "use 0x1, or 0x5 for SEV-ES"
+    elif major > _NEWEST_SEV_API:
+        cause = f"policy {policy:#x} wants firmware of SEV API {major}.{policy >> 24:d}, which there is not"
+        remedy = "use 0x1, or 0x5 for SEV-ES; 0x30000 is a policy of SNP guests"
+        yield launch.at("policy"), cause, remedy
 
 
 @CONFIDENTIAL_RULES.add("snp-policy", _ERROR, "Linux arch/x86/kvm/svm/sev.c, snp_launch_start; AMD 56860")

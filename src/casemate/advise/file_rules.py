@@ -5,8 +5,11 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Iterator
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.advise.inspect import Role, inspect_image
 from casemate.advise.known_faults import SNP_TOO_OLD, is_too_old_for_snp
 from casemate.advise.rule import Found, Guest, RuleSet, Severity
+from casemate.firmware.completeness import is_variable_store
 from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.hash_use import HashUse, hash_use
 from casemate.firmware.volume import read_volumes
@@ -81,7 +84,7 @@ def _id_auth(guest: Guest) -> Iterator[Found]:
         )
 
 
-@FILE_RULES.add("firmware-not-for-snp", _WARNING, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
+@FILE_RULES.add("firmware-not-for-snp", _ERROR, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
 def _too_old(guest: Guest) -> Iterator[Found]:
     option, image = guest.request.last("-bios"), guest.bios
     if option is None or image is None or guest.request.kind is not Kind.SNP:
@@ -92,6 +95,33 @@ def _too_old(guest: Guest) -> Iterator[Found]:
             f"{image.name}: {SNP_TOO_OLD}",
             "use edk2 of 2024.11 or later, such as Debian 13's ovmf",
         )
+
+
+_GUEST_KINDS = {
+    Kind.SEV: GuestKind.SEV,
+    Kind.SEV_ES: GuestKind.SEV_ES,
+    Kind.SNP: GuestKind.SNP,
+    Kind.TDX: GuestKind.TDX,
+}
+
+
+@FILE_RULES.add("firmware-not-for-guest", _ERROR, "docs/guide/inspect.md; edk2 OvmfPkg/ResetVector")
+def _not_for_guest(guest: Guest) -> Iterator[Found]:
+    request, image = guest.request, guest.firmware
+    unit = request.unit(0)
+    option = unit.option if unit else request.last("-bios")
+    if option is None or image is None or request.hides_options or is_variable_store(image):
+        return
+    inspection = inspect_image(image)
+    if inspection.role is Role.NO_FIRMWARE:
+        yield option, f"{image.name} is no firmware: {inspection.problems[0]}", "name the firmware image"
+    elif inspection.role is Role.WRAPPED:
+        yield option, f"{image.name} is {inspection.wrapper}, and no firmware", "name the firmware image"
+    elif request.kind in _GUEST_KINDS and "igvm-cfg" not in request.machine:
+        lacks = [each for each in inspection.lacks[_GUEST_KINDS[request.kind]] if each != SNP_TOO_OLD]
+        if lacks:
+            cause = f"{image.name} cannot start as a {request.kind} guest: {'; '.join(lacks)}"
+            yield option, cause, "use a build that casemate inspect says yes to"
 
 
 @FILE_RULES.add("amdsev-without-kernel", _WARNING, "edk2 OvmfPkg/AmdSev")
@@ -160,3 +190,9 @@ def _values(guest: Guest) -> Iterator[Found]:
             )
         elif option.name == "-readconfig":
             yield option, "the options in this file are not examined", "give them on the command line"
+    for word in guest.domain.unexamined:
+        yield (
+            guest.request.option_for(word),
+            "what it changes of QEMU's options is not examined",
+            "lint /proc/PID/cmdline",
+        )

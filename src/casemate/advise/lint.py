@@ -13,11 +13,14 @@ from casemate.advise.version_rules import VERSION_RULES
 from casemate.errors import ImageError
 from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.qcow2 import MAGIC, read_qcow2
+from casemate.firmware.qcow2 import MAGIC, Qcow2FeatureError, read_qcow2
 from casemate.qemu.command_line import Option
 from casemate.qemu.guest_request import Flash, GuestRequest
 from casemate.qemu.releases import QemuFacts
 from casemate.qemu.source import Command, command_of_words
+
+_READ = (None, "raw", "qcow2", "file", "host_device")
+"""Formats and protocols of QEMU's block layer whose contents are looked at."""
 
 Load = Callable[[str], FirmwareImage | None]
 
@@ -40,13 +43,14 @@ def lint(
         flash._replace(template=command.domain.templates.get(flash.file)) for flash in request.flash
     ]
     images = {file: load(file) for file in _files(command, request)}
-    contents, problems = _contents(request, images, load)
+    contents, problems, unexamined = _contents(request, images, load)
     guest = Guest(
         request,
         host,
         {file: image for file, image in images.items() if image is not None},
         contents,
         tuple(problems),
+        tuple(unexamined),
         qemu or QemuFacts(),
         command.domain,
         tuple(descriptors),
@@ -79,22 +83,30 @@ def _files(command: Command, request: GuestRequest) -> list[str]:
 
 def _contents(
     request: GuestRequest, images: dict[str, FirmwareImage | None], load: Load
-) -> tuple[dict[int, FirmwareImage], list[Found]]:
-    """By flash unit what the guest sees of the file, through its format and what is cut out of it."""
+) -> tuple[dict[int, FirmwareImage], list[Found], list[Found]]:
+    """By flash unit what the guest sees of the file; what is wrong with its format; what is not read of formats."""
     contents: dict[int, FirmwareImage] = {}
     problems: list[Found] = []
+    unexamined: list[Found] = []
     for flash in request.flash:
         image = images.get(flash.file) or images.get(flash.template or "")
         if image is None:
             continue
+        if flash.format not in _READ:
+            cause = f"{image.name} is attached as {flash.format}, a format that is not read here"
+            unexamined.append((flash.option, cause, "lint a raw copy: qemu-img convert -O raw"))
+            continue
         try:
             data = _seen(flash, image, load)
+        except Qcow2FeatureError as error:
+            unexamined.append((flash.option, error.cause, error.remedy))
+            continue
         except ImageError as error:
             problems.append((flash.option, error.cause, error.remedy))
             continue
         if data:
             contents.setdefault(flash.unit, FirmwareImage(image.name, data))
-    return contents, problems
+    return contents, problems, unexamined
 
 
 def _seen(flash: Flash, image: FirmwareImage, load: Load) -> bytes:

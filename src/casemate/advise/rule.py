@@ -61,6 +61,8 @@ class HostFacts:
     """Bits that KVM takes in the policy of an SNP guest."""
     needs_snp_smt: bool = False
     """Whether KVM refuses an SNP guest whose policy rules SMT out."""
+    c_bit: int | None = None
+    """Where the host's C-bit is; None if nobody asked."""
 
     @classmethod
     def of_era(cls, name: str = NEWEST) -> HostFacts:
@@ -90,6 +92,8 @@ class Guest:
     """By flash unit what the guest sees of them."""
     problems: tuple[Found, ...]
     """Flash whose format could not be read through."""
+    unexamined: tuple[Found, ...]
+    """Flash in a format, or with features of one, that is not read here."""
     qemu: QemuFacts
     domain: Domain
     descriptors: tuple[Descriptor, ...]

@@ -75,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     findings: list[Finding] = []
     unread: list[str] = []
     for command in commands:
-        found, missing = lint(command, host, load, qemu, descriptors)
+        try:
+            found, missing = lint(command, host, load, qemu, descriptors)
+        except SpecError as error:
+            raise SpecError(f"{name}: {error.cause}" if name else error.cause, error.remedy) from None
         findings += found
         unread += (path for path in missing if path not in unread)
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
@@ -103,7 +106,7 @@ def _host(args: argparse.Namespace) -> HostFacts:
     offered = {VmType[offer.name]: offer for offer in survey.vm_types if offer.offered}
     name = Capability.READONLY_MEM.kernel_name
     readonly = frozenset(kind for kind, offer in offered.items() if offer.capabilities.get(name))
-    return HostFacts("this host", frozenset(offered), readonly)
+    return HostFacts("this host", frozenset(offered), readonly, c_bit=survey.c_bit)
 
 
 def _qemu(args: argparse.Namespace) -> QemuFacts:
