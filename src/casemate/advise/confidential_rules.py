@@ -11,7 +11,6 @@ from casemate.advise.rule import Found, Guest, RuleSet, Severity
 from casemate.digest.kernel_hashes import find_hashes_area
 from casemate.errors import CasemateError
 from casemate.firmware.hash_use import HashUse, hash_use
-from casemate.firmware.volume import read_volumes
 from casemate.qemu.command_line import Option
 from casemate.qemu.guest_request import Kind
 
@@ -319,11 +318,10 @@ def _hashes_alone(guest: Guest) -> Iterator[Found]:
 @CONFIDENTIAL_RULES.add("kernel-hashes-unused", _WARNING, "edk2 OvmfPkg/AmdSev/BlobVerifierLibSevHashes")
 def _hashes_unused(guest: Guest) -> Iterator[Found]:
     launch, image = guest.request.launch, guest.firmware
-    if launch and image and launch.has("kernel-hashes") and guest.request.has("-kernel"):
-        volumes = read_volumes(image.data, image.code_volumes)
-        if hash_use(volumes) is HashUse.IGNORED:
-            cause = f"{image.name}: the hashes are measured, but no driver of this build compares them with the kernel"
-            yield launch, cause, "use a build that does, such as edk2's AmdSev"
+    has_hashes = launch and image and launch.has("kernel-hashes") and guest.request.has("-kernel")
+    if launch and image and has_hashes and hash_use(guest.volumes) is HashUse.IGNORED:
+        cause = f"{image.name}: the hashes are measured, but no driver of this build compares them with the kernel"
+        yield launch, cause, "use a build that does, such as edk2's AmdSev"
 
 
 @CONFIDENTIAL_RULES.add(

@@ -12,7 +12,6 @@ from casemate.advise.rule import Found, Guest, RuleSet, Severity
 from casemate.firmware.completeness import is_variable_store
 from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.hash_use import HashUse, hash_use
-from casemate.firmware.volume import read_volumes
 from casemate.qemu.guest_request import Kind
 
 FILE_RULES = RuleSet()
@@ -86,10 +85,10 @@ def _id_auth(guest: Guest) -> Iterator[Found]:
 
 @FILE_RULES.add("firmware-not-for-snp", _ERROR, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
 def _too_old(guest: Guest) -> Iterator[Found]:
-    option, image = guest.request.last("-bios"), guest.bios
+    option, image = guest.request.last("-bios"), guest.firmware
     if option is None or image is None or guest.request.kind is not Kind.SNP:
         return
-    if is_too_old_for_snp(read_volumes(image.data, image.code_volumes)):
+    if is_too_old_for_snp(guest.volumes):
         yield (
             option,
             f"{image.name}: {SNP_TOO_OLD}",
@@ -112,7 +111,7 @@ def _not_for_guest(guest: Guest) -> Iterator[Found]:
     option = unit.option if unit else request.last("-bios")
     if option is None or image is None or request.hides_options or is_variable_store(image):
         return
-    inspection = inspect_image(image)
+    inspection = inspect_image(image, guest.volumes)
     if inspection.role is Role.NO_FIRMWARE:
         yield option, f"{image.name} is no firmware: {inspection.problems[0]}", "name the firmware image"
     elif inspection.role is Role.WRAPPED:
@@ -129,7 +128,7 @@ def _amdsev(guest: Guest) -> Iterator[Found]:
     request, image = guest.request, guest.firmware
     if image is None or request.may_have("-kernel"):
         return
-    if hash_use(read_volumes(image.data, image.code_volumes)) is HashUse.COMPARED:
+    if hash_use(guest.volumes) is HashUse.COMPARED:
         option = request.last("-bios") or (request.flash[0].option if request.flash else None)
         if option:
             cause = f"{image.name} is an AmdSev build: it starts a measured -kernel or its built-in loader, no disk"

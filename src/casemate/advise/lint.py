@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from casemate.advise.confidential_rules import CONFIDENTIAL_RULES
 from casemate.advise.file_rules import FILE_RULES
 from casemate.advise.flash_rules import FLASH_RULES
-from casemate.advise.rule import Finding, Found, Guest, HostFacts, Rule, Severity
+from casemate.advise.rule import Finding, Found, Guest, HostFacts, Rule, Severity, firmware_of
 from casemate.advise.version_rules import VERSION_RULES
 from casemate.errors import ImageError
 from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.image import FirmwareImage
 from casemate.firmware.qcow2 import MAGIC, Qcow2FeatureError, read_qcow2
+from casemate.firmware.volume import Allowance, read_volumes
 from casemate.qemu.command_line import Option
 from casemate.qemu.guest_request import Flash, GuestRequest
 from casemate.qemu.releases import QemuFacts
@@ -31,8 +32,11 @@ def lint(
     load: Load,
     qemu: QemuFacts | None = None,
     descriptors: Sequence[Descriptor] = (),
+    allowance: Allowance | None = None,
 ) -> tuple[list[Finding], list[str]]:
     """Findings in a guest's configuration, the worst first, and the files that ``load`` could not read.
+
+    ``allowance`` is what firmware may unpack to, for callers that look at several guests.
 
     Raises SpecError if the words are no command line of QEMU's.
     """
@@ -44,11 +48,14 @@ def lint(
     ]
     images = {file: load(file) for file in _files(command, request)}
     contents, problems, unexamined = _contents(request, images, load)
+    read = {file: image for file, image in images.items() if image is not None}
+    firmware = firmware_of(request, read, contents)
     guest = Guest(
         request,
         host,
-        {file: image for file, image in images.items() if image is not None},
+        read,
         contents,
+        read_volumes(firmware.data, firmware.code_volumes, allowance) if firmware else (),
         tuple(problems),
         tuple(unexamined),
         qemu or QemuFacts(),

@@ -22,6 +22,7 @@ from casemate.errors import ImageError, SpecError, UnsupportedError, printable
 from casemate.files import read_file
 from casemate.firmware.descriptors import Descriptor, firmware_roots, read_descriptors
 from casemate.firmware.image import FirmwareImage
+from casemate.firmware.volume import Allowance
 from casemate.host.kvm.survey import survey_kvm
 from casemate.qemu.releases import QemuFacts, version_of
 from casemate.qemu.shell import LONGEST_TEXT
@@ -71,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
     host, qemu = _host(args), _qemu(args)
     name, commands = _commands(args.words)
     descriptors = _descriptors(commands)
-    load = _loader()
+    load, allowance = _loader(), Allowance()
     findings: list[Finding] = []
     unread: list[str] = []
     for command in commands:
         try:
-            found, missing = lint(command, host, load, qemu, descriptors)
+            found, missing = lint(command, host, load, qemu, descriptors, allowance)
         except SpecError as error:
             raise SpecError(f"{name}: {error.cause}" if name else error.cause, error.remedy) from None
         findings += found
