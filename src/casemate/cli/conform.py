@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.advise.conformance import Judgement, Verdict, judge
+from casemate.advise.rule import Finding, Severity
+from casemate.advise.sarif import sarif_of
 from casemate.cli import boot
 from casemate.cli.kvm import run_vmm
 from casemate.cli.parser import parse
@@ -27,6 +29,8 @@ examples:
       runs QEMU on the modelled KVM, and judges what it did once it ends
   casemate conform --era linux-6.10 --json -- ./my-vmm
       as under that kernel; one JSON document on standard output
+  casemate conform --sarif -- ./my-vmm >conform.sarif
+      what code hosts show: every breach, with the rule and its source
   casemate conform --self --guest sev-es --feature debug-swap --until 'Shell> '
       judges casemate's own VMM; what follows --self are options of casemate boot
 
@@ -72,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("flash", "bios"),
         help="what the command's firmware lies in (default: flash if it says pflash, else bios)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    form.add_argument("--sarif", action="store_true", help="the breaches as SARIF, for code hosts")
     parser.add_argument("--verbose", "-v", action="store_true", help="rules that nothing happened about, too")
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument(
@@ -92,11 +98,29 @@ def run(args: argparse.Namespace) -> int:
     code, judged = _own(args) if args.own is not None else _other(args)
     if not judged:
         raise SpecError("the command made no VM, or was killed", "see what it said")
-    if args.json:
+    if args.sarif:
+        print(json.dumps(sarif_of(list(_breaches(judged)), "", "casemate conform"), indent=2))
+    elif args.json:
         print(json.dumps({"exit_code": code, "vms": [each.to_json() for each in judged]}, indent=2))
     else:
         print("\n".join(_lines(judged, code, verbose=args.verbose)))
     return int(any(each.is_broken for each in judged))
+
+
+def _breaches(judged: Iterable[Judged]) -> Iterator[Finding]:
+    for each in judged:
+        for judgement in each.judgements:
+            rule = judgement.rule
+            for breach in judgement.breaches:
+                cause, remedy = f"{rule.title}; {breach}", f"keep the rule {rule.id} (docs/guide/conform.md)"
+                yield Finding(
+                    rule.id,
+                    Severity.ERROR,
+                    f"{each.program}, {each.guest} guest of type {each.vm_type}",
+                    cause,
+                    remedy,
+                    rule.source,
+                )
 
 
 def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
@@ -119,7 +143,7 @@ def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
 def _own(args: argparse.Namespace) -> tuple[int, list[Judged]]:
     words = parse(["boot", *args.own])
     words.command_line, words.own_process = ["casemate", "boot", *args.own], False
-    if args.json and is_stdio(words):
+    if (args.json or args.sarif) and is_stdio(words):
         words.serial = "none"
     if words.host == "auto":
         words.host = f"model:{args.era}"
