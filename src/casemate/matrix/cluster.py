@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def cluster_pool(where: str) -> Pool:
                 remedy = "start a scheduler and workers there, or leave --on out"
                 raise UnsupportedError(f"--on {where}: no worker answers: {error}", remedy) from None
             _refuse_other_versions(client, where)
-            yield from _run(client, jobs)
+            yield from run_on(client, jobs, run_on_worker)
 
     return run
 
@@ -82,7 +82,12 @@ def _refuse_other_versions(client: Client, where: str) -> None:
             )
 
 
-def _run(client: Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+Work = Callable[[Mapping[str, Any], Mapping[str, str], Sequence[bytes]], Answer]
+"""What a worker does for a cell: of its settings, the hashes of its inputs, and their contents."""
+
+
+def run_on(client: Client, jobs: Sequence[Job], work: Work) -> Iterator[tuple[Job, Answer]]:
+    """Each job with its answer once, in any order. Raises ImageError for an input that cannot be read."""
     inputs: dict[str, Future] = {}
     waiting = {f"cell-{job.key}-{job.round}": job for job in jobs}
     running = as_completed(with_results=True, raise_errors=False)
@@ -98,7 +103,7 @@ def _run(client: Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
                     data = read_file(each[name] if name in FILES else name, _LARGEST_INPUT)
                     inputs[digest] = client.submit(bytes, data, key=f"input-{digest}")
         parts = [[inputs[digest] for digest in names.values()] for names in hashes]
-        running.update(client.map(run_on_worker, settings, hashes, parts, key=batch))
+        running.update(client.map(work, settings, hashes, parts, key=batch))
     for future, answer in running:
         job = waiting.pop(future.key)
         if future.status != "finished":
