@@ -13,6 +13,7 @@ from casemate.errors import CasemateError
 from casemate.firmware.hash_use import HashUse, hash_use
 from casemate.qemu.command_line import Option
 from casemate.qemu.guest_request import Kind
+from casemate.qemu.releases import nearest
 
 CONFIDENTIAL_RULES = RuleSet()
 
@@ -31,6 +32,20 @@ _HOSTS_BIT = "51 (EPYC 7003 and later) or 47; casemate caps and --this-host know
 _NEWEST_SEV_API = 1
 """Major version of AMD 55766 SEV API that any firmware has."""
 _MOST_REDUCED = 63
+_BOOLEAN = ("on", "off", "yes", "no", "true", "false", "y", "n")
+_LAUNCH_WORDS = {
+    **dict.fromkeys(
+        ("kernel-hashes", "debug-swap", "author-key-enabled", "vcek-disabled", "secure-tsc"), _BOOLEAN
+    ),
+    "legacy-vm-type": ("on", "off", "auto"),
+}
+_MACHINE_WORDS = {
+    "smm": ("on", "off", "auto"),
+    "vmport": ("on", "off", "auto"),
+    "kernel-irqchip": ("on", "off", "split"),
+    "kernel_irqchip": ("on", "off", "split"),
+}
+_ACCELERATORS = ("kvm", "tcg", "xen", "hvf", "whpx", "nvmm", "mshv", "nitro", "qtest", "hax", "help")
 _SIZES = {"id-block": 96, "host-data": 32, "guest-visible-workarounds": 16}
 
 
@@ -175,6 +190,30 @@ def _cbitpos(guest: Guest) -> Iterator[Found]:
         if position == MODELLED_C_BIT:
             cause = f"bit {position} is the C-bit of casemate kvm; on an EPYC, with 47 or 51, QEMU stops"
         yield launch.at("cbitpos"), cause, f"say the host's, {_HOSTS_BIT}"
+
+
+@CONFIDENTIAL_RULES.add(
+    "value-wrong", _ERROR, "QEMU qapi/common.json, OnOffAuto; qapi/qobject-input-visitor.c; -accel help"
+)
+def _switches(guest: Guest) -> Iterator[Found]:
+    request = guest.request
+    options = [(request.launch, _LAUNCH_WORDS)] if request.launch else []
+    options += [(request.machine_option(name), {name: words}) for name, words in _MACHINE_WORDS.items()]
+    for option, known in options:
+        for name, words in known.items():
+            if option and option.is_known(name) and option.fields[name] not in words:
+                cause = f"{name}={option.fields[name][:40]}: QEMU takes {', '.join(words)}, and stops"
+                yield option.at(name), cause, f"correct it{nearest(option.fields[name], words)}"
+    accel = request.last("-accel")
+    given = [(accel, accel.value.partition(",")[0])] if accel and not accel.is_unknown else []
+    machine = request.machine_option("accel")
+    given += [
+        (machine, name) for name in request.machine.get("accel", "").split(":") if machine.is_known("accel")
+    ]
+    for option, name in given:
+        if name.removeprefix("accel=") not in _ACCELERATORS:
+            cause = f"there is no accelerator {name[:40]!r}: QEMU stops"
+            yield option, cause, f"say kvm{nearest(name, _ACCELERATORS)}"
 
 
 @CONFIDENTIAL_RULES.add("number-wrong", _ERROR, _SEV_C)
