@@ -39,7 +39,7 @@ LAYERS = (
     {"evidence"},
     {"machine", "userkvm"},
     {"advise", "confidential", "prove"},
-    {"qmp"},
+    {"qmp", "power_cuts"},
     {"api"},
     {"matrix"},
     {"cli"},

@@ -72,13 +72,17 @@ def hostile_stores(template: bytes, seed: int, count: int) -> Iterator[HostileSt
         yield HostileStore(number, how, bytes(data[: len(template)]))
 
 
-def judge(store: bytes, code: Path, folder: Path) -> Judgement:
-    """Boot the store with the firmware ``code``, and compare."""
+def judge(store: bytes, code: Path, folder: Path, patience: float = _BOOT_SECONDS) -> Judgement:
+    """Boot the store with the firmware ``code``, and compare.
+
+    Firmware that a damaged store stops is waited for ``patience`` seconds, else ``_BOOT_SECONDS``.
+    """
     check = check_store(store, "store")
     path = folder / "VARS.fd"
     path.write_bytes(store)
     typed = [f"dmpstore -guid {guid_text(vendor)} -sfo" for vendor in VENDORS_WATCHED]
-    outcome = boot(MachineSpec(code=code, variables=path), typed=typed, timeout=_BOOT_SECONDS)
+    seconds = _BOOT_SECONDS if check.is_healthy else patience
+    outcome = boot(MachineSpec(code=code, variables=path), typed=typed, timeout=seconds)
     if outcome.ending in (Ending.INTERRUPTED, Ending.TERMINATED):
         raise KeyboardInterrupt
     seen = _seen(outcome.serial) if outcome.ending is Ending.UNTIL else None

@@ -14,6 +14,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 from public_command_lines import LINES
+from test_lint_kinds import COMPLETED, EXPANDED, IGNORED_BY_LIBVIRT, REFUSED_BY_LIBVIRT, UNKNOWN
+from test_triage import LINES as LOGS
 from test_vendor_defaults import DEFAULTS
 
 from casemate.cli import lint, triage
@@ -42,6 +44,8 @@ def inputs() -> list[bytes]:
         for line in LINES[4:8]
     ]
     texts += [f"A=({line.command})\nA+=(-S)\nexec ${{A[@]}}\n" for line in LINES[8:12]]
+    texts += [*COMPLETED, *REFUSED_BY_LIBVIRT, *IGNORED_BY_LIBVIRT, *EXPANDED.values(), *UNKNOWN.values()]
+    texts += ["\n".join(lines) for lines in LOGS.values()]
     return [text.encode() for text in texts]
 
 
@@ -57,7 +61,7 @@ def _folder(process: int) -> str:
 
 
 @quick(300)
-@given(st.integers(0, 255), st.sampled_from(OPTIONS), EDITS)
+@given(st.integers(0, 1023), st.sampled_from(OPTIONS), EDITS)
 def check(which: int, options: tuple[str, ...], edits: Sequence[int]) -> None:
     """It is answered, and nothing in it reaches the terminal as an escape sequence."""
     path = Path(_folder(os.getpid()), "guest")

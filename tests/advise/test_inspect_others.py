@@ -97,6 +97,12 @@ def tree(tmp_path: Path) -> Path:
         ('"amd-sev"', '"amd-sev", "requires-smm"', "requires-smm"),
         ('"amd-sev"', '"amd-sev", "amd-sev-snp"', "amd-sev-snp"),
         ("/OVMF_VARS_4M.fd", "/OVMF_CODE_4M.fd", "no variable store"),
+        ("/OVMF_VARS_4M.fd", "/missing.fd", "no such file"),
+        ('"amd-sev"', '"amd-sev", "enrolled-keys"', "no platform key"),
+        ('"amd-sev"', '"amd-sev-snq"', "did you mean 'amd-sev-snp'?"),
+        ('"format": "raw"}, "nvram', '"format": "qcow2"}, "nvram', "the file is raw"),
+        ('"device"', '"mode": "combined", "device"', "mode is combined, and there is an nvram-template"),
+        ('"nvram-template"', '"template"', "mode is split, and there is no nvram-template"),
     ],
 )
 def test_fault_of_a_descriptor_is_found(
@@ -112,7 +118,13 @@ def test_fault_of_a_descriptor_is_found(
 
 
 @pytest.mark.parametrize(
-    "text", ['{"mapping": 5}', '{"mapping": {"device": "flash"}, "x": [', '{"interface-types": 1}']
+    "text",
+    [
+        '{"mapping": 5}',
+        '\ufeff{"interface-types": ["uefi"], "mapping": {}}',
+        '{"mapping": {"device": "flash"}, "x": [',
+        '{"interface-types": 1}',
+    ],
 )
 def test_malformed_descriptor_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "d.json"

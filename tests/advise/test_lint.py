@@ -41,6 +41,8 @@ FILES = {
     "generic.fd": with_loader(b"").build(),
     "verifying.fd": with_loader(guids.KERNEL_HASH_ENTRY).build(),
     "vars.json": b'{"version": 2, "variables": []}',
+    "started.fd": ImageBuilder(0x200000).reset_block(0x80B004).build(),
+    "text.fd": b"read me first, this is no firmware\n" * 4096,
     "odd.fd": bytes(5000),
     "huge.fd": bytes(9 << 20),
     "s.b64": b64encode(bytes(128)),
@@ -105,11 +107,21 @@ RULES = [
     ("memory-encryption-alias", f"-machine q35,memory-encryption=s -object sev-guest,{BITS}", SEV),
     ("kvm-missing", SEV.replace("-accel kvm ", ""), SEV),
     ("cbitpos-missing", f"{KVM} -object sev-guest,id=s,cbitpos=51", SEV),
-    ("cbitpos-impossible", SEV.replace("51", "48"), SEV.replace("51", "47")),
+    ("cbitpos-impossible", SEV.replace("51", "31"), SEV.replace("51", "47")),
+    ("cbitpos-impossible", SEV.replace("51", "52"), SEV.replace("51", "39")),
     ("cbitpos-impossible", SEV_ES.replace("=51", "=0"), SEV_ES),
     ("cbitpos-impossible", SNP.replace("51", "0x40"), SNP.replace("51", "0x33")),
     ("cbitpos-value", SNP.replace("51", "47"), SNP),
+    ("cbitpos-value", SEV.replace("51", "48"), SEV.replace("51", "47")),
+    ("cbitpos-value", SEV_ES.replace("=51", "=39"), SEV_ES),
     ("number-wrong", f"{SEV},policy=none", f"{SEV},policy=0x1"),
+    ("number-wrong", f"{SEV},policy=0b101", f"{SEV},policy=05"),
+    ("number-wrong", f"{SEV},policy=08", f"{SEV},policy=0"),
+    ("value-wrong", f"{SEV},kernel-hashes=1", f"{SEV},kernel-hashes=yes"),
+    ("value-wrong", "-machine q35,smm=of", "-machine q35,smm=auto"),
+    ("value-wrong", "-machine q35,kernel-irqchip=spilt", "-machine q35,kernel_irqchip=split"),
+    ("value-wrong", "-accel kvmm", "-accel kvm,kernel-irqchip=split"),
+    ("value-wrong", "-machine q35,accel=kmv:tcg", "-machine q35,accel=kvm:tcg"),
     ("reduced-phys-bits", SEV.replace("bits=1", "bits=5"), SEV),
     ("reduced-phys-bits-range", SEV.replace("bits=1", "bits=99"), SEV.replace("bits=1", "bits=63")),
     ("reduced-phys-bits-range", SNP.replace("bits=1", "bits=0"), SNP),
@@ -119,6 +131,9 @@ RULES = [
     ("tsc-frequency-alone", f"{SNP},tsc-frequency=1000000000", f"{SNP},secure-tsc=on,tsc-frequency=1000000000"),
     ("policy-debug", f"{SEV},policy=0", f"{SEV},policy=1"),
     ("policy-debug", f"{SNP},policy=0xb0000", f"{SNP},policy=0x30000"),
+    ("sev-policy", f"{SEV},policy=0x30000", f"{SEV},policy=0x10001"),
+    ("sev-policy", f"{SEV},policy=0x100000005", SEV_ES),
+    ("sev-policy", f"{SEV},policy=196613", f"{SNP},policy=0x30000"),
     ("snp-policy", f"{SNP},policy=0x5", f"{SNP},policy=0x20000"),
     ("snp-policy-bits", f"{SNP},policy=0x70000", f"{SNP},policy=0x130000"),
     ("snp-policy-bits", f"{SNP},policy=0x230000", f"{SNP},policy=0x3001f"),
@@ -151,6 +166,11 @@ RULES = [
     ("amdsev-without-kernel", "-pflash verifying.fd", "-pflash generic.fd"),
     ("amdsev-without-kernel", f"{SNP} -bios verifying.fd", f"{SNP} -bios verifying.fd $EXTRA"),
     ("flash-unreadable", "-drive if=pflash,format=qcow2,file=q.img", CODE),
+    ("flash-unexamined", "-drive if=pflash,format=vmdk,file=vars.fd", "-drive if=pflash,format=vmdk,file=new"),
+    ("firmware-not-for-guest", f"{SEV_ES} -bios amdsev.fd", f"{SEV_ES} -bios started.fd"),
+    ("firmware-not-for-guest", f"{SNP} -machine firmware=amdsev.fd", f"-machine firmware=amdsev.fd,igvm-cfg=i {SNP}"),
+    ("firmware-not-for-guest", "-bios text.fd", "-bios started.fd"),
+    ("firmware-not-for-guest", "-bios q.img", "-bios combined.fd"),
     ("kernel-hashes-off", f"{SEV} -kernel k", f"{SEV},kernel-hashes=on -kernel k"),
     ("kernel-hashes-no-kernel", f"{SEV},kernel-hashes=on", f"{SEV},kernel-hashes=on -kernel k"),
     (
@@ -321,7 +341,13 @@ DOMAIN = """
 
 def test_domain_xml_is_read_as_the_options_it_becomes() -> None:
     found = ids(shlex.join(words_of_domain(DOMAIN)))
-    assert found == {"pflash-with-snp", "smm-confidential", "cpu-host", "kernel-hashes-no-kernel"}
+    assert found == {
+        "pflash-with-snp",
+        "firmware-not-for-guest",
+        "smm-confidential",
+        "cpu-host",
+        "kernel-hashes-no-kernel",
+    }
 
 
 @pytest.mark.parametrize("text", ["<domain", "<volume/>", "<!DOCTYPE a><domain/>"])

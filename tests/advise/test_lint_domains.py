@@ -112,7 +112,7 @@ def descriptor(name: str, device: str, *features: str) -> Descriptor:
         device,
         executable,
         None,
-        frozenset({"raw"}),
+        ("raw",),
         ("uefi",),
         ("x86_64",),
         features,

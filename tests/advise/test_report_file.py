@@ -34,6 +34,15 @@ def ioctl_response(report: bytes) -> bytes:
     return (bytes(4) + len(report).to_bytes(4, "little") + bytes(24) + report).ljust(4000, b"\0")
 
 
+def dump(mark: str, space: str, group: int) -> bytes:
+    """Rows of an offset, 16 bytes in groups, and what a terminal shows of them, which here looks like digits."""
+    rows = []
+    for at in range(0, len(REPORT), 16):
+        row = REPORT[at : at + 16].hex(" ", -group)
+        rows.append(f"{at:08x}{mark}{space}{row}  abcdef0123456789\n")
+    return "".join(rows).encode()
+
+
 HEX, BASE64 = REPORT.hex(), base64.b64encode(REPORT)
 FORMS = {
     "alone": (REPORT, "the report alone"),
@@ -50,6 +59,10 @@ FORMS = {
     "base64 in rows": (base64.encodebytes(REPORT), "the report alone, in base64"),
     "base64 for URLs": (base64.urlsafe_b64encode(REPORT), "the report alone, in base64"),
     "base64 without padding": (BASE64.rstrip(b"="), "the report alone, in base64"),
+    "base64 of Windows": (b"\xef\xbb\xbf" + base64.encodebytes(REPORT), "the report alone, in base64"),
+    "base64 of PowerShell": (BASE64.decode().encode("utf-16"), "the report alone, in base64"),
+    "xxd": (dump(":", " ", 2), "the report alone, in a hex dump"),
+    "hexdump -C": (dump("", "  ", 1), "the report alone, in a hex dump"),
     "ioctl": (ioctl_response(REPORT), "the response of the ioctl"),
     "ioctl in hex": (ioctl_response(REPORT).hex().encode(), "the response of the ioctl, in hex"),
     "ioctl, no padding": (ioctl_response(REPORT)[: 32 + 1184], "the response of the ioctl"),

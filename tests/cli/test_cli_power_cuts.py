@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from casemate.cli import main
-from casemate.cli.power_cuts import CutRequest, Judgement, cut_request, table
+from casemate.cli.power_cuts import CutRequest, cut_request, table
 from casemate.guests.actions import tell
 from casemate.guests.entry import make_image
 from casemate.machine.power_cut import FlashChange, store_after_cut, torn
+from casemate.power_cuts import Judgement
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,15 @@ def test_files_are_those_that_uefi_firmware_finds(path: Path) -> None:
         assert not list(found.all_damage())
 
 
+def test_images_of_one_command_share_what_they_may_unpack() -> None:
+    data = in_volume(file(packed(section(0x19, bytes(2 << 20)))))
+    allowance = volume.Allowance(5 << 20)
+    damage = [list(read_volumes(data, find_volumes(data), allowance)[0].all_damage()) for _ in range(4)]
+    assert damage[:2] == [[], []]
+    assert all("with what this command unpacked before it" in said for (said,) in damage[2:])
+    assert allowance.unpackable == 0
+
+
 @pytest.mark.parametrize("mebibytes", [1, 2, 3])
 def test_volumes_of_one_image_share_what_they_may_unpack(
     mebibytes: int, monkeypatch: pytest.MonkeyPatch

@@ -11,10 +11,16 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from support.booting import TinyGuest
 from support.matrix_runs import RunMatrix, children
 
@@ -120,9 +126,15 @@ def test_a_cluster_that_is_none_is_refused(
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[str]:
     """The address of a Dask scheduler that was started by somebody else."""
-    file = tmp_path / "scheduler.json"
+    with scheduler_at(tmp_path / "scheduler.json") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def scheduler_at(file: Path, *options: str) -> Iterator[str]:
+    """A scheduler that writes its address to ``file``."""
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
-    command += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)]
+    command += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file), *options]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             address = ""
@@ -154,6 +166,55 @@ def test_a_cluster_that_runs_already_is_used_with_a_warning(
         ran = run_matrix(two_guests, "--on", scheduler)
     assert ran.document["counts"]["good"] == 4
     assert "whoever reaches this port runs code on its workers" in ran.err
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """An authority of one's own with a certificate for all, as variables of Dask's configuration name them."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("authority", "laboratory")
+    ]
+    now = datetime.now(UTC)
+    for number, file in enumerate(("ca", "all")):
+        builder = x509.CertificateBuilder().subject_name(names[number]).issuer_name(names[0])
+        builder = builder.public_key(keys[number].public_key()).serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1))
+        builder = builder.add_extension(x509.BasicConstraints(number == 0, None), critical=True)
+        made = builder.sign(keys[0], hashes.SHA256())
+        (folder / f"{file}.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    (folder / "all.key").write_bytes(keys[1].private_bytes(*form))
+    found = {"CA_FILE": f"{folder}/ca.pem"}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        found |= {f"{role}__CERT": f"{folder}/all.pem", f"{role}__KEY": f"{folder}/all.key"}
+    return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": value for name, value in found.items()}
+
+
+def test_a_cluster_behind_tls_is_used_without_a_warning_and_by_those_who_have_its_certificates(
+    two_guests: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.toml").write_text(two_guests)
+    secrets = os.environ | certificates(tmp_path)
+    with patch.dict(os.environ, secrets), scheduler_at(tmp_path / "s.json", "--protocol", "tls") as address:
+        assert address.startswith("tls://")
+        with worker_at(address, tmp_path):
+            command = [sys.executable, "-m", "casemate", "matrix", "m.toml", "--json", "--on", address]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            (tmp_path / "other").mkdir()
+            others = os.environ | certificates(tmp_path / "other")
+            refused = subprocess.run(
+                [*command, "--out", "other"],
+                cwd=tmp_path,
+                env=others,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"]["good"] == 4
+    assert done.stderr == ""
+    assert refused.returncode == 5
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_worker_with_another_casemate_is_refused(

@@ -68,7 +68,7 @@ def test_junit_and_markdown_name_what_is_not_as_expected(
     failed = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
     assert failed == ["linux-6.1 two", "linux-6.18 two"]
     assert "4 cells: 2 good, 2 bad." in markdown.read_text()
-    assert "| linux-6.1 two | bad | exit-port | outcome is exit-port, not until" in markdown.read_text()
+    assert "| linux-6.1 two | bad | exit-port |  | outcome is exit-port, not until" in markdown.read_text()
 
 
 def test_results_are_compared_with_those_of_another_folder(

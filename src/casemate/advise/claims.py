@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.advise.inspect import Inspection
+from casemate.firmware import guids
 from casemate.firmware.descriptors import Descriptor, read_descriptors
 from casemate.firmware.smm import requires_smm
 
@@ -55,4 +56,7 @@ def compare_claim(descriptor: Descriptor, inspection: Inspection) -> Claim:
     claims_smm, needs_smm = "requires-smm" in descriptor.features, requires_smm(inspection.image.data)
     if claims_smm != needs_smm:
         (false if claims_smm else silent).append("requires-smm")
+    drivers = {file.guid for volume in inspection.volumes for file in volume.all_files()}
+    if "secure-boot" in descriptor.features and drivers and guids.SECURE_BOOT_DRIVER not in drivers:
+        false.append("secure-boot")
     return Claim(descriptor.path, descriptor.device, descriptor.features, tuple(false), tuple(silent))

@@ -11,9 +11,9 @@ from casemate.advise.rule import Found, Guest, RuleSet, Severity
 from casemate.digest.kernel_hashes import find_hashes_area
 from casemate.errors import CasemateError
 from casemate.firmware.hash_use import HashUse, hash_use
-from casemate.firmware.volume import read_volumes
 from casemate.qemu.command_line import Option
 from casemate.qemu.guest_request import Kind
+from casemate.qemu.releases import nearest
 
 CONFIDENTIAL_RULES = RuleSet()
 
@@ -25,7 +25,27 @@ _SEV_KINDS = (Kind.SEV, Kind.SEV_ES, Kind.SNP)
 _SEALED = (Kind.SEV_ES, Kind.SNP, Kind.TDX)
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 _C_BITS = (47, 51)
+MODELLED_C_BIT = 39
+"""Of the kernel that casemate kvm models (casemate.host.model.cpu.cpuid, which knows nothing of advice)."""
+_ADDRESS_BITS = range(32, 52)
+_HOSTS_BIT = "51 (EPYC 7003 and later) or 47; casemate caps and --this-host know it"
+_NEWEST_SEV_API = 1
+"""Major version of AMD 55766 SEV API that any firmware has."""
 _MOST_REDUCED = 63
+_BOOLEAN = ("on", "off", "yes", "no", "true", "false", "y", "n")
+_LAUNCH_WORDS = {
+    **dict.fromkeys(
+        ("kernel-hashes", "debug-swap", "author-key-enabled", "vcek-disabled", "secure-tsc"), _BOOLEAN
+    ),
+    "legacy-vm-type": ("on", "off", "auto"),
+}
+_MACHINE_WORDS = {
+    "smm": ("on", "off", "auto"),
+    "vmport": ("on", "off", "auto"),
+    "kernel-irqchip": ("on", "off", "split"),
+    "kernel_irqchip": ("on", "off", "split"),
+}
+_ACCELERATORS = ("kvm", "tcg", "xen", "hvf", "whpx", "nvmm", "mshv", "nitro", "qtest", "hax", "help")
 _SIZES = {"id-block": 96, "host-data": 32, "guest-visible-workarounds": 16}
 
 
@@ -139,25 +159,61 @@ def _bits_missing(guest: Guest) -> Iterator[Found]:
                 )
 
 
-@CONFIDENTIAL_RULES.add("cbitpos-impossible", _ERROR, f"{_SEV_C}; CPUID 0x8000001f EBX")
+@CONFIDENTIAL_RULES.add(
+    "cbitpos-impossible", _ERROR, f"{_SEV_C}; CPUID 0x8000001f EBX; AMD APM volume 2, 7.10.1"
+)
 def _cbitpos_impossible(guest: Guest) -> Iterator[Found]:
-    launch = guest.request.launch
+    launch, host = guest.request.launch, guest.host
     position = _number(launch, "cbitpos")
-    if launch and guest.request.kind in _SEV_KINDS and position not in (None, *_C_BITS):
-        cause = f"the C-bit is bit 47 or 51 on every EPYC so far, not {position}: QEMU stops"
-        yield (
-            launch.at("cbitpos"),
-            cause,
-            "say the host's: 51 (EPYC 7003 and later) or 47; casemate caps shows it",
+    if launch is None or guest.request.kind not in _SEV_KINDS or position is None:
+        return
+    if host.c_bit is not None and position != host.c_bit:
+        cause = f"the C-bit of {host.name} is bit {host.c_bit}, not {position}: QEMU stops"
+        yield launch.at("cbitpos"), cause, f"say cbitpos={host.c_bit}"
+    elif host.c_bit is None and position not in _ADDRESS_BITS:
+        cause = (
+            f"the C-bit is a bit of long physical addresses, 32 to 51, which {position} is not: QEMU stops"
         )
+        yield launch.at("cbitpos"), cause, f"say the host's, {_HOSTS_BIT}"
 
 
 @CONFIDENTIAL_RULES.add("cbitpos-value", _WARNING, f"{_SEV_C}; CPUID 0x8000001f EBX")
 def _cbitpos(guest: Guest) -> Iterator[Found]:
-    launch = guest.request.launch
-    if launch and guest.request.kind is Kind.SNP and _number(launch, "cbitpos") == _C_BITS[0]:
+    launch, position = guest.request.launch, _number(guest.request.launch, "cbitpos")
+    if launch is None or guest.host.c_bit is not None or position not in _ADDRESS_BITS:
+        return
+    if guest.request.kind is Kind.SNP and position == _C_BITS[0]:
         cause = "processors with SNP (EPYC 7003 and later) have the C-bit at 51: QEMU refuses another"
         yield launch.at("cbitpos"), cause, "say cbitpos=51"
+    elif guest.request.kind in _SEV_KINDS and position not in _C_BITS:
+        cause = f"every EPYC so far has its C-bit at 47 or 51, and QEMU stops where it is not {position}"
+        if position == MODELLED_C_BIT:
+            cause = f"bit {position} is the C-bit of casemate kvm; on an EPYC, with 47 or 51, QEMU stops"
+        yield launch.at("cbitpos"), cause, f"say the host's, {_HOSTS_BIT}"
+
+
+@CONFIDENTIAL_RULES.add(
+    "value-wrong", _ERROR, "QEMU qapi/common.json, OnOffAuto; qapi/qobject-input-visitor.c; -accel help"
+)
+def _switches(guest: Guest) -> Iterator[Found]:
+    request = guest.request
+    options = [(request.launch, _LAUNCH_WORDS)] if request.launch else []
+    options += [(request.machine_option(name), {name: words}) for name, words in _MACHINE_WORDS.items()]
+    for option, known in options:
+        for name, words in known.items():
+            if option and option.is_known(name) and option.fields[name] not in words:
+                cause = f"{name}={option.fields[name][:40]}: QEMU takes {', '.join(words)}, and stops"
+                yield option.at(name), cause, f"correct it{nearest(option.fields[name], words)}"
+    accel = request.last("-accel")
+    given = [(accel, accel.value.partition(",")[0])] if accel and not accel.is_unknown else []
+    machine = request.machine_option("accel")
+    given += [
+        (machine, name) for name in request.machine.get("accel", "").split(":") if machine.is_known("accel")
+    ]
+    for option, name in given:
+        if name.removeprefix("accel=") not in _ACCELERATORS:
+            cause = f"there is no accelerator {name[:40]!r}: QEMU stops"
+            yield option, cause, f"say kvm{nearest(name, _ACCELERATORS)}"
 
 
 @CONFIDENTIAL_RULES.add("number-wrong", _ERROR, _SEV_C)
@@ -226,6 +282,20 @@ def _debug(guest: Guest) -> Iterator[Found]:
         yield launch.at("policy"), f"policy {policy:#x} lets the host read the guest by debug commands", bit
 
 
+@CONFIDENTIAL_RULES.add("sev-policy", _ERROR, "AMD 55766 SEV API, chapter 3 and LAUNCH_START")
+def _sev_policy(guest: Guest) -> Iterator[Found]:
+    launch, policy = guest.request.launch, guest.request.policy
+    if launch is None or guest.request.kind not in (Kind.SEV, Kind.SEV_ES):
+        return
+    major = policy >> 16 & 0xFF
+    if policy >> 32:
+        yield launch.at("policy"), f"policy {policy:#x} has over 32 bits", "use 0x1, or 0x5 for SEV-ES"
+    elif major > _NEWEST_SEV_API:
+        cause = f"policy {policy:#x} wants firmware of SEV API {major}.{policy >> 24:d}, which there is not"
+        remedy = "use 0x1, or 0x5 for SEV-ES; 0x30000 is a policy of SNP guests"
+        yield launch.at("policy"), cause, remedy
+
+
 @CONFIDENTIAL_RULES.add("snp-policy", _ERROR, "Linux arch/x86/kvm/svm/sev.c, snp_launch_start; AMD 56860")
 def _snp_policy(guest: Guest) -> Iterator[Found]:
     launch, policy = guest.request.launch, guest.request.policy
@@ -287,11 +357,10 @@ def _hashes_alone(guest: Guest) -> Iterator[Found]:
 @CONFIDENTIAL_RULES.add("kernel-hashes-unused", _WARNING, "edk2 OvmfPkg/AmdSev/BlobVerifierLibSevHashes")
 def _hashes_unused(guest: Guest) -> Iterator[Found]:
     launch, image = guest.request.launch, guest.firmware
-    if launch and image and launch.has("kernel-hashes") and guest.request.has("-kernel"):
-        volumes = read_volumes(image.data, image.code_volumes)
-        if hash_use(volumes) is HashUse.IGNORED:
-            cause = f"{image.name}: the hashes are measured, but no driver of this build compares them with the kernel"
-            yield launch, cause, "use a build that does, such as edk2's AmdSev"
+    has_hashes = launch and image and launch.has("kernel-hashes") and guest.request.has("-kernel")
+    if launch and image and has_hashes and hash_use(guest.volumes) is HashUse.IGNORED:
+        cause = f"{image.name}: the hashes are measured, but no driver of this build compares them with the kernel"
+        yield launch, cause, "use a build that does, such as edk2's AmdSev"
 
 
 @CONFIDENTIAL_RULES.add(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Iterator
 
+from casemate.abi.guest_kind import GuestKind
+from casemate.advise.inspect import Role, inspect_image
 from casemate.advise.known_faults import SNP_TOO_OLD, is_too_old_for_snp
 from casemate.advise.rule import Found, Guest, RuleSet, Severity
+from casemate.firmware.completeness import is_variable_store
 from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.hash_use import HashUse, hash_use
-from casemate.firmware.volume import read_volumes
 from casemate.qemu.guest_request import Kind
 
 FILE_RULES = RuleSet()
@@ -81,12 +83,12 @@ def _id_auth(guest: Guest) -> Iterator[Found]:
         )
 
 
-@FILE_RULES.add("firmware-not-for-snp", _WARNING, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
+@FILE_RULES.add("firmware-not-for-snp", _ERROR, "github.com/tianocore/edk2/pull/6285; LIMITATIONS.md")
 def _too_old(guest: Guest) -> Iterator[Found]:
-    option, image = guest.request.last("-bios"), guest.bios
+    option, image = guest.request.last("-bios"), guest.firmware
     if option is None or image is None or guest.request.kind is not Kind.SNP:
         return
-    if is_too_old_for_snp(read_volumes(image.data, image.code_volumes)):
+    if is_too_old_for_snp(guest.volumes):
         yield (
             option,
             f"{image.name}: {SNP_TOO_OLD}",
@@ -94,12 +96,39 @@ def _too_old(guest: Guest) -> Iterator[Found]:
         )
 
 
+_GUEST_KINDS = {
+    Kind.SEV: GuestKind.SEV,
+    Kind.SEV_ES: GuestKind.SEV_ES,
+    Kind.SNP: GuestKind.SNP,
+    Kind.TDX: GuestKind.TDX,
+}
+
+
+@FILE_RULES.add("firmware-not-for-guest", _ERROR, "docs/guide/inspect.md; edk2 OvmfPkg/ResetVector")
+def _not_for_guest(guest: Guest) -> Iterator[Found]:
+    request, image = guest.request, guest.firmware
+    unit = request.unit(0)
+    option = unit.option if unit else request.last("-bios")
+    if option is None or image is None or request.hides_options or is_variable_store(image):
+        return
+    inspection = inspect_image(image, guest.volumes)
+    if inspection.role is Role.NO_FIRMWARE:
+        yield option, f"{image.name} is no firmware: {inspection.problems[0]}", "name the firmware image"
+    elif inspection.role is Role.WRAPPED:
+        yield option, f"{image.name} is {inspection.wrapper}, and no firmware", "name the firmware image"
+    elif request.kind in _GUEST_KINDS and "igvm-cfg" not in request.machine:
+        lacks = [each for each in inspection.lacks[_GUEST_KINDS[request.kind]] if each != SNP_TOO_OLD]
+        if lacks:
+            cause = f"{image.name} cannot start as a {request.kind} guest: {'; '.join(lacks)}"
+            yield option, cause, "use a build that casemate inspect says yes to"
+
+
 @FILE_RULES.add("amdsev-without-kernel", _WARNING, "edk2 OvmfPkg/AmdSev")
 def _amdsev(guest: Guest) -> Iterator[Found]:
     request, image = guest.request, guest.firmware
     if image is None or request.may_have("-kernel"):
         return
-    if hash_use(read_volumes(image.data, image.code_volumes)) is HashUse.COMPARED:
+    if hash_use(guest.volumes) is HashUse.COMPARED:
         option = request.last("-bios") or (request.flash[0].option if request.flash else None)
         if option:
             cause = f"{image.name} is an AmdSev build: it starts a measured -kernel or its built-in loader, no disk"
@@ -160,3 +189,9 @@ def _values(guest: Guest) -> Iterator[Found]:
             )
         elif option.name == "-readconfig":
             yield option, "the options in this file are not examined", "give them on the command line"
+    for word in guest.domain.unexamined:
+        yield (
+            guest.request.option_for(word),
+            "what it changes of QEMU's options is not examined",
+            "lint /proc/PID/cmdline",
+        )

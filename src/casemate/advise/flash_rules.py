@@ -95,6 +95,11 @@ def _unreadable(guest: Guest) -> Iterator[Found]:
     yield from guest.problems
 
 
+@FLASH_RULES.add("flash-unexamined", _NOTE, "QEMU docs/interop/qcow2; docs/system/images")
+def _unexamined(guest: Guest) -> Iterator[Found]:
+    yield from guest.unexamined
+
+
 @FLASH_RULES.add("flash-size", _ERROR, _SYSFW)
 def _flash_size(guest: Guest) -> Iterator[Found]:
     total = 0

@@ -26,7 +26,7 @@ from casemate.firmware.placement import validate_bios, validate_flash
 from casemate.firmware.sev_metadata import SevSectionType
 from casemate.firmware.tdvf import TdvfMetadata
 from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store
-from casemate.firmware.volume import FirmwareVolume, read_volumes
+from casemate.firmware.volume import Allowance, FirmwareVolume, read_volumes
 from casemate.firmware.wrapper import find_wrapper
 
 _T = TypeVar("_T")
@@ -97,15 +97,23 @@ class Inspection(NamedTuple):
         return any(verdict.is_usable for verdict in self.verdicts)
 
 
-def inspect_image(image: FirmwareImage) -> Inspection:
-    """Look into a file; damage becomes a problem in the result, never an exception."""
+def inspect_image(
+    image: FirmwareImage,
+    volumes: tuple[FirmwareVolume, ...] | None = None,
+    allowance: Allowance | None = None,
+) -> Inspection:
+    """Look into a file; damage becomes a problem in the result, never an exception.
+
+    ``volumes`` are those of its code if they were read already; else ``allowance`` limits what they unpack to.
+    """
     problems: list[str] = []
     wrapper = find_wrapper(image.data)
     role = _role(image) if wrapper is None else Role.WRAPPED
     if role is Role.OTHER_CODE and (fault := _no_firmware(image.data)):
         role = Role.NO_FIRMWARE
         problems.append(fault)
-    volumes = read_volumes(image.data, image.code_volumes)
+    if volumes is None:
+        volumes = read_volumes(image.data, image.code_volumes, allowance)
     problems += (damage for volume in volumes for damage in volume.all_damage())
     store = _store(image, role, problems)
     lacks = _all_lacks(image, volumes, problems)

@@ -18,6 +18,14 @@ LARGEST_REPORT_FILE = 1 << 20
 _TABLE_ENTRY = 24
 _MOST_ENTRIES = 32
 _PLAUSIBLE_VERSION = 0xFF
+_UTF8, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+"""What texts of Windows begin with."""
+_DUMP_WIDTH = 16
+"""Bytes of a line; what follows are the same as letters, which may look like digits."""
+_DUMP_LINE = re.compile(
+    rb"([0-9a-fA-F]{8})(?::(?= )|(?=  [0-9a-fA-F]{2} |$))((?: {1,2}[0-9a-fA-F]{2}(?:[0-9a-fA-F]{2})?(?![0-9a-fA-F]))*)"
+)
+"""Offset, and the bytes as pairs of digits, or as two pairs, in their order."""
 
 CERTIFICATE_KINDS = {
     "c0b406a4-a803-4952-9743-3fb6014cd0ae": "ARK",
@@ -117,8 +125,13 @@ def _kind(raw: bytes) -> str | None:
 def _decode(data: bytes) -> tuple[bytes, str]:
     """The bytes that a text stands for, and how it was written; bytes stay as they are."""
     size = AttestationReport.SIZE
-    if data[:1] in (b"\x02", b"\x03", b"\x04", b"\x05") or b"\0" in data:
+    if data[:2] in _UTF16:
+        data = data.decode("utf-16", "replace").encode()
+    elif data[:1] in (b"\x02", b"\x03", b"\x04", b"\x05") or b"\0" in data:
         return (data if len(data) >= size else b""), ""
+    data = data.removeprefix(_UTF8)
+    if dump := _undump(data):
+        return (dump, ", in a hex dump") if len(dump) >= size else (b"", "")
     text = re.sub(rb"-----(BEGIN|END) [A-Z0-9 ]+-----|\s", b"", data)
     digits = re.sub(rb"0[xX]|[,:]|\\x", b"", text)
     if re.fullmatch(rb"[0-9a-fA-F]+", digits) and len(digits) % 2 == 0 and len(digits) >= 2 * size:
@@ -131,6 +144,17 @@ def _decode(data: bytes) -> tuple[bytes, str]:
             return b"", ""
         return (raw, ", in base64") if len(raw) >= size else (b"", "")
     return (data if len(data) >= size else b""), ""
+
+
+def _undump(data: bytes) -> bytes:
+    """The bytes that ``xxd`` or ``hexdump -C`` printed; none if this is no such dump."""
+    found = b""
+    for line in data.splitlines():
+        match = _DUMP_LINE.match(line)
+        if match is None or int(match[1], 16) != len(found):
+            return b""
+        found += bytes.fromhex(match[2].decode())[:_DUMP_WIDTH]
+    return found
 
 
 def _unwrap(data: bytes, name: str) -> tuple[bytes, str]:

@@ -10,6 +10,7 @@ from casemate.abi.kernel_eras import ERAS, NEWEST, find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.firmware.descriptors import Descriptor
 from casemate.firmware.image import FirmwareImage
+from casemate.firmware.volume import FirmwareVolume
 from casemate.qemu.command_line import Option
 from casemate.qemu.domain_xml import Domain
 from casemate.qemu.guest_request import GuestRequest, Kind
@@ -61,6 +62,8 @@ class HostFacts:
     """Bits that KVM takes in the policy of an SNP guest."""
     needs_snp_smt: bool = False
     """Whether KVM refuses an SNP guest whose policy rules SMT out."""
+    c_bit: int | None = None
+    """Where the host's C-bit is; None if nobody asked."""
 
     @classmethod
     def of_era(cls, name: str = NEWEST) -> HostFacts:
@@ -72,6 +75,14 @@ class HostFacts:
         is_old = ERAS.index(name) < ERAS.index(_FIRST_WITH_SINGLE_SOCKET)
         policy = _SNP_POLICY - ({SINGLE_SOCKET_BIT} if is_old else set())
         return cls(name, frozenset(types), readonly, era.legacy_vmsa_features, frozenset(policy), is_old)
+
+
+def firmware_of(
+    request: GuestRequest, images: dict[str, FirmwareImage], contents: dict[int, FirmwareImage]
+) -> FirmwareImage | None:
+    """What a guest starts with, if it could be read: flash unit 0, else the file of -bios."""
+    option = request.last("-bios")
+    return contents.get(0) or (images.get(option.value) if option else None)
 
 
 Found = tuple[Option | str, str, str]
@@ -88,8 +99,12 @@ class Guest:
     """The files that could be read, as they are, by path."""
     contents: dict[int, FirmwareImage]
     """By flash unit what the guest sees of them."""
+    volumes: tuple[FirmwareVolume, ...]
+    """Those of ``firmware``, unpacked."""
     problems: tuple[Found, ...]
     """Flash whose format could not be read through."""
+    unexamined: tuple[Found, ...]
+    """Flash in a format, or with features of one, that is not read here."""
     qemu: QemuFacts
     domain: Domain
     descriptors: tuple[Descriptor, ...]
@@ -110,7 +125,7 @@ class Guest:
     @property
     def firmware(self) -> FirmwareImage | None:
         """What the guest starts with."""
-        return self.image(0) or self.bios
+        return firmware_of(self.request, self.images, self.contents)
 
     @property
     def vm_type(self) -> VmType:

@@ -13,8 +13,8 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sa
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "note"}
 
 
-def sarif_of(findings: Sequence[Finding], file: str) -> dict[str, Any]:
-    """One run of casemate lint over ``file``; an empty name is a command line that is in no file."""
+def sarif_of(findings: Sequence[Finding], file: str, tool: str = "casemate lint") -> dict[str, Any]:
+    """One run of ``tool`` over ``file``; an empty name is a command line that is in no file."""
     ids = list(dict.fromkeys(finding.id for finding in findings))
     references = {finding.id: finding.reference for finding in findings}
     rules = [{"id": name, "help": {"text": f"See {references[name]}."}} for name in ids]
@@ -23,7 +23,7 @@ def sarif_of(findings: Sequence[Finding], file: str) -> dict[str, Any]:
         "version": "2.1.0",
         "runs": [
             {
-                "tool": {"driver": {"name": "casemate lint", "version": __version__, "rules": rules}},
+                "tool": {"driver": {"name": tool, "version": __version__, "rules": rules}},
                 "columnKind": "unicodeCodePoints",
                 "results": [_result(finding, file, ids.index(finding.id)) for finding in findings],
             }

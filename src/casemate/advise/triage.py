@@ -9,7 +9,11 @@ from typing import NamedTuple
 LONGEST_LINE = 2000
 """Characters of a line that are looked at."""
 
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""Of terminals; dmesg and firmware colour words."""
+
 FIRMWARE_ERRORS = {
+    0: "none, it refused nothing",
     1: "the platform is in another state than the command needs",
     2: "the guest is in another state than the command needs",
     3: "the platform's configuration does not allow it",
@@ -78,7 +82,7 @@ RULES = (
     ),
     _rule(
         "memory-slot",
-        r"KVM_SET_USER_MEMORY_REGION2? failed",
+        r"KVM_SET_USER_MEMORY_REGION2? failed|kvm_set_phys_mem: error registering slot",
         "KVM refuses a piece of guest memory",
         "see errno at its end: EEXIST is an overlap, ENOMEM a limit of memory",
         "ulimit -l, and the kernel's log",
@@ -86,7 +90,7 @@ RULES = (
     ),
     _rule(
         "pflash-readonly",
-        r"pflash with kvm requires KVM readonly memory support",
+        r"pflash with kvm requires KVM readonly memory support|launch security is not supported with pflash loader",
         "flash in a guest of a type that has no read-only memory: SNP, TDX, or SEV-ES with VMSA features",
         "load the firmware with -bios, or leave the features out",
         "casemate lint",
@@ -110,7 +114,7 @@ RULES = (
     ),
     _rule(
         "dev-sev",
-        r"[Ff]ailed to open '?/dev/sev",
+        r"[Ff]ailed to open '?/dev/sev|SEV: [Ff]ailed to open",
         "the device of the secure processor is not there, or not for this user",
         "load the ccp module, and give the user the group of /dev/sev; libvirt does that by itself",
         "ls -l /dev/sev; dmesg | grep -i ccp",
@@ -126,15 +130,16 @@ RULES = (
     ),
     _rule(
         "sev-es-disabled",
-        r"SEV-ES disabled \(ASIDs",
-        "no ASIDs are left for SEV-ES guests",
-        "set the minimum SEV ASID (SEV-ES ASID space limit) above 1 in the BIOS",
+        r"SEV-ES (?:disabled|unusable) \(ASIDs|TMR allocation failed, SEV-ES support unavailable",
+        "no ASIDs are left for SEV-ES guests, or the secure processor got no memory for them",
+        "set the minimum SEV ASID (SEV-ES ASID space limit) above 1 in the BIOS; load kvm_amd early after boot",
         "dmesg | grep ASIDs",
         "Linux arch/x86/kvm/svm/sev.c, sev_hardware_setup",
     ),
     _rule(
         "platform-init",
-        r"SEV(?:-SNP)?:? (?:failed to INIT error|INIT failed) (?P<error>0x[0-9a-f]+|\d+)",
+        r"SEV(?:-SNP)?:? (?:failed to (?:SNP_)?INIT\w*|INIT failed|failed to get status)[,.:]?"
+        r"(?: rc -?\d+,)?(?: (?:fw_)?[Ee]rror:?)? (?P<error>0x[0-9a-f]+|\d+)",
         "the secure processor does not start ({error}): a matter of the host, whatever the guest asks for",
         "update the BIOS and linux-firmware's amd_sev_*.sbin; check SEV, SNP and RMP in the BIOS",
         "dmesg | grep -i -e ccp -e SEV -e RMP",
@@ -149,6 +154,63 @@ RULES = (
         "Linux arch/x86/virt/svm/sev.c",
     ),
     _rule(
+        "psp-silent",
+        r"sev command (?P<command>0x[0-9a-f]+) (?:timed out|failed)",
+        "the secure processor does not answer, or not as it should (command {command})",
+        "switch the host off and on; update its BIOS",
+        "dmesg | grep -i -e ccp -e psp",
+        _CCP,
+    ),
+    _rule(
+        "sev-disabled",
+        r"SEV(?:-SNP)? (?:disabled|unusable) \(ASIDs",
+        "KVM has no ASIDs for such guests: others have all, or the BIOS or a module's parameter rules them out",
+        "set SEV's ASID limits and SNP in the BIOS; load kvm_amd sev=1 sev_es=1 sev_snp=1",
+        "dmesg | grep ASIDs; casemate caps",
+        "Linux arch/x86/kvm/svm/sev.c, sev_hardware_setup",
+    ),
+    _rule(
+        "snp-iommu",
+        r"AMD-Vi: SNP: .*(?:cannot|not) .*(?:support|enable)",
+        "the IOMMU is off or set up so that SNP cannot use it",
+        "enable it in the BIOS; take iommu=off and amd_iommu=off, pgtbl_v2 from the kernel's command line",
+        "dmesg | grep -e AMD-Vi -e SNP",
+        "Linux drivers/iommu/amd/init.c, iommu_snp_enable",
+    ),
+    _rule(
+        "irqchip",
+        r"require in-kernel irqchip|TDX VM requires kernel_irqchip to be split",
+        "the interrupt controllers are not where this kind of guest needs them",
+        "leave kernel-irqchip out for SEV-ES, and say kernel-irqchip=split for TDX",
+        "casemate lint, rule irqchip",
+        f"{_SEV_C}; QEMU target/i386/kvm/tdx.c",
+    ),
+    _rule(
+        "smm",
+        r"SEV-SNP does not support SMM|launch security is not supported with SMM|TDX VM .*SMM",
+        "System Management Mode is on, which this kind of guest cannot have",
+        "say smm=off (libvirt: <smm state='off'/>), and use firmware built without SMM",
+        "casemate lint, rule smm-confidential",
+        f"{_SEV_C}; libvirt src/qemu/qemu_validate.c",
+    ),
+    _rule(
+        "memory-pinned",
+        r"failed to register region|mlock\w*: Cannot allocate memory|KVM_MEMORY_ENCRYPT_REG_REGION failed",
+        "the guest's memory cannot be pinned: it is more than this user may lock, or than there is",
+        "raise the limit of locked memory (ulimit -l; libvirt: <memtune><hard_limit>), or give the guest less",
+        "casemate caps, the line memory",
+        f"{_SEV_C}; Linux sev_pin_memory",
+    ),
+    _rule(
+        "private-memory",
+        r"KVM does not support guest_memfd|creating KVM guest_memfd"
+        r"|cannot set up private guest memory|failed to set memory (?:attribute|\(0x)",
+        "KVM makes no private memory for the guest (guest_memfd, memory attributes)",
+        "use Linux 6.11 or later with KVM_SW_PROTECTED_VM or SNP built in, and no memory backend that is shared",
+        "casemate caps, GUEST_MEMFD and MEMORY_ATTRIBUTES",
+        "QEMU accel/kvm/kvm-all.c; Linux Documentation/virt/kvm/api.rst",
+    ),
+    _rule(
         "sev-init",
         r"failed to initialize ret=(?P<ret>-?\d+) fw_error=(?P<error>\d+)",
         "KVM does not make the guest a confidential one",
@@ -158,9 +220,10 @@ RULES = (
     ),
     _rule(
         "vm-type",
-        r"host kernel does not support (?:the )?requested (?:SEV configuration|\w+ VM type|KVM_X86_\w+)",
+        r"host kernel does not support (?:the )?requested (?:SEV configuration|\w+ VM type|KVM_X86_\w+)"
+        r"|vm-type \S+ not supported by KVM",
         "the kernel has no VMs of the type that the options need",
-        "use Linux 6.10 (SEV-ES), 6.11 (SNP), or drop the features",
+        "use Linux 6.10 (SEV-ES with features), 6.11 (SNP), 6.16 (TDX), or drop the features",
         "casemate lint --era, rule vm-type-missing",
         _SEV_C,
     ),
@@ -171,6 +234,22 @@ RULES = (
         "use policy=0x30000",
         "casemate lint, rules snp-policy and snp-policy-bits",
         "Linux arch/x86/kvm/svm/sev.c; github.com/AMDESE/AMDSEV/issues/240",
+    ),
+    _rule(
+        "policy-refused",
+        r"LAUNCH_START ret=-?\d+ fw_error=(?P<error>7)\b",
+        "the secure processor refuses the guest's policy: it wants newer firmware, or rules SMT out where it is on",
+        "use 0x1 or 0x5 for SEV, 0x30000 for SNP",
+        "casemate lint, rules sev-policy and snp-policy",
+        "AMD 55766 SEV API, chapter 3; AMD 56860, guest policy",
+    ),
+    _rule(
+        "id-block-size",
+        r"Invalid SEV-SNP ID (?:auth )?block|ID block/ID auth block has been provided but",
+        "the ID block or its authentication is not what QEMU expects: base64 of 96 and of up to 4096 bytes",
+        "make both anew",
+        "casemate measure --help, --id-block; casemate lint, rules blob-length and id-auth-length",
+        _SEV_C,
     ),
     _rule(
         "id-block",
@@ -205,8 +284,25 @@ RULES = (
         f"{_SEV_C}; github.com/AMDESE/AMDSEV/issues/142",
     ),
     _rule(
+        "no-launch-metadata",
+        r"Failed to locate SEV metadata|failed to configure initial ?private guest memory"
+        r"|SEV information block/Firmware GUID Table block not found",
+        "the firmware has no tables for this kind of guest",
+        "use a build for it: for SNP guests Debian's ovmf-amdsev or ovmf-generic, Fedora's edk2-ovmf",
+        "casemate inspect FIRMWARE",
+        f"{_SEV_C}; edk2 OvmfPkg/ResetVector",
+    ),
+    _rule(
+        "kvm-refuses-command",
+        r"(?P<command>[A-Z_]*LAUNCH_[A-Z_]+) ret=-(?P<errno>\d+) fw_error=0\b",
+        "KVM itself refuses {command} (errno {errno}), and the secure processor did not see it",
+        "EINVAL (22): an order or a value that KVM does not take; ENOMEM (12): memory; EFAULT (14): an address",
+        "casemate boot --host model with the same firmware; casemate conform -- COMMAND",
+        "Linux arch/x86/kvm/svm/sev.c",
+    ),
+    _rule(
         "firmware-status",
-        r"fw_error[=:]? ?'?(?P<error>0x[0-9a-fA-F]+|\d+)",
+        r"fw_err(?:or)?[=:]? ?'?(?P<error>0x[0-9a-fA-F]+|\d+)",
         "the secure processor refuses a command",
         "see what the command was given",
         "the line before, for the command's name",
@@ -230,8 +326,9 @@ RULES = (
     ),
     _rule(
         "guest-terminated",
-        r"SEV-ES guest requested termination: (?P<reason>0x[0-9a-f]+:0x[0-9a-f]+)",
-        "the guest ended itself ({reason}); 0x0:0x1 is the protocol's version, 0x0:0x2 features of SNP",
+        r"(?:guest requested termination: |SEV termination \(reason set: )(?P<set>[0-9a-fx]+)(?::| code: )"
+        r"(?P<code>[0-9a-fx]+)",
+        "the guest ended itself (set {set}, code {code}); in set 0, 1 is the protocol's version and 2 features of SNP",
         "use firmware and kernel for this kind of guest",
         "casemate boot --host model with the same firmware",
         "AMD 56421 GHCB, termination request; Linux arch/x86/kvm/svm/sev.c",
@@ -245,16 +342,50 @@ RULES = (
         "AMD 56421 GHCB, 2.3.2; github.com/AMDESE/linux-svsm/issues/11",
     ),
     _rule(
+        "ghcb-refused",
+        r"vmgexit: (?P<what>[^,;]{1,80})",
+        "KVM cannot serve what the guest asks for by its GHCB ({what})",
+        "use firmware and kernel of the guest that fit the host's, or a newer host kernel",
+        "casemate boot --host model names the request",
+        "Linux arch/x86/kvm/svm/sev.c; AMD 56421 GHCB",
+    ),
+    _rule(
+        "guest-exception",
+        r"Exception Type - 1D ?\(#VC|SEV: (?:Unsupported ex|Failure in communication with VMM)"
+        r"|Exception Type - 14 ?\(#VE",
+        "the guest did something that its own handler of #VC or #VE does not emulate",
+        "use newer firmware or kernel in the guest; leave out devices that it reaches by MMIO with odd instructions",
+        "casemate boot --guest sev-es --host model",
+        "edk2 OvmfPkg/Library/CcExitLib; Linux arch/x86/coco/sev",
+    ),
+    _rule(
         "run-refused",
-        r"kvm run failed Invalid argument|KVM: unknown exit reason 24",
+        r"kvm run failed Invalid argument|KVM: unknown exit(?: reason|, hardware reason) 24\b",
         "the guest ended itself or broke the GHCB protocol; the registers below are encrypted and say nothing",
         "read the host kernel's log of that moment",
         "dmesg | grep -e termination -e vmgexit, and give that to casemate triage",
         "github.com/AMDESE/AMDSEV/issues/138, 182",
     ),
     _rule(
+        "entry-failed",
+        r"KVM: entry failed, hardware error (?P<number>0x[0-9a-f]+)",
+        "the processor does not enter the guest ({number}); Intel refuses a state with 0x80000021, AMD with 0xffffffff",
+        "look at the registers below; after a change of SEV settings switch the host off and on",
+        "dmesg of that moment; casemate boot --host model",
+        "Linux arch/x86/kvm/vmx, svm; Intel SDM volume 3, 27.8",
+    ),
+    _rule(
+        "run-failed",
+        r"kvm run failed (?P<why>[A-Z][\w /]{1,60})|KVM: unknown exit(?: reason|, hardware reason) (?P<number>\w+)",
+        "KVM_RUN ended in a way that QEMU does not know: {why}{number}",
+        "read the host kernel's log of that moment",
+        "dmesg, and give that to casemate triage",
+        "QEMU accel/kvm/kvm-all.c",
+    ),
+    _rule(
         "object-type",
-        r"Parameter 'qom-type' does not accept value '(?P<type>[\w-]+)'|invalid object type: (?P<old>[\w-]+)",
+        r"Parameter 'qom-type' does not accept value '(?P<type>[\w-]+)'|invalid object type: (?P<old>[\w-]+)"
+        r"|is not a valid object type",
         "this QEMU has no such object",
         "SNP needs QEMU 9.1, TDX 10.1; check the spelling",
         "casemate lint --this-qemu PATH",
@@ -262,7 +393,8 @@ RULES = (
     ),
     _rule(
         "property",
-        r"Property '(?P<name>[\w.-]+)' not found|Parameter '(?P<parameter>[\w.-]+)' is unexpected",
+        r"Property '(?P<name>[\w.-]+)' not found|Parameter '(?P<parameter>[\w.-]+)' is unexpected"
+        r"|Invalid parameter '(?P<old>[\w.-]+)'",
         "this QEMU has no such property",
         "check the spelling; debug-swap and secure-tsc are in no release up to 11.1",
         "casemate lint --this-qemu PATH",
@@ -270,7 +402,7 @@ RULES = (
     ),
     _rule(
         "write-lock",
-        r"Failed to get \"write\" lock",
+        r"Failed to get (?:shared |exclusive )?\"?[a-z -]+\"? lock|Is another process using the image",
         "another guest has this file, mostly the variable store",
         "give each guest a copy of its own",
         "lsof FILE",
@@ -278,7 +410,7 @@ RULES = (
     ),
     _rule(
         "flash-exact-size",
-        r"device requires (?P<wanted>\d+) bytes, block backend provides (?P<found>\d+) bytes",
+        r"requires (?P<wanted>\d+) bytes, (?:\S+ )?block backend provides (?P<found>\d+) bytes",
         "a flash file has {found} bytes where {wanted} are wanted",
         "do not pad or cut it; copy the package's file anew",
         "casemate inspect FILE",
@@ -286,7 +418,7 @@ RULES = (
     ),
     _rule(
         "flash-size",
-        r"system firmware block device \S+ has invalid size",
+        r"system firmware block device \S+ has invalid size|combined size of system firmware exceeds",
         "a flash file's size is no multiple of 4 KiB, or too large",
         "copy the file anew, or give -drive size=",
         "casemate inspect FILE",
@@ -309,8 +441,25 @@ RULES = (
         "QEMU hw/i386/x86-common.c",
     ),
     _rule(
+        "file-missing",
+        r"Could not open '(?P<file>[^']*)': (?P<why>[\w ]+)",
+        "QEMU cannot open {file}: {why}",
+        "check the path, who owns the file, and what AppArmor or SELinux allow QEMU",
+        "ls -l FILE; casemate lint on the command line",
+        "QEMU block/file-posix.c",
+    ),
+    _rule(
+        "igvm-pflash",
+        r"pflash devices cannot be configured when using IGVM",
+        "flash and an IGVM file are both given, and each brings the firmware",
+        "leave the flash out",
+        "casemate lint, rule igvm-pflash",
+        _SYSFW,
+    ),
+    _rule(
         "no-firmware-fits",
-        r"[Uu]nable to find any firmware to satisfy '?efi",
+        r"[Uu]nable to find (?:any firmware to satisfy '?efi|'?\w+'? firmware that is compatible)"
+        r"|Domain requires (?:SEV|TDX)[\w-]*,? firmware '[^']*' doesn't support it",
         "none of the host's firmware descriptors has what the domain asks for",
         "install it: for SNP guests Debian's ovmf-amdsev, Fedora's edk2-ovmf",
         "casemate inspect /usr/share/qemu/firmware/*.json",
@@ -326,7 +475,7 @@ RULES = (
     ),
     _rule(
         "kvm-access",
-        r"Could not access KVM kernel module: (?P<why>[\w ]+)",
+        r"(?:Could not access KVM kernel module|failed to initialize kvm): (?P<why>[\w ]+)",
         "no KVM for this user: {why}",
         "join the group kvm, or load kvm_amd or kvm_intel",
         "ls -l /dev/kvm",
@@ -334,15 +483,41 @@ RULES = (
     ),
     _rule(
         "tdx-init",
-        r"KVM_TDX_(?:INIT_VM|CAPABILITIES|INIT_VCPU) failed|TDX (?:module )?(?:is )?not (?:enabled|initialized)",
+        r"KVM_TDX_\w+ failed|TDX ioctl \S+ failed|TDX (?:module )?(?:is )?not (?:enabled|initialized|supported)"
+        r"|virt/tdx: .*(?:failed|not loaded|not supported|disabled)",
         "the TDX module is not there, or refuses the TD's parameters",
         "enable TDX in the BIOS, load kvm_intel tdx=1, Linux 6.16 or later",
         "dmesg | grep -i tdx",
         "QEMU target/i386/kvm/tdx.c; Linux arch/x86/virt/vmx/tdx",
     ),
     _rule(
+        "tdx-firmware",
+        r"parse TDVF|TDX_METADATA|TDVF (?:metadata|contains|section)|Unsupported TDVF|fw entries \(\d+\) in TDVF",
+        "the firmware has no usable TDX metadata",
+        "use a build for TDX, as one file: Debian's ovmf-inteltdx, Fedora's OVMF.inteltdx.fd",
+        "casemate inspect FIRMWARE",
+        "QEMU hw/i386/tdvf.c; TDVF design guide, 11",
+    ),
+    _rule(
+        "tdx-parameters",
+        r"Invalid (?:attributes|XFAM) 0x[0-9a-f]+ for TDX VM|TDX requires guest CPU physical bits|for TDX yet"
+        r"|TDX 'mr\w+' sha384 digest was",
+        "the TD's attributes, CPU or identities are not what this host's TDX module takes",
+        "use -cpu host, leave phys-bits out, and give mrconfigid, mrowner and mrownerconfig as base64 of 48 bytes",
+        "casemate lint",
+        "QEMU target/i386/kvm/tdx.c",
+    ),
+    _rule(
+        "tdx-fatal",
+        r"TDX guest reports fatal error\. error code: (?P<code>0x[0-9a-f]+) error message:\"(?P<message>[^\"]*)",
+        "the TD ended itself ({code}): {message}",
+        "read the message; a kernel or firmware without TDX support says so here",
+        "casemate inspect FIRMWARE",
+        "Intel GHCI, TDG.VP.VMCALL<ReportFatalError>; QEMU target/i386/kvm/tdx.c",
+    ),
+    _rule(
         "variable-store-assert",
-        r"ASSERT.*(?:FaultTolerantWrite|VariableRuntimeDxe|Variable\.c|NvVarStore)",
+        r"ASSERT.*(?:FaultTolerantWrite|FtwMisc|VariableRuntimeDxe|Variable\.c|NvVarStore|QemuFlashFvb|FvbServices)",
         "firmware does not survive its variable store",
         "repair or replace it: casemate vars repair, or a copy of the template",
         "casemate vars fsck FILE",
@@ -356,7 +531,7 @@ def triage(lines: Iterable[str]) -> list[Diagnosis]:
     """What is known of a log, in the order of its lines, each rule once."""
     found: dict[str, Diagnosis] = {}
     for number, line in enumerate(lines, 1):
-        text = line[:LONGEST_LINE].strip()
+        text = _ESCAPES.sub("", line[:LONGEST_LINE]).strip()
         for rule, match in _knowing(text):
             known = found.get(rule.id)
             if known is None:

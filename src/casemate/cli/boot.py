@@ -23,7 +23,7 @@ from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
 from casemate.cli.confidential_options import dry_run_text, launch_options, write_attestation
 from casemate.cli.confinement import Confinement
-from casemate.cli.power_cuts import cutter, judge_cuts, validate_cut
+from casemate.cli.power_cuts import cutter, print_cuts, validate_cut
 from casemate.cli.qemu_options import apply_qemu_options
 from casemate.cli.qmp_socket import make_monitor
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
@@ -101,7 +101,7 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
     if cut is not None:
         validate_cut(spec)
         if cut.number is None:
-            return judge_cuts(spec, cut, args.until, args.json)
+            return print_cuts(spec, cut, args.until, args.json)
     choice = choose_host(args.host, spec, _platform_folder(args))
     chosen = replace(choice, make=lambda clock: around(choice.make(clock)))
     prepared = None

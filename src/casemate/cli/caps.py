@@ -67,6 +67,8 @@ def _lines(survey: Survey, speed: Probe | None) -> list[str]:
         lines.append(f"kvm     cannot be used: {survey.refusal}")
     lines += [_vm_type(offer) for offer in survey.vm_types]
     lines.append(_sev(survey))
+    if survey.c_bit is not None:
+        lines.append(f"sev     cbitpos={survey.c_bit}")
     if survey.vmsa_features:
         lines.append(f"sev-es  VMSA features {survey.vmsa_features:#x} for KVM_SEV_INIT2")
     if speed is not None:

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.advise.conformance import Judgement, Verdict, judge
+from casemate.advise.rule import Finding, Severity
+from casemate.advise.sarif import sarif_of
 from casemate.cli.kvm import run_vmm
 from casemate.cli.parser import parse
 from casemate.cli.serial_choice import is_stdio
@@ -27,6 +29,8 @@ examples:
       runs QEMU on the modelled KVM, and judges what it did once it ends
   casemate conform --era linux-6.10 --json -- ./my-vmm
       as under that kernel; one JSON document on standard output
+  casemate conform --sarif -- ./my-vmm >conform.sarif
+      what code hosts show: every breach, with the rule and its source
   casemate conform --self --guest sev-es --feature debug-swap --until 'Shell> '
       judges casemate's own VMM; what follows --self are options of casemate boot
 
@@ -73,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("flash", "bios"),
         help="what the command's firmware lies in (default: flash if it says pflash, else bios)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    form.add_argument("--sarif", action="store_true", help="the breaches as SARIF, for code hosts")
     parser.add_argument("--verbose", "-v", action="store_true", help="rules that nothing happened about, too")
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument(
@@ -95,11 +101,29 @@ def run(args: argparse.Namespace) -> int:
         return code  # it said why
     if not judged:
         raise SpecError("the command made no VM, or was killed", "see what it said")
-    if args.json:
+    if args.sarif:
+        print(json.dumps(sarif_of(list(_breaches(judged)), "", "casemate conform"), indent=2))
+    elif args.json:
         print(json.dumps({"exit_code": code, "vms": [each.to_json() for each in judged]}, indent=2))
     else:
         print("\n".join(_lines(judged, code, verbose=args.verbose)))
     return int(any(each.is_broken for each in judged))
+
+
+def _breaches(judged: Iterable[Judged]) -> Iterator[Finding]:
+    for each in judged:
+        for judgement in each.judgements:
+            rule = judgement.rule
+            for breach in judgement.breaches:
+                cause, remedy = f"{rule.title}; {breach}", f"keep the rule {rule.id} (docs/guide/conform.md)"
+                yield Finding(
+                    rule.id,
+                    Severity.ERROR,
+                    f"{each.program}, {each.guest} guest of type {each.vm_type}",
+                    cause,
+                    remedy,
+                    rule.source,
+                )
 
 
 def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
@@ -121,7 +145,7 @@ def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
 
 def _own(args: argparse.Namespace) -> tuple[int, list[Judged]]:
     words = parse(["boot", *args.own])
-    line = ["--serial", "none"] if args.json and is_stdio(words) else []
+    line = ["--serial", "none"] if (args.json or args.sarif) and is_stdio(words) else []
     line += ["--host", f"model:{args.era}"] if words.host == "auto" else []
     # In a process of its own: a VMM that breaks a rule may write into what is protected, and die of it.
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", prefix="casemate-steps-") as steps:

@@ -16,7 +16,7 @@ from casemate.advise.pairing import check_pairs
 from casemate.errors import printable
 from casemate.firmware.guids import guid_text
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.volume import FirmwareVolume
+from casemate.firmware.volume import Allowance, FirmwareVolume
 from casemate.firmware.wrapper import find_wrapper
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
     descriptors = [check_descriptor(path) for path in args.files if is_descriptor(path)]
     named = {report.path for report in descriptors}
-    inspections = [inspect_image(FirmwareImage.load(path)) for path in args.files if path not in named]
+    allowance = Allowance()
+    inspections = [
+        inspect_image(FirmwareImage.load(path), allowance=allowance)
+        for path in args.files
+        if path not in named
+    ]
     claims = [find_claims(inspection) for inspection in inspections]
     pairs = check_pairs(inspections)
     if args.json:

@@ -22,6 +22,7 @@ from casemate.errors import ImageError, SpecError, UnsupportedError, printable
 from casemate.files import read_file
 from casemate.firmware.descriptors import Descriptor, firmware_roots, read_descriptors
 from casemate.firmware.image import FirmwareImage
+from casemate.firmware.volume import Allowance
 from casemate.host.kvm.survey import survey_kvm
 from casemate.qemu.releases import QemuFacts, version_of
 from casemate.qemu.shell import LONGEST_TEXT
@@ -71,11 +72,14 @@ def run(args: argparse.Namespace) -> int:
     host, qemu = _host(args), _qemu(args)
     name, commands = _commands(args.words)
     descriptors = _descriptors(commands)
-    load = _loader()
+    load, allowance = _loader(), Allowance()
     findings: list[Finding] = []
     unread: list[str] = []
     for command in commands:
-        found, missing = lint(command, host, load, qemu, descriptors)
+        try:
+            found, missing = lint(command, host, load, qemu, descriptors, allowance)
+        except SpecError as error:
+            raise SpecError(f"{name}: {error.cause}" if name else error.cause, error.remedy) from None
         findings += found
         unread += (path for path in missing if path not in unread)
     findings.sort(key=lambda finding: list(Severity).index(finding.severity))
@@ -103,7 +107,7 @@ def _host(args: argparse.Namespace) -> HostFacts:
     offered = {VmType[offer.name]: offer for offer in survey.vm_types if offer.offered}
     name = Capability.READONLY_MEM.kernel_name
     readonly = frozenset(kind for kind, offer in offered.items() if offer.capabilities.get(name))
-    return HostFacts("this host", frozenset(offered), readonly)
+    return HostFacts("this host", frozenset(offered), readonly, c_bit=survey.c_bit)
 
 
 def _qemu(args: argparse.Namespace) -> QemuFacts:

@@ -34,7 +34,7 @@ def hex_bytes(args: Namespace, attribute: str, size: int, remedy: str = "") -> b
     if text is None:
         return None
     try:
-        value = bytes.fromhex(text)
+        value = bytes.fromhex(text.lower().removeprefix("0x"))
     except ValueError:
         value = b""
     if len(value) != size:

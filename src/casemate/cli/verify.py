@@ -179,8 +179,10 @@ def _first(found: Sequence[x509.Certificate], what: str, option: str) -> x509.Ce
 
 
 def _expectations(args: argparse.Namespace) -> Expectations:
-    if args.chip_id is not None and len(args.chip_id) == 2 * SHORT_CHIP_ID_SIZE:
-        args.chip_id += "00" * (CHIP_ID_SIZE - SHORT_CHIP_ID_SIZE)
+    if args.chip_id is not None:
+        args.chip_id = args.chip_id.lower().removeprefix("0x")
+        if len(args.chip_id) == 2 * SHORT_CHIP_ID_SIZE:
+            args.chip_id += "00" * (CHIP_ID_SIZE - SHORT_CHIP_ID_SIZE)
     values = [hex_bytes(args, name.replace("-", "_"), size) for name, size, _ in _VALUES]
     measurement, report_data, host_data, id_key, author_key, chip_id = values
     if args.plan is not None:

@@ -42,12 +42,14 @@ class Descriptor(NamedTuple):
     """``flash``, ``memory`` or ``kernel``."""
     executable: Path
     vars_template: Path | None
-    formats: frozenset[str]
-    """Of its files: ``raw``, ``qcow2``."""
+    formats: tuple[str, ...]
+    """Of ``files``, in their order: ``raw``, ``qcow2``."""
     interfaces: tuple[str, ...]
     """``uefi``, ``bios`` or others."""
     architectures: tuple[str, ...]
     features: tuple[str, ...]
+    mode: str = "split"
+    """Of flash: ``split``, ``combined`` or ``stateless``."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -62,8 +64,8 @@ class Descriptor(NamedTuple):
             return f"offers {', '.join(self.interfaces) or 'nothing'}, not uefi"
         if self.device != "flash":
             return f"mapped as {self.device}, not as flash"
-        if self.formats != {"raw"}:
-            return f"in format {', '.join(sorted(self.formats - {'raw'}))}"
+        if others := set(self.formats) - {"raw"}:
+            return f"in format {', '.join(sorted(others))}"
         if "requires-smm" in self.features:
             return "requires-smm"
         missing = [str(path) for path in self.files if not path.is_file()]
@@ -160,10 +162,11 @@ def _descriptor(content: dict[str, Any], path: Path, root: Path) -> Descriptor:
         device=device,
         executable=_inside(root, executable["filename"]),
         vars_template=_inside(root, template["filename"]) if template else None,
-        formats=frozenset(str(file.get("format", "raw")) for file in files),
+        formats=tuple(str(file.get("format", "raw")) for file in files),
         interfaces=tuple(str(interface) for interface in content["interface-types"]),
         architectures=tuple(str(target["architecture"]) for target in content["targets"]),
         features=tuple(str(feature) for feature in content["features"]),
+        mode=str(mapping.get("mode", "split")),
     )
 
 

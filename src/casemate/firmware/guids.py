@@ -58,6 +58,8 @@ LZMA_SECTION = guid("ee4e5898-3914-4259-9d6e-dc7bd79403cf")
 """A GUID-defined section that holds an LZMA stream."""
 SMM_ACCESS_PEIM = guid("6c0e75b4-b0b9-44d1-8210-3377d7b4e066")
 """OvmfPkg/SmmAccess/SmmAccessPei: only in builds with SMM_REQUIRE."""
+SECURE_BOOT_DRIVER = guid("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
+"""SecureBootConfigDxe, which is in builds with Secure Boot alone."""
 AMD_SEV_DRIVER = guid("2ec9da37-ee35-4de9-86c5-6d9a81dc38a7")
 """OvmfPkg/AmdSevDxe: a build without it cannot run in encrypted memory."""
 TDX_DRIVER = guid("e750224e-7bce-40af-b5bb-47e3611eb5c2")

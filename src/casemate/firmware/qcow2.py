@@ -22,9 +22,14 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
 _COMPRESSED, _ZERO = 1 << 62, 1
-_DIRTY, _CORRUPT = 1, 2
+_DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION_TYPE, _EXTENDED_L2 = 1, 2, 4, 8, 16
+_FEATURES = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION_TYPE | _EXTENDED_L2
 _SMALLEST_CLUSTER, _LARGEST_CLUSTER = 9, 21
 _REMEDY = "convert it: qemu-img convert -O raw FILE FILE.raw"
+
+
+class Qcow2FeatureError(ImageError):
+    """A sound image that uses what is not read here."""
 
 
 class Qcow2Header(NamedTuple):
@@ -51,13 +56,16 @@ def parse_qcow2_header(data: bytes, name: str) -> Qcow2Header:
     if not _SMALLEST_CLUSTER <= cluster_bits <= _LARGEST_CLUSTER:
         raise ImageError(name, f"clusters of 2^{cluster_bits} bytes", "the file is damaged; copy it anew", 20)
     if encryption:
-        raise ImageError(name, "an encrypted qcow2 image", _REMEDY, 32)
+        raise Qcow2FeatureError(name, "an encrypted qcow2 image", _REMEDY, 32)
     if version == 3 and len(data) >= _HEADER.size + _V3.size:
         incompatible = _V3.unpack_from(data, _HEADER.size)[0]
-        if incompatible & ~(_DIRTY | _CORRUPT):
+        if incompatible & ~_FEATURES:
             raise ImageError(
-                name, f"qcow2 features {incompatible:#x} are not read here", _REMEDY, _HEADER.size
+                name, f"no QEMU knows the qcow2 features {incompatible:#x}", _REMEDY, _HEADER.size
             )
+        if incompatible & ~(_DIRTY | _CORRUPT):
+            cause = f"qcow2 features {incompatible:#x} are not read here"
+            raise Qcow2FeatureError(name, cause, _REMEDY, _HEADER.size)
     backing = None
     if backing_at:
         if backing_size > 1023 or backing_at + backing_size > len(data):

@@ -7,6 +7,7 @@ files there are. A walk that meets damage keeps what it found and says where it 
 from __future__ import annotations
 
 import lzma
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.firmware import guids
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
 LARGEST_UNPACKED = 48 << 20
 """Bytes that all LZMA streams of an image may unpack to; OVMF's take 16 MiB."""
+LARGEST_UNPACKED_IN_ALL = 1 << 30
+"""Bytes that those of all images of one command may unpack to."""
 MAX_FILES = 4096
 MAX_DEPTH = 6
 
+_ALL = f"{LARGEST_UNPACKED_IN_ALL >> 30} GiB"
 _FILE_HEADER = 24
 _LARGE_FILE_HEADER = 32
 _LARGE_FILE = 0x01
@@ -103,11 +107,18 @@ class _Damage(Exception):
     """The walk cannot go on; says why."""
 
 
+@dataclass(slots=True)
+class Allowance:
+    """What the images of one command may still unpack to, in bytes."""
+
+    unpackable: int = LARGEST_UNPACKED_IN_ALL
+
+
 class _Walk:
     """What one walk may still spend."""
 
-    def __init__(self) -> None:
-        self.unpackable = LARGEST_UNPACKED
+    def __init__(self, unpackable: int = LARGEST_UNPACKED) -> None:
+        self.limit = self.unpackable = min(unpackable, LARGEST_UNPACKED)
         self.files = MAX_FILES
 
 
@@ -116,10 +127,18 @@ def read_volume(data: bytes, header: VolumeHeader) -> FirmwareVolume:
     return _read_volume(memoryview(data), header, _Walk(), 0)
 
 
-def read_volumes(data: bytes, headers: Iterable[VolumeHeader]) -> tuple[FirmwareVolume, ...]:
-    """The files of several volumes of one image, which share one allowance of unpacked bytes and of files."""
-    walk = _Walk()
-    return tuple(_read_volume(memoryview(data), header, walk, 0) for header in headers)
+def read_volumes(
+    data: bytes, headers: Iterable[VolumeHeader], allowance: Allowance | None = None
+) -> tuple[FirmwareVolume, ...]:
+    """The files of several volumes of one image, which share one limit of unpacked bytes and of files.
+
+    What they unpack to is taken from ``allowance``, which several images share.
+    """
+    allowance = allowance or Allowance()
+    walk = _Walk(allowance.unpackable)
+    volumes = tuple(_read_volume(memoryview(data), header, walk, 0) for header in headers)
+    allowance.unpackable -= walk.limit - walk.unpackable
+    return volumes
 
 
 def _read_volume(data: memoryview, header: VolumeHeader, walk: _Walk, depth: int) -> FirmwareVolume:
@@ -229,5 +248,10 @@ def _unpack(stream: memoryview, walk: _Walk) -> bytes:
         raise _Damage(f"LZMA stream: {error}") from None
     walk.unpackable -= len(unpacked)
     if not decoder.eof and walk.unpackable <= 0:
-        raise _Damage(f"LZMA streams unpack to more than {LARGEST_UNPACKED >> 20} MiB")
+        whose = (
+            ""
+            if walk.limit == LARGEST_UNPACKED
+            else f", with what this command unpacked before it: over {_ALL}"
+        )
+        raise _Damage(f"LZMA streams unpack to more than {walk.limit >> 20} MiB{whose}")
     return unpacked

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from casemate.matrix.settings import FILES
 
 _BATCH = 1000
 """Cells that are submitted at once: one by one, submitting takes seven times as long."""
+_AHEAD = 4 * _BATCH
+"""Cells that the cluster knows of at least, as long as there are so many; all at once would be its memory's end."""
 _LARGEST_INPUT = 1 << 30
+_PROGRAM = b"\x7fELF"
+"""How VMMs begin, which are run where they arrive (elf(5))."""
 _CONNECT_SECONDS = 10
 _FIRST_WORKER_SECONDS = 60
 
@@ -55,7 +60,7 @@ def cluster_pool(where: str) -> Pool:
                 remedy = "start a scheduler and workers there, or leave --on out"
                 raise UnsupportedError(f"--on {where}: no worker answers: {error}", remedy) from None
             _refuse_other_versions(client, where)
-            yield from _run(client, jobs)
+            yield from run_on(client, jobs, run_on_worker)
 
     return run
 
@@ -80,13 +85,20 @@ def _refuse_other_versions(client: Client, where: str) -> None:
             )
 
 
-def _run(client: Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
+Work = Callable[[Mapping[str, Any], Mapping[str, str], Sequence[bytes]], Answer]
+"""What a worker does for a cell: of its settings, the hashes of its inputs, and their contents."""
+
+
+def run_on(client: Client, jobs: Sequence[Job], work: Work) -> Iterator[tuple[Job, Answer]]:
+    """Each job with its answer once, in any order. Raises ImageError for an input that cannot be read."""
     inputs: dict[str, Future] = {}
     waiting = {f"cell-{job.key}-{job.round}": job for job in jobs}
-    running = as_completed(with_results=True, raise_errors=False)
-    keys = list(waiting)
-    for first in range(0, len(keys), _BATCH):
-        batch = keys[first : first + _BATCH]
+    running = as_completed(raise_errors=False)
+    keys = iter(list(waiting))
+    under_way = 0
+
+    def submit() -> int:
+        batch = list(islice(keys, _BATCH))
         settings = [waiting[key].settings for key in batch]
         hashes = [inputs_of(each) for each in settings]
         for each, names in zip(settings, hashes, strict=True):
@@ -96,14 +108,23 @@ def _run(client: Client, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
                     data = read_file(each[name] if name in FILES else name, _LARGEST_INPUT)
                     inputs[digest] = client.submit(bytes, data, key=f"input-{digest}")
         parts = [[inputs[digest] for digest in names.values()] for names in hashes]
-        running.update(client.map(run_on_worker, settings, hashes, parts, key=batch))
-    for future, answer in running:
-        job = waiting.pop(future.key)
-        if future.status != "finished":
-            said = answer[1] if isinstance(answer, tuple) else answer
-            answer = crashed(f"its workers died: {said}")
-        yield job, answer
-        future.release()
+        running.update(client.map(work, settings, hashes, parts, key=batch) if batch else [])
+        return len(batch)
+
+    while under_way < _AHEAD and (more := submit()):
+        under_way += more
+    for ended in running.batches() if under_way else ():
+        answers = iter(client.gather([future for future in ended if future.status == "finished"]))
+        under_way -= len(ended)
+        for future in ended:
+            if future.status == "finished":
+                answer: Answer = next(answers)
+            else:
+                answer = crashed(f"its workers died: {future.exception()}")
+            yield waiting.pop(future.key), answer
+            future.release()
+        while under_way < _AHEAD and (more := submit()):
+            under_way += more
 
 
 def run_on_worker(settings: Mapping[str, Any], hashes: Mapping[str, str], parts: Sequence[bytes]) -> Answer:
@@ -115,6 +136,8 @@ def run_on_worker(settings: Mapping[str, Any], hashes: Mapping[str, str], parts:
         path = folder / digest
         if not path.exists():
             write_whole(path, data)
+            if data.startswith(_PROGRAM):
+                path.chmod(0o700)
         if name in FILES:
             here[name] = str(path)
         else:

@@ -72,12 +72,16 @@ def inputs_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 @cache
-def _program_identity(name: str) -> tuple[str, ...]:
-    """A VMM and the libraries that it is linked with (ldd(1))."""
-    found = shutil.which(name)
+def _program_identity(*words: str) -> tuple[str, ...]:
+    """A VMM and the libraries that it is linked with (ldd(1)), or that its loader finds for it (ld.so(8), --list)."""
+    found = shutil.which(words[0])
     if found is None:
-        return (name,)
-    said = subprocess.run(["ldd", found], capture_output=True, text=True, check=False).stdout
+        return words[:1]
+    lister = ["ldd", found]
+    loader = next((index for index, word in enumerate(words) if Path(word).name.startswith("ld-linux")), None)
+    if loader is not None:
+        lister = [words[loader], "--list", *words[loader + 1 :]]
+    said = subprocess.run(lister, capture_output=True, text=True, check=False).stdout
     paths = [word for word in said.split() if word.startswith("/")]
     return tuple(file_hash(path) for path in [found, *sorted(paths)] if Path(path).is_file())
 
@@ -88,7 +92,7 @@ def cell_key(settings: Mapping[str, Any], *, timed: bool) -> str:
         "settings": {name: value for name, value in settings.items() if name not in FILES},
         "inputs": inputs_of(settings),
         "code": code_identity(),
-        "vmm": _program_identity(settings["vmm"][0]) if settings.get("vmm") else None,
+        "vmm": _program_identity(*settings["vmm"]) if settings.get("vmm") else None,
         "processor": processor() if timed else None,
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -234,6 +234,12 @@ class _Reader:
             remedy = "give the image to measure as code or bios"
         elif "lint" in works and "command" not in settings:
             remedy = "give QEMU's command line as command = [...]"
+        elif "power-cuts" in works and not {"code", "variables"} <= settings.keys():
+            remedy = "give code and variables, whose writes are cut"
+        elif "power-cuts" in works and settings["kind"] != "plain":
+            remedy = "power is cut for plain guests alone"
+        elif "fuzz" in works and "fuzz" not in settings:
+            remedy = "name a target: fuzz = 'flash'"
         if remedy:
             raise SpecError(f"{self._path}: the cell {cell.name!r} cannot do {', '.join(works)}", remedy)
 

@@ -15,8 +15,8 @@ from casemate.errors import SpecError
 from casemate.machine.spec import BoardName
 from casemate.memory.protection import Requested
 
-WORKS = ("boot", "measure", "lint", "conform")
-"""``conform`` boots as ``boot`` does, and judges casemate's own VMM by what it did."""
+WORKS = ("boot", "measure", "lint", "conform", "prove", "power-cuts", "fuzz")
+"""``conform`` boots as ``boot`` does, and judges the VMM by what it did."""
 FILES = ("code", "variables", "bios", "kernel", "initrd")
 """Settings that name files, whose contents are a cell's inputs."""
 DEFAULTS: dict[str, Any] = {"work": ["boot"], "kind": "plain", "era": ERAS[-1], "timeout": 120}
@@ -72,6 +72,16 @@ def _count(value: Any) -> int:
     return value
 
 
+def _positive(value: Any) -> int:
+    if not _count(value):
+        raise ValueError("it must be a number, 1 or more")
+    return int(value)
+
+
+def _command(value: Any) -> list[str]:
+    return [os.path.expanduser(word) if word.startswith("~/") else word for word in _texts(value)]
+
+
 def _yes(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("it must be true or false")
@@ -113,8 +123,11 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
     "watchdog": _seconds,
     "launch-only": _yes,
     "kernel-hashes": _yes,
-    "command": _texts,
-    "vmm": _texts,
+    "command": _command,
+    "vmm": _command,
+    "cuts": _positive,
+    "fuzz": _text,
+    "fuzz-seconds": _seconds,
 }
 """Checks by name; they return the value, or raise ValueError with what it must be."""
 

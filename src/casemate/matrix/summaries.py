@@ -49,14 +49,22 @@ def to_markdown(matrix: Matrix, judged: list[Judged]) -> str:
     lines = [f"## {_escape(matrix.name)}", "", f"{len(judged)} cells: {told}."]
     shown = [each for each in judged if each.verdict is not Verdict.GOOD or each.changes or each.is_flaky]
     if shown:
-        lines += ["", "| cell | verdict | outcome | why |", "|---|---|---|---|"]
+        lines += ["", "| cell | verdict | outcome | conformance | why |", "|---|---|---|---|---|"]
     for each in shown:
         outcome = each.record.result["outcome"] if each.record else ""
         why = [*each.reasons, *(f"changed: {change}" for change in each.changes)]
         why += ["flaky"] if each.is_flaky else []
-        cells = (each.cell.name, str(each.verdict), outcome, "; ".join(why))
+        cells = (each.cell.name, str(each.verdict), outcome, _conformance(each), "; ".join(why))
         lines.append(f"| {' | '.join(map(_escape, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def _conformance(judged: Judged) -> str:
+    result = judged.record.result if judged.record else {}
+    if "kept_rules" not in result:
+        return ""
+    broken = result["broken_rules"]
+    return f"breaks {', '.join(broken)}" if broken else f"{len(result['kept_rules'])} kept"
 
 
 def _clean(text: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import casemate
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.advise.conformance import Verdict, judge
@@ -25,7 +25,7 @@ from casemate.api.boot import boot
 from casemate.api.measure import measure
 from casemate.confidential.preparation import LaunchOptions
 from casemate.digest.cpu_models import DEFAULT_VCPU_TYPE, model_signature
-from casemate.errors import CasemateError
+from casemate.errors import CasemateError, SpecError, UnsupportedError
 from casemate.evidence.report_html import render_html
 from casemate.evidence.traced_host import HostTracer
 from casemate.host.clock import GuestClock
@@ -34,12 +34,15 @@ from casemate.machine.boot import Attachments
 from casemate.machine.host_choice import choose_host
 from casemate.machine.outcome import Outcome
 from casemate.machine.spec import MachineSpec
-from casemate.matrix.settings import FILES, bytes_of
+from casemate.matrix.settings import bytes_of
+from casemate.matrix.vmm import judge_vmm, run_vmm, words_of
+from casemate.power_cuts import judge_cuts
+from casemate.prove.prove import MECHANISMS, prove_model
 
 Settings = Mapping[str, Any]
 
-_ENOUGH_OUTPUT = 4 << 20
-"""Bytes of a VMM's output that are kept."""
+_CUTS, _FUZZ_SECONDS = 8, 10
+"""Of a cell that says nothing else."""
 
 
 def run_cell(settings: Settings) -> dict[str, Any]:
@@ -71,12 +74,15 @@ def _firmware(settings: Settings) -> dict[str, Any]:
 
 def _boot(settings: Settings, folder: Path, result: dict[str, Any], artefacts: dict[str, str]) -> None:
     if "vmm" in settings:
-        _run_vmm(settings, folder, result, artefacts)
+        run_vmm(settings, folder, result, artefacts)
     else:
         _tell(_outcome(settings, folder, lambda host: host), result, artefacts)
 
 
 def _conform(settings: Settings, folder: Path, result: dict[str, Any], artefacts: dict[str, str]) -> None:
+    if "vmm" in settings:
+        judge_vmm(settings, folder, result, artefacts)
+        return
     tracer = HostTracer()
     _tell(_outcome(settings, folder, tracer.around), result, artefacts)
     is_bios = "bios" in _firmware(settings)
@@ -160,49 +166,78 @@ def _measure(settings: Settings, _folder: Path, result: dict[str, Any], _artefac
 
 
 def _lint(settings: Settings, _folder: Path, result: dict[str, Any], _artefacts: dict[str, str]) -> None:
-    found = lint(_words(settings, "command"), settings["era"])
+    found = lint(words_of(settings, "command"), settings["era"])
     result["findings"] = sorted({finding.id for finding in found})
 
 
-def _words(settings: Settings, name: str) -> list[str]:
-    """A command with ``{code}`` and the like replaced by the files of the cell."""
-    words: list[str] = settings[name]
-    for file in FILES:
-        words = [word.replace(f"{{{file}}}", settings.get(file, f"{{{file}}}")) for word in words]
-    return words
+def _prove(settings: Settings, _folder: Path, result: dict[str, Any], _artefacts: dict[str, str]) -> None:
+    """Every attack on the protection of the cell, ``slot`` unless it says another one, by its kind of guest."""
+    word = settings.get("protection", "slot")
+    if word not in MECHANISMS:
+        raise SpecError(f"protection {word!r} is not proven", f"use one of {', '.join(MECHANISMS)}")
+    proofs = [proof for proof in prove_model(settings["era"]) if proof.guest == settings["kind"]]
+    found = [each for proof in proofs for each in proof.mechanisms if each.protection is MECHANISMS[word]]
+    rows = [row for each in found for row in each.rows]
+    if not rows:
+        refusal = found[0].refusal if found else "plain and sev-es guests are proven"
+        raise UnsupportedError(f"nothing to attack for a {settings['kind']} guest: {refusal}", "leave it out")
+    changed = [row.attack.name for row in rows if not row.unchanged]
+    detail = f"{len(rows)} attacks" + (f"; memory changed by {', '.join(changed)}" if changed else "")
+    result |= {
+        "outcome": "changed" if changed else "unchanged",
+        "detail": detail,
+        "exit_code": int(bool(changed)),
+    }
+    result["protection"] = str(MECHANISMS[word])
 
 
-def _run_vmm(settings: Settings, folder: Path, result: dict[str, Any], artefacts: dict[str, str]) -> None:
-    """Another VMM on the modelled KVM: it ends by itself, when ``until`` is in its output, or after its timeout."""
-    given = dict(settings)
-    if "variables" in given:
-        given["variables"] = shutil.copy(given["variables"], folder)
-    command = [sys.executable, "-m", "casemate", "kvm", "--quiet", "--era", settings["era"], "--"]
-    until = settings.get("until", "").encode()
-    deadline = time.monotonic() + settings["timeout"]
-    log = folder / "vmm.log"
-    seen, outcome = b"", ""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *_words(given, "vmm")], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+def _cut_power(settings: Settings, folder: Path, result: dict[str, Any], _artefacts: dict[str, str]) -> None:
+    report = judge_cuts(
+        _spec(settings, folder), settings.get("cuts", _CUTS), settings.get("until", "Shell> ")
+    )
+    others = {word: count for word, count in report.next_boots.items() if word != "until"}
+    told = ", ".join(f"{count} {word}" for word, count in sorted(others.items()))
+    detail = f"{len(report.judgements)} cuts of {report.commands} flash commands" + (
+        f"; next boots: {told}" if told else ""
+    )
+    result |= {"outcome": "lost" if others else "survived", "detail": detail, "exit_code": int(bool(others))}
+    result["next_boots"] = report.next_boots
+
+
+def _fuzz(settings: Settings, folder: Path, result: dict[str, Any], artefacts: dict[str, str]) -> None:
+    """One fuzzing target for some seconds, in a process of its own; the targets are in casemate's checkout."""
+    checkout = Path(casemate.__file__).parents[2]
+    if not (checkout / "fuzz" / "__main__.py").is_file():
+        raise UnsupportedError(
+            "fuzzing targets are in a checkout of casemate's, and this is none", "clone it"
         )
+    seconds = settings.get("fuzz-seconds", _FUZZ_SECONDS)
+    command = [sys.executable, "-m", "fuzz", settings["fuzz"], "--json", "--seconds", str(seconds)]
+    done = subprocess.run(
+        [*command, "--findings", str(folder / "findings")],
+        cwd=checkout, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     try:
-        while not outcome:
-            try:
-                process.wait(0.05)
-                outcome = "ended"
-            except subprocess.TimeoutExpired:
-                outcome = "timeout" if time.monotonic() > deadline else ""
-            seen = log.read_bytes()[-_ENOUGH_OUTPUT:]
-            if until and until in seen:
-                outcome = "until"
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    code = {"until": 0, "timeout": 7}.get(outcome, process.returncode)
-    result |= {"outcome": outcome, "exit_code": code, "detail": f"the VMM's exit code is {code}"}
-    artefacts["serial.log"] = seen.decode("utf-8", "replace")
+        (run,) = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        raise UnsupportedError(
+            f"the fuzzer did not run: {last}", "./dev fuzz says which targets there are"
+        ) from None
+    found = [finding["how"] for finding in run["findings"]]
+    artefacts["fuzz.json"] = json.dumps(run, indent=2)
+    for path in sorted((folder / "findings").glob("*")):
+        artefacts[f"{path.name}.hex"] = path.read_bytes().hex()
+    detail = f"{run['inputs']} inputs, {len(found)} findings" + (f": {found[0][:200]}" if found else "")
+    result |= {"outcome": "findings" if found else "done", "detail": detail, "exit_code": int(bool(found))}
 
 
-_WORKS = {"boot": _boot, "measure": _measure, "lint": _lint, "conform": _conform}
+_WORKS = {
+    "boot": _boot,
+    "measure": _measure,
+    "lint": _lint,
+    "conform": _conform,
+    "prove": _prove,
+    "power-cuts": _cut_power,
+    "fuzz": _fuzz,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from casemate.qemu.releases import takes_value
 from casemate.qemu.shell import Word
 
 _ON = ("on", "yes", "true", "y")
+_NUMBER = re.compile(r"[+-]?(?:(0[xX][0-9a-fA-F]{1,40})|(0[0-7]{0,60})|[1-9][0-9]{0,40})")
 _LEAST_TEXT = 60
 MOST_OPTIONS = 2000
 """More has no guest; libvirt gives a large one about 300."""
@@ -55,8 +57,13 @@ class Option(NamedTuple):
         return self.fields.get(name, "off") in _ON
 
     def number(self, name: str) -> int | None:
-        """A number, None if it is missing or not known. Raises ValueError if it is none."""
-        return int(self.fields[name], 0) if self.is_known(name) else None
+        """A number as C reads it, None if it is missing or not known. Raises ValueError if it is none."""
+        if not self.is_known(name):
+            return None
+        match = _NUMBER.fullmatch(self.fields[name])
+        if match is None:
+            raise ValueError(f"{self.fields[name]!r} is no number")
+        return int(match[0], 16 if match[1] else 8 if match[2] else 10)
 
 
 def as_words(words: Sequence[str | Word]) -> list[Word]:

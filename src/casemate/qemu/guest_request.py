@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
 
-from casemate.qemu.command_line import Option, options_of
+from casemate.qemu.command_line import Option, options_of, parse_fields
 from casemate.qemu.shell import Word
 
 _SUFFIXES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -55,6 +56,10 @@ class GuestRequest:
         for option in request.options:
             if option.name in ("-machine", "-M"):
                 request.machine |= option.fields
+                if "firmware" in option.fields:  # which is what -bios sets
+                    request.options.append(
+                        option.at("firmware")._replace(name="-bios", value=option.fields["firmware"])
+                    )
             elif option.name == "-object":
                 request.objects[option.fields.get("id", "")] = option
         request.flash = list(_flash(request))
@@ -165,8 +170,21 @@ class GuestRequest:
 
 
 def _bytes(text: str | None) -> int | None:
-    match = re.fullmatch(r"([0-9]{1,18})([bkmgBKMG]?)", text or "")
-    return int(match[1]) * _SUFFIXES[match[2].lower()] if match else None
+    """A size as QEMU reads it: 540672, 528K, 0.5M, 0x84000 (util/cutils.c)."""
+    if match := re.fullmatch(r"0[xX]([0-9a-fA-F]{1,15})", text or ""):
+        return int(match[1], 16)
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{0,18})?)([bkmgBKMG]?)", text or "")
+    return int(Decimal(match[1]) * _SUFFIXES[match[2].lower()]) if match else None
+
+
+def _of_json(name: str) -> dict[str, str]:
+    """What a file name says that describes a node: ``json:{...}``; nothing for all others, and for broken JSON."""
+    if not name.startswith("json:"):
+        return {}
+    try:
+        return parse_fields(name.removeprefix("json:"))[0]
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _flash(request: GuestRequest) -> Iterator[Flash]:
@@ -179,11 +197,14 @@ def _flash(request: GuestRequest) -> Iterator[Flash]:
         free = next(unit for unit in range(len(taken) + 1) if unit not in taken)
         unit = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else free
         taken.add(unit)
-        file = option.fields.get("file", option.fields.get("file.filename", "")) if is_drive else option.value
+        file = option.fields.get("file", "") if is_drive else option.value
+        fields = (option.fields if is_drive else {}) | _of_json(file)
+        if "file" in fields or "file.filename" in fields:
+            file = fields.get("file.filename", fields.get("file", ""))
         readonly = option.has("readonly") or option.has("read-only")
-        kind = option.fields.get("format", option.fields.get("driver"))
-        offset, size = _bytes(option.fields.get("offset")) or 0, _bytes(option.fields.get("size"))
-        yield Flash(unit, file, kind, readonly, option, offset, size)
+        kind = fields.get("format", fields.get("driver"))
+        offset, size = _bytes(fields.get("offset")) or 0, _bytes(fields.get("size"))
+        yield Flash(unit, file.removeprefix("file:"), kind, readonly, option, offset, size)
     yield from _flash_nodes(request)
 
 

@@ -19,8 +19,10 @@ LONGEST_TEXT = 2 << 20
 """Characters; Linux gives no process a longer command line (execve(2))."""
 _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()]+")
 _DOUBLE = re.compile(r"[^\\\"$`]+")
-_REFERENCE = re.compile(r"\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?-([^{}$`\"'\\]*))?\}|([A-Za-z_]\w*)")
+_REFERENCE = re.compile(r"\{([A-Za-z_]\w*|@)(?:\[[@*]\])?(?::?-([^{}$`\"'\\]*))?\}|([A-Za-z_]\w*|@)")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?=)")
+_OTHER_SHELLS = re.compile(r"`\r?\n|```[^\n`]*(?=\n|\Z)")
+"""A line that goes on in PowerShell, and Markdown's fences around code."""
 _OPENERS = frozenset({"if", "for", "while", "until", "case", "select"})
 _CLOSERS = frozenset({"fi", "done", "esac"})
 _RESERVED = frozenset(
@@ -46,6 +48,20 @@ class _Value:
 
     words: list[Word]
     is_array: bool = False
+
+
+def _maybe_longer(old: _Value | None, unknown: Word, words: list[Word], adds: bool) -> _Value | None:
+    """What a variable certainly begins with after a condition under which something may be added to it."""
+    if old is None or not old.words:
+        return None
+    if old.is_array:
+        begins = [word.text for word in words[: len(old.words)]] == [word.text for word in old.words]
+        return _Value([*old.words, unknown], True) if adds or begins else None
+    first = old.words[0]
+    if not (adds or (words and words[0].text.startswith(first.text))):
+        return None
+    joined = Word(f"{first.text} {unknown.text}", unknown=(*first.unknown, *unknown.unknown))
+    return _Value([joined])
 
 
 @dataclass(slots=True)
@@ -90,7 +106,9 @@ class _Scanner:
     def commands(self) -> Iterator[list[Word]]:
         while self._at < self._end:
             letter = self._text[self._at]
-            if letter in "\n;&|()":
+            if letter == "\n" and self._is_continued():
+                self._at += 1
+            elif letter in "\n;&|()":
                 if letter == "(" and self._array():
                     continue
                 separator = self._separator()
@@ -100,9 +118,19 @@ class _Scanner:
                 self._piece(letter)
         yield from self._finish()
 
+    def _is_continued(self) -> bool:
+        """Whether the line ends as one does that goes on in cmd.exe (``^``)."""
+        self._end_word()
+        is_continued = bool(self._words) and self._words[-1].text == "^"
+        if is_continued:
+            self._words.pop()
+        return is_continued
+
     def _piece(self, letter: str) -> None:
         at = self._at
-        if letter in " \t\r\f\v":
+        if match := _OTHER_SHELLS.match(self._text, at, self._end):
+            self._at = match.end()
+        elif letter in " \t\r\f\v":
             self._end_word()
             self._at += 1
         elif letter == "\\":
@@ -159,15 +187,16 @@ class _Scanner:
                 match[1], match[2] == "+=", [words[0]._replace(text=words[0].text[match.end() :])], False
             )
             words = words[1:]
-        if words:
+        if words and words[0].text == "set" and len(words) > 1 and words[1].text == "--":
+            self._assign("@", False, words[2:], True)
+        elif words:
             yield words
 
     def _assign(self, name: str, adds: bool, words: list[Word], is_array: bool) -> None:
         old = self._variables.get(name)
         if self._depth or self._is_conditional:
             unknown = Word(f"${name}", unknown=(f"${name}",))
-            kept = old.words if old and old.is_array and adds else []
-            self._variables[name] = _Value([*kept, unknown], bool(kept))
+            self._variables[name] = _maybe_longer(old, unknown, words, adds) or _Value([unknown])
         elif adds and old and (is_array or old.is_array):
             self._variables[name] = _Value([*old.words, *words], True)
         elif adds and old:

@@ -23,6 +23,8 @@ SEV_DEVICE = "/dev/sev"
 _MODULES = ("kvm", *VENDOR_MODULES, "ccp")
 _SEV_TYPES = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})
 _ENOUGH_LOCKED = 1 << 30
+_ENCRYPTION_LEAF, _HAS_SEV, _C_BIT_MASK = 0x8000001F, 1 << 1, 0x3F
+"""CPUID: EAX bit 1, and the position in EBX (AMD APM volume 3, E.4.17)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Survey:
     system: dict[str, int]
     vm_types: tuple[VmTypeOffer, ...]
     vmsa_features: int
+    c_bit: int | None
+    """Which bit of an address says that a page is encrypted; None without SEV."""
     memlock: int | None
     """Bytes that this process may lock, None for any number."""
     modules: dict[str, dict[str, str] | None]
@@ -86,7 +90,7 @@ class Survey:
 
 def survey_kvm(device: str = DEVICE, sev_device: str = SEV_DEVICE) -> Survey:
     """Look at everything; makes and closes one VM of each type that is offered."""
-    refusal, features = "", 0
+    refusal, features, c_bit = "", 0, None
     remedies: list[str] = []
     system: dict[str, int] = {}
     vm_types: tuple[VmTypeOffer, ...] = ()
@@ -98,7 +102,7 @@ def survey_kvm(device: str = DEVICE, sev_device: str = SEV_DEVICE) -> Survey:
     else:
         system = {item.kernel_name: kvm.extension(item) for item in Capability}
         vm_types = tuple(_offer(kvm, vm_type) for vm_type in VmType)
-        features = kvm.vmsa_features()
+        features, c_bit = kvm.vmsa_features(), _c_bit(kvm)
         kvm.close()
     sev, memlock = _access(sev_device), _memlock()
     offers_sev = any(offer.capabilities for offer in vm_types if VmType[offer.name] in _SEV_TYPES)
@@ -116,6 +120,7 @@ def survey_kvm(device: str = DEVICE, sev_device: str = SEV_DEVICE) -> Survey:
         system=system,
         vm_types=vm_types,
         vmsa_features=features,
+        c_bit=c_bit,
         memlock=memlock,
         modules={name: module_parameters(name) for name in _MODULES},
         remedies=tuple(remedies),
@@ -134,6 +139,11 @@ def _offer(kvm: KvmSystem, vm_type: VmType) -> VmTypeOffer:
     finally:
         os.close(vm)
     return VmTypeOffer(vm_type.name, True, answers)
+
+
+def _c_bit(kvm: KvmSystem) -> int | None:
+    leaves = (leaf for leaf in kvm.supported_cpuid() if leaf.function == _ENCRYPTION_LEAF)
+    return next((leaf.ebx & _C_BIT_MASK for leaf in leaves if leaf.eax & _HAS_SEV), None)
 
 
 def _platform(path: str) -> tuple[SevPlatform | None, str]:
