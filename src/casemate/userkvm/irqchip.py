@@ -62,6 +62,7 @@ class Irqchip:
         self._port61 = Port61(clock, self.pit)
         self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic, is_pc=False)
         self._ports: dict[int, tuple[PortIo, int]] = {}
+        self.executing = 0
 
     def place(self, inside: Inside, *, has_pit: bool) -> None:
         """Serve the controllers' registers without leaving KVM_RUN."""
@@ -90,6 +91,10 @@ class Irqchip:
     @on_deadline.setter
     def on_deadline(self, hear: Callable[[int], None]) -> None:
         self._controller.on_deadline = hear
+
+    def of(self, number: int) -> Irqchip:
+        """There is one vCPU."""
+        return self
 
     def deadline(self) -> int | None:
         """When the next timer is due."""
@@ -143,8 +148,12 @@ class Irqchip:
         """A message; whether it reached a LAPIC that took it."""
         with self.lock:
             logical = bool(message.address & _MSI_LOGICAL)
-            accepted = self.lapic.is_destination(message.address >> 12 & 0xFF, logical) and self.lapic.accept(
-                message.data & 0xFF, bool(message.data & _LEVEL), message.data >> 8 & 7
+            accepted = self.lapic.deliver(
+                message.address >> 12 & 0xFF,
+                logical,
+                message.data >> 8 & 7,
+                message.data & 0xFF,
+                bool(message.data & _LEVEL),
             )
         self._kick_if_pending()
         return accepted

@@ -70,6 +70,7 @@ class KvmVcpu:
 
     def __init__(
         self,
+        number: int,
         fd: int,
         mmap_size: int,
         cpuid: list[CpuidEntry2],
@@ -81,6 +82,7 @@ class KvmVcpu:
         *,
         protected: bool = False,
     ) -> None:
+        self.number = number
         self._fd = fd
         self._protected = protected
         self._page = mmap.mmap(fd, mmap_size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.x86 import msr
@@ -24,6 +25,8 @@ from casemate.host.model.cpu.hooks import (
     SHARED_ACCESS,
     UNDEFINED,
     EngineHooks,
+)
+from casemate.host.model.cpu.records import (
     InstructionDecider,
     PseudoException,
 )
@@ -40,12 +43,40 @@ _RFLAGS_IF = 1 << 9
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
+class Activity(Enum):
+    """What a vCPU does, or what it waits for."""
+
+    RUNS = "runs"
+    HALTED = "halted"
+    """By HLT, until an interrupt."""
+    STOPPED = "stopped"
+    """By HLT with interrupts off: NMI, INIT and a reset are left."""
+    WAITS = "waits"
+    """For a start-up IPI, as all but the first do after a reset."""
+    HELD = "held"
+    """For the same, by its own request (AP reset hold of SEV-ES)."""
+
+
+class Group(Protocol):
+    """The vCPUs of one VM, which take turns (``casemate.host.model.vcpu_group``)."""
+
+    control: RunControl
+
+    def look_around(self) -> None:
+        """Something may have been sent to another vCPU."""
+
+    def memory_written(self) -> None:
+        """Code was written to: no vCPU may execute what it translated before."""
+
+
 class HostVisibility(NamedTuple):
     """What of a guest its host cannot see, and whether it may run yet."""
 
     memory: bool
     registers: bool
     may_run: Callable[[], bool]
+    resets: Callable[[], Sequence[int]]
+    """Where the save areas of a guest with protected state have its vCPUs start, as far as they were launched."""
 
 
 class ModelVcpu:
@@ -53,6 +84,7 @@ class ModelVcpu:
 
     def __init__(
         self,
+        number: int,
         engine: Engine,
         memory: PhysicalMemory,
         intercepts: AccessIntercepts,
@@ -62,20 +94,24 @@ class ModelVcpu:
         ghcb: GhcbServer | None = None,
         page_instructions: PageInstructions | None = None,
         control: RunControl | None = None,
+        group: Group | None = None,
     ) -> None:
+        self.number = number
         self.write_was_coalesced = False
+        self.activity = Activity.WAITS if number else Activity.RUNS
         self._engine = engine
+        self._group = group
         self._memory = memory
         self._intercepts = intercepts
         self._interrupts = interrupts
         self._clock = clock
         self._visibility = visibility
-        self._ghcb = ghcb
+        self.ghcb = ghcb
         self._page_instructions = page_instructions
         self._exit: VmExit | None = None
-        self._control = control or ThreadControl()
-        self.is_halted = False
-        """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
+        self._control = control or (ThreadControl() if group is None else group.control)
+        self._release: Callable[[], None] = lambda: None
+        self._was_inited = self._may_pass_hold = self._was_started = False
         self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
         """Number and privilege level to what RAX gets."""
         self.patches_vmcall = False
@@ -90,12 +126,17 @@ class ModelVcpu:
         self._lapic = None if interrupts is None else interrupts.lapic
         if self._lapic is not None:
             self._share(self._lapic)
-        if interrupts is not None:
-            interrupts.on_deadline = self._timer_was_set
         engine.hooks.hook_exceptions(
             PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
         engine.hooks.answer_interrupts(self._acknowledge, self._poll)
+        self._ticker: threading.Thread | None = None
+        if group is not None:
+            if ghcb is not None:
+                ghcb.hold = self._hold
+            return
+        if interrupts is not None:
+            interrupts.on_deadline = self._timer_was_set
         clock.on_skip = engine.hooks.advance_tsc
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
@@ -105,34 +146,118 @@ class ModelVcpu:
         lapic.keep_base_at(engine.msrs.address_of(msr.APIC_BASE))
         lapic.tsc, lapic.on_error = engine.hooks, engine.hooks.fail
         engine.hooks.use_lapic(lapic.address)
+        if self._group is not None:
+            lapic.hear_messages(self._group.look_around)
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
-        if not self._visibility.may_run():
-            return KvmInternalError("KVM_RUN refused (modelled): the launch of this guest is not finished")
-        self._memory.map_holes()
+        if (refusal := self.refusal()) is not None:
+            return refusal
         while True:
             if self._control.stop_requested():
                 self._control.take_stop()
                 return Interrupted()
-            if self._lapic is not None and self._lapic.take_init():
-                self.is_halted = False
-                self._engine.init()
-            if self.is_halted:
-                self._exit = self._halt()
-                if self._exit is None:
-                    continue
-            if self._interrupts is not None and self._interrupts.pending():
-                self._engine.hooks.request_interrupt()
-            if self._exit is None:
-                if self._control.take_stale():
-                    self._engine.flush_translations()
-                error = self._execute()
-                self._engine.hooks.take_error()
-                self._after_execution(error)
-            if self._exit is not None:
-                vm_exit, self._exit = self._exit, None
+            if not self.is_ready():
+                if not self._takes_interrupts():
+                    return Hlt(interrupts_enabled=False)
+                self._wait()
+            elif (vm_exit := self.run_turn()) is not None:
                 return vm_exit
+
+    def refusal(self) -> KvmInternalError | None:
+        """Why the guest cannot be run yet, or None when all is ready for it."""
+        if not self._visibility.may_run():
+            return KvmInternalError("KVM_RUN refused (modelled): the launch of this guest is not finished")
+        self._memory.map_holes()
+        return None
+
+    def is_ready(self) -> bool:
+        """Take what was sent to the vCPU; whether it has something to execute."""
+        if self._lapic is not None and self._lapic.has_messages:
+            self._take_messages(self._lapic)
+        if self.activity is Activity.HALTED and self._takes_interrupts() and self._is_interrupted():
+            self.activity = Activity.RUNS
+        if self.activity in (Activity.HALTED, Activity.STOPPED) and self._has_event():
+            self.activity = Activity.RUNS
+        return self.activity is Activity.RUNS
+
+    def wants_turn(self) -> bool:
+        """The same, as far as can be said without changing anything."""
+        if self.activity is Activity.RUNS or (self._lapic is not None and self._lapic.has_messages):
+            return True
+        return self.activity is Activity.HALTED and self.deadline() == 0
+
+    def deadline(self) -> int | None:
+        """Guest time of the next interrupt that it would take, 0 for now, None while none is known."""
+        return None if self._interrupts is None else self._interrupts.deadline()
+
+    def run_turn(self) -> VmExit | None:
+        """Execute until something happens, for one that ``is_ready``; None if the vCPU can be run again."""
+        if self._is_interrupted():
+            self._engine.hooks.request_interrupt()
+        if self._flush_wanted or self._control.take_stale():
+            self._flush_wanted = False
+            self._engine.flush_translations()
+        error = self._execute()
+        self._engine.hooks.take_error()
+        self._after_execution(error)
+        vm_exit, self._exit = self._exit, None
+        return vm_exit
+
+    @property
+    def is_halted(self) -> bool:
+        """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
+        return self.activity is Activity.HALTED
+
+    @is_halted.setter
+    def is_halted(self, halted: bool) -> None:
+        self.activity = Activity.HALTED if halted else Activity.RUNS
+
+    def _takes_interrupts(self) -> bool:
+        return self._interrupts is not None and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
+
+    def _is_interrupted(self) -> bool:
+        return self._interrupts is not None and self._interrupts.pending()
+
+    def _take_messages(self, lapic: LocalApic) -> None:
+        """INIT and start-up (Intel SDM volume 3A, 9.4; of a guest with protected state Linux sev.c)."""
+        if lapic.take_init():
+            self._was_inited = True
+            if not self._visibility.registers:
+                self._engine.init()
+                self.activity = Activity.WAITS if self.number else Activity.RUNS
+        vector = lapic.take_startup()
+        if vector is None:
+            return
+        if self.activity is Activity.HELD:
+            self._release()
+            self.activity = Activity.RUNS
+        elif self.activity is Activity.WAITS:
+            self._start_up(vector)
+        elif self._visibility.registers and self._was_inited:
+            self._may_pass_hold = True  # it is on its way to the hold, and would sleep through its start
+        self._was_inited = False
+
+    def _start_up(self, vector: int) -> None:
+        if self._visibility.registers:
+            self._engine.start_at(self._visibility.resets()[self.number])
+        else:
+            self._engine.start_at(vector << 12, selector=vector << 8)
+        self.activity = Activity.RUNS
+
+    def _hold(self, release: Callable[[], None]) -> None:
+        """AP reset hold: call ``release`` at the start-up IPI, at once if it came already."""
+        if self._may_pass_hold:
+            self._may_pass_hold = False
+            release()
+            return
+        self._release, self.activity = release, Activity.HELD
+        self._engine.stop()
+
+    def vmgexits(self) -> Counter[str]:
+        """Requests that it made of its host, by exit code."""
+        served = Counter(self._engine.hooks.served())
+        return served if self.ghcb is None else self.ghcb.requests + served
 
     def vc_counts(self) -> Counter[int]:
         """#VCs that were raised, by exit code."""
@@ -149,7 +274,8 @@ class ModelVcpu:
 
     def reset(self) -> None:
         """The x86 reset state; translated code is forgotten."""
-        self.is_halted = False
+        self.activity = Activity.WAITS if self.number else Activity.RUNS
+        self._was_inited = self._may_pass_hold = False
         self._engine.flush_translations()
         self._engine.reset()
 
@@ -180,11 +306,25 @@ class ModelVcpu:
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Translations of this range are stale: drop them all before the next block runs."""
         if self._engine.hooks.holds_code(gpa, size):
-            self._flush_wanted = True
-            self._engine.stop()
+            self.forget_translations()
+
+    def forget_translations(self) -> None:
+        """Execute nothing that was translated before, from the next block on."""
+        self._flush_wanted = True
+        self._engine.stop()
+
+    def interrupt_turn(self) -> None:
+        """End its turn; from any thread."""
+        self._engine.stop()
+
+    def kick(self) -> None:
+        """Have it raise what is due; from any thread, and it may be lost."""
+        self._engine.hooks.kick()
 
     def close(self) -> None:
         """End the ticker."""
+        if self._ticker is None:
+            return
         self._closed = True
         self._executing.set()
         self._wake_ticker()
@@ -197,9 +337,6 @@ class ModelVcpu:
         return error
 
     def _after_execution(self, error: int) -> None:
-        if self._flush_wanted:
-            self._flush_wanted = False
-            self._engine.flush_translations()
         if self._intercepts.fault is not None:
             self._exit, self._intercepts.fault = self._intercepts.fault, None
         elif self._exit is not None:
@@ -213,25 +350,23 @@ class ModelVcpu:
                 f"the CPU model stopped: {self._engine.error_text(error)}", self.rip()
             )
         elif self._engine.hooks.halted:
-            self._exit = self._halt()
+            self._halt()
 
-    def _halt(self) -> VmExit | None:
-        interrupts = self._interrupts
+    def _halt(self) -> None:
         if self._has_event():
-            self.is_halted = False
-            return None
-        if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
-            return Hlt(interrupts_enabled=False)
-        self.is_halted = True
-        while not interrupts.pending() and not self._has_event():
-            if self._control.stop_requested():
-                return None
-            deadline = interrupts.deadline()
-            wait = None if deadline is None else self._clock.idle_until(deadline)
-            if wait != 0:
-                self._control.wait(wait)
-        self.is_halted = False
-        return None
+            return
+        if self._takes_interrupts():
+            self.activity = Activity.HALTED
+        elif self._group is None:
+            self._exit = Hlt(interrupts_enabled=False)
+        else:
+            self.activity = Activity.STOPPED
+
+    def _wait(self) -> None:
+        deadline = self.deadline()
+        wait = None if deadline is None else self._clock.idle_until(deadline)
+        if wait != 0:
+            self._control.wait(wait)
 
     def _has_event(self) -> bool:
         return self._engine.hooks.nmi_requested or (self._lapic is not None and self._lapic.has_event)
@@ -246,7 +381,10 @@ class ModelVcpu:
 
     def _poll(self) -> int:
         try:
-            return self._interrupts is not None and self._interrupts.pending()
+            is_wanted = self._is_interrupted()
+            if self._group is not None:
+                self._group.look_around()
+            return is_wanted
         except BaseException as error:
             self._engine.hooks.fail(error)
             return False
@@ -280,12 +418,14 @@ class ModelVcpu:
             if code.startswith(VMCALL):
                 self._engine.write_virtual(self._engine.instruction_address(), VMMCALL)
                 self._flush_wanted = True
+                if self._group is not None:
+                    self._group.memory_written()
             if self._visibility.registers:
                 return ExitCode.VMMCALL
             code = VMMCALL
             self._hypercall()
-        elif code == _VMGEXIT and self._ghcb is not None:
-            ended = self._ghcb.serve()
+        elif code == _VMGEXIT and self.ghcb is not None:
+            ended = self.ghcb.serve()
             text = None if ended is None else ended.text
         elif code in (PVALIDATE, RMPADJUST) and self._page_instructions is not None:
             if self._engine.privilege():
@@ -304,7 +444,7 @@ class ModelVcpu:
         engine.write(registers.RAX, result & mask)
 
     def _end(self, text: str) -> None:
-        self._exit = SevTermination(text, 0 if self._ghcb is None else self._ghcb.msr)
+        self._exit = SevTermination(text, 0 if self.ghcb is None else self.ghcb.msr)
         self._engine.stop()
 
     def _tick(self) -> None:

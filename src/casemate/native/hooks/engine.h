@@ -89,6 +89,7 @@ typedef uint8_t u8;
 #define ENTRY_BYTES 0x40
 #define ENTRY_WRITE 8     /* addr_write: the page, or -1, and flags in the bits below; tlb_set_dirty */
 #define ENTRY_PHYSICAL 0x18 /* paddr: tlb_set_page_with_attrs, its last stores */
+#define ENTRY_ADDEND 0x20   /* addend, from an address to the host's: there */
 #define WRITE_IS_SLOW 0x400u /* TLB_NOTDIRTY: tlb_reset_dirty_by_vaddr sets it */
 #define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */
 
@@ -127,6 +128,8 @@ typedef uint8_t u8;
     X(tcg_tb_lookup, void *, (void *context, uintptr_t ra)) \
     X(tb_phys_invalidate, void, (void *context, void *block, i64 page)) \
     X(tlb_flush, void, (void *cpu)) \
+    X(tb_invalidate_phys_range, void, (void *uc, u64 start, u64 end)) \
+    X(qemu_ram_addr_from_host, u64, (void *uc, void *host)) \
     X(helper_read_eflags, u64, (void *env)) \
     X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
     X(x86_cpu_do_interrupt, void, (void *cpu)) \
@@ -171,6 +174,7 @@ typedef uint8_t u8;
     X(helper_iret_real, void, (void *env, int shift)) \
     X(helper_raise_interrupt, void, (void *env, int vector, int length)) \
     X(helper_into, void, (void *env, int length)) \
+    X(helper_pause, void, (void *env, int length)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

@@ -40,6 +40,7 @@ void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, i
             if (c->fill_kind == FETCH) {
                 *mark = 1;
                 c->fetched++;
+                if (c->group) c->group->fetched++, c->fetched_known++;
                 e_tlb_flush(cpu); /* no entry made before may let a store go unseen */
             } else {
                 prot &= ~EXECUTABLE;
@@ -61,14 +62,45 @@ static int is_code(struct cpu *c, char *entry, u64 va) {
     return (AT(u64, entry, ENTRY_WRITE) & -(u64)PAGE) == (va & -(u64)PAGE) && *code_mark(c, AT(u64, entry, ENTRY_PHYSICAL));
 }
 
+/* Several CPUs over the same memory take turns. Each has translations and a TLB of its own, and the mark of a page says whether
+   any of them fetched from it. So before its turn a CPU forgets what others wrote over meanwhile, and, if a page was fetched
+   from for the first time, its TLB, which may let stores to that page go unseen. */
+
+static void note_write(struct cpu *c, char *entry, u64 va) {
+    u64 page = (va & -(u64)PAGE) + AT(u64, entry, ENTRY_ADDEND);
+    struct group *g = c->group;
+    if (!g || page == c->page_noted) return;
+    c->page_noted = page;
+    if (c->written_known == g->written) c->written_known++; /* its own translations are dropped already */
+    g->pages[g->written++ % NOTED] = page;
+}
+
+static void forget_page(struct cpu *c, u64 host) {
+    void *uc = AT(void *, c->cpu, CPU_UC);
+    u64 start = e_qemu_ram_addr_from_host(uc, (void *)host);
+    if (start != ~0ull) e_tb_invalidate_phys_range(uc, start, start + PAGE);
+}
+
+void begin_turn(struct cpu *c) {
+    struct group *g = c->group;
+    if (!g) return;
+    c->page_noted = 0;
+    if (g->written - c->written_known > NOTED) e_tb_flush((void *)c->cpu), c->written_known = g->written;
+    while (c->written_known != g->written) forget_page(c, g->pages[c->written_known++ % NOTED]);
+    if (c->fetched_known != g->fetched) e_tlb_flush((void *)c->cpu), c->fetched_known = g->fetched;
+}
+
 /* After a slow store through an entry without the right to execute the engine makes it fast. If code was fetched from
    the page by another address, what is translated from there later would go stale: the entry stays slow. */
 void h_tlb_set_dirty(void *cpu, u64 va) {
     struct cpu *c = find_cpu((u64)cpu);
     for (int mode = 0; c && mode < MODES; mode++) {
-        if (is_code(c, fast_entry(cpu, mode, va), va)) return;
-        for (int number = 0; number < VICTIMS; number++)
-            if (is_code(c, victim_entry(cpu, mode, number), va)) return;
+        char *entry = fast_entry(cpu, mode, va);
+        for (int number = 0; number < VICTIMS && !is_code(c, entry, va); number++) entry = victim_entry(cpu, mode, number);
+        if (is_code(c, entry, va)) {
+            note_write(c, entry, va);
+            return;
+        }
     }
     e_tlb_set_dirty(cpu, va);
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.abi.sev import ghcb
@@ -50,6 +51,13 @@ class Ended:
     text: str
 
 
+@dataclass(slots=True)
+class JumpTable:
+    """Where the guest's firmware said that its other vCPUs find where to go (AMD 56421, 4.3.1); 0 is nowhere."""
+
+    address: int = 0
+
+
 class GhcbServer:
     """One vCPU's counterpart. ``requests`` counts by exit code, or by name for the MSR protocol.
 
@@ -62,6 +70,7 @@ class GhcbServer:
         msrs: SevMsrs,
         cpuid: CpuidTable,
         bus: IoBus,
+        jump_table: JumpTable,
         snp: SnpRequests | None = None,
     ) -> None:
         self.requests: Counter[str] = Counter()
@@ -70,7 +79,9 @@ class GhcbServer:
         self._cpuid = cpuid
         self._bus = bus
         self._snp = snp
-        self._jump_table = 0
+        self._jump_table = jump_table
+        self.hold: Callable[[Callable[[], None]], None] | None = None
+        """Keeps the vCPU until a start-up IPI, and calls what it is given then; None where there is no other vCPU."""
 
     @property
     def msr(self) -> int:
@@ -100,19 +111,24 @@ class GhcbServer:
                 register = request >> 30 & 3
                 value = self._cpuid.answer(request >> 32, 0)[register]
                 self._msrs.ghcb = value << 32 | register << 30 | MsrRequest.CPUID_RESPONSE
-            case MsrRequest.PREFERRED_GPA_REQUEST:
-                self._msrs.ghcb = 0xFFFFFFFFFFFFF << 12 | MsrRequest.PREFERRED_GPA_RESPONSE
-            case MsrRequest.REGISTER_GPA_REQUEST:
-                self._msrs.ghcb = request & ~0xFFF | MsrRequest.REGISTER_GPA_RESPONSE
+            case MsrRequest.PREFERRED_GPA_REQUEST | MsrRequest.REGISTER_GPA_REQUEST:
+                none = kind == MsrRequest.PREFERRED_GPA_REQUEST
+                page = 0xFFFFFFFFFFFFF if none else request >> 12
+                self._msrs.ghcb = page << 12 | kind + 1
             case MsrRequest.HV_FEATURES_REQUEST:
                 self._msrs.ghcb = self._features << 12 | MsrRequest.HV_FEATURES_RESPONSE
             case MsrRequest.PAGE_STATE_REQUEST if self._snp is not None:
                 self._msrs.ghcb = self._snp.change_page(request) << 32 | MsrRequest.PAGE_STATE_RESPONSE
+            case MsrRequest.AP_RESET_HOLD_REQUEST if self.hold is not None:
+                self.hold(self._release_by_msr)
             case MsrRequest.TERMINATE:
                 return Ended(f"the guest asked to be terminated: {_termination(request)}")
             case _:
                 return Ended(f"unknown request {request:#x} in the GHCB MSR")
         return None
+
+    def _release_by_msr(self) -> None:
+        self._msrs.ghcb = 1 << 12 | MsrRequest.AP_RESET_HOLD_RESPONSE
 
     def _serve_page(self, page: _Page) -> Ended | None:
         if not page.is_request:
@@ -139,10 +155,14 @@ class GhcbServer:
             case ExitCode.VMMCALL:
                 result = hypercalls.answer(page.read(ghcb.RAX), page.read(ghcb.CPL) & 3)
                 answer = {ghcb.RAX: result & (1 << 64) - 1}
-            case ExitCode.AP_JUMP_TABLE:
-                answer = self._ap_jump_table(info1, info2)
-            case ExitCode.HV_FEATURES:
-                answer = {ghcb.SW_EXIT_INFO_2: self._features}
+            case ExitCode.AP_RESET_HOLD if self.hold is not None:
+                self.hold(lambda: page.answer({ghcb.SW_EXIT_INFO_2: 1}))
+                return None
+            case ExitCode.HV_FEATURES | ExitCode.AP_JUMP_TABLE:
+                is_table = code == ExitCode.AP_JUMP_TABLE
+                answer = (
+                    self._ap_jump_table(info1, info2) if is_table else {ghcb.SW_EXIT_INFO_2: self._features}
+                )
             case _ if code in _CONSTANT_ANSWERS:
                 answer = _CONSTANT_ANSWERS[code]
             case _ if code in _OF_SNP and self._snp is not None:
@@ -199,8 +219,8 @@ class GhcbServer:
 
     def _ap_jump_table(self, get: int, address: int) -> dict[int, int]:
         if get:
-            return {ghcb.SW_EXIT_INFO_2: self._jump_table}
-        self._jump_table = address
+            return {ghcb.SW_EXIT_INFO_2: self._jump_table.address}
+        self._jump_table.address = address
         return {}
 
     def _serve_snp(
