@@ -135,6 +135,7 @@ class VcpuGroup:
         while not self._closed:
             self._executing.wait()
             current = self._vcpus[self._current]
+            self.look_around()  # what is due may have been raised for another vCPU by whoever asked for its own
             if self.control.stop_requested() or (self._record.others_wait and self._turns == seen):
                 current.interrupt_turn()
             seen = self._turns

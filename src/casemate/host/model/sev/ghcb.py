@@ -284,10 +284,10 @@ class _Page:
         return int(struct.unpack_from("<Q", self._bytes, offset)[0])
 
     def answer(self, values: dict[int, int] | None) -> None:
-        """Write ``values`` and mark them valid, nothing else; None is an error of the guest."""
+        """Write ``values`` and mark them valid, and SW_EXIT_INFO_1 and _2, nothing else; None is an error of the guest."""
         info = (0, 0) if values is not None else _INVALID_INPUT
         struct.pack_into("<QQ", self._bytes, ghcb.SW_EXIT_INFO_1, *info)
-        valid = 0
+        valid = 1 << (ghcb.SW_EXIT_INFO_1 >> 3) | 1 << (ghcb.SW_EXIT_INFO_2 >> 3)
         for offset, value in (values or {}).items():
             struct.pack_into("<Q", self._bytes, offset, value)
             valid |= 1 << (offset >> 3)
