@@ -146,6 +146,15 @@ class PhysicalMemory:
         base = self._encrypted.of(piece.hva, piece.end - piece.start)
         ctypes.memmove(base + gpa - piece.start, contents, len(contents))
 
+    def read_private(self, gpa: int, size: int) -> bytes:
+        """Memory that is the guest's alone, within one slot; zeros where there is none."""
+        piece = self._table.piece_at(gpa)
+        if piece is None or gpa + size > piece.end:
+            return bytes(size)
+        return ctypes.string_at(
+            self._encrypted.of(piece.hva, piece.end - piece.start) + gpa - piece.start, size
+        )
+
     def count_views(self) -> dict[str, int]:
         """Pages that the guest sees as plaintext and the host as ciphertext, and pages that both see alike."""
         pages = sum(slot.range.size for slot in self._table.slots.values()) // PAGE_SIZE

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.x86 import msr
-from casemate.address import Gpa
+from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
 from casemate.host.hypervisor import InterruptController, LocalApic
@@ -53,6 +53,8 @@ class Activity(Enum):
     """By HLT with interrupts off: NMI, INIT and a reset are left."""
     WAITS = "waits"
     """For a start-up IPI, as all but the first do after a reset."""
+    DESTROYED = "destroyed"
+    """By another vCPU of an SNP guest, which may create it again."""
     HELD = "held"
     """For the same, by its own request (AP reset hold of SEV-ES)."""
 
@@ -111,6 +113,9 @@ class ModelVcpu:
         self._exit: VmExit | None = None
         self._control = control or (ThreadControl() if group is None else group.control)
         self._release: Callable[[], None] = lambda: None
+        self._load: Callable[[Engine], str | None] | None = None
+        self._load_on_init: Callable[[Engine], str | None] | None = None
+        """Set the registers that another vCPU of an SNP guest made for it; what they return is why that cannot be."""
         self._was_inited = self._may_pass_hold = self._was_started = False
         self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
         """Number and privilege level to what RAX gets."""
@@ -175,6 +180,8 @@ class ModelVcpu:
         """Take what was sent to the vCPU; whether it has something to execute."""
         if self._lapic is not None and self._lapic.has_messages:
             self._take_messages(self._lapic)
+        if self._load is not None:
+            self._begin_as_created(self._load)
         if self.activity is Activity.HALTED and self._takes_interrupts() and self._is_interrupted():
             self.activity = Activity.RUNS
         if self.activity in (Activity.HALTED, Activity.STOPPED) and self._has_event():
@@ -183,7 +190,8 @@ class ModelVcpu:
 
     def wants_turn(self) -> bool:
         """The same, as far as can be said without changing anything."""
-        if self.activity is Activity.RUNS or (self._lapic is not None and self._lapic.has_messages):
+        has_messages = self._lapic is not None and self._lapic.has_messages
+        if self.activity is Activity.RUNS or has_messages or self._load is not None:
             return True
         return self.activity is Activity.HALTED and self.deadline() == 0
 
@@ -193,14 +201,8 @@ class ModelVcpu:
 
     def run_turn(self) -> VmExit | None:
         """Execute until something happens, for one that ``is_ready``; None if the vCPU can be run again."""
-        if self._is_interrupted():
-            self._engine.hooks.request_interrupt()
-        if self._flush_wanted or self._control.take_stale():
-            self._flush_wanted = False
-            self._engine.flush_translations()
-        error = self._execute()
-        self._engine.hooks.take_error()
-        self._after_execution(error)
+        if self._exit is None:  # else it could not begin
+            self._execute()
         vm_exit, self._exit = self._exit, None
         return vm_exit
 
@@ -223,6 +225,7 @@ class ModelVcpu:
         """INIT and start-up (Intel SDM volume 3A, 9.4; of a guest with protected state Linux sev.c)."""
         if lapic.take_init():
             self._was_inited = True
+            self._load, self._load_on_init = self._load_on_init or self._load, None
             if not self._visibility.registers:
                 self._engine.init()
                 self.activity = Activity.WAITS if self.number else Activity.RUNS
@@ -254,6 +257,25 @@ class ModelVcpu:
         self._release, self.activity = release, Activity.HELD
         self._engine.stop()
 
+    def create(self, load: Callable[[Engine], str | None], *, on_init: bool) -> None:
+        """Go on with the registers that ``load`` sets, or begin with them at the next INIT."""
+        if on_init:
+            self._load_on_init = load
+        else:
+            self._load = load
+            self._engine.stop()
+
+    def destroy(self) -> None:
+        """Execute nothing more until it is created again."""
+        self.activity, self._load = Activity.DESTROYED, None
+        self._engine.stop()
+
+    def _begin_as_created(self, load: Callable[[Engine], str | None]) -> None:
+        self._load, self.activity = None, Activity.RUNS
+        problem = load(self._engine)
+        if problem is not None:
+            self._end(f"vCPU {self.number}: {problem}")
+
     def vmgexits(self) -> Counter[str]:
         """Requests that it made of its host, by exit code."""
         served = Counter(self._engine.hooks.served())
@@ -276,6 +298,7 @@ class ModelVcpu:
         """The x86 reset state; translated code is forgotten."""
         self.activity = Activity.WAITS if self.number else Activity.RUNS
         self._was_inited = self._may_pass_hold = False
+        self._load = self._load_on_init = None
         self._engine.flush_translations()
         self._engine.reset()
 
@@ -330,11 +353,17 @@ class ModelVcpu:
         self._wake_ticker()
         self._ticker.join()
 
-    def _execute(self) -> int:
+    def _execute(self) -> None:
+        if self._is_interrupted():
+            self._engine.hooks.request_interrupt()
+        if self._flush_wanted or self._control.take_stale():
+            self._flush_wanted = False
+            self._engine.flush_translations()
         self._executing.set()
         error = self._engine.start(self._engine.read(registers.RIP))
         self._executing.clear()
-        return error
+        self._engine.hooks.take_error()
+        self._after_execution(error)
 
     def _after_execution(self, error: int) -> None:
         if self._intercepts.fault is not None:
@@ -398,7 +427,7 @@ class ModelVcpu:
     def _on_shared_access(self) -> None:
         try:
             assert self._page_instructions is not None
-            self._page_instructions.states.share_touched()
+            self._page_instructions.states.share_touched(self._engine.hooks.refused_gpa // PAGE_SIZE)
         except BaseException as error:
             self._engine.hooks.fail(error)
 

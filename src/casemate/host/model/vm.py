@@ -30,6 +30,7 @@ from casemate.host.model.run_control import RunControl
 from casemate.host.model.sev.ghcb import GhcbServer, JumpTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.ap_creation import ApCreation
 from casemate.host.model.snp.instructions import PageInstructions
 from casemate.host.model.snp.page_states import PageStates
 from casemate.host.model.snp.requests import SnpRequests
@@ -118,7 +119,10 @@ class ModelVm:
         from casemate.host.model.snp.snp import ASID, ModelSnp
 
         self.snp_processor = ModelSnp(setup, self._memory.fill, self._cpuid)
-        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._first.engine.hooks.check_pages())
+        self._rights = self._first.engine.hooks.check_pages()
+        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._rights)
+        features = setup.vmsa_features | SevFeatures.SNP_ACTIVE
+        self._aps = ApCreation(self._vcpus, self._page_states, features, self._memory.read_private)
 
     def _make_cpu(self, number: int) -> _Cpu:
         era, protected = self._era, self.capabilities.has_protected_state
@@ -218,7 +222,10 @@ class ModelVm:
         cpu.engine.hooks.answer_cpuid(cpuid.answer)
         snp = instructions = ghcb = None
         if self._page_states is not None and self.snp_processor is not None:
-            snp = SnpRequests(self._slots, self._page_states, self.snp_processor.psp)
+            hooks = cpu.engine.hooks
+            snp = SnpRequests(
+                self._slots, self._page_states, self.snp_processor.psp, self._aps, lambda: hooks.refused_gpa
+            )
             instructions = PageInstructions(cpu.engine, self._page_states)
         if isinstance(cpu.msrs, SevMsrs) and self.capabilities.has_protected_state:
             ghcb = GhcbServer(self._slots, cpu.msrs, cpuid, bus, self._jump_table, snp)
@@ -246,7 +253,7 @@ class ModelVm:
         self._cpus.append(cpu)
         self._memory.add_cpu(cpu.engine, cpu.intercepts)
         if self._page_states is not None:
-            cpu.engine.hooks.share_pages(self._first.engine.hooks)
+            cpu.engine.hooks.share_pages(self._first.engine.hooks, self._rights)
         return cpu
 
     def runners(self) -> list[VcpuRunner]:

@@ -322,11 +322,19 @@ class EngineHooks:
         """From now on a table says which pages the guest may touch; at first all."""
         self._rights = mmap.mmap(-1, PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.record.rights = _buffer_address(self._rights)
-        return PageRights(self._rights, lambda: int(self.record.refused_gpa), lambda: _tlb_flush(self._cpu))
+        rights = PageRights(self._rights)
+        rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
+        return rights
 
-    def share_pages(self, first: EngineHooks) -> None:
+    def share_pages(self, first: EngineHooks, rights: PageRights) -> None:
         """The table is that of another CPU of the guest."""
         self._rights, self.record.rights = first._rights, first.record.rights
+        rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
+
+    @property
+    def refused_gpa(self) -> int:
+        """Address of the page that the guest was refused last."""
+        return int(self.record.refused_gpa)
 
     def memory_changed(self, ram: dict[int, tuple[int, int]]) -> None:
         """What is mapped now: size and host address by guest-physical address."""

@@ -18,6 +18,7 @@ from casemate.host.model import hypercalls
 from casemate.host.model.cpu.cpuid import C_BIT, CpuidTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.ap_creation import Request
 from casemate.host.model.snp.requests import SnpRequests
 
 _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
@@ -30,8 +31,8 @@ _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
     ExitCode.NMI_COMPLETE: {},
     ExitCode.RDPMC: {ghcb.RAX: 0, ghcb.RDX: 0},
 }
-_INVALID_INPUT = 2, 3
-"""SW_EXIT_INFO_1 and _2 for a request that cannot be served: malformed, for its input is missing or wrong."""
+_MALFORMED, _MISSING_INPUT, _INVALID_INPUT = 2, 3, 5
+"""SW_EXIT_INFO_1, and what may be in _2, of a request that cannot be served."""
 _OF_SNP = frozenset(
     {
         ExitCode.PAGE_STATE_CHANGE,
@@ -40,7 +41,7 @@ _OF_SNP = frozenset(
         ExitCode.AP_CREATION,
     }
 )
-"""Served for an SNP guest; AP creation is refused, for there is one vCPU."""
+"""Served for an SNP guest."""
 _ALWAYS_NEEDED = (ghcb.SW_EXIT_CODE, ghcb.SW_EXIT_INFO_1, ghcb.SW_EXIT_INFO_2)
 
 
@@ -169,7 +170,7 @@ class GhcbServer:
                 answer = self._serve_snp(self._snp, page, code, info1, info2)
             case _:
                 return Ended(self._refusal(code, info1))
-        page.answer(answer)
+        page.answer(answer, _INVALID_INPUT if code == ExitCode.AP_CREATION else _MISSING_INPUT)
         return None
 
     def _port(self, page: _Page, info: int, count: int) -> dict[int, int] | None:
@@ -233,6 +234,8 @@ class GhcbServer:
                 info = None if hva is None else snp.change_pages(hva)
             case ExitCode.GUEST_REQUEST:
                 info = snp.guest_request(info1, info2)
+            case ExitCode.AP_CREATION:
+                return {} if snp.aps.serve(info1, info2, page.read(ghcb.RAX)) else None
             case ExitCode.EXTENDED_GUEST_REQUEST:
                 info = snp.extended_guest_request(info1, info2, page.read(ghcb.RAX), page.read(ghcb.RBX))
         return None if info is None else {ghcb.SW_EXIT_INFO_2: info}
@@ -251,7 +254,7 @@ class GhcbServer:
             and info1 == ExitCode.PAGE_NOT_VALIDATED
             and self._snp is not None
         ):
-            return f"the guest touched {self._snp.refused:#x}, private memory that it did not validate"
+            return f"the guest touched {self._snp.refused():#x}, private memory that it did not validate"
         if code == ExitCode.UNSUPPORTED_EVENT:
             return f"the guest met an event it does not support: exit code {info1:#x}"
         if code == ExitCode.AP_RESET_HOLD:
@@ -260,7 +263,7 @@ class GhcbServer:
 
     @property
     def _features(self) -> int:
-        return 0 if self._snp is None else ghcb.HV_FEATURE_SNP
+        return 0 if self._snp is None else ghcb.HV_FEATURE_SNP | ghcb.HV_FEATURE_AP_CREATION
 
 
 class _Page:
@@ -283,9 +286,9 @@ class _Page:
     def read(self, offset: int) -> int:
         return int(struct.unpack_from("<Q", self._bytes, offset)[0])
 
-    def answer(self, values: dict[int, int] | None) -> None:
-        """Write ``values`` and mark them valid, and SW_EXIT_INFO_1 and _2, nothing else; None is an error of the guest."""
-        info = (0, 0) if values is not None else _INVALID_INPUT
+    def answer(self, values: dict[int, int] | None, error: int = _MISSING_INPUT) -> None:
+        """Write ``values`` and mark them valid, and both SW_EXIT_INFO, nothing else; None is an ``error``."""
+        info = (0, 0) if values is not None else (_MALFORMED, error)
         struct.pack_into("<QQ", self._bytes, ghcb.SW_EXIT_INFO_1, *info)
         valid = 1 << (ghcb.SW_EXIT_INFO_1 >> 3) | 1 << (ghcb.SW_EXIT_INFO_2 >> 3)
         for offset, value in (values or {}).items():
@@ -310,6 +313,8 @@ def _needed(code: int, info1: int) -> tuple[int, ...]:
             return (ghcb.SW_SCRATCH,)
         case ExitCode.EXTENDED_GUEST_REQUEST:
             return (ghcb.RAX, ghcb.RBX)
+        case ExitCode.AP_CREATION if info1 & 0xFFFFFFFF != Request.DESTROY:
+            return (ghcb.RAX,)
         case ExitCode.VMMCALL:
             return (ghcb.RAX, ghcb.CPL)
         case ExitCode.WRITE_DR7:
