@@ -24,6 +24,18 @@ class FlashProgram(NamedTuple):
     ago: float
 
 
+class VcpuFacts(NamedTuple):
+    """What became of one vCPU."""
+
+    activity: str
+    """``runs``, ``halted``, ``stopped`` (with its interrupts off), ``waits`` for a start-up IPI, ``held`` (AP reset
+    hold), ``destroyed`` (SNP)."""
+    starts: int
+    """How often it was started: by a reset, a start-up IPI, out of a hold, by AP creation."""
+    vmgexits: dict[str, int]
+    """By exit code, most frequent first."""
+
+
 class IoBus(Protocol):
     """Where port and MMIO accesses of the guest go; called on the vCPU's thread, values are little-endian ints."""
 
@@ -217,6 +229,9 @@ class Vm(Protocol):
 
     def runners(self) -> Sequence[VcpuRunner]:
         """What the VMM's threads are to run, once all vCPUs are created: one for each vCPU, or one for all."""
+
+    def vcpu_facts(self) -> list[VcpuFacts]:
+        """What became of each vCPU, in the order of their numbers; empty where nobody knows."""
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows.

@@ -13,7 +13,7 @@ from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, Interrupted, KvmInternalError, SevTermination, Shutdown, VmExit
-from casemate.host.hypervisor import InterruptController, LocalApic
+from casemate.host.hypervisor import InterruptController, LocalApic, VcpuFacts
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
@@ -113,6 +113,7 @@ class ModelVcpu:
         self._exit: VmExit | None = None
         self._control = control or (ThreadControl() if group is None else group.control)
         self._release: Callable[[], None] = lambda: None
+        self._starts = 0 if number else 1
         self._load: Callable[[Engine], str | None] | None = None
         self._load_on_init: Callable[[Engine], str | None] | None = None
         """Set the registers that another vCPU of an SNP guest made for it; what they return is why that cannot be."""
@@ -233,6 +234,7 @@ class ModelVcpu:
         if vector is None:
             return
         if self.activity is Activity.HELD:
+            self._starts += 1
             self._release()
             self.activity = Activity.RUNS
         elif self.activity is Activity.WAITS:
@@ -242,6 +244,7 @@ class ModelVcpu:
         self._was_inited = False
 
     def _start_up(self, vector: int) -> None:
+        self._starts += 1
         if self._visibility.registers:
             self._engine.start_at(self._visibility.resets()[self.number])
         else:
@@ -272,9 +275,14 @@ class ModelVcpu:
 
     def _begin_as_created(self, load: Callable[[Engine], str | None]) -> None:
         self._load, self.activity = None, Activity.RUNS
+        self._starts += 1
         problem = load(self._engine)
         if problem is not None:
             self._end(f"vCPU {self.number}: {problem}")
+
+    def facts(self) -> VcpuFacts:
+        """What became of it."""
+        return VcpuFacts(self.activity.value, self._starts, dict(self.vmgexits().most_common()))
 
     def vmgexits(self) -> Counter[str]:
         """Requests that it made of its host, by exit code."""
@@ -297,6 +305,7 @@ class ModelVcpu:
     def reset(self) -> None:
         """The x86 reset state; translated code is forgotten."""
         self.activity = Activity.WAITS if self.number else Activity.RUNS
+        self._starts += 0 if self.number else 1
         self._was_inited = self._may_pass_hold = False
         self._load = self._load_on_init = None
         self._engine.flush_translations()

@@ -18,7 +18,7 @@ from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, VcpuRunner
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, VcpuFacts, VcpuRunner
 from casemate.host.model.cpu.cpuid import CpuidOfMany, CpuidTable, SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
@@ -255,6 +255,10 @@ class ModelVm:
         if self._page_states is not None:
             cpu.engine.hooks.share_pages(self._first.engine.hooks, self._rights)
         return cpu
+
+    def vcpu_facts(self) -> list[VcpuFacts]:
+        """Of each."""
+        return [vcpu.facts() for vcpu in self._vcpus]
 
     def runners(self) -> list[VcpuRunner]:
         """Several vCPUs take turns on one thread."""
