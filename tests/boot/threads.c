@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MOST = 16, ROUNDS = 20000, TURNS = 300, MAPPINGS = 60 };
+enum { MOST = 16, ROUNDS = 8000, TURNS = 100, MAPPINGS = 60 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;

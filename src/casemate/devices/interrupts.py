@@ -51,13 +51,16 @@ class PcInterrupts:
         pic.output = self._drive_ext_int
         pic.master.refresh = pic.slave.refresh = self.refresh
         self.on_deadline: Callable[[int], None] = lambda time: None
-        for each in self._lapics:
-            each.on_timer = self.rearm
-        pit.on_timer = self.rearm
+        lapic.on_timer = pit.on_timer = self.rearm
 
     def of(self, number: int) -> PcInterrupts | ProcessorInterrupts:
         """What CPU ``number`` asks."""
         return self._others[number - 1] if number else self
+
+    def add_processor(self, lapic: Lapic) -> None:
+        """One more, whose local APIC is connected."""
+        self._lapics = (*self._lapics, lapic)
+        self._others.append(ProcessorInterrupts(self, lapic))
 
     def irq(self, number: int) -> IrqLine:
         """The wire of ISA interrupt ``number`` (0 to 15), to the 8259s and to the I/O APIC."""
@@ -137,10 +140,15 @@ class ProcessorInterrupts:
         self.lapic = lapic
         self.executing = 0
         self.on_deadline: Callable[[int], None] = lambda time: None
+        lapic.on_timer = self._rearm
 
     def of(self, number: int) -> PcInterrupts | ProcessorInterrupts:
         """What CPU ``number`` asks."""
         return self._pc.of(number)
+
+    def _rearm(self, time: int) -> None:
+        self.on_deadline(time)
+        self._pc.rearm(time)
 
     def deadline(self) -> int | None:
         """Guest time of its next timer interrupt, or None; 0 if an interrupt waits already."""

@@ -63,6 +63,7 @@ class Group(Protocol):
     """The vCPUs of one VM, which take turns (``casemate.host.model.vcpu_group``)."""
 
     control: RunControl
+    runs_them: bool
 
     def look_around(self) -> None:
         """Something may have been sent to another vCPU."""
@@ -100,7 +101,9 @@ class ModelVcpu:
     ) -> None:
         self.number = number
         self.write_was_coalesced = False
-        self.activity = Activity.WAITS if number else Activity.RUNS
+        # Without a local APIC whoever runs it knows when.
+        self._first_activity = Activity.WAITS if number and interrupts is not None else Activity.RUNS
+        self.activity = self._first_activity
         self._engine = engine
         self._group = group
         self._memory = memory
@@ -137,9 +140,7 @@ class ModelVcpu:
         )
         engine.hooks.answer_interrupts(self._acknowledge, self._poll)
         self._ticker: threading.Thread | None = None
-        if group is not None:
-            if ghcb is not None:
-                ghcb.hold = self._hold
+        if group is not None and group.runs_them:
             return
         if interrupts is not None:
             interrupts.on_deadline = self._timer_was_set
@@ -147,13 +148,23 @@ class ModelVcpu:
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
 
+    def join(self, group: Group) -> None:
+        """There are others, which may send messages, and start this one."""
+        self._group = group
+        if self.ghcb is not None:
+            self.ghcb.hold = self._hold
+        if self._lapic is not None:
+            self._lapic.hear_messages(group.look_around if group.runs_them else self._be_wanted)
+
+    def _be_wanted(self) -> None:
+        self.kick()
+        self._control.wake()
+
     def _share(self, lapic: LocalApic) -> None:
         engine = self._engine
         lapic.keep_base_at(engine.msrs.address_of(msr.APIC_BASE))
         lapic.tsc, lapic.on_error = engine.hooks, engine.hooks.fail
         engine.hooks.use_lapic(lapic.address)
-        if self._group is not None:
-            lapic.hear_messages(self._group.look_around)
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
@@ -164,11 +175,13 @@ class ModelVcpu:
                 self._control.take_stop()
                 return Interrupted()
             if not self.is_ready():
-                if not self._takes_interrupts():
+                if self.activity is Activity.HALTED and not self._takes_interrupts():
                     return Hlt(interrupts_enabled=False)
                 self._wait()
             elif (vm_exit := self.run_turn()) is not None:
                 return vm_exit
+            else:
+                self._control.pass_turn()
 
     def refusal(self) -> KvmInternalError | None:
         """Why the guest cannot be run yet, or None when all is ready for it."""
@@ -304,7 +317,7 @@ class ModelVcpu:
 
     def reset(self) -> None:
         """The x86 reset state; translated code is forgotten."""
-        self.activity = Activity.WAITS if self.number else Activity.RUNS
+        self.activity = self._first_activity
         self._starts += 0 if self.number else 1
         self._was_inited = self._may_pass_hold = False
         self._load = self._load_on_init = None
@@ -344,6 +357,11 @@ class ModelVcpu:
         """Execute nothing that was translated before, from the next block on."""
         self._flush_wanted = True
         self._engine.stop()
+
+    @property
+    def engine(self) -> Engine:
+        """The CPU itself, for who keeps its state (KVM_GET_REGS and its like)."""
+        return self._engine
 
     def interrupt_turn(self) -> None:
         """End its turn; from any thread."""
@@ -395,13 +413,13 @@ class ModelVcpu:
             return
         if self._takes_interrupts():
             self.activity = Activity.HALTED
-        elif self._group is None:
+        elif self._group is None or self._interrupts is None:
             self._exit = Hlt(interrupts_enabled=False)
         else:
             self.activity = Activity.STOPPED
 
     def _wait(self) -> None:
-        deadline = self.deadline()
+        deadline = self.deadline() if self.activity is Activity.HALTED else None
         wait = None if deadline is None else self._clock.idle_until(deadline)
         if wait != 0:
             self._control.wait(wait)
@@ -488,7 +506,7 @@ class ModelVcpu:
     def _tick(self) -> None:
         while not self._closed:
             self._executing.wait()
-            if self._control.stop_requested():
+            if self._control.stop_requested() or self._control.others_wait():
                 self._engine.stop()
             wait = self._until_timer()
             if wait <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 
 from casemate.host.clock import NANOSECONDS, GuestClock
@@ -20,7 +21,42 @@ TURN_SECONDS = 0.001
 """How long a vCPU executes at least while another one waits for its turn, and half of how long at most."""
 
 
-class VcpuGroup:
+class CpuGroup:
+    """vCPUs over the same memory, of which one executes at a time; each is run alone, in an order of others."""
+
+    runs_them = False
+    """Whether one thread runs all of them by ``run``."""
+
+    def __init__(self) -> None:
+        self.control: RunControl = ThreadControl()
+        self._record = GroupRecord()
+        self._vcpus: list[ModelVcpu] = []
+        self._hooks: list[EngineHooks] = []
+
+    @property
+    def others_wait_at(self) -> int:
+        """Address of a word that says whether another one waits for its turn, which PAUSE ends then."""
+        return ctypes.addressof(self._record) + GroupRecord.others_wait.offset
+
+    def add(self, vcpu: ModelVcpu, hooks: EngineHooks) -> None:
+        """The next one."""
+        self._vcpus.append(vcpu)
+        self._hooks.append(hooks)
+        hooks.join(self._hooks[0], self._record)
+
+    def look_around(self) -> None:
+        """Nothing to do: each looks for itself."""
+
+    def memory_written(self) -> None:
+        """Code was written to: no vCPU may execute what it translated before."""
+        for vcpu in self._vcpus:
+            vcpu.forget_translations()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class VcpuGroup(CpuGroup):
     """Runs those that are added, one after the other in the order of their numbers.
 
     A turn ends when its vCPU halts, spins (PAUSE), or has executed for one to two milliseconds while another could;
@@ -28,13 +64,12 @@ class VcpuGroup:
     ``interrupts`` are those of the first vCPU.
     """
 
+    runs_them = True
+
     def __init__(self, clock: GuestClock, interrupts: InterruptController | None) -> None:
-        self.control: RunControl = ThreadControl()
+        super().__init__()
         self._clock = clock
         self._interrupts = interrupts
-        self._record = GroupRecord()
-        self._vcpus: list[ModelVcpu] = []
-        self._hooks: list[EngineHooks] = []
         self._current = 0
         self._turns = 0
         self._closed = False
@@ -53,12 +88,6 @@ class VcpuGroup:
     def number(self) -> int:
         """Of the vCPU whose turn it is, or was last."""
         return self._current
-
-    def add(self, vcpu: ModelVcpu, hooks: EngineHooks) -> None:
-        """The next one."""
-        self._vcpus.append(vcpu)
-        self._hooks.append(hooks)
-        hooks.join(self._hooks[0], self._record)
 
     def run(self) -> VmExit:
         """Run all of them until something happens to one that the bus cannot handle; ``number`` says to which."""
@@ -89,11 +118,6 @@ class VcpuGroup:
         """Does another vCPU want its turn?"""
         current = self._vcpus[self._current]
         self._record.others_wait = any(vcpu.wants_turn() for vcpu in self._vcpus if vcpu is not current)
-
-    def memory_written(self) -> None:
-        """Code was written to: no vCPU may execute what it translated before."""
-        for vcpu in self._vcpus:
-            vcpu.forget_translations()
 
     def close(self) -> None:
         """End the ticker."""

@@ -35,7 +35,7 @@ from casemate.host.model.snp.instructions import PageInstructions
 from casemate.host.model.snp.page_states import PageStates
 from casemate.host.model.snp.requests import SnpRequests
 from casemate.host.model.vcpu import HostVisibility, ModelVcpu
-from casemate.host.model.vcpu_group import VcpuGroup
+from casemate.host.model.vcpu_group import CpuGroup, VcpuGroup
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
@@ -96,7 +96,7 @@ class ModelVm:
         self._cpuid = cpuid or (SevCpuid(processor, sev_es=protected) if encrypted else processor)
         self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run, self._starts)
         self._vcpus: list[ModelVcpu] = []
-        self._group: VcpuGroup | None = None
+        self._group: CpuGroup | None = None
         self._jump_table = JumpTable()
         self.secure_processor: ModelSev | None = None
         self.snp_processor: ModelSnp | None = None
@@ -195,7 +195,7 @@ class ModelVm:
 
     @property
     def _executing(self) -> int:
-        return 0 if self._group is None else self._group.number
+        return self._group.number if isinstance(self._group, VcpuGroup) else 0
 
     def create_vcpu(
         self,
@@ -207,18 +207,47 @@ class ModelVm:
         control: RunControl | None = None,
     ) -> ModelVcpu:
         """One more vCPU, in the order of their numbers; ``control`` ends its runs. Raises HostError."""
-        if number != len(self._vcpus) or number >= count:
-            made = f"vCPU {number} of {count}, behind {len(self._vcpus)}"
+        if count > 1 and self._group is None:
+            self._group = VcpuGroup(self._clock, interrupts)
+        cpuid = self._cpuid if count == 1 else CpuidOfMany(self._cpuid, number, count)
+        return self._add_vcpu(bus, interrupts, number, cpuid, control)
+
+    def create_vcpu_alone(
+        self,
+        bus: IoBus,
+        interrupts: InterruptController | None,
+        number: int,
+        cpuid: CpuidTable,
+        control: RunControl,
+    ) -> ModelVcpu:
+        """One that a thread of its own runs, of which one executes at a time: ``control`` sees to that."""
+        if number and self._group is None:
+            self._group = CpuGroup()
+            first = self._vcpus[0]
+            self._group.add(first, first.engine.hooks)
+            first.join(self._group)
+        return self._add_vcpu(bus, interrupts, number, cpuid, control)
+
+    @property
+    def others_wait_at(self) -> int:
+        """Where the engines of several vCPUs look whether another one waits; 0 where there is one."""
+        return 0 if self._group is None else self._group.others_wait_at
+
+    def _add_vcpu(
+        self,
+        bus: IoBus,
+        interrupts: InterruptController | None,
+        number: int,
+        cpuid: CpuidTable,
+        control: RunControl | None,
+    ) -> ModelVcpu:
+        if number != len(self._vcpus) or number >= MAX_VCPUS:
+            made = f"vCPU {number} behind {len(self._vcpus)}; there are {MAX_VCPUS} at most"
             raise HostError(
                 "KVM_CREATE_VCPU (modelled)", EEXIST if number < len(self._vcpus) else EINVAL, made
             )
-        if count > MAX_VCPUS:
-            raise HostError("KVM_CREATE_VCPU (modelled)", EINVAL, f"a VM has {MAX_VCPUS} vCPUs at most")
-        if count > 1 and self._group is None:
-            self._group = VcpuGroup(self._clock, interrupts)
         cpu = self._first if not number else self._add_cpu(number)
         cpu.intercepts.bus = bus
-        cpuid = self._cpuid if count == 1 else CpuidOfMany(self._cpuid, number, count)
         cpu.engine.hooks.answer_cpuid(cpuid.answer)
         snp = instructions = ghcb = None
         if self._page_states is not None and self.snp_processor is not None:
@@ -246,6 +275,7 @@ class ModelVm:
         self._vcpus.append(vcpu)
         if self._group is not None:
             self._group.add(vcpu, cpu.engine.hooks)
+            vcpu.join(self._group)
         return vcpu
 
     def _add_cpu(self, number: int) -> _Cpu:
@@ -262,12 +292,7 @@ class ModelVm:
 
     def runners(self) -> list[VcpuRunner]:
         """Several vCPUs take turns on one thread."""
-        return [*self._vcpus] if self._group is None else [self._group]
-
-    @property
-    def engine(self) -> Engine:
-        """The first CPU itself, for who keeps its state (KVM_GET_REGS and its like)."""
-        return self._first.engine
+        return [self._group] if isinstance(self._group, VcpuGroup) else [*self._vcpus]
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""
