@@ -89,7 +89,6 @@ typedef uint8_t u8;
 #define ENTRY_BYTES 0x40
 #define ENTRY_WRITE 8     /* addr_write: the page, or -1, and flags in the bits below; tlb_set_dirty */
 #define ENTRY_PHYSICAL 0x18 /* paddr: tlb_set_page_with_attrs, its last stores */
-#define ENTRY_ADDEND 0x20   /* addend, from an address to the host's: there */
 #define WRITE_IS_SLOW 0x400u /* TLB_NOTDIRTY: tlb_reset_dirty_by_vaddr sets it */
 #define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */
 
@@ -130,6 +129,7 @@ typedef uint8_t u8;
     X(tlb_flush, void, (void *cpu)) \
     X(tb_invalidate_phys_range, void, (void *uc, u64 start, u64 end)) \
     X(qemu_ram_addr_from_host, u64, (void *uc, void *host)) \
+    X(qemu_map_ram_ptr, void *, (void *uc, void *block, u64 address)) \
     X(helper_read_eflags, u64, (void *env)) \
     X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
     X(x86_cpu_do_interrupt, void, (void *cpu)) \
@@ -147,6 +147,7 @@ typedef uint8_t u8;
     X(tlb_set_page_with_attrs, void, (void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size)) \
     X(tlb_set_dirty, void, (void *cpu, u64 va)) \
     X(tlb_reset_dirty_by_vaddr, void, (void *cpu, u64 start, u64 length)) \
+    X(tb_invalidate_phys_page_fast, void, (void *uc, void *pages, u64 start, int length, uintptr_t ra)) \
     X(x86_ldl_phys, u32, (void *cpu, u64 address)) \
     X(x86_ldq_phys, u64, (void *cpu, u64 address)) \
     X(x86_stl_phys_notdirty, void, (void *cpu, u64 address, u32 value)) \

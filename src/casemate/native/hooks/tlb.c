@@ -66,13 +66,21 @@ static int is_code(struct cpu *c, char *entry, u64 va) {
    any of them fetched from it. So before its turn a CPU forgets what others wrote over meanwhile, and, if a page was fetched
    from for the first time, its TLB, which may let stores to that page go unseen. */
 
-static void note_write(struct cpu *c, char *entry, u64 va) {
-    u64 page = (va & -(u64)PAGE) + AT(u64, entry, ENTRY_ADDEND);
+/* `start` is in the engine's own numbers, which others have others for: they are told the host's address. */
+static void note_write(struct cpu *c, u64 start) {
+    u64 page = start & -(u64)PAGE;
     struct group *g = c->group;
     if (!g || page == c->page_noted) return;
     c->page_noted = page;
     if (c->written_known == g->written) c->written_known++; /* its own translations are dropped already */
-    g->pages[g->written++ % NOTED] = page;
+    g->pages[g->written++ % NOTED] = (u64)e_qemu_map_ram_ptr(AT(void *, c->cpu, CPU_UC), 0, page);
+}
+
+/* The engine calls it for each slow store. */
+void h_tb_invalidate_phys_page_fast(void *uc, void *pages, u64 start, int length, uintptr_t ra) {
+    struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
+    if (c) note_write(c, start);
+    e_tb_invalidate_phys_page_fast(uc, pages, start, length, ra);
 }
 
 static void forget_page(struct cpu *c, u64 host) {
@@ -84,7 +92,7 @@ static void forget_page(struct cpu *c, u64 host) {
 void begin_turn(struct cpu *c) {
     struct group *g = c->group;
     if (!g) return;
-    c->page_noted = 0;
+    c->page_noted = ~0ull;
     if (g->written - c->written_known > NOTED) e_tb_flush((void *)c->cpu), c->written_known = g->written;
     while (c->written_known != g->written) forget_page(c, g->pages[c->written_known++ % NOTED]);
     if (c->fetched_known != g->fetched) e_tlb_flush((void *)c->cpu), c->fetched_known = g->fetched;
@@ -95,12 +103,9 @@ void begin_turn(struct cpu *c) {
 void h_tlb_set_dirty(void *cpu, u64 va) {
     struct cpu *c = find_cpu((u64)cpu);
     for (int mode = 0; c && mode < MODES; mode++) {
-        char *entry = fast_entry(cpu, mode, va);
-        for (int number = 0; number < VICTIMS && !is_code(c, entry, va); number++) entry = victim_entry(cpu, mode, number);
-        if (is_code(c, entry, va)) {
-            note_write(c, entry, va);
-            return;
-        }
+        if (is_code(c, fast_entry(cpu, mode, va), va)) return;
+        for (int number = 0; number < VICTIMS; number++)
+            if (is_code(c, victim_entry(cpu, mode, number), va)) return;
     }
     e_tlb_set_dirty(cpu, va);
 }
