@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
 from errno import E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM, ENXIO
-from typing import Any
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.exit_reasons import ExitReason
@@ -40,7 +39,7 @@ from casemate.host.model.vcpu import Activity
 from casemate.host.secure_processor import VcpuReset
 from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
-from casemate.userkvm.control_registers import known_cr4, problem_of
+from casemate.userkvm.control_registers import essence, known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
 from casemate.userkvm.library import VcpuRecord, address_of, load
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
@@ -57,17 +56,8 @@ from casemate.userkvm.table import (
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl, is_window_open, is_window_wanted
 from casemate.userkvm.vcpu_owner import VcpuOwner
-from casemate.userkvm.vcpu_state import ExtendedState
+from casemate.userkvm.vcpu_state import MP_STATES, ExtendedState
 
-MP_STATES = {
-    Activity.RUNS: 0,
-    Activity.WAITS: 1,
-    Activity.HALTED: 3,
-    Activity.STOPPED: 3,
-    Activity.DESTROYED: 8,
-    Activity.HELD: 9,
-}
-"""``kvm_mp_state.mp_state``; a vCPU that waits for its start is uninitialized, one that was destroyed is stopped."""
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
@@ -341,7 +331,7 @@ class Vcpu(ExtendedState):
         if problem := problem_of(value, self._cr4_bits()):
             raise Refused(EINVAL, problem)
         before, self._shown_sregs = self._shown_sregs, Sregs.from_bytes(value)
-        if _essence(value) == _essence(before) or (not self._is_open and self.vm.is_running):
+        if essence(value) == essence(before) or (not self._is_open and self.vm.is_running):
             return
         if self.record.in_access and not self._later:
             self._shown_regs = self._state.regs()
@@ -591,11 +581,3 @@ SETTABLE_MSRS = frozenset(
     }
 )
 """Kept for the monitor; the guest's accesses do not see them."""
-
-
-def _essence(value: Sregs) -> tuple[Any, ...]:
-    names = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
-    segments = ((getattr(value, name).selector, getattr(value, name).base) for name in names)
-    control = value.cr0, value.cr2, value.cr3, value.cr4, value.cr8, value.efer, value.apic_base
-    tables = value.gdt.base, value.gdt.limit, value.idt.base, value.idt.limit
-    return (*segments, value.cs.l, value.cs.db, value.ss.dpl, *control, *tables)
