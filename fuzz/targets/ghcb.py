@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,11 +24,13 @@ from casemate.abi.sev.guest_message import (
 from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE, Gpa, GuestRange
 from casemate.host.model.cpu.cpuid import SevCpuid
+from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.processor import everything
-from casemate.host.model.sev.ghcb import Ended, GhcbServer
+from casemate.host.model.sev.ghcb import Ended, GhcbServer, JumpTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import Piece, SlotTable
+from casemate.host.model.snp.ap_creation import ApCreation
 from casemate.host.model.snp.page_states import PageStates
 from casemate.host.model.snp.psp import SnpPsp
 from casemate.host.model.snp.requests import SnpRequests
@@ -127,6 +129,19 @@ def _is_port(port: int, size: int) -> bool:
     return 0 <= port <= 0xFFFF and size in (1, 2, 4)
 
 
+class _Other:
+    """A vCPU that the guest may create, and that never runs."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def create(self, load: Callable[[Engine], str | None], *, on_init: bool) -> None:
+        """Does not look at what it would start with: that takes an engine."""
+
+    def destroy(self) -> None:
+        """It runs nothing in any case."""
+
+
 class Host:
     """A guest's memory, and its host's counterpart."""
 
@@ -142,12 +157,15 @@ class Host:
         if is_snp:
             rmp = Rmp()
             table = mmap.mmap(-1, 2 * RAM_SIZE // PAGE_SIZE)
-            self.states = PageStates(rmp, ASID, PageRights(table, lambda: 0, lambda: None))
+            self.states = PageStates(rmp, ASID, PageRights(table))
             self.states.begin([GuestRange(Gpa(0), RAM_SIZE)])
             for at in SHARED:
                 self.states.change(at // PAGE_SIZE, 1, private=False)
-            snp = SnpRequests(slots, self.states, SnpPsp(rmp, ASID, random=bytes))
-        self.server = GhcbServer(slots, self.msrs, SevCpuid(everything(), sev_es=True), _Bus(), snp)
+            aps = ApCreation([_Other(0), _Other(1)], self.states, 1, lambda at, size: bytes(size))
+            snp = SnpRequests(slots, self.states, SnpPsp(rmp, ASID, random=bytes), aps, lambda: 0)
+        self.server = GhcbServer(
+            slots, self.msrs, SevCpuid(everything(), sev_es=True), _Bus(), JumpTable(), snp
+        )
 
     def ask(self, request: Request) -> Ended | None:
         """Write the request into memory, and hand it over."""

@@ -40,9 +40,8 @@ class Guest:
 
     def __init__(self) -> None:
         self.rmp = Rmp()
-        self.refused = 0
         self.rights = mmap.mmap(-1, PAGES)
-        self.states = PageStates(self.rmp, ASID, PageRights(self.rights, lambda: self.refused, lambda: None))
+        self.states = PageStates(self.rmp, ASID, PageRights(self.rights))
         self.states.begin(MEMORY)
 
     def do(self, choose: Packed) -> int:
@@ -65,8 +64,7 @@ class Guest:
             case 6:
                 # The engine refuses a shared access only of a private page.
                 if self.rights[page] & REFUSE_SHARED:
-                    self.refused = gpa
-                    self.states.share_touched()
+                    self.states.share_touched(page)
             case _:
                 self.rmp.assign(page, choose.of((page, choose.below(PAGES))) * PAGE_SIZE, choose.below(3))
         return page

@@ -348,10 +348,10 @@ def test_secret_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
 
 def test_guest_with_more_vcpus_than_the_host_runs_stops_after_its_launch(tmp_path: Path) -> None:
     spec = sev_es(write_guest(tmp_path, tell(7), hashes=True))
-    outcome = Launch(spec, replace(DEBUG_SWAP, vcpus=2)).run()
+    outcome = Launch(spec, replace(DEBUG_SWAP, vcpus=17)).run()
     assert outcome.ending is Ending.LAUNCHED
-    assert "this host runs 1 vCPU of 2" in outcome.detail
-    assert outcome.report["launch"]["vcpus"] == 2
+    assert "this host runs 16 vCPU of 17" in outcome.detail
+    assert outcome.report["launch"]["vcpus"] == 17
     assert outcome.report["exit_port"] is None
 
 

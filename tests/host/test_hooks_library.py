@@ -12,6 +12,7 @@ from pathlib import Path
 import casemate
 from casemate.host.model.cpu import hooks
 from casemate.host.model.cpu.msr import MsrTable
+from casemate.host.model.cpu.records import CpuRecord, GroupRecord
 
 PACKAGE = Path(casemate.__file__).parent
 BUILD_AGAIN = "install the checkout anew: ./dev does"
@@ -87,7 +88,8 @@ def hash_files(paths: list[Path]) -> str:
 
 
 def test_structures_are_as_large_as_those_of_the_library() -> None:
-    assert hooks.sizes() == (ctypes.sizeof(hooks.CpuRecord), ctypes.sizeof(MsrTable))
+    mirrors = CpuRecord, MsrTable, GroupRecord
+    assert hooks.sizes() == tuple(ctypes.sizeof(each) for each in mirrors)
 
 
 def test_library_was_compiled_from_these_sources() -> None:

@@ -284,8 +284,8 @@ def test_page_that_the_monitor_would_not_share_stays_the_guests() -> None:
 @pytest.mark.parametrize(
     ("code", "fields", "answer"),
     [
-        (ExitCode.HV_FEATURES, {}, (0, ghcb.HV_FEATURE_SNP)),
-        (ExitCode.AP_CREATION, {"RAX": 1}, (2, 3)),
+        (ExitCode.HV_FEATURES, {}, (0, ghcb.HV_FEATURE_SNP | ghcb.HV_FEATURE_AP_CREATION)),
+        (ExitCode.AP_CREATION, {"info1": 1 << 32 | 1, "RAX": 1}, (2, 5)),
         (ExitCode.GUEST_REQUEST, {"info1": 0x302000, "info2": 0x303000}, (2, 3)),
         (ExitCode.GUEST_REQUEST, {"info1": SPARE, "info2": SPARE}, (2, 3)),
         (

@@ -229,7 +229,8 @@ def by_mnemonic() -> dict[str, list[Any]]:
     for name in dir(Code):
         if name.isupper():
             info = OpCodeInfo(getattr(Code, name))
-            if info.is_instruction and info.encoding == EncodingKind.LEGACY:
+            is_usual = not info.decoder_option  # no old processor's, as CMPXCHG of the 486
+            if info.is_instruction and is_usual and info.encoding == EncodingKind.LEGACY:
                 found.setdefault(names[info.mnemonic], []).append(info.code)
     return {mnemonic: sorted(codes) for mnemonic, codes in found.items()}
 

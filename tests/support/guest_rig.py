@@ -68,10 +68,14 @@ class ScriptedInterrupts:
     """Vectors that are due at once, in order."""
 
     lapic = None
+    executing = 0
     on_deadline: Callable[[int], None] = staticmethod(lambda time: None)
 
     def __init__(self, *vectors: int) -> None:
         self.vectors = deque(vectors)
+
+    def of(self, number: int) -> ScriptedInterrupts:
+        return self
 
     def deadline(self) -> int | None:
         return 0 if self.vectors else None

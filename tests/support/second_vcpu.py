@@ -9,7 +9,7 @@ from support.assembler import assemble
 LAPIC = 0xFEE00000
 TRAMPOLINE = 0x8000
 SPURIOUS, ICR_LOW, ICR_HIGH = LAPIC + 0xF0, LAPIC + 0x300, LAPIC + 0x310
-INIT, START_UP = 0x4500, 0x4600
+INIT, START_UP, NMI = 0x4500, 0x4600, 0x4400
 
 
 def start_second(code: str | bytes) -> bytes:

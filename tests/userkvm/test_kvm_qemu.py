@@ -22,7 +22,7 @@ pytestmark = [
 
 def test_ovmf_comes_to_its_shell_and_obeys_the_monitor(tmp_path: Path) -> None:
     firmware = flash(tmp_path, "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
-    with guest(tmp_path, "-M", "q35", "-m", "256", *firmware) as ovmf:
+    with guest(tmp_path, "-M", "q35", "-m", "256", "-smp", "2", *firmware) as ovmf:
         monitor = ovmf.monitor()
         ovmf.wait_for("BdsDxe: loading")
         assert monitor.call("stop") == {}

@@ -41,6 +41,7 @@ def summary(outcome: Outcome, *, verbose: bool) -> str:
         reached = ", ".join(f"{phase['name']} {phase['at']:.1f} s" for phase in report["phases"])
         lines.append(f"  phases    {reached}")
     lines += _firmware(report["writes"])
+    lines += _vcpus(report["vcpus"])
     lines += _requests(report["requests"])
     if verbose:
         lines += _details(report)
@@ -59,6 +60,17 @@ def _firmware(writes: dict[str, Any]) -> list[str]:
     if writes["events"]:
         lines.append(_violation(writes["events"][0]))
     return lines
+
+
+def _vcpus(vcpus: list[dict[str, Any]]) -> list[str]:
+    if len(vcpus) < 2:
+        return []
+    shown = (
+        f"{vcpu['number']} {vcpu['activity']}, {_counted(vcpu['starts'], 'starts')}"
+        + (f", {_counted(sum(vcpu['vmgexits'].values()), 'VMGEXITs')}" if vcpu["vmgexits"] else "")
+        for vcpu in vcpus
+    )
+    return ["  vCPUs     " + "; ".join(shown)]
 
 
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:

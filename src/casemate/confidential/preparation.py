@@ -154,7 +154,8 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     plan = _plan(spec, options, setup, image)
     *_, digest = running_digests(plan)
     _expect(digest, options.expected_digest, path)
-    others = VcpuReset(image.sev_es_reset or 0, options.signature)
+    ap_start = spec.linux.ap_start if spec.linux else None
+    others = VcpuReset(ap_start or image.sev_es_reset or 0, options.signature)
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus

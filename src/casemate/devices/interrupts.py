@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from casemate.devices.device import IrqLine
 from casemate.devices.ioapic import Ioapic
@@ -20,15 +20,27 @@ class PcInterrupts:
     """What the vCPU asks for interrupts (``casemate.host.hypervisor.InterruptController``).
 
     Wires channel 0 of ``pit`` to IRQ 0, and the 8259s to LINT0 and, with ``is_pc``, to the I/O APIC, as on a PC; the
-    kernel's own controllers have the timer on that input, too. Everything is called on the vCPU's thread.
+    kernel's own controllers have the timer on that input, too. The 8259s reach the first CPU alone; ``others`` are the
+    local APICs of further ones. Everything is called on the vCPU's thread.
     """
 
     def __init__(
-        self, clock: GuestClock, lapic: Lapic, pic: PicPair, pit: Pit, ioapic: Ioapic, *, is_pc: bool = True
+        self,
+        clock: GuestClock,
+        lapic: Lapic,
+        pic: PicPair,
+        pit: Pit,
+        ioapic: Ioapic,
+        *,
+        is_pc: bool = True,
+        others: Sequence[Lapic] = (),
     ) -> None:
         self._clock = clock
         self.lapic = lapic
-        self._timer = lapic.timer
+        self._lapics = (lapic, *others)
+        self._others = [ProcessorInterrupts(self, other) for other in others]
+        self.executing = 0
+        """The number of the CPU whose turn it is, where CPUs take turns."""
         self._pic = pic
         self._pit = pit
         self._ioapic = ioapic
@@ -37,9 +49,18 @@ class PcInterrupts:
         self._is_pc = is_pc
         pit.irq = self.irq(TIMER_IRQ)
         pic.output = self._drive_ext_int
-        pic.master.refresh = pic.slave.refresh = self._refresh
+        pic.master.refresh = pic.slave.refresh = self.refresh
         self.on_deadline: Callable[[int], None] = lambda time: None
         lapic.on_timer = pit.on_timer = self.rearm
+
+    def of(self, number: int) -> PcInterrupts | ProcessorInterrupts:
+        """What CPU ``number`` asks."""
+        return self._others[number - 1] if number else self
+
+    def add_processor(self, lapic: Lapic) -> None:
+        """One more, whose local APIC is connected."""
+        self._lapics = (*self._lapics, lapic)
+        self._others.append(ProcessorInterrupts(self, lapic))
 
     def irq(self, number: int) -> IrqLine:
         """The wire of ISA interrupt ``number`` (0 to 15), to the 8259s and to the I/O APIC."""
@@ -77,13 +98,15 @@ class PcInterrupts:
 
     def pending(self) -> bool:
         """Whether an interrupt waits for the CPU now."""
-        self._refresh()
+        self.refresh()
         return self._requested()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Raise whatever is due."""
         now = self._clock.now()
-        if now >= self._timer.next_expiry:
-            self.lapic.advance(now)
+        for lapic in self._lapics:
+            if now >= lapic.timer.next_expiry:
+                lapic.advance(now)
         if now >= self._pit.next_edge:
             self._pit.advance(now)
         for poll in self._polls:
@@ -107,3 +130,35 @@ class PcInterrupts:
     def _timer_irq_enabled(self) -> bool:
         through_pic = self._pic.enabled(TIMER_IRQ) and self.lapic.accepts_ext_int()
         return through_pic or self._ioapic.enabled(TIMER_PIN)
+
+
+class ProcessorInterrupts:
+    """What a CPU but the first asks for interrupts: its local APIC's, which ``pc``'s controllers send messages to."""
+
+    def __init__(self, pc: PcInterrupts, lapic: Lapic) -> None:
+        self._pc = pc
+        self.lapic = lapic
+        self.executing = 0
+        self.on_deadline: Callable[[int], None] = lambda time: None
+        lapic.on_timer = self._rearm
+
+    def of(self, number: int) -> PcInterrupts | ProcessorInterrupts:
+        """What CPU ``number`` asks."""
+        return self._pc.of(number)
+
+    def _rearm(self, time: int) -> None:
+        self.on_deadline(time)
+        self._pc.rearm(time)
+
+    def deadline(self) -> int | None:
+        """Guest time of its next timer interrupt, or None; 0 if an interrupt waits already."""
+        return 0 if self.lapic.pending() else self.lapic.timer_deadline()
+
+    def pending(self) -> bool:
+        """Whether an interrupt waits for the CPU now."""
+        self._pc.refresh()
+        return self.lapic.pending()
+
+    def acknowledge(self) -> int:
+        """The vector for the CPU."""
+        return self.lapic.acknowledge()

@@ -147,6 +147,6 @@ class Ioapic:
         mode = entry >> 8 & 7
         # The data sheet has NMI and INIT as edges whatever the entry says, so they leave no remote IRR.
         level = bool(entry & RTE_LEVEL) and mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
-        addressed = self._lapic.is_destination(entry >> 56, bool(entry & RTE_LOGICAL))
-        if addressed and self._lapic.accept(entry & 0xFF, level, mode) and level:
+        taken = self._lapic.deliver(entry >> 56, bool(entry & RTE_LOGICAL), mode, entry & 0xFF, level)
+        if taken and level:
             self._table[pin] = entry | RTE_REMOTE_IRR

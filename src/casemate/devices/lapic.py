@@ -66,12 +66,13 @@ LVT_MASKED, LVT_PERIODIC, LVT_DEADLINE = 1 << 16, 1 << 17, 1 << 18
 SVR_ENABLED = 1 << 8
 HAS_X2APIC, HAS_DEADLINE, SUPPRESSES_EOI = 1, 2, 4
 """What an APIC can offer: x2APIC mode, the timer's TSC deadline, and suppression of EOI broadcasts."""
-_EVENT_INIT = 2
+_EVENT_NMI, _EVENT_INIT, _EVENT_STARTUP = 1, 2, 4
 _READONLY = (Register.VERSION, Register.PPR, Register.TIMER_CURRENT)
 
 _ReadTimer = CFUNCTYPE(c_uint32)
 _WriteTimer = CFUNCTYPE(None, c_uint32, c_uint64)
 _OnEoi = CFUNCTYPE(None, c_uint32)
+_OnMessage = CFUNCTYPE(None)
 
 
 class LapicRecord(ctypes.Structure):
@@ -89,9 +90,13 @@ class LapicRecord(ctypes.Structure):
         ("events", c_uint32),
         ("ext_int", c_uint32),
         ("ext_int_passed", c_uint32),
+        ("startup_vector", c_uint32),
+        ("unused", c_uint32),
+        ("next", c_uint64),
         ("read_timer", _ReadTimer),
         ("write_timer", _WriteTimer),
         ("on_eoi", _OnEoi),
+        ("on_message", _OnMessage),
     )
 
 
@@ -117,12 +122,15 @@ def record_size() -> int:
 class Lapic:
     """The registers of one APIC, and its timer on ``clock``.
 
-    ``on_eoi`` is called with the vector of every level-triggered interrupt that ends. IPIs reach this CPU or nobody;
-    NMI and INIT wait in the record for the CPU. LINT0 comes up as ExtINT, as KVM has it. ``features`` are what it
-    offers. Raises UnsupportedError where the library was not built.
+    ``on_eoi`` is called with the vector of every level-triggered interrupt that ends. IPIs reach the APICs that are
+    connected; NMI, INIT and start-up wait in the record for the CPU. LINT0 of the first one comes up as ExtINT, as KVM
+    has it. ``features`` are what it offers, ``number`` is its ID. Raises UnsupportedError where the library was not
+    built.
     """
 
-    def __init__(self, clock: GuestClock, features: int = HAS_X2APIC | SUPPRESSES_EOI) -> None:
+    def __init__(
+        self, clock: GuestClock, features: int = HAS_X2APIC | SUPPRESSES_EOI, number: int = 0
+    ) -> None:
         self._clock = clock
         self._library = _library()
         self.timer = LapicTimer()
@@ -134,6 +142,7 @@ class Lapic:
         self.tsc: TimeStampCounter | None = None
         """Of the CPU, for the timer's deadline mode."""
         self.record = LapicRecord(
+            id=number,
             features=features,
             read_timer=_ReadTimer(self._guarded(self._current_count)),
             write_timer=_WriteTimer(self._guarded(self._write_timer)),
@@ -143,7 +152,16 @@ class Lapic:
         """Of the record, for the modelled CPU."""
         self._pointer = c_void_p(self.address)
         self.record.base = self.address + LapicRecord.own_base.offset
+        self.record.next = self.address
         self.reset()
+
+    def connect(self, after: Lapic) -> None:
+        """Be on the bus of APICs that ``after`` is on."""
+        self.record.next, after.record.next = after.record.next, self.address
+
+    def hear_messages(self, on_message: Callable[[], None]) -> None:
+        """Call it when another CPU, or a device, has sent something that the CPU of this APIC is to look at."""
+        self.record.on_message = _OnMessage(self._guarded(on_message))
 
     def keep_base_at(self, address: int) -> None:
         """IA32_APIC_BASE is there from now on, with the value that it has there."""
@@ -195,6 +213,12 @@ class Lapic:
         """Whether an 8-bit destination field means this CPU."""
         return bool(self._library.lapic_is_destination(self._pointer, destination, logical, False))
 
+    def deliver(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> bool:
+        """A message of a device to all connected APICs, with an 8-bit destination field; whether one took it."""
+        return bool(
+            self._library.lapic_deliver(self._pointer, mode, vector, level, destination, logical, False)
+        )
+
     def pending(self) -> bool:
         """Whether a request outranks the processor priority."""
         return bool(self._library.lapic_pending(self._pointer))
@@ -206,6 +230,11 @@ class Lapic:
     @property
     def has_event(self) -> bool:
         """Whether an NMI or INIT waits for the CPU."""
+        return bool(self.record.events & (_EVENT_NMI | _EVENT_INIT))
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether an NMI, INIT or start-up IPI waits for the CPU."""
         return bool(self.record.events)
 
     def take_init(self) -> bool:
@@ -216,6 +245,13 @@ class Lapic:
         self.timer.reset()
         self._library.lapic_init(self._pointer)
         return True
+
+    def take_startup(self) -> int | None:
+        """The vector of a start-up IPI that came. From the CPU's thread."""
+        if not self.record.events & _EVENT_STARTUP:
+            return None
+        self.record.events &= ~_EVENT_STARTUP
+        return int(self.record.startup_vector)
 
     def read_mmio(self, offset: int, size: int) -> int | None:
         """A register, or bytes of it; reserved offsets read 0. None while the page is not there."""

@@ -28,7 +28,7 @@ def plan_snp_linux(
     pieces = (
         SnpPages(piece.what, Gpa(piece.gpa), len(piece.data), *_contents(piece)) for piece in linux.pieces
     )
-    vmsas = vmsa_steps(image, vcpus, signature, features, SevInit.INIT2)
+    vmsas = vmsa_steps(image, vcpus, signature, features, SevInit.INIT2, linux.ap_start)
     return LaunchPlan(GuestKind.SNP, (entry, *pieces, *vmsas))
 
 

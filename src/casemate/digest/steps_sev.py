@@ -33,16 +33,25 @@ def sev_es_steps(
 
 
 def vmsa_steps(
-    image: FirmwareImage, vcpus: int, signature: int, features: int, init: SevInit
+    image: FirmwareImage,
+    vcpus: int,
+    signature: int,
+    features: int,
+    init: SevInit,
+    ap_reset: int | None = None,
 ) -> list[UpdateVmsa]:
-    """The save areas of all vCPUs in their order. Raises ImageError or SpecError as ``plan_sev_es`` does."""
+    """The save areas of all vCPUs in their order, all but the first starting at ``ap_reset`` or where the image says.
+
+    Raises ImageError or SpecError as ``plan_sev_es`` does.
+    """
     if not 1 <= vcpus <= MAX_VCPUS:
         raise SpecError(f"{vcpus} vCPUs are not between 1 and {MAX_VCPUS}", "correct the number of vCPUs")
     if not 0 <= signature <= _LARGEST_U32:
         raise SpecError(
             f"vCPU signature {signature:#x} is no 32-bit number", "give what CPUID leaf 1 shows in EAX"
         )
-    pages = vmsa_pages(vcpus, _ap_reset(image, vcpus), signature, features, init)
+    address = _ap_reset(image, vcpus) if ap_reset is None else ap_reset
+    pages = vmsa_pages(vcpus, address, signature, features, init)
     return [UpdateVmsa(index, page) for index, page in enumerate(pages)]
 
 

@@ -15,7 +15,7 @@ from casemate.evidence.kvm_trace import KvmStep, KvmTrace, StepKind
 from casemate.host import vma
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.exits import MemoryFault, VmExit
-from casemate.host.hypervisor import Hypervisor, Vcpu, Vm
+from casemate.host.hypervisor import Hypervisor, Vcpu, VcpuRunner, Vm
 from casemate.host.secure_processor import LaunchMeasurement, SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpUpdate
@@ -142,6 +142,9 @@ class _TracedVm(_Around):
 
     def create_vcpu(self, *arguments: Any, **named: Any) -> Vcpu:
         return cast(Vcpu, _TracedVcpu(self._inner.create_vcpu(*arguments, **named), self._trace))
+
+    def runners(self) -> list[VcpuRunner]:
+        return [cast(VcpuRunner, _TracedVcpu(runner, self._trace)) for runner in self._inner.runners()]
 
 
 class TracedHypervisor(_Around):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from casemate.abi.guest_kind import GuestKind
@@ -22,6 +22,18 @@ class FlashProgram(NamedTuple):
     size: int
     value: int
     ago: float
+
+
+class VcpuFacts(NamedTuple):
+    """What became of one vCPU."""
+
+    activity: str
+    """``runs``, ``halted``, ``stopped`` (with its interrupts off), ``waits`` for a start-up IPI, ``held`` (AP reset
+    hold), ``destroyed`` (SNP)."""
+    starts: int
+    """How often it was started: by a reset, a start-up IPI, out of a hold, by AP creation."""
+    vmgexits: dict[str, int]
+    """By exit code, most frequent first."""
 
 
 class IoBus(Protocol):
@@ -70,12 +82,29 @@ class LocalApic(Protocol):
     def take_init(self) -> bool:
         """Whether an INIT came for the CPU."""
 
+    def take_startup(self) -> int | None:
+        """The vector of a start-up IPI that came for the CPU."""
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether an NMI, INIT or start-up IPI waits."""
+
+    def hear_messages(self, on_message: Callable[[], None]) -> None:
+        """Call it whenever another CPU, or a device, has sent something."""
+
 
 class InterruptController(Protocol):
     """Interrupt sources of a host without an in-kernel irqchip; times are guest nanoseconds."""
 
     on_deadline: Callable[[int], None]
-    """Told, on the vCPU's thread, of times that ``deadline`` may say, as soon as they are known."""
+    """Told, on the vCPU's thread, of times that ``deadline`` may say, as soon as they are known; the first vCPU's is
+    told of all."""
+
+    executing: int
+    """Of the first vCPU's: which one's turn it is."""
+
+    def of(self, number: int) -> InterruptController:
+        """The interrupt sources of vCPU ``number``; these are the first one's."""
 
     def deadline(self) -> int | None:
         """When the next timer interrupt is due, or None if no timer is armed."""
@@ -91,11 +120,12 @@ class InterruptController(Protocol):
         """Hand the highest-priority vector to the CPU; call only after ``pending()`` said True."""
 
 
-class Vcpu(Protocol):
-    """One virtual CPU. Everything but ``stop`` is called on the thread that runs it."""
+class VcpuRunner(Protocol):
+    """What a thread of the VMM runs: a vCPU, or several that take turns."""
 
-    write_was_coalesced: bool
-    """Whether the write that the bus takes now was coalesced: made earlier, by any vCPU, nobody knows where."""
+    @property
+    def number(self) -> int:
+        """Of the vCPU that runs, or ran last."""
 
     def run(self) -> VmExit:
         """Execute the guest until something happens that the bus cannot handle."""
@@ -106,8 +136,15 @@ class Vcpu(Protocol):
     def wake(self) -> None:
         """Look soon for interrupts and input that came, also in HLT; callable from any thread."""
 
+
+class Vcpu(VcpuRunner, Protocol):
+    """One virtual CPU. Everything but ``stop`` is called on the thread that runs it."""
+
+    write_was_coalesced: bool
+    """Whether the write that the bus takes now was coalesced: made earlier, by any vCPU, nobody knows where."""
+
     def reset(self) -> None:
-        """Back to the x86 reset state: real mode at 0xFFFFFFF0."""
+        """Back to the x86 reset state: real mode at 0xFFFFFFF0; all but the first wait to be started."""
 
     def rip(self) -> int | None:
         """Instruction pointer, or None where the guest's state is protected."""
@@ -186,8 +223,15 @@ class Vm(Protocol):
     ) -> Vcpu:
         """Add vCPU ``number`` of ``count`` in reset state, all but the first waiting to be started.
 
-        ``interrupts`` is None when the irqchip is in the kernel. Raises HostError for more than the VM takes.
+        ``interrupts``, of the first one, is None when the irqchip is in the kernel. Raises HostError for more than
+        the VM takes.
         """
+
+    def runners(self) -> Sequence[VcpuRunner]:
+        """What the VMM's threads are to run, once all vCPUs are created: one for each vCPU, or one for all."""
+
+    def vcpu_facts(self) -> list[VcpuFacts]:
+        """What became of each vCPU, in the order of their numbers; empty where nobody knows."""
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """What a SEV-ES guest asked of its host (``vmgexits``) and why (``vc``), counted; empty where nobody knows.

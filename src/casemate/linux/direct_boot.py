@@ -11,7 +11,7 @@ from casemate.address import FOUR_GIB, PAGE_SIZE
 from casemate.errors import SpecError
 from casemate.linux.acpi import acpi_tables
 from casemate.linux.bzimage import LinuxKernel
-from casemate.linux.entry import MAX_GIB, entry_image, page_tables
+from casemate.linux.entry import AP_HOLD, MAX_GIB, entry_image, page_tables
 
 PM_BASE = 0x600
 """First port of the ACPI block, where firmware would have put it."""
@@ -45,6 +45,8 @@ class DirectBoot:
 
     image: bytes
     pieces: tuple[Piece, ...]
+    ap_start: int | None = None
+    """Where the save areas of an SNP guest have all vCPUs but the first start."""
 
 
 def prepare_linux(
@@ -94,7 +96,8 @@ def prepare_linux(
     if is_snp:
         pieces += _snp_pieces()
         unmeasured = list(_gaps(ram, pieces))
-    return DirectBoot(entry_image(kernel.entry, _PAGE_TABLES, _BOOT_PARAMS, unmeasured), tuple(pieces))
+    image = entry_image(kernel.entry, _PAGE_TABLES, _BOOT_PARAMS, unmeasured, has_hold=is_snp and vcpus > 1)
+    return DirectBoot(image, tuple(pieces), AP_HOLD if is_snp else None)
 
 
 def _mapped_gib(ram: Sequence[tuple[int, int]]) -> int:

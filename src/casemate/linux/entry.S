@@ -17,6 +17,15 @@
         movl    %eax, %cr0
         ljmpl   $0x10, $NEXT
 
+        /* Whoever is started as its launch said waits for good: an SNP guest's kernel creates its vCPUs itself. */
+        PIECE(ap_hold)
+hold:   movl    $0xc0010130, %ecx /* the GHCB MSR */
+        movl    $6, %eax        /* AP reset hold */
+        xorl    %edx, %edx
+        wrmsr
+        rep; vmmcall            /* VMGEXIT */
+        jmp     hold
+
         PIECE(reset_vector)
         .byte   0xe9            /* jmp to the code, which is not in this piece */
         .word   DISTANCE

@@ -18,6 +18,8 @@ MAX_GIB = 13
 
 _BASE = 0xFFFF0000
 _RANGES, _CODE, _GDT, _GDT_POINTER, _RESET_VECTOR = 0xF000, 0xFE00, 0xFF00, 0xFF20, 0xFFF0
+AP_HOLD = _BASE + 0xEF00
+"""Where vCPUs but the first of an SNP guest wait, in real mode, until the kernel creates them anew."""
 _DESCRIPTORS = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 _FLAT_DESCRIPTORS = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0)
 _PRESENT_WRITABLE, _LARGE = 0x3, 0x80
@@ -25,12 +27,17 @@ _STEP = 2 << 20
 
 
 def entry_image(
-    entry: int, page_tables: int, boot_params: int, unmeasured: Sequence[tuple[int, int]] = ()
+    entry: int,
+    page_tables: int,
+    boot_params: int,
+    unmeasured: Sequence[tuple[int, int]] = (),
+    *,
+    has_hold: bool = False,
 ) -> bytes:
     """64 KiB for the top of 4 GiB that lead to 64-bit code at ``entry``; the stack is below ``boot_params``.
 
-    ``unmeasured`` is what an SNP guest has to take of its memory, start and end of each range. Raises UnsupportedError
-    where casemate was built without guest code.
+    ``unmeasured`` is what an SNP guest has to take of its memory, start and end of each range. ``has_hold``: its other
+    vCPUs find code at ``AP_HOLD``. Raises UnsupportedError where casemate was built without guest code.
     """
     image = bytearray(b"\xf4" * IMAGE_SIZE)
 
@@ -43,6 +50,9 @@ def entry_image(
     if unmeasured:
         code += piece("take_memory", ranges=_BASE + _RANGES)
     code += piece("to_kernel", entry=entry)
+    if has_hold:
+        hold = piece("ap_hold")
+        image[AP_HOLD - _BASE : AP_HOLD - _BASE + len(hold)] = hold
     for index, (start, end) in enumerate((*unmeasured, (0, 0))):
         struct.pack_into("<QQ", image, _RANGES + 16 * index, start, end)
     _put_start(image, code, _DESCRIPTORS)

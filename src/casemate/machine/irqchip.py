@@ -40,11 +40,15 @@ class HostIrqchip:
 
 
 def make_irqchip(
-    vm: Vm, clock: GuestClock, sink: EventSink | None, lock: AbstractContextManager[object]
+    vm: Vm,
+    clock: GuestClock,
+    sink: EventSink | None,
+    lock: AbstractContextManager[object],
+    vcpus: int,
 ) -> OwnIrqchip | HostIrqchip:
     """The host's controllers where this VM has them, else casemate's; these tell ``sink`` of firmware's progress."""
     if vm.capabilities.in_kernel_irqchip:
         keeper: Any = vm  # a KernelIrqchip, as its capabilities say
         return HostIrqchip(keeper, lock)
 
-    return OwnIrqchip(clock, sink)
+    return OwnIrqchip(clock, sink, vcpus)

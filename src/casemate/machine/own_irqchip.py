@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
 from casemate.devices.bus import Bus
@@ -31,20 +32,43 @@ class MachineInterrupts(PcInterrupts):
         return super().acknowledge()
 
 
+class LapicPage:
+    """Where each CPU finds its own local APIC; ``executing`` says which one makes the access."""
+
+    def __init__(self, lapics: Sequence[Lapic], executing: Callable[[], int]) -> None:
+        self._lapics = lapics
+        self._executing = executing
+
+    def read_mmio(self, offset: int, size: int) -> int | None:
+        """A register of that CPU's."""
+        return self._lapics[self._executing()].read_mmio(offset, size)
+
+    def write_mmio(self, offset: int, size: int, value: int) -> bool:
+        """A register of that CPU's."""
+        return self._lapics[self._executing()].write_mmio(offset, size, value)
+
+
 class OwnIrqchip:
     """8259s, PIT, LAPIC and I/O APIC as devices on the bus."""
 
-    def __init__(self, clock: GuestClock, sink: EventSink | None) -> None:
-        self._lapic, self._pic, self._pit = Lapic(clock), PicPair(), Pit(clock)
+    def __init__(self, clock: GuestClock, sink: EventSink | None, vcpus: int = 1) -> None:
+        self._lapics = [Lapic(clock, number=number) for number in range(vcpus)]
+        self._lapic, self._pic, self._pit = self._lapics[0], PicPair(), Pit(clock)
         self._ioapic = Ioapic(self._lapic)
+        for before, lapic in pairwise(self._lapics):
+            lapic.connect(before)
+            lapic.on_eoi = self._ioapic.end_of_interrupt
         self._port61 = Port61(clock, self._pit)
+        self._lapic_page = LapicPage(
+            self._lapics, lambda: self.controller.executing if self.controller else 0
+        )
         self.controller: MachineInterrupts | None = MachineInterrupts(
-            clock, self._lapic, self._pic, self._pit, self._ioapic
+            clock, self._lapic, self._pic, self._pit, self._ioapic, others=self._lapics[1:]
         )
         self.controller.sink = sink
         self.irq: Callable[[int], IrqLine] = self.controller.irq
         self.watch = self.controller.watch
-        self.resettable: list[Resettable] = [self._lapic, self._pic, self._pit, self._ioapic, self._port61]
+        self.resettable: list[Resettable] = [*self._lapics, self._pic, self._pit, self._ioapic, self._port61]
 
     def place(self, bus: Bus, memory_map: MemoryMap) -> None:
         """Put everything where a PC has it; port 0x61 is taken from the keyboard controller's."""
@@ -53,6 +77,6 @@ class OwnIrqchip:
         bus.claim_ports(0x4D0, 2, self._pic.elcr)
         bus.claim_ports(0x40, 4, self._pit)
         bus.claim_ports(0x61, 1, self._port61, over=True)
-        bus.count_also(lambda: self._lapic.record.accesses)
-        memory_map.add(Mmio("lapic", LAPIC_SIZE, self._lapic), LAPIC_BASE)
+        bus.count_also(lambda: sum(lapic.record.accesses for lapic in self._lapics))
+        memory_map.add(Mmio("lapic", LAPIC_SIZE, self._lapic_page), LAPIC_BASE)
         memory_map.add(Mmio("ioapic", IOAPIC_SIZE, self._ioapic), IOAPIC_BASE)

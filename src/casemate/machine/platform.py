@@ -73,7 +73,7 @@ class Platform:
         self.map = MemoryMap(vm)
         self.bus = Bus(self.map, vm, recorder)
         self.memory = GuestMemory(self.map, vm, recorder)
-        irqchip = make_irqchip(vm, clock, None if spec.is_direct else recorder, lock)
+        irqchip = make_irqchip(vm, clock, None if spec.is_direct else recorder, lock, spec.vcpus)
         self.interrupts = irqchip.controller
         wiring = Wiring(self.bus, self.map, self.memory, clock, recorder, irqchip)
         self.devices = MachineDevices(

@@ -40,6 +40,9 @@ def make_report(machine: Machine, launch: LaunchRecord, host_facts: dict[str, An
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
         "launch": launch.launch,
         "measurement": launch.measurement,
+        "vcpus": [
+            {"number": number} | facts._asdict() for number, facts in enumerate(machine.vm.vcpu_facts())
+        ],
         "requests": machine.vm.guest_requests() or None,
         "writes": _writes(machine),
         "phases": [{"name": name, "at": round(at, 3)} for name, at in machine.recorder.phases.items()],

@@ -75,7 +75,7 @@ class Run:
         machine.recorder.on_violation = self._on_violation
         threads = [
             threading.Thread(target=self._vcpu_thread, args=(number,), name=f"casemate-vcpu{number}")
-            for number in range(len(machine.vcpus))
+            for number in range(len(machine.vcpus.runners))
         ]
         deadline = None if self._timeout is None else monotonic() + self._timeout
         with signals_end(machine):
@@ -129,7 +129,11 @@ class Run:
                 machine.vcpus.gate.park()
             case Hlt():
                 # Nothing can wake it; somebody outside has to end the run, or reset it.
-                if machine.console.is_waiting and not machine.console.attending and len(machine.vcpus) == 1:
+                if (
+                    machine.console.is_waiting
+                    and not machine.console.attending
+                    and len(machine.vcpus.runners) == 1
+                ):
                     cause = "the guest halted with its interrupts off, and nothing can wake it"
                     machine.state.end(Ending.GAVE_UP, cause)
                 machine.vcpus.gate.park(halted=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from casemate.devices.bus import Bus, SharedBus
 from casemate.errors import UnsupportedError
-from casemate.host.hypervisor import InterruptController, Vcpu, Vm
+from casemate.host.hypervisor import InterruptController, Vcpu, VcpuRunner, Vm
 from casemate.machine.run_state import RunState
 
 
@@ -41,6 +41,8 @@ class Vcpus:
         self.all: list[Vcpu] = [
             vm.create_vcpu(shared, interrupts, number=number, count=count) for number in range(count)
         ]
+        self.runners: Sequence[VcpuRunner] = vm.runners()
+        """What the threads run: one for each vCPU, or one for all of them."""
         self.gate = VcpuGate(self, state)
 
     def __len__(self) -> int:
@@ -49,24 +51,27 @@ class Vcpus:
     @property
     def current(self) -> Vcpu:
         """The vCPU that the calling thread runs; on threads that run none, the one that starts the guest."""
-        found: Vcpu | None = getattr(self._running, "vcpu", None)
-        return found or self.all[0]
+        return self.all[self.current_number]
 
     @property
     def current_number(self) -> int:
         """The number of ``current``."""
-        return self.all.index(self.current)
+        runner: VcpuRunner = getattr(self._running, "runner", self.runners[0])
+        return runner.number
 
-    def take(self, number: int) -> Vcpu:
-        """A vCPU for the calling thread, which alone runs it from now on."""
-        self.thread_ids[number] = threading.get_native_id()
-        self._running.vcpu = self.all[number]
-        return self.all[number]
+    def take(self, number: int) -> VcpuRunner:
+        """A runner for the calling thread, which alone runs it from now on."""
+        runner = self._running.runner = self.runners[number]
+        thread = threading.get_native_id()
+        self.thread_ids |= dict.fromkeys(
+            [number] if len(self.runners) == len(self) else range(len(self)), thread
+        )
+        return runner
 
     def stop(self) -> None:
-        """Make each vCPU come back to its thread's loop soon. From any thread."""
-        for vcpu in self.all:
-            vcpu.stop()
+        """Make each thread come back to its loop soon. From any thread."""
+        for runner in self.runners:
+            runner.stop()
 
     def reset(self) -> None:
         """All of them to the reset vector; while they are parked."""
@@ -107,7 +112,7 @@ class VcpuGate:
             self._changed.notify_all()
             resets = state.resets
             while state.ending is None:
-                if state.reset_wanted and self._parked == len(self._vcpus):
+                if state.reset_wanted and self._parked == len(self._vcpus.runners):
                     self.reset()
                     self._changed.notify_all()
                 elif self.is_paused or state.reset_wanted or (halted and state.resets == resets):
@@ -121,7 +126,9 @@ class VcpuGate:
         self.is_paused = True
         self._vcpus.stop()  # without the lock, for whom a signal interrupts in there waits for it
         with self._changed:
-            self._changed.wait_for(lambda: self._parked == len(self._vcpus) or self._state.ending is not None)
+            self._changed.wait_for(
+                lambda: self._parked == len(self._vcpus.runners) or self._state.ending is not None
+            )
 
     def resume(self) -> None:
         """Let the vCPUs go on. From any thread."""

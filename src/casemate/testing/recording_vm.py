@@ -9,7 +9,7 @@ from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError
 from casemate.events import Event
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, Vcpu
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, Vcpu, VcpuFacts, VcpuRunner
 from casemate.host.secure_processor import SecureProcessor
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpProcessor
@@ -83,6 +83,14 @@ class RecordingVm:
     ) -> Vcpu:
         """There are no vCPUs here."""
         raise NotImplementedError("RecordingVm runs nothing")
+
+    def vcpu_facts(self) -> list[VcpuFacts]:
+        """There are no vCPUs here."""
+        return []
+
+    def runners(self) -> list[VcpuRunner]:
+        """There are no vCPUs here."""
+        return []
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """Nothing is known."""

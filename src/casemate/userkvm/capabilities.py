@@ -6,6 +6,7 @@ from casemate.abi.kernel_eras import ERAS, KernelEra
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.structs import MEMORY_ATTRIBUTE_PRIVATE
 from casemate.abi.kvm.vm_types import VmType
+from casemate.host.model.vm import MAX_VCPUS
 
 SLOTS = 509
 COALESCED_PAGE = 2
@@ -15,7 +16,7 @@ DEBUG_CONTROL = 1 | 1 << 1 | 1 << 16 | 1 << 17 | 1 << 20
 """KVM_GUESTDBG_ENABLE, SINGLESTEP, USE_SW_BP, USE_HW_BP and BLOCKIRQ."""
 FIX_HYPERCALL = 1 << 5
 """KVM_X86_QUIRK_FIX_HYPERCALL_INSN."""
-VCPU_IDS = 4
+VCPU_IDS = 4 * MAX_VCPUS
 """Four numbers for each possible vCPU, as KVM_VCPU_ID_RATIO says."""
 MAP_GPA_RANGE_EXITS = 1 << 12
 """KVM_HC_MAP_GPA_RANGE."""
@@ -23,12 +24,12 @@ _FIXED: dict[int, int] = {
     **dict.fromkeys(
         (
             Capability.IRQCHIP, Capability.HLT, Capability.USER_MEMORY, Capability.SET_TSS_ADDR,
-            Capability.EXT_CPUID, Capability.NR_VCPUS, Capability.MP_STATE, Capability.SYNC_MMU,
+            Capability.EXT_CPUID, Capability.MP_STATE, Capability.SYNC_MMU,
             Capability.DESTROY_MEMORY_REGION_WORKS, Capability.SET_GUEST_DEBUG, Capability.IRQ_INJECT_STATUS,
             Capability.JOIN_MEMORY_REGIONS_WORKS, Capability.IRQFD, Capability.PIT2, Capability.PIT_STATE2,
             Capability.IOEVENTFD, Capability.SET_IDENTITY_MAP_ADDR, Capability.INTERNAL_ERROR_DATA,
             Capability.VCPU_EVENTS, Capability.DEBUGREGS, Capability.X86_ROBUST_SINGLESTEP, Capability.XSAVE,
-            Capability.XCRS, Capability.GET_TSC_KHZ, Capability.MAX_VCPUS, Capability.SIGNAL_MSI,
+            Capability.XCRS, Capability.GET_TSC_KHZ, Capability.SIGNAL_MSI,
             Capability.CHECK_EXTENSION_VM, Capability.IOEVENTFD_ANY_LENGTH,
             Capability.IMMEDIATE_EXIT, Capability.GET_MSR_FEATURES, Capability.SYS_ATTRIBUTES,
             Capability.MSR_PLATFORM_INFO, Capability.VCPU_ATTRIBUTES, Capability.ENFORCE_PV_FEATURE_CPUID,
@@ -37,6 +38,8 @@ _FIXED: dict[int, int] = {
         1,
     ),
     Capability.NR_MEMSLOTS: SLOTS,
+    Capability.NR_VCPUS: MAX_VCPUS,
+    Capability.MAX_VCPUS: MAX_VCPUS,
     Capability.MAX_VCPU_ID: VCPU_IDS,
     Capability.IRQ_ROUTING: 1024,
     Capability.MCE: 32,

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 
 from casemate.address import PAGE_SIZE
-from casemate.host.model.cpu.hooks import MARKED_PAGES
+from casemate.host.model.cpu.records import PAGES
 from casemate.host.slots import MemorySlot
 from casemate.userkvm.library import CODE_SLOTS, VcpuRecord, load
 
@@ -34,7 +34,7 @@ class CodeWatch:
             self._seen.append(seen)
             code = self._record.code[number]
             code.host, code.pages = slot.hva, pages
-            code.marks = self._marks + slot.range.start // PAGE_SIZE % MARKED_PAGES
+            code.marks = self._marks + slot.range.start // PAGE_SIZE % PAGES
             code.seen = ctypes.addressof(ctypes.c_char.from_buffer(seen))
         self._record.code_count = len(watched)
         self._record.must_protect = 1
@@ -42,4 +42,4 @@ class CodeWatch:
 
 def _has_marks(slot: MemorySlot) -> bool:
     """Marks begin anew every 64 GiB; a slot needs its in one piece."""
-    return slot.range.start // PAGE_SIZE % MARKED_PAGES + slot.range.size // PAGE_SIZE <= MARKED_PAGES
+    return slot.range.start // PAGE_SIZE % PAGES + slot.range.size // PAGE_SIZE <= PAGES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from casemate.abi.kvm.structs import CpuidEntry2, Sregs
 from casemate.host.model.cpu.cpuid import C_BIT
 
@@ -49,3 +51,12 @@ def problem_of(value: Sregs, cr4_bits: int) -> str:
     if value.apic_base & _APIC_RESERVED or value.apic_base >> C_BIT + 1:
         return f"APIC base {value.apic_base:#x}"
     return ""
+
+
+def essence(value: Sregs) -> tuple[Any, ...]:
+    """What of them is the processor's state, and no normal form of a monitor."""
+    names = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+    segments = ((getattr(value, name).selector, getattr(value, name).base) for name in names)
+    control = value.cr0, value.cr2, value.cr3, value.cr4, value.cr8, value.efer, value.apic_base
+    tables = value.gdt.base, value.gdt.limit, value.idt.base, value.idt.limit
+    return (*segments, value.cs.l, value.cs.db, value.ss.dpl, *control, *tables)

@@ -79,6 +79,12 @@ class VcpuCpuid:
         self.never_halts = False
         """HLT does not leave the guest (KVM_X86_DISABLE_EXITS_HLT): then there is nobody to be kicked out of it."""
 
+    def of_another(self) -> VcpuCpuid:
+        """For another vCPU of the same guest."""
+        found = VcpuCpuid()
+        found.is_confidential, found.never_halts = self.is_confidential, self.never_halts
+        return found
+
     def set(self, entries: Iterable[CpuidEntry2]) -> None:
         """KVM_SET_CPUID2."""
         self.entries = list(entries)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IoapicStateStruct
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
 from casemate.devices.device import PortIo
-from casemate.devices.interrupts import PcInterrupts
+from casemate.devices.interrupts import PcInterrupts, ProcessorInterrupts
 from casemate.devices.ioapic import IOAPIC_SIZE, PINS, VERSION_82093AA, Ioapic, IoapicState
 from casemate.devices.lapic import HAS_DEADLINE, HAS_X2APIC, LAPIC_SIZE, Lapic
 from casemate.devices.pic import PicPair
@@ -58,10 +58,14 @@ class Irqchip:
         self.kick: Callable[[], None] = lambda: None
         self.routes = default_routes()
         self.lapic, self.pic, self.pit = Lapic(clock, HAS_X2APIC | HAS_DEADLINE), PicPair(), Pit(clock)
+        self._clock = clock
+        self.lapics = [self.lapic]
+        """Of each vCPU."""
         self.ioapic = Ioapic(self.lapic, VERSION_82093AA)
         self._port61 = Port61(clock, self.pit)
         self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic, is_pc=False)
         self._ports: dict[int, tuple[PortIo, int]] = {}
+        self.executing = 0
 
     def place(self, inside: Inside, *, has_pit: bool) -> None:
         """Serve the controllers' registers without leaving KVM_RUN."""
@@ -90,6 +94,19 @@ class Irqchip:
     @on_deadline.setter
     def on_deadline(self, hear: Callable[[int], None]) -> None:
         self._controller.on_deadline = hear
+
+    def of(self, number: int) -> Irqchip | LockedInterrupts:
+        """What vCPU ``number`` asks."""
+        return LockedInterrupts(self._controller.of(number), self.lock) if number else self
+
+    def add_processor(self, number: int) -> None:
+        """One more vCPU has a local APIC."""
+        with self.lock:
+            lapic = Lapic(self._clock, self.lapic.record.features, number)
+            lapic.connect(self.lapics[-1])
+            lapic.on_eoi = self.lapic.on_eoi
+            self.lapics.append(lapic)
+            self._controller.add_processor(lapic)
 
     def deadline(self) -> int | None:
         """When the next timer is due."""
@@ -123,11 +140,11 @@ class Irqchip:
         with self.lock:
             return found[0].write_port(found[1], size, value)
 
-    def chip_at(self, gpa: int) -> Lapic | Ioapic | None:
-        """Whose registers are there."""
+    def chip_at(self, gpa: int, number: int = 0) -> Lapic | Ioapic | None:
+        """Whose registers vCPU ``number`` finds there."""
         page = gpa & ~0xFFF
-        if page == LAPIC_BASE and self.lapic.is_at_home():
-            return self.lapic
+        if page == LAPIC_BASE and self.lapics[number].is_at_home():
+            return self.lapics[number]
         return self.ioapic if page == IOAPIC_BASE else None
 
     # The monitor's.
@@ -143,8 +160,12 @@ class Irqchip:
         """A message; whether it reached a LAPIC that took it."""
         with self.lock:
             logical = bool(message.address & _MSI_LOGICAL)
-            accepted = self.lapic.is_destination(message.address >> 12 & 0xFF, logical) and self.lapic.accept(
-                message.data & 0xFF, bool(message.data & _LEVEL), message.data >> 8 & 7
+            accepted = self.lapic.deliver(
+                message.address >> 12 & 0xFF,
+                logical,
+                message.data >> 8 & 7,
+                message.data & 0xFF,
+                bool(message.data & _LEVEL),
             )
         self._kick_if_pending()
         return accepted
@@ -169,16 +190,16 @@ class Irqchip:
             self.ioapic.load(IoapicState(state.ioregsel & 0xFF, state.id, state.irr, tuple(state.redirtbl)))
         self._kick_if_pending()
 
-    def load_lapic(self, page: bytes) -> None:
+    def load_lapic(self, page: bytes, number: int) -> None:
         """KVM_SET_LAPIC."""
         with self.lock:
-            self.lapic.load(page)
+            self.lapics[number].load(page)
         self._kick_if_pending()
 
-    def save_lapic(self) -> bytes:
+    def save_lapic(self, number: int) -> bytes:
         """KVM_GET_LAPIC."""
         with self.lock:
-            return self.lapic.save()
+            return self.lapics[number].save()
 
     def _drive(self, route: Route, level: bool) -> None:
         if isinstance(route, Message):
@@ -193,3 +214,40 @@ class Irqchip:
     def _kick_if_pending(self) -> None:
         if self._controller.deadline() == 0:
             self.kick()
+
+
+class LockedInterrupts:
+    """What a vCPU but the first asks; with the lock of all controllers (``InterruptController``)."""
+
+    def __init__(self, own: PcInterrupts | ProcessorInterrupts, lock: threading.RLock) -> None:
+        self._own = own
+        self._lock = lock
+        self.lapic = own.lapic
+        self.executing = 0
+
+    def of(self, number: int) -> LockedInterrupts:
+        """The same for vCPU ``number``."""
+        return LockedInterrupts(self._own.of(number), self._lock)
+
+    @property
+    def on_deadline(self) -> Callable[[int], None]:
+        """Told when something may be due."""
+        return self._own.on_deadline
+
+    @on_deadline.setter
+    def on_deadline(self, hear: Callable[[int], None]) -> None:
+        self._own.on_deadline = hear
+
+    def deadline(self) -> int | None:
+        """When its next timer is due."""
+        return self._own.deadline()
+
+    def pending(self) -> bool:
+        """Whether an interrupt waits."""
+        with self._lock:
+            return self._own.pending()
+
+    def acknowledge(self) -> int:
+        """The vector."""
+        with self._lock:
+            return self._own.acknowledge()

@@ -65,6 +65,9 @@ class Inside(ctypes.Structure):
         ("mmio", _Range * _RANGES),
         ("zone_count", c_uint64),
         ("zones", _Zone * _ZONES),
+        ("tickets", c_uint32),
+        ("turn", c_uint32),
+        ("others_wait", c_uint64),
     )
 
     def set_zones(self, zones: list[tuple[int, int, bool]]) -> bool:
@@ -137,6 +140,8 @@ class VcpuRecord(ctypes.Structure):
         ("attention", c_uint32),
         ("queued", c_uint32),
         ("eflags", c_uint64),
+        ("ticket", c_uint32),
+        ("has_turn", c_uint32),
         ("result", c_int64),
         ("fetches", c_uint64),
         ("fetches_seen", c_uint64),
@@ -179,7 +184,7 @@ def load() -> Any:
     library.kvm_log_take.argtypes, library.kvm_log_take.restype = (c_uint64, c_uint64), None
     library.kvm_log_stop.argtypes, library.kvm_log_stop.restype = (c_uint64,), None
     library.kvm_wake.argtypes = (c_uint64,)
-    ours = "pause", "hold", "release", "park", "complete"
+    ours = "pause", "hold", "release", "park", "complete", "pass_turn"
     for call in (getattr(library, f"kvm_{name}") for name in ours):
         call.argtypes, call.restype = (c_uint64,), None
     library.kvm_leave.restype = library.kvm_free_vcpu.restype = None

@@ -15,7 +15,6 @@ from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Count
 from casemate.userkvm.system import System
 from casemate.userkvm.trace import Tracer
-from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm import Vm
 
 
@@ -76,7 +75,7 @@ class Summary:
             "violations": [text for vcpu in vm.vcpus.values() for text in vcpu.faults],
             "conversions": dict(vm.conversions),
             "steps": self._steps(vm),
-            "exits": {key: value for vcpu in vm.vcpus.values() for key, value in self._exits(vcpu).items()},
+            "exits": self._exits(vm),
         }
 
     def _steps(self, vm: Vm) -> list[dict[str, Any]] | None:
@@ -85,8 +84,7 @@ class Summary:
         trace = self._tracer.traces.get(vm.number)
         return [step.to_json() for step in trace.steps] if trace else []
 
-    def _exits(self, vcpu: Vcpu) -> dict[str, int]:
-        counts = vcpu.record.counts
+    def _exits(self, vm: Vm) -> dict[str, int]:
         names = {
             "KVM_RUN": Count.RUNS,
             "KVM_EXIT_IO": Count.IO,
@@ -96,7 +94,11 @@ class Summary:
             "other": Count.OTHER,
             "served_inside": Count.INSIDE,
         }
-        return {name: int(counts[place]) for name, place in names.items()}
+        return {
+            name: sum(int(vcpu.record.counts[place]) for vcpu in vm.vcpus.values())
+            for name, place in names.items()
+            if vm.vcpus
+        }
 
 
 def _capability(number: int) -> str:

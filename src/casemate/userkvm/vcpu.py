@@ -11,7 +11,6 @@ import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
 from errno import E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM, ENXIO
-from typing import Any
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.exit_reasons import ExitReason
@@ -36,10 +35,11 @@ from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
+from casemate.host.model.vcpu import Activity
 from casemate.host.secure_processor import VcpuReset
 from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
-from casemate.userkvm.control_registers import known_cr4, problem_of
+from casemate.userkvm.control_registers import essence, known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
 from casemate.userkvm.guest_debug import DebuggedGuest
 from casemate.userkvm.library import VcpuRecord, address_of, load, stay_on_stack
@@ -57,9 +57,8 @@ from casemate.userkvm.table import (
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl, is_window_open, is_window_wanted
 from casemate.userkvm.vcpu_owner import VcpuOwner
+from casemate.userkvm.vcpu_state import MP_STATES
 
-RUNNABLE, HALTED = 0, 3
-"""``kvm_mp_state.mp_state``."""
 _RESET_BASE, _PE = 0xFFFF0000, 1
 _MAX_CPUID = 256
 _LONG, _MAP_GPA_RANGE, _KICKS = 4, 12, (5, 11)
@@ -85,7 +84,7 @@ class Vcpu(DebuggedGuest):
             raise Refused(ENOMEM, "no memory for a vCPU")
         self.fd = fd.value
         self.record = VcpuRecord.from_address(self.address)
-        self.cpuid: VcpuCpuid = vm.cpuid
+        self.cpuid: VcpuCpuid = vm.cpuid if not number else vm.cpuid.of_another()
         self.faults: list[str] = []
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
@@ -103,14 +102,15 @@ class Vcpu(DebuggedGuest):
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         try:
-            bus = InsideBus(self._door, self.address, vm)
-            self.model = model.create_vcpu(bus, vm.chips, control=control)
+            bus = InsideBus(self._door, self.address, vm, self.number)
+            self.model = model.create_vcpu_alone(bus, vm.chips, self.number, self.cpuid, control)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
         if model.page_states is not None:
             model.page_states.host = self
-        self._engine = model.engine
+        vm.inside.others_wait = model.others_wait_at
+        self._engine = self.model.engine
         self._state = CpuState(self._engine)
         library, record = self._library, self.record
         python = self._engine.hooks.divert(
@@ -128,12 +128,14 @@ class Vcpu(DebuggedGuest):
         record.engine = self._engine.handle
         self._state.xcr0 = 1
         self.msrs = KeptMsrs(self._engine.hooks)
+        if (first := vm.first_tsc_offset()) is not None:
+            self.msrs.tsc_offset = first
         if not self.vm.is_protected:
             for index in MSR_INDICES:
                 self._engine.msrs.ask(index)
             self._engine.hooks.answer_msrs(self._guest_msr)
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
-        if vm.chips is not None:
+        if vm.chips is not None and not self.number:
             vm.chips.kick = self.kick
         if isinstance(vm.chips, SplitIrqchip):
             record.eflags = self._engine.hooks.eflags_at
@@ -335,7 +337,7 @@ class Vcpu(DebuggedGuest):
         if problem := problem_of(value, self._cr4_bits()):
             raise Refused(EINVAL, problem)
         before, self._shown_sregs = self._shown_sregs, Sregs.from_bytes(value)
-        if _essence(value) == _essence(before) or (not self._is_open and self.vm.is_running):
+        if essence(value) == essence(before) or (not self._is_open and self.vm.is_running):
             return
         if self.record.in_access and not self._later:
             self._shown_regs = self._state.regs()
@@ -352,15 +354,17 @@ class Vcpu(DebuggedGuest):
 
     @answers(Ioctl.GET_MP_STATE, MpState)
     def get_mp_state(self, value: MpState) -> None:
-        """Runnable or halted."""
-        value.mp_state = HALTED if self.model.is_halted else RUNNABLE
+        """What it waits for."""
+        value.mp_state = MP_STATES[self.model.activity]
 
     @answers(Ioctl.SET_MP_STATE, MpState)
     def set_mp_state(self, value: MpState) -> None:
         """Wake it, or have it wait."""
-        if value.mp_state not in (RUNNABLE, HALTED):
+        found = next((activity for activity, state in MP_STATES.items() if state == value.mp_state), None)
+        if found is None or (found is Activity.WAITS and self.vm.chips is None):
             raise Refused(EINVAL, f"MP state {value.mp_state}")
-        self.model.is_halted = value.mp_state == HALTED
+        if found is not Activity.HELD:
+            self.model.activity = found
 
     # CPUID and MSRs.
 
@@ -399,7 +403,8 @@ class Vcpu(DebuggedGuest):
         if index in self.msrs:
             entry.data = self.msrs.read(index) or 0
         elif index == msr.TSC_DEADLINE:
-            entry.data = 0 if self.vm.chips is None else self.vm.chips.lapic.record.deadline
+            chips = self.vm.chips
+            entry.data = 0 if chips is None else chips.lapics[self.number].record.deadline
         elif kind == ENGINE and self._is_open:
             entry.data = self._engine.uc.msr_read(index)
         elif kind != UNKNOWN:
@@ -413,10 +418,13 @@ class Vcpu(DebuggedGuest):
     def _write_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
         if index in self.msrs:
-            return self.msrs.write(index, entry.data)
+            done = self.msrs.write(index, entry.data)
+            if index == msr.TSC:
+                self._synchronize_tsc()
+            return done
         if index == msr.TSC_DEADLINE:
             if self.vm.chips is not None:
-                self.vm.chips.lapic.load_deadline(entry.data)
+                self.vm.chips.lapics[self.number].load_deadline(entry.data)
             return True
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
@@ -429,6 +437,14 @@ class Vcpu(DebuggedGuest):
             if self._read_msr(current) and current.data != entry.data:
                 self._engine.set_msr(index, entry.data)
         return True
+
+    def _synchronize_tsc(self) -> None:
+        """What is within a second of the first vCPU's counter was meant to be the same (x86.c, kvm_synchronize_tsc)."""
+        first = self.vm.first_tsc_offset()
+        if self.number and first is not None:
+            apart = self.msrs.tsc_offset - first & (1 << 64) - 1
+            if min(apart, (1 << 64) - apart) < self.vm.tsc_khz() * 1000:
+                self.msrs.tsc_offset = first
 
     # Interrupts and the rest.
 
@@ -455,7 +471,7 @@ class Vcpu(DebuggedGuest):
         """The registers' page."""
         if self.vm.chips is None:
             raise Refused(EINVAL, "no irqchip")
-        copy_out(address, self.vm.chips.save_lapic())
+        copy_out(address, self.vm.chips.save_lapic(self.number))
 
     @answers(Ioctl.SET_LAPIC)
     def set_lapic(self, address: int) -> None:
@@ -463,8 +479,8 @@ class Vcpu(DebuggedGuest):
         if self.vm.chips is None:
             raise Refused(EINVAL, "no irqchip")
         page = copy_in(address, 1024)
-        if page != self.vm.chips.save_lapic():
-            self.vm.chips.load_lapic(page)
+        if page != self.vm.chips.save_lapic(self.number):
+            self.vm.chips.load_lapic(page, self.number)
 
     @answers(Ioctl.NMI)
     def nmi(self, _argument: int) -> None:
@@ -566,11 +582,3 @@ SETTABLE_MSRS = frozenset(
     }
 )
 """Kept for the monitor; the guest's accesses do not see them."""
-
-
-def _essence(value: Sregs) -> tuple[Any, ...]:
-    names = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
-    segments = ((getattr(value, name).selector, getattr(value, name).base) for name in names)
-    control = value.cr0, value.cr2, value.cr3, value.cr4, value.cr8, value.efer, value.apic_base
-    tables = value.gdt.base, value.gdt.limit, value.idt.base, value.idt.limit
-    return (*segments, value.cs.l, value.cs.db, value.ss.dpl, *control, *tables)

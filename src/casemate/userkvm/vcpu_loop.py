@@ -30,7 +30,7 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
-from casemate.userkvm.library import PAGE, VcpuRecord, load
+from casemate.userkvm.library import PAGE, Inside, VcpuRecord, load
 
 if TYPE_CHECKING:
     from casemate.userkvm.guest_memfd import PrivateRanges
@@ -58,6 +58,7 @@ class SignalControl:
     def __init__(self, record: VcpuRecord, address: int) -> None:
         self._record = record
         self._address = address
+        self._inside = Inside.from_address(record.inside)
         self._library = load()
 
     def stop_requested(self) -> bool:
@@ -85,6 +86,15 @@ class SignalControl:
             ctypes.memset(slot.seen, 0, slot.pages)
         return True
 
+    def others_wait(self) -> bool:
+        """Another vCPU has a ticket."""
+        return bool(self._inside.tickets - self._inside.turn & 0xFFFFFFFF > 1)
+
+    def pass_turn(self) -> None:
+        """In the library, without Python."""
+        if self.others_wait():
+            self._library.kvm_pass_turn(self._address)
+
     def wait(self, nanoseconds: int | None) -> None:
         """In the library, without Python."""
         self._library.kvm_wait(
@@ -111,7 +121,8 @@ class BusOwner(Protocol):
 class InsideBus:
     """What is served within KVM_RUN; the rest leaves it (``casemate.host.hypervisor.IoBus``)."""
 
-    def __init__(self, door: ExitDoor, address: int, vm: BusOwner) -> None:
+    def __init__(self, door: ExitDoor, address: int, vm: BusOwner, number: int) -> None:
+        self._number = number
         self._door = door
         self._address = address
         self._vm = vm
@@ -134,7 +145,7 @@ class InsideBus:
 
     def read_mmio(self, gpa: int, size: int) -> int:
         """Load."""
-        chip = None if self._chips is None else self._chips.chip_at(gpa)
+        chip = None if self._chips is None else self._chips.chip_at(gpa, self._number)
         if chip is None or self._chips is None:
             place = self._private_place(gpa, size)
             if place is not None:
@@ -145,7 +156,7 @@ class InsideBus:
 
     def write_mmio(self, gpa: int, size: int, value: int) -> None:
         """Store."""
-        chip = None if self._chips is None else self._chips.chip_at(gpa)
+        chip = None if self._chips is None else self._chips.chip_at(gpa, self._number)
         if chip is not None and self._chips is not None:
             with self._chips.lock:
                 chip.write_mmio(gpa & 0xFFF, size, value)

@@ -58,5 +58,8 @@ class VcpuOwner(Protocol):
     def describe(self, vm_exit: VmExit) -> str:
         """An exit in words."""
 
+    def first_tsc_offset(self) -> int | None:
+        """How far the first vCPU's time-stamp counter is ahead of the host's, if there is one."""
+
     def tsc_khz(self) -> int:
         """Of the time-stamp counter."""

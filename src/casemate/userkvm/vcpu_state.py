@@ -7,6 +7,7 @@ from errno import EINVAL
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.host.model.cpu.state import CpuState
+from casemate.host.model.vcpu import Activity
 from casemate.userkvm.cpuid import SUPPORTED_XCR0
 from casemate.userkvm.table import Descriptor, Refused, answers, copy_in, copy_out
 
@@ -14,6 +15,16 @@ _FXSAVE, _XSAVE = 512, 4096
 _XSTATE_BV = 512
 _XCRS, _XCRS_BYTES, _MAX_XCRS = struct.Struct("<IIIIQ"), 392, 16
 """Count, flags, and the first register's number, padding and value."""
+
+MP_STATES = {
+    Activity.RUNS: 0,
+    Activity.WAITS: 1,
+    Activity.HALTED: 3,
+    Activity.STOPPED: 3,
+    Activity.DESTROYED: 8,
+    Activity.HELD: 9,
+}
+"""``kvm_mp_state.mp_state``; a vCPU that waits for its start is uninitialized, one that was destroyed is stopped."""
 
 
 class ExtendedState(Descriptor):

@@ -46,7 +46,7 @@ from casemate.host.exits import (
     VmExit,
 )
 from casemate.host.model.cpu.cpuid import C_BIT
-from casemate.host.model.vm import ModelVm
+from casemate.host.model.vm import MAX_VCPUS, ModelVm
 from casemate.host.secure_processor import SevSetup
 from casemate.userkvm.capabilities import DISABLE_HLT, MAP_GPA_RANGE_EXITS, VCPU_IDS
 from casemate.userkvm.cpuid import VcpuCpuid
@@ -175,11 +175,19 @@ class Vm(VmMemory):
 
     @answers(Ioctl.CREATE_VCPU)
     def create_vcpu(self, number: int) -> int:
-        """The only one."""
+        """In the order of their numbers."""
         if number >= (self._vcpu_ids or VCPU_IDS):
             raise Refused(EINVAL, f"vCPU {number} is beyond the highest number")
-        if self.vcpus:
-            raise Refused(EEXIST if number in self.vcpus else EINVAL, "the modelled host has one vCPU per VM")
+        if number in self.vcpus:
+            raise Refused(EEXIST, f"there is a vCPU {number}")
+        if number != len(self.vcpus) or number >= MAX_VCPUS:
+            raise Refused(
+                EINVAL, f"vCPU {number} behind {len(self.vcpus)}: the model has {MAX_VCPUS}, in order"
+            )
+        if number and self.kind is GuestKind.SNP:
+            raise Refused(EINVAL, "an SNP guest has one vCPU here")
+        if number and self.chips is not None:
+            self.chips.add_processor(number)
         vcpu = Vcpu(self, number)
         self.vcpus[number] = vcpu
         return vcpu.fd
@@ -334,6 +342,10 @@ class Vm(VmMemory):
             self.inside.set_zones(kept)
 
     # Time and the rest.
+
+    def first_tsc_offset(self) -> int | None:
+        """How far the first vCPU's time-stamp counter is ahead of the host's, if there is one."""
+        return self.vcpus[0].msrs.tsc_offset if 0 in self.vcpus else None
 
     def tsc_khz(self) -> int:
         """Of the host's time-stamp counter."""

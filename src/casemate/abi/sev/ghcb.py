@@ -80,7 +80,8 @@ PROTOCOL_MIN, PROTOCOL_MAX = 1, 2
 """Versions that are offered."""
 
 HV_FEATURE_SNP: Final = 1 << 0
-"""Bit of the hypervisor's features; AP creation is bit 1."""
+HV_FEATURE_AP_CREATION: Final = 1 << 1
+"""Bits of the hypervisor's features."""
 
 CERTIFICATES_END: Final = 24
 """Bytes of zeros that end the table of certificates of an extended guest request."""

@@ -60,6 +60,7 @@ class KvmVcpu:
 
     def __init__(
         self,
+        number: int,
         fd: int,
         mmap_size: int,
         cpuid: list[CpuidEntry2],
@@ -71,6 +72,7 @@ class KvmVcpu:
         *,
         protected: bool = False,
     ) -> None:
+        self.number = number
         self._fd = fd
         self._protected = protected
         self._page = mmap.mmap(fd, mmap_size)

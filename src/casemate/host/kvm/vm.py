@@ -26,7 +26,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, VcpuFacts, VcpuRunner
 from casemate.host.kvm.cpuid import cpuid_of_vcpu, without_refused
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
@@ -140,6 +140,7 @@ class KvmVm:
         fd = call(self._fd, Ioctl.CREATE_VCPU, number, f"vCPU {number}")
         try:
             vcpu = KvmVcpu(
+                number,
                 fd,
                 size,
                 cpuid,
@@ -155,6 +156,14 @@ class KvmVm:
             raise
         self._vcpus.append(vcpu)
         return vcpu
+
+    def vcpu_facts(self) -> list[VcpuFacts]:
+        """The kernel counts for itself."""
+        return []
+
+    def runners(self) -> Sequence[VcpuRunner]:
+        """Each vCPU has a thread of its own."""
+        return self._vcpus
 
     def irq_line(self, gsi: int) -> Callable[[bool], None]:
         """The wire to an input of the kernel's interrupt controllers."""

@@ -24,6 +24,8 @@ from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.hooks import (
     REFUSED_WRITE,
     Callbacks,
+)
+from casemate.host.model.cpu.records import (
     MmioRead,
     MmioWrite,
     PortRead,

@@ -25,7 +25,7 @@ _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
 
 
 class PhysicalMemory:
-    """The slots of one VM, mapped into its engine. Writes that a slot does not take go to ``intercepts``.
+    """The slots of one VM, mapped into the engines of its CPUs. Writes that a slot does not take go to ``intercepts``.
 
     Addresses end at ``address_bits``, of an ``encrypted`` guest at the C-bit. ``takes_readonly`` is whether slots may
     be read-only. Where ``private`` has pages, the guest sees those. An ``encrypted`` guest finds everything a second
@@ -46,8 +46,7 @@ class PhysicalMemory:
         separate: bool = False,
         mmio_faults: bool = False,
     ) -> None:
-        self._engine = engine
-        self._intercepts = intercepts
+        self._cpus = [(engine, intercepts)]
         self._table = table
         self._takes_readonly = takes_readonly
         self._end = 1 << (C_BIT if encrypted else address_bits)
@@ -57,6 +56,17 @@ class PhysicalMemory:
         self._private = PrivatePages()
         self._holes: dict[int, int] = {}
         self._holes_mapped = False
+
+    def add_cpu(self, engine: Engine, intercepts: AccessIntercepts) -> None:
+        """One more CPU that sees the same memory."""
+        self._cpus.append((engine, intercepts))
+        for slot in self._table.slots.values():
+            for piece in self._cut(slot):
+                self._map_piece(engine, piece)
+            if not self._table.writable[slot.number]:
+                intercepts.intercept_writes(slot)
+        for start, end in self._holes.items():
+            self._map_hole_of(engine, intercepts, start, end)
 
     def map_holes(self) -> None:
         """Make everything that no slot backs MMIO. Call before the guest runs, when most slots are there.
@@ -93,7 +103,7 @@ class PhysicalMemory:
         self._table.writable[slot.number] = writable
         self._map(slot)
         if not writable:
-            self._intercepts.intercept_writes(slot)
+            self._intercept_writes(slot)
 
     def delete(self, number: int) -> None:
         """Take a slot away; its range becomes MMIO. Raises HostError ENOENT if there is no such slot."""
@@ -111,11 +121,12 @@ class PhysicalMemory:
                 continue
             writable = vma.is_writable(slot.hva, slot.range.size)
             if writable != self._table.writable[number]:
-                for alias in self._aliases:
-                    self._engine.protect(slot.range.start | alias, slot.range.size, writable=writable)
+                for engine, _ in self._cpus:
+                    for alias in self._aliases:
+                        engine.protect(slot.range.start | alias, slot.range.size, writable=writable)
                 self._table.writable[number] = writable
                 if not writable:
-                    self._intercepts.intercept_writes(slot)
+                    self._intercept_writes(slot)
 
     def make_private(self, hva: Hva, plaintext: bytes) -> None:
         """The guest goes on to read ``plaintext`` where the host sees what is at ``hva`` from now on.
@@ -135,6 +146,15 @@ class PhysicalMemory:
         base = self._encrypted.of(piece.hva, piece.end - piece.start)
         ctypes.memmove(base + gpa - piece.start, contents, len(contents))
 
+    def read_private(self, gpa: int, size: int) -> bytes:
+        """Memory that is the guest's alone, within one slot; zeros where there is none."""
+        piece = self._table.piece_at(gpa)
+        if piece is None or gpa + size > piece.end:
+            return bytes(size)
+        return ctypes.string_at(
+            self._encrypted.of(piece.hva, piece.end - piece.start) + gpa - piece.start, size
+        )
+
     def count_views(self) -> dict[str, int]:
         """Pages that the guest sees as plaintext and the host as ciphertext, and pages that both see alike."""
         pages = sum(slot.range.size for slot in self._table.slots.values()) // PAGE_SIZE
@@ -145,18 +165,26 @@ class PhysicalMemory:
         self._encrypted.close()
 
     def _map(self, slot: MemorySlot) -> None:
-        writable = self._table.writable[slot.number]
         for piece in self._cut(slot):
-            size = piece.end - piece.start
-            for alias in self._aliases:
-                hva = self._encrypted.of(piece.hva, size) if alias else piece.hva
-                self._engine.map(piece.start | alias, size, hva, writable=writable)
+            for engine, _ in self._cpus:
+                self._map_piece(engine, piece)
             self._table.add_piece(piece)
 
-    def _unmap(self, slot: MemorySlot) -> None:
+    def _map_piece(self, engine: Engine, piece: Piece) -> None:
+        size = piece.end - piece.start
         for alias in self._aliases:
-            self._engine.unmap(slot.range.start | alias, slot.range.size)
+            hva = self._encrypted.of(piece.hva, size) if alias else piece.hva
+            engine.map(piece.start | alias, size, hva, writable=self._table.writable[piece.slot])
+
+    def _unmap(self, slot: MemorySlot) -> None:
+        for engine, _ in self._cpus:
+            for alias in self._aliases:
+                engine.unmap(slot.range.start | alias, slot.range.size)
         self._table.drop_pieces(slot.number)
+
+    def _intercept_writes(self, slot: MemorySlot) -> None:
+        for _, intercepts in self._cpus:
+            intercepts.intercept_writes(slot)
 
     def _cut(self, slot: MemorySlot) -> Iterator[Piece]:
         gpa: int = slot.range.start
@@ -167,12 +195,16 @@ class PhysicalMemory:
     def _map_hole(self, start: int, end: int) -> None:
         if start >= end or not self._holes_mapped:
             return
+        for engine, intercepts in self._cpus:
+            self._map_hole_of(engine, intercepts, start, end)
+        self._holes[start] = end
+
+    def _map_hole_of(self, engine: Engine, intercepts: AccessIntercepts, start: int, end: int) -> None:
         for alias in self._aliases:
             if self._mmio_faults:
-                self._intercepts.raise_vc_at(start | alias, (end - 1) | alias)
+                intercepts.raise_vc_at(start | alias, (end - 1) | alias)
             else:
-                self._engine.map_mmio(start | alias, end - start)
-        self._holes[start] = end
+                engine.map_mmio(start | alias, end - start)
 
     def _open_hole(self, wanted: GuestRange) -> None:
         overlapping = [
@@ -180,7 +212,8 @@ class PhysicalMemory:
         ]
         for start, end in overlapping:
             del self._holes[start]
-            for alias in self._aliases if not self._mmio_faults else ():
-                self._engine.unmap(start | alias, end - start)
+            for engine, _ in self._cpus if not self._mmio_faults else ():
+                for alias in self._aliases:
+                    engine.unmap(start | alias, end - start)
             self._map_hole(start, wanted.start)
             self._map_hole(wanted.end, end)

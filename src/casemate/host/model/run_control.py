@@ -25,6 +25,12 @@ class RunControl(Protocol):
     def take_stale(self) -> bool:
         """Whether code was written to from outside since this was last asked: nothing translated is to be executed."""
 
+    def others_wait(self) -> bool:
+        """Whether another vCPU, of another thread, waits until this one is not executing."""
+
+    def pass_turn(self) -> None:
+        """Let those execute first."""
+
     def wait(self, nanoseconds: int | None) -> None:
         """Wait in HLT at most that long, or until woken; None is for good. It may return early."""
 
@@ -56,6 +62,13 @@ class ThreadControl:
     def take_stale(self) -> bool:
         """Who writes says so to the VM (``memory_written``)."""
         return False
+
+    def others_wait(self) -> bool:
+        """Those of a group share this one, and their thread."""
+        return False
+
+    def pass_turn(self) -> None:
+        """To nobody."""
 
     def wait(self, nanoseconds: int | None) -> None:
         """Not at all if it was woken since it last waited."""

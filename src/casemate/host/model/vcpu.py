@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.x86 import msr
-from casemate.address import Gpa
+from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import (
     DebugEvent,
@@ -20,7 +21,7 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
-from casemate.host.hypervisor import InterruptController, LocalApic
+from casemate.host.hypervisor import InterruptController, LocalApic, VcpuFacts
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
@@ -34,6 +35,8 @@ from casemate.host.model.cpu.hooks import (
     UNDEFINED,
     VECTOR_DB,
     EngineHooks,
+)
+from casemate.host.model.cpu.records import (
     InstructionDecider,
     PseudoException,
 )
@@ -50,12 +53,43 @@ _RFLAGS_IF = 1 << 9
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
+class Activity(Enum):
+    """What a vCPU does, or what it waits for."""
+
+    RUNS = "runs"
+    HALTED = "halted"
+    """By HLT, until an interrupt."""
+    STOPPED = "stopped"
+    """By HLT with interrupts off: NMI, INIT and a reset are left."""
+    WAITS = "waits"
+    """For a start-up IPI, as all but the first do after a reset."""
+    DESTROYED = "destroyed"
+    """By another vCPU of an SNP guest, which may create it again."""
+    HELD = "held"
+    """For the same, by its own request (AP reset hold of SEV-ES)."""
+
+
+class Group(Protocol):
+    """The vCPUs of one VM, which take turns (``casemate.host.model.vcpu_group``)."""
+
+    control: RunControl
+    runs_them: bool
+
+    def look_around(self) -> None:
+        """Something may have been sent to another vCPU."""
+
+    def memory_written(self) -> None:
+        """Code was written to: no vCPU may execute what it translated before."""
+
+
 class HostVisibility(NamedTuple):
     """What of a guest its host cannot see, and whether it may run yet."""
 
     memory: bool
     registers: bool
     may_run: Callable[[], bool]
+    resets: Callable[[], Sequence[int]]
+    """Where the save areas of a guest with protected state have its vCPUs start, as far as they were launched."""
 
 
 class ModelVcpu:
@@ -63,6 +97,7 @@ class ModelVcpu:
 
     def __init__(
         self,
+        number: int,
         engine: Engine,
         memory: PhysicalMemory,
         intercepts: AccessIntercepts,
@@ -72,20 +107,30 @@ class ModelVcpu:
         ghcb: GhcbServer | None = None,
         page_instructions: PageInstructions | None = None,
         control: RunControl | None = None,
+        group: Group | None = None,
     ) -> None:
+        self.number = number
         self.write_was_coalesced = False
+        # Without a local APIC whoever runs it knows when.
+        self._first_activity = Activity.WAITS if number and interrupts is not None else Activity.RUNS
+        self.activity = self._first_activity
         self._engine = engine
+        self._group = group
         self._memory = memory
         self._intercepts = intercepts
         self._interrupts = interrupts
         self._clock = clock
         self._visibility = visibility
-        self._ghcb = ghcb
+        self.ghcb = ghcb
         self._page_instructions = page_instructions
         self._exit: VmExit | None = None
-        self._control = control or ThreadControl()
-        self.is_halted = False
-        """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
+        self._control = control or (ThreadControl() if group is None else group.control)
+        self._release: Callable[[], None] = lambda: None
+        self._starts = 0 if number else 1
+        self._load: Callable[[Engine], str | None] | None = None
+        self._load_on_init: Callable[[Engine], str | None] | None = None
+        """Set the registers that another vCPU of an SNP guest made for it; what they return is why that cannot be."""
+        self._was_inited = self._may_pass_hold = self._was_started = False
         self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
         """Number and privilege level to what RAX gets."""
         self.patches_vmcall = False
@@ -100,15 +145,30 @@ class ModelVcpu:
         self._lapic = None if interrupts is None else interrupts.lapic
         if self._lapic is not None:
             self._share(self._lapic)
-        if interrupts is not None:
-            interrupts.on_deadline = self._timer_was_set
         engine.hooks.hook_exceptions(
             PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
         engine.hooks.answer_interrupts(self._acknowledge, self._poll)
+        self._ticker: threading.Thread | None = None
+        if group is not None and group.runs_them:
+            return
+        if interrupts is not None:
+            interrupts.on_deadline = self._timer_was_set
         clock.on_skip = engine.hooks.advance_tsc
         self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
+
+    def join(self, group: Group) -> None:
+        """There are others, which may send messages, and start this one."""
+        self._group = group
+        if self.ghcb is not None:
+            self.ghcb.hold = self._hold
+        if self._lapic is not None:
+            self._lapic.hear_messages(group.look_around if group.runs_them else self._be_wanted)
+
+    def _be_wanted(self) -> None:
+        self.kick()
+        self._control.wake()
 
     def _share(self, lapic: LocalApic) -> None:
         engine = self._engine
@@ -118,31 +178,139 @@ class ModelVcpu:
 
     def run(self) -> VmExit:
         """Execute until something happens that the bus cannot handle."""
-        if not self._visibility.may_run():
-            return KvmInternalError("KVM_RUN refused (modelled): the launch of this guest is not finished")
-        self._memory.map_holes()
+        if (refusal := self.refusal()) is not None:
+            return refusal
         while True:
             if self._control.stop_requested():
                 self._control.take_stop()
                 return Interrupted()
-            if self._lapic is not None and self._lapic.take_init():
-                self.is_halted = False
-                self._engine.init()
-            if self.is_halted:
-                self._exit = self._halt()
-                if self._exit is None:
-                    continue
-            if self._interrupts is not None and self._interrupts.pending():
-                self._engine.hooks.request_interrupt()
-            if self._exit is None:
-                if self._control.take_stale():
-                    self._engine.flush_translations()
-                error = self._execute()
-                self._engine.hooks.take_error()
-                self._after_execution(error)
-            if self._exit is not None:
-                vm_exit, self._exit = self._exit, None
+            if not self.is_ready():
+                if self.activity is Activity.HALTED and not self._takes_interrupts():
+                    return Hlt(interrupts_enabled=False)
+                self._wait()
+            elif (vm_exit := self.run_turn()) is not None:
                 return vm_exit
+            else:
+                self._control.pass_turn()
+
+    def refusal(self) -> KvmInternalError | None:
+        """Why the guest cannot be run yet, or None when all is ready for it."""
+        if not self._visibility.may_run():
+            return KvmInternalError("KVM_RUN refused (modelled): the launch of this guest is not finished")
+        self._memory.map_holes()
+        return None
+
+    def is_ready(self) -> bool:
+        """Take what was sent to the vCPU; whether it has something to execute."""
+        if self._lapic is not None and self._lapic.has_messages:
+            self._take_messages(self._lapic)
+        if self._load is not None:
+            self._begin_as_created(self._load)
+        if self.activity is Activity.HALTED and self._takes_interrupts() and self._is_interrupted():
+            self.activity = Activity.RUNS
+        if self.activity in (Activity.HALTED, Activity.STOPPED) and self._has_event():
+            self.activity = Activity.RUNS
+        return self.activity is Activity.RUNS
+
+    def wants_turn(self) -> bool:
+        """The same, as far as can be said without changing anything."""
+        has_messages = self._lapic is not None and self._lapic.has_messages
+        if self.activity is Activity.RUNS or has_messages or self._load is not None:
+            return True
+        return self.activity is Activity.HALTED and self.deadline() == 0
+
+    def deadline(self) -> int | None:
+        """Guest time of the next interrupt that it would take, 0 for now, None while none is known."""
+        return None if self._interrupts is None else self._interrupts.deadline()
+
+    def run_turn(self) -> VmExit | None:
+        """Execute until something happens, for one that ``is_ready``; None if the vCPU can be run again."""
+        if self._exit is None:  # else it could not begin
+            self._execute()
+        vm_exit, self._exit = self._exit, None
+        return vm_exit
+
+    @property
+    def is_halted(self) -> bool:
+        """It executed HLT, and nothing has woken it yet; it goes on waiting when it is run again."""
+        return self.activity is Activity.HALTED
+
+    @is_halted.setter
+    def is_halted(self, halted: bool) -> None:
+        self.activity = Activity.HALTED if halted else Activity.RUNS
+
+    def _takes_interrupts(self) -> bool:
+        return self._interrupts is not None and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
+
+    def _is_interrupted(self) -> bool:
+        return self._interrupts is not None and self._interrupts.pending()
+
+    def _take_messages(self, lapic: LocalApic) -> None:
+        """INIT and start-up (Intel SDM volume 3A, 9.4; of a guest with protected state Linux sev.c)."""
+        if lapic.take_init():
+            self._was_inited = True
+            self._load, self._load_on_init = self._load_on_init or self._load, None
+            if not self._visibility.registers:
+                self._engine.init()
+                self.activity = Activity.WAITS if self.number else Activity.RUNS
+        vector = lapic.take_startup()
+        if vector is None:
+            return
+        if self.activity is Activity.HELD:
+            self._starts += 1
+            self._release()
+            self.activity = Activity.RUNS
+        elif self.activity is Activity.WAITS:
+            self._start_up(vector)
+        elif self._visibility.registers and self._was_inited:
+            self._may_pass_hold = True  # it is on its way to the hold, and would sleep through its start
+        self._was_inited = False
+
+    def _start_up(self, vector: int) -> None:
+        self._starts += 1
+        if self._visibility.registers:
+            self._engine.start_at(self._visibility.resets()[self.number])
+        else:
+            self._engine.start_at(vector << 12, selector=vector << 8)
+        self.activity = Activity.RUNS
+
+    def _hold(self, release: Callable[[], None]) -> None:
+        """AP reset hold: call ``release`` at the start-up IPI, at once if it came already."""
+        if self._may_pass_hold:
+            self._may_pass_hold = False
+            release()
+            return
+        self._release, self.activity = release, Activity.HELD
+        self._engine.stop()
+
+    def create(self, load: Callable[[Engine], str | None], *, on_init: bool) -> None:
+        """Go on with the registers that ``load`` sets, or begin with them at the next INIT."""
+        if on_init:
+            self._load_on_init = load
+        else:
+            self._load = load
+            self._engine.stop()
+
+    def destroy(self) -> None:
+        """Execute nothing more until it is created again."""
+        self.activity, self._load = Activity.DESTROYED, None
+        self._engine.stop()
+
+    def _begin_as_created(self, load: Callable[[Engine], str | None]) -> None:
+        self._load, self.activity = None, Activity.RUNS
+        self._starts += 1
+        problem = load(self._engine)
+        if problem is not None:
+            self._end(f"vCPU {self.number}: {problem}")
+
+    def facts(self) -> VcpuFacts:
+        """What became of it."""
+        return VcpuFacts(self.activity.value, self._starts, dict(self.vmgexits().most_common()))
+
+    def vmgexits(self) -> Counter[str]:
+        """Requests that it made of its host, by exit code."""
+        served = Counter(self._engine.hooks.served())
+        return served if self.ghcb is None else self.ghcb.requests + served
 
     def vc_counts(self) -> Counter[int]:
         """#VCs that were raised, by exit code."""
@@ -159,7 +327,10 @@ class ModelVcpu:
 
     def reset(self) -> None:
         """The x86 reset state; translated code is forgotten."""
-        self.is_halted = False
+        self.activity = self._first_activity
+        self._starts += 0 if self.number else 1
+        self._was_inited = self._may_pass_hold = False
+        self._load = self._load_on_init = None
         self._engine.flush_translations()
         self._engine.reset()
 
@@ -190,26 +361,48 @@ class ModelVcpu:
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Translations of this range are stale: drop them all before the next block runs."""
         if self._engine.hooks.holds_code(gpa, size):
-            self._flush_wanted = True
-            self._engine.stop()
+            self.forget_translations()
+
+    def forget_translations(self) -> None:
+        """Execute nothing that was translated before, from the next block on."""
+        self._flush_wanted = True
+        self._engine.stop()
+
+    @property
+    def engine(self) -> Engine:
+        """The CPU itself, for who keeps its state (KVM_GET_REGS and its like)."""
+        return self._engine
+
+    def interrupt_turn(self) -> None:
+        """End its turn; from any thread."""
+        self._engine.stop()
+
+    def kick(self) -> None:
+        """Have it raise what is due; from any thread, and it may be lost."""
+        self._engine.hooks.kick()
 
     def close(self) -> None:
         """End the ticker."""
+        if self._ticker is None:
+            return
         self._closed = True
         self._executing.set()
         self._wake_ticker()
         self._ticker.join()
 
-    def _execute(self) -> int:
+    def _execute(self) -> None:
+        if self._is_interrupted():
+            self._engine.hooks.request_interrupt()
+        if self._flush_wanted or self._control.take_stale():
+            self._flush_wanted = False
+            self._engine.flush_translations()
         self._executing.set()
         error = self._engine.start(self._engine.read(registers.RIP))
         self._executing.clear()
-        return error
+        self._engine.hooks.take_error()
+        self._after_execution(error)
 
     def _after_execution(self, error: int) -> None:
-        if self._flush_wanted:
-            self._flush_wanted = False
-            self._engine.flush_translations()
         if self._intercepts.fault is not None:
             self._exit, self._intercepts.fault = self._intercepts.fault, None
         elif self._exit is not None:
@@ -227,25 +420,23 @@ class ModelVcpu:
                 f"the CPU model stopped: {self._engine.error_text(error)}", self.rip()
             )
         elif self._engine.hooks.halted:
-            self._exit = self._halt()
+            self._halt()
 
-    def _halt(self) -> VmExit | None:
-        interrupts = self._interrupts
+    def _halt(self) -> None:
         if self._has_event():
-            self.is_halted = False
-            return None
-        if interrupts is None or not self._engine.read(registers.RFLAGS) & _RFLAGS_IF:
-            return Hlt(interrupts_enabled=False)
-        self.is_halted = True
-        while not interrupts.pending() and not self._has_event():
-            if self._control.stop_requested():
-                return None
-            deadline = interrupts.deadline()
-            wait = None if deadline is None else self._clock.idle_until(deadline)
-            if wait != 0:
-                self._control.wait(wait)
-        self.is_halted = False
-        return None
+            return
+        if self._takes_interrupts():
+            self.activity = Activity.HALTED
+        elif self._group is None or self._interrupts is None:
+            self._exit = Hlt(interrupts_enabled=False)
+        else:
+            self.activity = Activity.STOPPED
+
+    def _wait(self) -> None:
+        deadline = self.deadline() if self.activity is Activity.HALTED else None
+        wait = None if deadline is None else self._clock.idle_until(deadline)
+        if wait != 0:
+            self._control.wait(wait)
 
     def _has_event(self) -> bool:
         return self._engine.hooks.nmi_requested or (self._lapic is not None and self._lapic.has_event)
@@ -260,7 +451,10 @@ class ModelVcpu:
 
     def _poll(self) -> int:
         try:
-            return self._interrupts is not None and self._interrupts.pending()
+            is_wanted = self._is_interrupted()
+            if self._group is not None:
+                self._group.look_around()
+            return is_wanted
         except BaseException as error:
             self._engine.hooks.fail(error)
             return False
@@ -274,7 +468,7 @@ class ModelVcpu:
     def _on_shared_access(self) -> None:
         try:
             assert self._page_instructions is not None
-            self._page_instructions.states.share_touched()
+            self._page_instructions.states.share_touched(self._engine.hooks.refused_gpa // PAGE_SIZE)
         except BaseException as error:
             self._engine.hooks.fail(error)
 
@@ -294,12 +488,14 @@ class ModelVcpu:
             if code.startswith(VMCALL):
                 self._engine.write_virtual(self._engine.instruction_address(), VMMCALL)
                 self._flush_wanted = True
+                if self._group is not None:
+                    self._group.memory_written()
             if self._visibility.registers:
                 return ExitCode.VMMCALL
             code = VMMCALL
             self._hypercall()
-        elif code == _VMGEXIT and self._ghcb is not None:
-            ended = self._ghcb.serve()
+        elif code == _VMGEXIT and self.ghcb is not None:
+            ended = self.ghcb.serve()
             text = None if ended is None else ended.text
         elif code in (PVALIDATE, RMPADJUST) and self._page_instructions is not None:
             if self._engine.privilege():
@@ -318,13 +514,13 @@ class ModelVcpu:
         engine.write(registers.RAX, result & mask)
 
     def _end(self, text: str) -> None:
-        self._exit = SevTermination(text, 0 if self._ghcb is None else self._ghcb.msr)
+        self._exit = SevTermination(text, 0 if self.ghcb is None else self.ghcb.msr)
         self._engine.stop()
 
     def _tick(self) -> None:
         while not self._closed:
             self._executing.wait()
-            if self._control.stop_requested():
+            if self._control.stop_requested() or self._control.others_wait():
                 self._engine.stop()
             wait = self._until_timer()
             if wait <= 0:

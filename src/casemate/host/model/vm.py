@@ -1,11 +1,11 @@
-"""A modelled virtual machine: physical memory and one CPU on a Unicorn engine (Linux api.rst of KVM)."""
+"""A modelled virtual machine: physical memory, and CPUs on an engine each (Linux api.rst of KVM)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from errno import EEXIST
-from typing import TYPE_CHECKING
+from errno import EEXIST, EINVAL
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kernel_eras import KernelEra
@@ -18,8 +18,8 @@ from casemate.address import Gpa, GuestRange, Hva
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus
-from casemate.host.model.cpu.cpuid import CpuidTable, SevCpuid
+from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, VcpuFacts, VcpuRunner
+from casemate.host.model.cpu.cpuid import CpuidOfMany, CpuidTable, SevCpuid
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.processor import Processor, default_cpu, everything, make_processor
@@ -27,13 +27,15 @@ from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.run_control import RunControl
-from casemate.host.model.sev.ghcb import GhcbServer
+from casemate.host.model.sev.ghcb import GhcbServer, JumpTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.ap_creation import ApCreation
 from casemate.host.model.snp.instructions import PageInstructions
 from casemate.host.model.snp.page_states import PageStates
 from casemate.host.model.snp.requests import SnpRequests
 from casemate.host.model.vcpu import HostVisibility, ModelVcpu
+from casemate.host.model.vcpu_group import CpuGroup, VcpuGroup
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
@@ -43,10 +45,14 @@ if TYPE_CHECKING:
     from casemate.host.model.snp.snp import ModelSnp
 
 
+MAX_VCPUS = 16
+
+
 def answer_capabilities(kind: GuestKind, vm_type: VmType, era: KernelEra) -> VmCapabilities:
     """What a VM for ``kind`` answers in ``era``."""
     protected = kind not in (GuestKind.PLAIN, GuestKind.SEV)
-    return VmCapabilities(era.answers_readonly_memory(vm_type), has_protected_state=protected)
+    readonly = era.answers_readonly_memory(vm_type)
+    return VmCapabilities(readonly, has_protected_state=protected, max_vcpus=MAX_VCPUS)
 
 
 class ModelVm:
@@ -68,24 +74,18 @@ class ModelVm:
         self.capabilities = answer_capabilities(kind, setup.vm_type, era)
         protected = self.capabilities.has_protected_state
         encrypted = kind.is_confidential
-        processor = everything() if cpuid else make_processor(cpu or default_cpu(kind))
-        self.msrs = _registers(kind, setup, processor)
+        self._kind, self._setup, self._era, self._raises_vc = kind, setup, era, raises_vc
+        self._processor = processor = everything() if cpuid else make_processor(cpu or default_cpu(kind))
         self._clock = clock
-        readonly_slot = era.protected_write_to_readonly_slot if protected else era.open_write_to_readonly_slot
-        self._engine = Engine(self.msrs, processor)
         self._slots = SlotTable()
-        self._intercepts = AccessIntercepts(
-            self._engine,
-            self._slots,
-            readonly_slot,
-            era.write_to_readonly_mapping,
-            protected=protected,
-            encrypted=encrypted,
-        )
+        self._first = self._make_cpu(0)
+        self.msrs = self._first.msrs
+        """The first vCPU's."""
+        self._cpus = [self._first]
         takes_readonly = era.takes_readonly_slot(setup.vm_type)
         self._memory = PhysicalMemory(
-            self._engine,
-            self._intercepts,
+            self._first.engine,
+            self._first.intercepts,
             self._slots,
             takes_readonly=takes_readonly,
             address_bits=processor.address_bits,
@@ -93,16 +93,11 @@ class ModelVm:
             separate=kind is GuestKind.SNP,
             mmio_faults=protected and raises_vc,
         )
-        if not encrypted:
-            self._intercepts.judge = WriteJudge(self._engine, self._slots)
-            self._intercepts.port_input = PortInput(self._engine, self._slots, self.memory_written)
         self._cpuid = cpuid or (SevCpuid(processor, sev_es=protected) if encrypted else processor)
-        if protected and raises_vc:
-            self._engine.hooks.raise_vc(dr7=not setup.vmsa_features & SevFeatures.DEBUG_SWAP)
-        self._engine.hooks.answer_cpuid(self._cpuid.answer)
-        self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run)
-        self._vcpu: ModelVcpu | None = None
-        self._ghcb: GhcbServer | None = None
+        self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run, self._starts)
+        self._vcpus: list[ModelVcpu] = []
+        self._group: CpuGroup | None = None
+        self._jump_table = JumpTable()
         self.secure_processor: ModelSev | None = None
         self.snp_processor: ModelSnp | None = None
         self._page_states: PageStates | None = None
@@ -124,12 +119,38 @@ class ModelVm:
         from casemate.host.model.snp.snp import ASID, ModelSnp
 
         self.snp_processor = ModelSnp(setup, self._memory.fill, self._cpuid)
-        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._engine.hooks.check_pages())
+        self._rights = self._first.engine.hooks.check_pages()
+        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._rights)
+        features = setup.vmsa_features | SevFeatures.SNP_ACTIVE
+        self._aps = ApCreation(self._vcpus, self._page_states, features, self._memory.read_private)
+
+    def _make_cpu(self, number: int) -> _Cpu:
+        era, protected = self._era, self.capabilities.has_protected_state
+        msrs = _registers(self._kind, self._setup, self._processor, is_bsp=not number)
+        engine = Engine(msrs, self._processor)
+        intercepts = AccessIntercepts(
+            engine,
+            self._slots,
+            era.protected_write_to_readonly_slot if protected else era.open_write_to_readonly_slot,
+            era.write_to_readonly_mapping,
+            protected=protected,
+            encrypted=self._kind.is_confidential,
+        )
+        if not self._kind.is_confidential:
+            intercepts.judge = WriteJudge(engine, self._slots)
+            intercepts.port_input = PortInput(engine, self._slots, self.memory_written)
+        if protected and self._raises_vc:
+            engine.hooks.raise_vc(dr7=not self._setup.vmsa_features & SevFeatures.DEBUG_SWAP)
+        return _Cpu(engine, intercepts, msrs)
 
     @property
     def page_states(self) -> PageStates | None:
         """Of an SNP guest's pages."""
         return self._page_states
+
+    def _starts(self) -> list[int]:
+        launched = self.snp_processor or self.secure_processor
+        return [] if launched is None else launched.starts
 
     def _may_run(self) -> bool:
         if self.snp_processor is not None:
@@ -156,7 +177,7 @@ class ModelVm:
 
     def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
         """Note further programs in the hooks, and tell of them in one go."""
-        self._intercepts.answer_programs(where, take)
+        self._cpus[self._executing].intercepts.answer_programs(where, take)
 
     def deliver_coalesced(self) -> None:
         """Nothing to do: none waits."""
@@ -169,8 +190,12 @@ class ModelVm:
 
     def memory_written(self, gpa: Gpa, size: int) -> None:
         """Drop code translated from this range."""
-        if self._vcpu:
-            self._vcpu.memory_written(gpa, size)
+        for vcpu in self._vcpus:
+            vcpu.memory_written(gpa, size)
+
+    @property
+    def _executing(self) -> int:
+        return self._group.number if isinstance(self._group, VcpuGroup) else 0
 
     def create_vcpu(
         self,
@@ -181,59 +206,132 @@ class ModelVm:
         count: int = 1,
         control: RunControl | None = None,
     ) -> ModelVcpu:
-        """The VM's only vCPU; ``control`` ends its runs. Raises HostError EEXIST for a second one."""
-        if self._vcpu:
-            raise HostError("KVM_CREATE_VCPU (modelled)", EEXIST, "the modelled host has one vCPU per VM")
-        self._intercepts.bus = bus
-        snp = instructions = None
-        if self._page_states is not None and self.snp_processor is not None:
-            snp = SnpRequests(self._slots, self._page_states, self.snp_processor.psp)
-            instructions = PageInstructions(self._engine, self._page_states)
-        if isinstance(self.msrs, SevMsrs) and self.capabilities.has_protected_state:
-            self._ghcb = GhcbServer(self._slots, self.msrs, self._cpuid, bus, snp)
-            self._engine.hooks.serve_ghcb()
-        self._vcpu = ModelVcpu(
-            self._engine,
-            self._memory,
-            self._intercepts,
-            interrupts,
-            self._clock,
-            self._visibility,
-            self._ghcb,
-            instructions,
-            control,
-        )
-        return self._vcpu
+        """One more vCPU, in the order of their numbers; ``control`` ends its runs. Raises HostError."""
+        if count > 1 and self._group is None:
+            self._group = VcpuGroup(self._clock, interrupts)
+        cpuid = self._cpuid if count == 1 else CpuidOfMany(self._cpuid, number, count)
+        return self._add_vcpu(bus, interrupts, number, cpuid, control)
+
+    def create_vcpu_alone(
+        self,
+        bus: IoBus,
+        interrupts: InterruptController | None,
+        number: int,
+        cpuid: CpuidTable,
+        control: RunControl,
+    ) -> ModelVcpu:
+        """One that a thread of its own runs, of which one executes at a time: ``control`` sees to that."""
+        if number and self._group is None:
+            self._group = CpuGroup()
+            first = self._vcpus[0]
+            self._group.add(first, first.engine.hooks)
+            first.join(self._group)
+        return self._add_vcpu(bus, interrupts, number, cpuid, control)
 
     @property
-    def engine(self) -> Engine:
-        """The CPU itself, for who keeps its state (KVM_GET_REGS and its like)."""
-        return self._engine
+    def others_wait_at(self) -> int:
+        """Where the engines of several vCPUs look whether another one waits; 0 where there is one."""
+        return 0 if self._group is None else self._group.others_wait_at
+
+    def _add_vcpu(
+        self,
+        bus: IoBus,
+        interrupts: InterruptController | None,
+        number: int,
+        cpuid: CpuidTable,
+        control: RunControl | None,
+    ) -> ModelVcpu:
+        if number != len(self._vcpus) or number >= MAX_VCPUS:
+            made = f"vCPU {number} behind {len(self._vcpus)}; there are {MAX_VCPUS} at most"
+            raise HostError(
+                "KVM_CREATE_VCPU (modelled)", EEXIST if number < len(self._vcpus) else EINVAL, made
+            )
+        cpu = self._first if not number else self._add_cpu(number)
+        cpu.intercepts.bus = bus
+        cpu.engine.hooks.answer_cpuid(cpuid.answer)
+        snp = instructions = ghcb = None
+        if self._page_states is not None and self.snp_processor is not None:
+            hooks = cpu.engine.hooks
+            snp = SnpRequests(
+                self._slots, self._page_states, self.snp_processor.psp, self._aps, lambda: hooks.refused_gpa
+            )
+            instructions = PageInstructions(cpu.engine, self._page_states)
+        if isinstance(cpu.msrs, SevMsrs) and self.capabilities.has_protected_state:
+            ghcb = GhcbServer(self._slots, cpu.msrs, cpuid, bus, self._jump_table, snp)
+            cpu.engine.hooks.serve_ghcb()
+        vcpu = ModelVcpu(
+            number,
+            cpu.engine,
+            self._memory,
+            cpu.intercepts,
+            None if interrupts is None else interrupts.of(number) if number else interrupts,
+            self._clock,
+            self._visibility,
+            ghcb,
+            instructions,
+            control,
+            self._group,
+        )
+        self._vcpus.append(vcpu)
+        if self._group is not None:
+            self._group.add(vcpu, cpu.engine.hooks)
+            vcpu.join(self._group)
+        return vcpu
+
+    def _add_cpu(self, number: int) -> _Cpu:
+        cpu = self._make_cpu(number)
+        self._cpus.append(cpu)
+        self._memory.add_cpu(cpu.engine, cpu.intercepts)
+        if self._page_states is not None:
+            cpu.engine.hooks.share_pages(self._first.engine.hooks, self._rights)
+        return cpu
+
+    def vcpu_facts(self) -> list[VcpuFacts]:
+        """Of each."""
+        return [vcpu.facts() for vcpu in self._vcpus]
+
+    def runners(self) -> list[VcpuRunner]:
+        """Several vCPUs take turns on one thread."""
+        return [self._group] if isinstance(self._group, VcpuGroup) else [*self._vcpus]
 
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""
         views = {"pages": self._memory.count_views()} if self.secure_processor is not None else {}
         if self._page_states is not None:
             views = {"pages": self._page_states.count_views(), "page_states": dict(self._page_states.counts)}
-        if self._ghcb is None or self._vcpu is None:
+        if not any(vcpu.ghcb for vcpu in self._vcpus):
             return views
-        raised = {f"{code:#x}": count for code, count in self._vcpu.vc_counts().most_common()}
-        requests = self._ghcb.requests + Counter(self._engine.hooks.served())
-        return {"vmgexits": dict(requests.most_common()), "vc": raised} | views
+        raised, requests = Counter[int](), Counter[str]()
+        for vcpu in self._vcpus:
+            raised += vcpu.vc_counts()
+            requests += vcpu.vmgexits()
+        by_code = {f"{code:#x}": count for code, count in raised.most_common()}
+        return {"vmgexits": dict(requests.most_common()), "vc": by_code} | views
 
     def close(self) -> None:
-        """Give the engine back."""
-        if self._vcpu:
-            self._vcpu.close()
-        self._engine.close()
+        """Give the engines back."""
+        if self._group is not None:
+            self._group.close()
+        for vcpu in self._vcpus:
+            vcpu.close()
+        for cpu in self._cpus:
+            cpu.engine.close()
         self._memory.close()
 
 
-def _registers(kind: GuestKind, setup: SevSetup, processor: Processor) -> ModelSpecificRegisters:
+class _Cpu(NamedTuple):
+    engine: Engine
+    intercepts: AccessIntercepts
+    msrs: ModelSpecificRegisters
+
+
+def _registers(
+    kind: GuestKind, setup: SevSetup, processor: Processor, *, is_bsp: bool
+) -> ModelSpecificRegisters:
     if not kind.is_confidential:
-        return ModelSpecificRegisters(processor.features)
+        return ModelSpecificRegisters(processor.features, is_bsp=is_bsp)
     status = STATUS_SEV
     if kind is not GuestKind.SEV:
         status |= STATUS_SEV_ES | (STATUS_SNP if kind is GuestKind.SNP else 0)
         status |= STATUS_DEBUG_SWAP if setup.vmsa_features & SevFeatures.DEBUG_SWAP else 0
-    return SevMsrs(status, sev_es=kind is not GuestKind.SEV)
+    return SevMsrs(status, sev_es=kind is not GuestKind.SEV, is_bsp=is_bsp)

@@ -101,6 +101,16 @@ void h_helper_into(void *env, int length) {
     TAIL e_helper_into(env, length);
 }
 
+/* Who spins may wait for a CPU that waits for its turn. */
+void h_helper_pause(void *env, int length) {
+    struct cpu *c = cpu_of_env(env);
+    if (c && c->group && c->group->others_wait) {
+        c->group->pauses++;
+        stop_engine(c);
+    }
+    TAIL e_helper_pause(env, length);
+}
+
 /* SMSW to a register of 32 bits, outside of 64-bit code: the engine writes 16 of them. RIP is on it. */
 void execute_here(struct cpu *c) {
     void *env = (void *)c->env;

@@ -65,6 +65,16 @@ struct flash {
 /* VMGEXITs that were served without Python, by kind. */
 enum { SERVED_IOIO, SERVED_CPUID, SERVED_MSR, SERVED_MMIO_READ, SERVED_MMIO_WRITE, SERVED_MSR_CPUID, SERVED_KINDS = 8 };
 
+/* What the CPUs of one guest tell each other, of which one executes at a time (tlb.c). */
+enum { NOTED = 4096 };
+struct group {
+    u64 fetched;        /* pages that code was fetched from for the first time */
+    u64 written;        /* stores to pages with code, and the host's addresses of the last of these pages */
+    u64 others_wait;    /* another CPU could execute: PAUSE ends a turn */
+    u64 pauses;         /* turns that it ended */
+    u64 pages[NOTED];
+};
+
 struct cpu {
     u64 cpu, env;       /* the engine's CPUState and CPUX86State */
     struct cpu *next;   /* of the same cell */
@@ -87,6 +97,9 @@ struct cpu {
     u64 aborted;        /* the engine gave up while the guest executed: its state is not to be trusted */
     u64 undone;         /* translations that were given up */
     u64 fetched;        /* pages that code was fetched from for the first time */
+    struct group *group; /* or 0 where the guest has one CPU */
+    u64 fetched_known, written_known; /* what of it is in this CPU's TLB and translations */
+    u64 page_noted;     /* the page that was noted last, in this turn */
 
     /* A delivery under way (delivery.c). */
     u32 delivering;     /* 1 more than its vector */
@@ -217,6 +230,7 @@ HIDDEN int rdmsr_of_apic(struct cpu *c, uintptr_t caller);
 HIDDEN int wrmsr_of_apic(struct cpu *c, uintptr_t caller);
 HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused);
 HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
+HIDDEN void begin_turn(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
 HIDDEN void end_block(struct cpu *c);
 HIDDEN void end_block_at_site(struct cpu *c, u64 pc);

@@ -127,6 +127,9 @@ typedef uint8_t u8;
     X(tcg_tb_lookup, void *, (void *context, uintptr_t ra)) \
     X(tb_phys_invalidate, void, (void *context, void *block, i64 page)) \
     X(tlb_flush, void, (void *cpu)) \
+    X(tb_invalidate_phys_range, void, (void *uc, u64 start, u64 end)) \
+    X(qemu_ram_addr_from_host, u64, (void *uc, void *host)) \
+    X(qemu_map_ram_ptr, void *, (void *uc, void *block, u64 address)) \
     X(helper_read_eflags, u64, (void *env)) \
     X(helper_write_eflags, void, (void *env, u64 value, u32 mask)) \
     X(x86_cpu_do_interrupt, void, (void *cpu)) \
@@ -144,6 +147,7 @@ typedef uint8_t u8;
     X(tlb_set_page_with_attrs, void, (void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size)) \
     X(tlb_set_dirty, void, (void *cpu, u64 va)) \
     X(tlb_reset_dirty_by_vaddr, void, (void *cpu, u64 start, u64 length)) \
+    X(tb_invalidate_phys_page_fast, void, (void *uc, void *pages, u64 start, int length, uintptr_t ra)) \
     X(x86_ldl_phys, u32, (void *cpu, u64 address)) \
     X(x86_ldq_phys, u64, (void *cpu, u64 address)) \
     X(x86_stl_phys_notdirty, void, (void *cpu, u64 address, u32 value)) \
@@ -171,6 +175,7 @@ typedef uint8_t u8;
     X(helper_iret_real, void, (void *env, int shift)) \
     X(helper_raise_interrupt, void, (void *env, int vector, int length)) \
     X(helper_into, void, (void *env, int length)) \
+    X(helper_pause, void, (void *env, int length)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

@@ -19,8 +19,8 @@ static void put(u8 *page, u32 field, u64 value) {
 
 /* Success, with no field valid but those that follow. */
 static int answered(struct cpu *c, u8 *page, int kind) {
-    AT(u64, page, INFO1) = AT(u64, page, INFO2) = 0;
     AT(u64, page, VALID) = AT(u64, page, VALID + 8) = 0;
+    put(page, INFO1, 0), put(page, INFO2, 0);
     c->served[kind]++;
     return 1;
 }

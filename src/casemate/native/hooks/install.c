@@ -64,6 +64,7 @@ EXPORT void hooks_detach(struct cpu *c) {
 }
 
 EXPORT u64 hooks_cpu_size(void) { return sizeof(struct cpu); }
+EXPORT u64 hooks_group_size(void) { return sizeof(struct group); }
 EXPORT u64 hooks_msrs_size(void) { return sizeof(struct msrs); }
 EXPORT const char *hooks_sources(void) { return SOURCES; }
 

@@ -90,13 +90,21 @@ static int accept_fixed(struct lapic *l, u32 vector, int is_level) {
     return 1;
 }
 
-/* A message for this APIC; nonzero if it was taken. SMIs have nowhere to go, start-up is for a CPU that waits for it. */
+/* A message for this APIC; nonzero if it was taken. SMIs have nowhere to go. Whether the CPU waits for a start-up is known to
+   who runs it. */
 FOR_PYTHON int lapic_accept(struct lapic *l, u32 mode, u32 vector, int is_level) {
     if (!lapic_is_on(l)) return 0;
     switch (mode) {
     case FIXED: case LOWEST_PRIORITY: return accept_fixed(l, vector & 0xff, is_level);
     case NMI: set(&l->events, EVENT_NMI); return 1;
-    case INIT: set(&l->events, EVENT_INIT); return 1;
+    case INIT:
+        clear(&l->events, EVENT_STARTUP); /* what comes before it is lost, what comes behind it starts the CPU */
+        set(&l->events, EVENT_INIT);
+        return 1;
+    case STARTUP:
+        l->startup_vector = vector & 0xff;
+        set(&l->events, EVENT_STARTUP);
+        return 1;
     }
     return 0;
 }
@@ -121,6 +129,29 @@ FOR_PYTHON int lapic_is_destination(const struct lapic *l, u32 destination, int 
     return (mine >> 4 == destination >> 4 || destination >> 4 == 0xf) && mine & destination & 0xf;
 }
 
+static int deliver_to(struct lapic *l, u32 mode, u32 vector, int is_level) {
+    int is_taken = lapic_accept(l, mode, vector, is_level);
+    if (is_taken && l->on_message) l->on_message();
+    return is_taken;
+}
+
+/* A message on the bus of all APICs, of which `l` is one; nonzero if one took it. Lowest priority goes to the first of those
+   that have the lowest. */
+FOR_PYTHON int lapic_deliver(struct lapic *l, u32 mode, u32 vector, int is_level, u32 destination, int is_logical, int is_wide) {
+    struct lapic *each = l, *lowest = 0;
+    int is_taken = 0;
+    do {
+        if (lapic_is_destination(each, destination, is_logical, is_wide)) {
+            if (mode != LOWEST_PRIORITY) is_taken |= deliver_to(each, mode, vector, is_level);
+            else if (is_enabled(each) && (!lowest || priority(each) < priority(lowest))) lowest = each;
+        }
+        each = each->next;
+    } while (each != l);
+    return lowest ? deliver_to(lowest, mode, vector, is_level) : is_taken;
+}
+
+enum { TO_DESTINATION, TO_SELF, TO_ALL, TO_OTHERS }; /* shorthands */
+
 static void send(struct lapic *l, u32 command, u32 destination) {
     u32 mode = command >> MODE_SHIFT & 7, vector = command & 0xff, shorthand = command >> 18 & 3;
     if (mode <= LOWEST_PRIORITY && vector < FIRST_LEGAL_VECTOR) {
@@ -128,9 +159,12 @@ static void send(struct lapic *l, u32 command, u32 destination) {
         return;
     }
     if (mode == INIT && command & ICR_LEVEL && !(command & ICR_ASSERT)) return; /* only synchronizes arbitration */
-    int is_for_me = shorthand == 1 || shorthand == 2;
-    if (!shorthand) is_for_me = lapic_is_destination(l, destination, !!(command & ICR_LOGICAL), is_x2apic(l));
-    if (is_for_me) lapic_accept(l, mode, vector, 0);
+    if (shorthand == TO_DESTINATION) {
+        lapic_deliver(l, mode, vector, 0, destination, !!(command & ICR_LOGICAL), is_x2apic(l));
+        return;
+    }
+    if (shorthand != TO_OTHERS) lapic_accept(l, mode, vector, 0);
+    for (struct lapic *each = l->next; shorthand != TO_SELF && each != l; each = each->next) deliver_to(each, mode, vector, 0);
 }
 
 static void end_of_interrupt(struct lapic *l) {
@@ -256,7 +290,7 @@ static void begin(struct lapic *l) {
     *reg(l, APIC_DFR) = ~0u;
     *reg(l, APIC_SVR) = 0xff;
     mask_all(l);
-    *reg(l, APIC_LVT_LINT0) = EXT_INT << MODE_SHIFT; /* as KVM has it, for who never sets the APIC up */
+    if (!l->id) *reg(l, APIC_LVT_LINT0) = EXT_INT << MODE_SHIFT; /* as KVM has it, for who never sets the APIC up */
     l->errors = 0, l->deadline = 0;
     if (is_x2apic(l)) enter_x2apic(l);
 }

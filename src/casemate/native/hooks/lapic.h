@@ -15,7 +15,7 @@ enum {
 
 /* What an APIC offers, and what waits for the CPU beside interrupts. */
 enum { HAS_X2APIC = 1, HAS_DEADLINE = 2, SUPPRESSES_EOI = 4 };
-enum { EVENT_NMI = 1, EVENT_INIT = 2 };
+enum { EVENT_NMI = 1, EVENT_INIT = 2, EVENT_STARTUP = 4 };
 
 enum { MSR_APIC_BASE = 0x1b, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC = 0x800, MSR_X2APIC_END = 0x900 };
 
@@ -33,11 +33,15 @@ struct lapic {
     u32 events;
     u32 ext_int;            /* the 8259's INT */
     u32 ext_int_passed;     /* an input of the I/O APIC passes it on, whatever LINT0 says */
+    u32 startup_vector;     /* of EVENT_STARTUP: the page that the CPU is to start at */
+    u32 unused;
+    struct lapic *next;     /* those of a guest are a ring */
 
     /* Python */
     u32 (*read_timer)(void);                   /* raise what is due; the current count */
     void (*write_timer)(u32 which, u64 value); /* an offset in the page, or MSR_TSC_DEADLINE */
     void (*on_eoi)(u32 vector);                /* of a level-triggered interrupt */
+    void (*on_message)(void);                  /* another CPU, or a device, has sent something; or 0 */
 };
 
 #define WITHIN __attribute__((visibility("hidden")))

@@ -40,6 +40,7 @@ void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, i
             if (c->fill_kind == FETCH) {
                 *mark = 1;
                 c->fetched++;
+                if (c->group) c->group->fetched++, c->fetched_known++;
                 e_tlb_flush(cpu); /* no entry made before may let a store go unseen */
             } else {
                 prot &= ~EXECUTABLE;
@@ -59,6 +60,42 @@ static char *victim_entry(void *cpu, int mode, int number) {
 
 static int is_code(struct cpu *c, char *entry, u64 va) {
     return (AT(u64, entry, ENTRY_WRITE) & -(u64)PAGE) == (va & -(u64)PAGE) && *code_mark(c, AT(u64, entry, ENTRY_PHYSICAL));
+}
+
+/* Several CPUs over the same memory take turns. Each has translations and a TLB of its own, and the mark of a page says whether
+   any of them fetched from it. So before its turn a CPU forgets what others wrote over meanwhile, and, if a page was fetched
+   from for the first time, its TLB, which may let stores to that page go unseen. */
+
+/* `start` is in the engine's own numbers, which others have others for: they are told the host's address. */
+static void note_write(struct cpu *c, u64 start) {
+    u64 page = start & -(u64)PAGE;
+    struct group *g = c->group;
+    if (!g || page == c->page_noted) return;
+    c->page_noted = page;
+    if (c->written_known == g->written) c->written_known++; /* its own translations are dropped already */
+    g->pages[g->written++ % NOTED] = (u64)e_qemu_map_ram_ptr(AT(void *, c->cpu, CPU_UC), 0, page);
+}
+
+/* The engine calls it for each slow store. */
+void h_tb_invalidate_phys_page_fast(void *uc, void *pages, u64 start, int length, uintptr_t ra) {
+    struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
+    if (c) note_write(c, start);
+    e_tb_invalidate_phys_page_fast(uc, pages, start, length, ra);
+}
+
+static void forget_page(struct cpu *c, u64 host) {
+    void *uc = AT(void *, c->cpu, CPU_UC);
+    u64 start = e_qemu_ram_addr_from_host(uc, (void *)host);
+    if (start != ~0ull) e_tb_invalidate_phys_range(uc, start, start + PAGE);
+}
+
+void begin_turn(struct cpu *c) {
+    struct group *g = c->group;
+    if (!g) return;
+    c->page_noted = ~0ull;
+    if (g->written - c->written_known > NOTED) e_tb_flush((void *)c->cpu), c->written_known = g->written;
+    while (c->written_known != g->written) forget_page(c, g->pages[c->written_known++ % NOTED]);
+    if (c->fetched_known != g->fetched) e_tlb_flush((void *)c->cpu), c->fetched_known = g->fetched;
 }
 
 /* After a slow store through an entry without the right to execute the engine makes it fast. If code was fetched from

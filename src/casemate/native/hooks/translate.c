@@ -246,6 +246,7 @@ void stop_engine(struct cpu *c) { emu_stop(AT(void *, c->cpu, CPU_UC)); }
 EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     struct cpu *outer = executing;
     executing = c;
+    begin_turn(c);
     look_for_interrupts(c);
     int error = emu_start(uc, rip, 0, 0, 0);
     executing = outer;

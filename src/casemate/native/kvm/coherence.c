@@ -39,6 +39,15 @@ static void forget_seen(struct vcpu *v) {
     v->must_protect = 1;
 }
 
+/* Whether a thread is in KVM_RUN of a vCPU of the same VM. */
+static int executes_guest(struct vcpu *v, u32 thread) {
+    for (int i = 0; i < VCPUS; i++) {
+        struct vcpu *each = vcpus[i];
+        if (each && each->inside == v->inside && each->in_run && each->thread == thread) return 1;
+    }
+    return 0;
+}
+
 /* The guest's own stores are the CPU model's business; its page only has to be protected anew. */
 static void note_write(u64 address, u32 thread) {
     for (int i = 0; i < VCPUS; i++) {
@@ -50,7 +59,7 @@ static void note_write(u64 address, u32 thread) {
             if (address < c->host || page >= c->pages || !c->seen[page]) continue;
             c->seen[page] = 0;
             v->must_protect = 1;
-            if (!v->in_run || v->thread != thread) __atomic_add_fetch(&v->writes, 1, __ATOMIC_SEQ_CST);
+            if (!executes_guest(v, thread)) __atomic_add_fetch(&v->writes, 1, __ATOMIC_SEQ_CST);
         }
     }
 }

@@ -39,6 +39,10 @@ struct inside {
     struct range mmio[RANGES];
     u64 zone_count;
     struct zone { u64 start, end, is_pio; } zones[ZONES]; /* whose writes are coalesced */
+
+    /* vCPUs in KVM_RUN execute one at a time, in the order in which they come (vcpu.c). */
+    volatile u32 tickets, turn; /* of who came last, and whose turn it is */
+    u64 *others_wait;           /* for the engines: whether another vCPU waits for its turn; or 0 where there is one */
 };
 
 /* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */
@@ -85,6 +89,7 @@ struct vcpu {
     volatile u32 attention;  /* Python has something to tell the monitor */
     u32 queued;              /* KVM_INTERRUPT gave a vector that the guest did not take yet */
     u64 *eflags;             /* of the engine, where controllers are in the monitor; else 0 */
+    u32 ticket, has_turn;
     int64_t result;
 
     /* Code that was translated (coherence.c) */

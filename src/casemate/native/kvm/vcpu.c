@@ -44,6 +44,39 @@ static void sleep_on(volatile u32 *word, u32 value) {
 
 static void wake_from(volatile u32 *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, 0, 0, 0); }
 
+/* ---- turns: of the vCPUs of a VM that are in KVM_RUN one executes, for an engine's locked instructions are not atomic for
+   another one. Who comes to execute takes a ticket, and waits until its number is due. ---- */
+
+static void tell_engines(struct inside *i) {
+    if (i->others_wait) *i->others_wait = (u32)(i->tickets - i->turn) > 1;
+}
+
+static void take_turn(struct vcpu *v) {
+    struct inside *i = v->inside;
+    v->ticket = __atomic_fetch_add(&i->tickets, 1, __ATOMIC_SEQ_CST);
+    for (u32 turn; (turn = __atomic_load_n(&i->turn, __ATOMIC_SEQ_CST)) != v->ticket;) {
+        tell_engines(i);
+        syscall(SYS_futex, &i->turn, FUTEX_WAIT_BITSET, turn, 0, 0, 1u << (v->ticket & 31));
+    }
+    v->has_turn = 1;
+    tell_engines(i);
+}
+
+static void end_turn(struct vcpu *v) {
+    struct inside *i = v->inside;
+    if (!v->has_turn) return;
+    v->has_turn = 0;
+    u32 next = __atomic_add_fetch(&i->turn, 1, __ATOMIC_SEQ_CST);
+    if (next != __atomic_load_n(&i->tickets, __ATOMIC_SEQ_CST)) syscall(SYS_futex, &i->turn, FUTEX_WAKE_BITSET, INT32_MAX, 0, 0, 1u << (next & 31));
+}
+
+/* Let those who wait execute first. */
+EXPORT void kvm_pass_turn(struct vcpu *v) {
+    if (v->inside->tickets - v->inside->turn <= 1) return;
+    end_turn(v);
+    take_turn(v);
+}
+
 /* No instruction of the guest is executed from the return of this on until kvm_release. */
 EXPORT void kvm_hold(struct vcpu *v) {
     __atomic_store_n(&v->held, 1, __ATOMIC_SEQ_CST);
@@ -61,10 +94,12 @@ EXPORT void kvm_release(struct vcpu *v) {
 
 /* Between two runs of the engine. */
 EXPORT void kvm_park(struct vcpu *v) {
+    end_turn(v);
     v->parked = 1;
     wake_from(&v->held);
     while (v->held) sleep_on(&v->held, 1);
     v->parked = 0;
+    take_turn(v);
 }
 
 static void enter_run(struct vcpu *v) {
@@ -129,6 +164,7 @@ static void leave(struct vcpu *v, long result) {
     v->result = result;
     show_readiness(v);
     note_code(v);
+    end_turn(v);
     v->in_run = 0;
     if (v->held) wake_from(&v->held);
     switch_stack(&v->here, v->caller);
@@ -289,9 +325,11 @@ EXPORT void kvm_write_mmio(u64 gpa, u32 size, u64 value) {
 EXPORT void kvm_wait(struct vcpu *v, int64_t nanoseconds) {
     struct pollfd wake = {v->wake_fd, POLLIN, 0};
     struct timespec limit = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    end_turn(v);
     ppoll(&wake, 1, &limit, 0);
     u64 count;
-    if (read(v->wake_fd, &count, sizeof count) < 0) return;
+    if (read(v->wake_fd, &count, sizeof count) < 0) count = 0;
+    take_turn(v);
 }
 
 EXPORT void kvm_wake(struct vcpu *v) {
@@ -331,6 +369,7 @@ EXPORT void kvm_complete(struct vcpu *v) {
     struct vcpu *before = current_vcpu;
     current_vcpu = v;
     enter_run(v);
+    take_turn(v);
     v->completing = v->abandoned = 1;
     enter(v);
     v->in_run = 0;
@@ -351,6 +390,7 @@ static int run(struct vcpu *v) {
     if (v->run[1]) v->stop_wanted = 1;
     if (v->eflags && v->run[RUN_WINDOW_WANTED] && v->in_access) v->stop_engine(v->engine);
     if (!v->started) start(v);
+    take_turn(v);
     enter(v);
     v->in_run = 0;
     if (v->has_mask) sigprocmask(SIG_SETMASK, &before, 0);

@@ -25,6 +25,12 @@ ADDRESS_SIZES = 0x80000008
 ENCRYPTION = 0x8000001F
 _SEV, _SEV_ES = 1 << 1, 1 << 3
 _REDUCED_BITS = 1
+_HTT, _CMP_LEGACY = 1 << 28, 1 << 1
+"""Of leaf 1, EDX, and of AMD's leaf 0x80000001, ECX: there are several processors, none of them a thread."""
+_LEVELS = 1, 2
+"""Types of the levels of leaf 0xB: threads, cores."""
+_SHARED_CACHE = 3
+"""The level of the cache that all processors share."""
 _ENV_VENDOR, _ENV_VERSION, _ENV_FEATURES = 0x15F0, 0x15FC, 0x1600
 """``cpuid_vendor1``, ``cpuid_version`` and ``features``, as loaded by ``cpu_x86_cpuid`` of Unicorn 2.1.4."""
 
@@ -81,6 +87,42 @@ class SevCpuid:
             return self._encryption
         native = self._processor.answer(leaf, index)
         return native._replace(eax=max(native.eax, ENCRYPTION)) if leaf == MAX_EXTENDED else native
+
+
+class CpuidOfMany:
+    """What one of ``count`` processors is told: ``table``, and which one it is. Each is a core of one package.
+
+    Source: AMD APM volume 3, appendix E.4; Intel SDM volume 2, CPUID. A power of two of APIC IDs is set aside.
+    """
+
+    def __init__(self, table: CpuidTable, number: int, count: int) -> None:
+        self._table = table
+        self._number = number
+        self._count = count
+        self._bits = (count - 1).bit_length()
+
+    def answer(self, leaf: int, index: int) -> Leaf:
+        """The leaf as this processor's guest shall see it."""
+        found, ids = self._table.answer(leaf, index), 1 << self._bits
+        match leaf:
+            case 1:
+                ebx = found.ebx & 0xFFFF | ids << 16 | self._number << 24
+                return found._replace(ebx=ebx, edx=found.edx | _HTT)
+            case 4 if found.eax:
+                sharing = ids - 1 if found.eax >> 5 & 7 == _SHARED_CACHE else 0
+                return found._replace(eax=found.eax & 0x3FFF | sharing << 14 | (ids - 1) << 26)
+            case 0xB if index < len(_LEVELS):
+                shift, units = ((0, 1), (self._bits, self._count))[index]
+                return Leaf(shift, units, _LEVELS[index] << 8 | index, self._number)
+            case 0xB:
+                return Leaf(0, 0, index & 0xFF, self._number)
+            case 0x80000001 if found.eax:
+                return found._replace(ecx=found.ecx | _CMP_LEGACY)
+            case 0x80000008:
+                return found._replace(ecx=self._bits << 12 | self._count - 1)
+            case 0x8000001E:
+                return Leaf(self._number, self._number, 0, 0)
+        return found
 
 
 def below_c_bit(eax: int) -> int:

@@ -88,10 +88,21 @@ class Engine:
         self.hooks.reset_delivery()
 
     def init(self) -> None:
-        """What INIT leaves: the registers of RESET#, and the model's MSRs as they were."""
+        """What INIT leaves: the registers of RESET#, and the time-stamp counter and the model's MSRs as they were."""
+        offset = self.hooks.tsc_offset
         self.uc.context_restore(self._reset_state)
+        self.hooks.tsc_offset = offset
         self.write(RIP, RESET_IP)
         self.hooks.reset_delivery()
+
+    def start_at(self, address: int, selector: int = _RESET_CS) -> None:
+        """Go on in real mode at ``address``, as a save area or a start-up IPI says.
+
+        With another ``selector`` than that of the reset state the segment begins at ``address``.
+        """
+        base = address & ~0xFFFF if selector == _RESET_CS else address
+        self.hooks.set_code_segment(selector, base)
+        self.hooks.rip.value = address - base
 
     def close(self) -> None:
         """Give the engine back."""

@@ -11,7 +11,7 @@ import mmap
 import platform
 import threading
 from collections.abc import Callable, Iterable
-from ctypes import CFUNCTYPE, c_int, c_int32, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 from errno import ENOMEM
 from functools import cache
 from time import monotonic_ns
@@ -27,6 +27,18 @@ from casemate.host.hypervisor import FlashProgram
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.processor import ADDRESS_BITS, Processor
+from casemate.host.model.cpu.records import (
+    PAGES,
+    RAMS,
+    CpuidAnswer,
+    CpuRecord,
+    GroupRecord,
+    InterruptAcknowledger,
+    InterruptPoll,
+    MsrAnswer,
+    RamRecord,
+    TakePrograms,
+)
 from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, library
 
 REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT, AT_BREAKPOINT = 0x2600, 0x2601, 0x2603, 0x2604
@@ -49,137 +61,14 @@ _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_TPR, _ENV_FEATURES_1_ECX = (
     0x15B4,
     0x1608,
 )
-_ENV_EFLAGS, _LAPIC_TPR = 0x88, 0x80
+_ENV_EFLAGS, _ENV_CS, _LAPIC_TPR = 0x88, 0xD0, 0x80
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
-MARKED_PAGES = 1 << 24
-"""Bytes of the table of pages that code came from; pages beyond share them."""
-_EXIT_CODES, _PAGES, _LEAVES, _RAMS, _PROGRAMS, _SITES, _BREAKPOINTS = (
-    0x800,
-    MARKED_PAGES,
-    256,
-    64,
-    1024,
-    256,
-    4,
-)
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
 """What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
 
 library.cpu_get_ticks_x86_64.restype = c_uint64
-
-PortRead = CFUNCTYPE(c_uint32, c_uint32, c_uint32)
-"""Port and bytes."""
-PortWrite = CFUNCTYPE(None, c_uint32, c_uint32, c_uint32)
-MmioRead = CFUNCTYPE(c_uint64, c_uint64, c_uint32)
-"""Guest-physical address and bytes."""
-MmioWrite = CFUNCTYPE(None, c_uint64, c_uint32, c_uint64)
-InterruptAcknowledger = CFUNCTYPE(c_int)
-InterruptPoll = CFUNCTYPE(c_int)
-WriteDecider = CFUNCTYPE(c_uint32)
-"""Decides about the write in the record: 0 to ignore it, or the exception that undoes its instruction."""
-PseudoException = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
-InstructionDecider = CFUNCTYPE(c_uint32)
-MsrAnswer = CFUNCTYPE(c_uint32, c_uint32, c_uint32, ctypes.POINTER(c_uint64))
-CpuidAnswer = CFUNCTYPE(None, c_uint32, c_uint32, ctypes.POINTER(c_uint32))
-_TakePrograms = CFUNCTYPE(None, c_uint32, c_uint32)
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("offset", c_uint32), ("size", c_uint32), ("value", c_uint64), ("ticks", c_uint64))
-
-
-class _Flash(ctypes.Structure):
-    _fields_ = (
-        ("gpa", c_uint64),
-        ("size", c_uint64),
-        ("armed", c_uint32),
-        ("pending", c_uint32),
-        ("count", c_uint32),
-        ("pending_size", c_uint32),
-        ("pending_offset", c_uint64),
-        ("pending_value", c_uint64),
-        ("take", _TakePrograms),
-        ("log", _Program * _PROGRAMS),
-    )
-
-
-class _Ram(ctypes.Structure):
-    _fields_ = (("start", c_uint64), ("size", c_uint64), ("host", c_uint64))
-
-
-class CpuRecord(ctypes.Structure):
-    """``struct cpu`` of ``native/hooks/cpu.h``, field by field."""
-
-    _fields_ = (
-        ("cpu", c_uint64),
-        ("env", c_uint64),
-        ("next", c_uint64),
-        ("code_pages", c_uint64),
-        ("rights", c_uint64),
-        ("msrs", c_uint64),
-        ("flags", c_uint32),
-        ("fill_kind", c_uint32),
-        ("fill_is_probe", c_uint32),
-        ("store_size", c_uint32),
-        ("store_gpa", c_uint64),
-        ("store_value", c_uint64),
-        ("refused_gpa", c_uint64),
-        ("undo", c_uint64 * 5),
-        ("block", c_uint64),
-        ("is_translating", c_uint32),
-        ("limit", c_uint32),
-        ("bad_vector", c_uint32),
-        ("bad_code", c_uint32),
-        ("window", c_uint32),
-        ("window_end", c_uint64),
-        ("aborted", c_uint64),
-        ("undone", c_uint64),
-        ("fetched", c_uint64),
-        ("delivering", c_uint32),
-        ("int_length", c_uint32),
-        ("idt_moved", c_uint32),
-        ("stack_moved", c_uint32),
-        ("stack_base", c_uint64),
-        ("stack_pointer", c_uint64),
-        ("cr4_reserved", c_uint64),
-        ("efer_reserved", c_uint64),
-        ("address_reserved", c_uint64),
-        ("wide_bits", c_uint64),
-        ("table_bits", c_uint64),
-        ("entry_bits", c_uint64),
-        ("is_walking", c_uint64),
-        ("on_acknowledge", InterruptAcknowledger),
-        ("on_write", WriteDecider),
-        ("on_pseudo", PseudoException),
-        ("on_instruction", InstructionDecider),
-        ("read_port", PortRead),
-        ("write_port", PortWrite),
-        ("read_mmio", MmioRead),
-        ("write_mmio", MmioWrite),
-        ("on_msr", MsrAnswer),
-        ("on_cpuid", CpuidAnswer),
-        ("served", c_uint64 * 8),
-        ("vc", c_uint64 * _EXIT_CODES),
-        ("ram", _Ram * _RAMS),
-        ("ram_count", c_uint64),
-        ("ghcb_gpa", c_uint64),
-        ("ghcb", c_uint64),
-        ("reads_table", c_uint64),
-        ("undo_port", c_uint64),
-        ("leaves", c_uint32 * 7 * _LEAVES),
-        ("flash", _Flash),
-        ("lapic", c_uint64),
-        ("on_kick", InterruptPoll),
-        ("sites", c_uint64 * _SITES),
-        ("site_ends", c_uint64 * _SITES),
-        ("last", c_uint64 * _SITES),
-        ("debug", c_uint32),
-        ("debugged", c_uint32),
-        ("breakpoint_count", c_uint64),
-        ("breakpoints", c_uint64 * _BREAKPOINTS),
-    )
 
 
 class Callbacks(NamedTuple):
@@ -210,7 +99,7 @@ def _install() -> Any:
     except OSError as error:
         raise _cannot(f"its machine code was not built ({error})") from None
     hooks.hooks_install.restype = hooks.hooks_sources.restype = ctypes.c_char_p
-    hooks.hooks_cpu_size.restype = hooks.hooks_msrs_size.restype = c_uint64
+    hooks.hooks_cpu_size.restype = hooks.hooks_msrs_size.restype = hooks.hooks_group_size.restype = c_uint64
     if problem := hooks.hooks_install(c_void_p(_engine_base())):
         raise _cannot(problem.decode())
     hooks.hooks_set_engine(library.uc_emu_start, library.uc_emu_stop)
@@ -240,9 +129,9 @@ def sources() -> str:
     return str(_hooks().hooks_sources().decode())
 
 
-def sizes() -> tuple[int, int]:
-    """Bytes of a CPU's record and of its registers, as the library has them. Raises UnsupportedError."""
-    return _hooks().hooks_cpu_size(), _hooks().hooks_msrs_size()
+def sizes() -> tuple[int, int, int]:
+    """Bytes of a CPU's record, its registers and a group's record, as the library has them. Raises UnsupportedError."""
+    return _hooks().hooks_cpu_size(), _hooks().hooks_msrs_size(), _hooks().hooks_group_size()
 
 
 def create_cpu(engine: int) -> None:
@@ -281,7 +170,8 @@ class EngineHooks:
         cpu = c_uint64.from_address(engine + _ENGINE_CPU).value
         env = cpu + _CPU_ENV
         self._cpu = cpu
-        self._code_pages = mmap.mmap(-1, _PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._code_pages = mmap.mmap(-1, PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._shares_marks = False
         self._rights: mmap.mmap | None = None
         self._kept: list[Any] = [msrs]
         self._error: BaseException | None = None
@@ -300,6 +190,8 @@ class EngineHooks:
         self._request = c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
         self.rip = c_uint64.from_address(env + _ENV_RIP)
         """Of the next instruction, while the guest is stopped between two: in hooks on exceptions."""
+        self._code_selector = c_uint32.from_address(env + _ENV_CS)
+        self._code_base = c_uint64.from_address(env + _ENV_CS + 8)
         self._own_priority = c_uint8.from_address(env + _ENV_TPR)
         self._tsc_offset = c_uint64.from_address(env + _ENV_TSC_OFFSET)
         self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
@@ -308,6 +200,18 @@ class EngineHooks:
             c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
             if not self._hooks.hooks_attach(ctypes.byref(self.record)):
                 raise _cannot("the engine keeps the functions of its CPU elsewhere")
+
+    def join(self, first: EngineHooks, group: GroupRecord) -> None:
+        """Be one of the CPUs of a guest, of which ``first`` is another, or this one. Before it executes anything."""
+        self._code_pages, self._shares_marks = first._code_pages, True
+        self.record.code_pages = first.record.code_pages
+        self._kept.append(group)
+        self.record.group = ctypes.addressof(group)
+        self.tsc_offset = first.tsc_offset
+
+    def set_code_segment(self, selector: int, base: int) -> None:
+        """Of real mode, while the CPU stands still."""
+        self._code_selector.value, self._code_base.value = selector, base
 
     def raise_vc(self, *, dr7: bool) -> None:
         """From now on CPUID, IN, OUT, intercepted MSRs and, if so asked, MOV DR7 raise #VC."""
@@ -419,24 +323,36 @@ class EngineHooks:
 
     def check_pages(self) -> PageRights:
         """From now on a table says which pages the guest may touch; at first all."""
-        self._rights = mmap.mmap(-1, _PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._rights = mmap.mmap(-1, PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.record.rights = _buffer_address(self._rights)
-        return PageRights(self._rights, lambda: int(self.record.refused_gpa), lambda: _tlb_flush(self._cpu))
+        rights = PageRights(self._rights)
+        rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
+        return rights
+
+    def share_pages(self, first: EngineHooks, rights: PageRights) -> None:
+        """The table is that of another CPU of the guest."""
+        self._rights, self.record.rights = first._rights, first.record.rights
+        rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
+
+    @property
+    def refused_gpa(self) -> int:
+        """Address of the page that the guest was refused last."""
+        return int(self.record.refused_gpa)
 
     def memory_changed(self, ram: dict[int, tuple[int, int]]) -> None:
         """What is mapped now: size and host address by guest-physical address."""
         record = self.record
         record.ghcb = 0
-        largest = sorted(((size, start, host) for start, (size, host) in ram.items()), reverse=True)[:_RAMS]
+        largest = sorted(((size, start, host) for start, (size, host) in ram.items()), reverse=True)[:RAMS]
         record.ram_count = 0
         for number, (size, start, host) in enumerate(largest):
-            record.ram[number] = _Ram(start, size, host)
+            record.ram[number] = RamRecord(start, size, host)
         record.ram_count = len(largest)
 
     def take_programs(self, where: GuestRange, hand_over: Callable[[int, int], None]) -> None:
         """``hand_over`` gets how many programs of the unit at ``where`` were noted, and whether a command waits."""
         flash = self.record.flash
-        flash.gpa, flash.size, flash.take = where.start, where.size, _TakePrograms(hand_over)
+        flash.gpa, flash.size, flash.take = where.start, where.size, TakePrograms(hand_over)
 
     def note_programs(self) -> None:
         """The unit just made a program: note further ones, and answer "ready", until something else happens."""
@@ -559,7 +475,8 @@ class EngineHooks:
 
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
-        self._code_pages.madvise(mmap.MADV_DONTNEED)
+        if not self._shares_marks:  # another CPU's translations are still there
+            self._code_pages.madvise(mmap.MADV_DONTNEED)
         ctypes.memset(ctypes.byref(self.record, CpuRecord.last.offset), 0, CpuRecord.last.size)
         _tlb_flush(self._cpu)
 

@@ -59,13 +59,14 @@ class MsrTable(ctypes.Structure):
 
 
 class ModelSpecificRegisters:
-    """The registers of one CPU, which has ``features`` by QEMU's names.
+    """The registers of one CPU, which has ``features`` by QEMU's names; ``is_bsp``: the one that starts.
 
     Those of no known feature read as zero, and accesses to them are counted.
     """
 
-    def __init__(self, features: frozenset[str] = frozenset()) -> None:
+    def __init__(self, features: frozenset[str] = frozenset(), *, is_bsp: bool = True) -> None:
         self._features = features
+        self._is_bsp = is_bsp
         self._table = MsrTable()
         self.address = ctypes.addressof(self._table)
         """Of the table, for the hooks."""
@@ -75,7 +76,8 @@ class ModelSpecificRegisters:
 
     def reset(self) -> None:
         """Back to the values after RESET#."""
-        self._define(msr.APIC_BASE, PLAIN, msr.APIC_BASE_RESET)
+        bsp = 0 if self._is_bsp else msr.APIC_BASE_BSP
+        self._define(msr.APIC_BASE, PLAIN, msr.APIC_BASE_RESET & ~bsp)
         self._define(msr.FEATURE_CONTROL, CONSTANT, 1)
         self._define(msr.MICROCODE_REVISION, CONSTANT, 0)
         if "arch-capabilities" in self._features:

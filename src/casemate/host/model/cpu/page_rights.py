@@ -9,23 +9,20 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-from casemate.address import PAGE_SIZE
-
 REFUSE_PRIVATE, REFUSE_SHARED = 1, 2
 
 
 class PageRights:
-    """The table of one CPU; the engine reads it whenever it fills its TLB, which ``forget`` empties."""
+    """The table of one guest; its engines read it whenever they fill their TLBs, which are in ``emptied_by``."""
 
-    def __init__(self, table: mmap.mmap, refused_gpa: Callable[[], int], forget: Callable[[], None]) -> None:
+    def __init__(self, table: mmap.mmap) -> None:
         self._table = table
-        self._refused_gpa = refused_gpa
-        self.forget = forget
+        self.emptied_by: list[Callable[[], None]] = []
 
-    @property
-    def refused(self) -> int:
-        """The page that was refused last."""
-        return self._refused_gpa() // PAGE_SIZE
+    def forget(self) -> None:
+        """Empty the TLBs."""
+        for empty in self.emptied_by:
+            empty()
 
     def set(self, page: int, count: int, refused: int) -> None:
         """What ``count`` pages from ``page`` on refuse, once the TLB is empty."""

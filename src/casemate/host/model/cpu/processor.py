@@ -44,7 +44,7 @@ _REASONS = {
         "lwp", "intel-pt", "arch-lbr", "split-lock", "tsc-adjust",
     ),
     "the modelled local APIC has it not": ("tsc-deadline", "extapic"),
-    "the modelled host has one vCPU, without threads": ("ht", "cmp-legacy", "topoext"),
+    "it follows from the number of vCPUs, which are cores without threads": ("ht", "cmp-legacy", "topoext"),
 }  # fmt: skip
 """Why a feature is not executed, by how its name begins; of all others the engine does not know the instruction."""
 _UNKNOWN = "the engine does not know it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from casemate.abi.sev import ghcb
@@ -17,6 +18,7 @@ from casemate.host.model import hypercalls
 from casemate.host.model.cpu.cpuid import C_BIT, CpuidTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.ap_creation import Request
 from casemate.host.model.snp.requests import SnpRequests
 
 _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
@@ -29,8 +31,8 @@ _CONSTANT_ANSWERS: dict[int, dict[int, int]] = {
     ExitCode.NMI_COMPLETE: {},
     ExitCode.RDPMC: {ghcb.RAX: 0, ghcb.RDX: 0},
 }
-_INVALID_INPUT = 2, 3
-"""SW_EXIT_INFO_1 and _2 for a request that cannot be served: malformed, for its input is missing or wrong."""
+_MALFORMED, _MISSING_INPUT, _INVALID_INPUT = 2, 3, 5
+"""SW_EXIT_INFO_1, and what may be in _2, of a request that cannot be served."""
 _OF_SNP = frozenset(
     {
         ExitCode.PAGE_STATE_CHANGE,
@@ -39,7 +41,7 @@ _OF_SNP = frozenset(
         ExitCode.AP_CREATION,
     }
 )
-"""Served for an SNP guest; AP creation is refused, for there is one vCPU."""
+"""Served for an SNP guest."""
 _ALWAYS_NEEDED = (ghcb.SW_EXIT_CODE, ghcb.SW_EXIT_INFO_1, ghcb.SW_EXIT_INFO_2)
 
 
@@ -48,6 +50,13 @@ class Ended:
     """The guest asked for its own end, or for something that no host does; ``text`` says what."""
 
     text: str
+
+
+@dataclass(slots=True)
+class JumpTable:
+    """Where the guest's firmware said that its other vCPUs find where to go (AMD 56421, 4.3.1); 0 is nowhere."""
+
+    address: int = 0
 
 
 class GhcbServer:
@@ -62,6 +71,7 @@ class GhcbServer:
         msrs: SevMsrs,
         cpuid: CpuidTable,
         bus: IoBus,
+        jump_table: JumpTable,
         snp: SnpRequests | None = None,
     ) -> None:
         self.requests: Counter[str] = Counter()
@@ -70,7 +80,9 @@ class GhcbServer:
         self._cpuid = cpuid
         self._bus = bus
         self._snp = snp
-        self._jump_table = 0
+        self._jump_table = jump_table
+        self.hold: Callable[[Callable[[], None]], None] | None = None
+        """Keeps the vCPU until a start-up IPI, and calls what it is given then; None where there is no other vCPU."""
 
     @property
     def msr(self) -> int:
@@ -100,19 +112,24 @@ class GhcbServer:
                 register = request >> 30 & 3
                 value = self._cpuid.answer(request >> 32, 0)[register]
                 self._msrs.ghcb = value << 32 | register << 30 | MsrRequest.CPUID_RESPONSE
-            case MsrRequest.PREFERRED_GPA_REQUEST:
-                self._msrs.ghcb = 0xFFFFFFFFFFFFF << 12 | MsrRequest.PREFERRED_GPA_RESPONSE
-            case MsrRequest.REGISTER_GPA_REQUEST:
-                self._msrs.ghcb = request & ~0xFFF | MsrRequest.REGISTER_GPA_RESPONSE
+            case MsrRequest.PREFERRED_GPA_REQUEST | MsrRequest.REGISTER_GPA_REQUEST:
+                none = kind == MsrRequest.PREFERRED_GPA_REQUEST
+                page = 0xFFFFFFFFFFFFF if none else request >> 12
+                self._msrs.ghcb = page << 12 | kind + 1
             case MsrRequest.HV_FEATURES_REQUEST:
                 self._msrs.ghcb = self._features << 12 | MsrRequest.HV_FEATURES_RESPONSE
             case MsrRequest.PAGE_STATE_REQUEST if self._snp is not None:
                 self._msrs.ghcb = self._snp.change_page(request) << 32 | MsrRequest.PAGE_STATE_RESPONSE
+            case MsrRequest.AP_RESET_HOLD_REQUEST if self.hold is not None:
+                self.hold(self._release_by_msr)
             case MsrRequest.TERMINATE:
                 return Ended(f"the guest asked to be terminated: {_termination(request)}")
             case _:
                 return Ended(f"unknown request {request:#x} in the GHCB MSR")
         return None
+
+    def _release_by_msr(self) -> None:
+        self._msrs.ghcb = 1 << 12 | MsrRequest.AP_RESET_HOLD_RESPONSE
 
     def _serve_page(self, page: _Page) -> Ended | None:
         if not page.is_request:
@@ -139,17 +156,21 @@ class GhcbServer:
             case ExitCode.VMMCALL:
                 result = hypercalls.answer(page.read(ghcb.RAX), page.read(ghcb.CPL) & 3)
                 answer = {ghcb.RAX: result & (1 << 64) - 1}
-            case ExitCode.AP_JUMP_TABLE:
-                answer = self._ap_jump_table(info1, info2)
-            case ExitCode.HV_FEATURES:
-                answer = {ghcb.SW_EXIT_INFO_2: self._features}
+            case ExitCode.AP_RESET_HOLD if self.hold is not None:
+                self.hold(lambda: page.answer({ghcb.SW_EXIT_INFO_2: 1}))
+                return None
+            case ExitCode.HV_FEATURES | ExitCode.AP_JUMP_TABLE:
+                is_table = code == ExitCode.AP_JUMP_TABLE
+                answer = (
+                    self._ap_jump_table(info1, info2) if is_table else {ghcb.SW_EXIT_INFO_2: self._features}
+                )
             case _ if code in _CONSTANT_ANSWERS:
                 answer = _CONSTANT_ANSWERS[code]
             case _ if code in _OF_SNP and self._snp is not None:
                 answer = self._serve_snp(self._snp, page, code, info1, info2)
             case _:
                 return Ended(self._refusal(code, info1))
-        page.answer(answer)
+        page.answer(answer, _INVALID_INPUT if code == ExitCode.AP_CREATION else _MISSING_INPUT)
         return None
 
     def _port(self, page: _Page, info: int, count: int) -> dict[int, int] | None:
@@ -199,8 +220,8 @@ class GhcbServer:
 
     def _ap_jump_table(self, get: int, address: int) -> dict[int, int]:
         if get:
-            return {ghcb.SW_EXIT_INFO_2: self._jump_table}
-        self._jump_table = address
+            return {ghcb.SW_EXIT_INFO_2: self._jump_table.address}
+        self._jump_table.address = address
         return {}
 
     def _serve_snp(
@@ -213,6 +234,8 @@ class GhcbServer:
                 info = None if hva is None else snp.change_pages(hva)
             case ExitCode.GUEST_REQUEST:
                 info = snp.guest_request(info1, info2)
+            case ExitCode.AP_CREATION:
+                return {} if snp.aps.serve(info1, info2, page.read(ghcb.RAX)) else None
             case ExitCode.EXTENDED_GUEST_REQUEST:
                 info = snp.extended_guest_request(info1, info2, page.read(ghcb.RAX), page.read(ghcb.RBX))
         return None if info is None else {ghcb.SW_EXIT_INFO_2: info}
@@ -231,7 +254,7 @@ class GhcbServer:
             and info1 == ExitCode.PAGE_NOT_VALIDATED
             and self._snp is not None
         ):
-            return f"the guest touched {self._snp.refused:#x}, private memory that it did not validate"
+            return f"the guest touched {self._snp.refused():#x}, private memory that it did not validate"
         if code == ExitCode.UNSUPPORTED_EVENT:
             return f"the guest met an event it does not support: exit code {info1:#x}"
         if code == ExitCode.AP_RESET_HOLD:
@@ -240,7 +263,7 @@ class GhcbServer:
 
     @property
     def _features(self) -> int:
-        return 0 if self._snp is None else ghcb.HV_FEATURE_SNP
+        return 0 if self._snp is None else ghcb.HV_FEATURE_SNP | ghcb.HV_FEATURE_AP_CREATION
 
 
 class _Page:
@@ -263,11 +286,11 @@ class _Page:
     def read(self, offset: int) -> int:
         return int(struct.unpack_from("<Q", self._bytes, offset)[0])
 
-    def answer(self, values: dict[int, int] | None) -> None:
-        """Write ``values`` and mark them valid, nothing else; None is an error of the guest."""
-        info = (0, 0) if values is not None else _INVALID_INPUT
+    def answer(self, values: dict[int, int] | None, error: int = _MISSING_INPUT) -> None:
+        """Write ``values`` and mark them valid, and both SW_EXIT_INFO, nothing else; None is an ``error``."""
+        info = (0, 0) if values is not None else (_MALFORMED, error)
         struct.pack_into("<QQ", self._bytes, ghcb.SW_EXIT_INFO_1, *info)
-        valid = 0
+        valid = 1 << (ghcb.SW_EXIT_INFO_1 >> 3) | 1 << (ghcb.SW_EXIT_INFO_2 >> 3)
         for offset, value in (values or {}).items():
             struct.pack_into("<Q", self._bytes, offset, value)
             valid |= 1 << (offset >> 3)
@@ -290,6 +313,8 @@ def _needed(code: int, info1: int) -> tuple[int, ...]:
             return (ghcb.SW_SCRATCH,)
         case ExitCode.EXTENDED_GUEST_REQUEST:
             return (ghcb.RAX, ghcb.RBX)
+        case ExitCode.AP_CREATION if info1 & 0xFFFFFFFF != Request.DESTROY:
+            return (ghcb.RAX,)
         case ExitCode.VMMCALL:
             return (ghcb.RAX, ghcb.CPL)
         case ExitCode.WRITE_DR7:

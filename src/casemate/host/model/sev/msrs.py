@@ -29,10 +29,10 @@ class SevMsrs(ModelSpecificRegisters):
     What it asks for of registers that are the engine's is kept apart from these: as the host keeps it.
     """
 
-    def __init__(self, status: int, *, sev_es: bool) -> None:
+    def __init__(self, status: int, *, sev_es: bool, is_bsp: bool = True) -> None:
         self._status = status
         self._sev_es = sev_es
-        super().__init__()
+        super().__init__(is_bsp=is_bsp)
         if sev_es:
             self._raise_all_but(_NOT_INTERCEPTED)
 

@@ -46,6 +46,8 @@ class ModelSev:
         self._make_private = make_private
         self._lock_limit = lock_limit
         self._locked = 0
+        self.starts: list[int] = []
+        """Addresses where the launched vCPUs start."""
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -81,6 +83,7 @@ class ModelSev:
         if not self._sev_es:
             raise HostError(_name(SevCommand.LAUNCH_UPDATE_VMSA), ENOTTY, "this is no SEV-ES guest")
         for vcpu in vcpus:
+            self.starts.append(vcpu.address)
             self.psp.launch_update_vmsa(save_area(vcpu, self._features, saves_fpu=self._saves_fpu))
 
     def launch_measure(self) -> LaunchMeasurement:

@@ -64,14 +64,14 @@ class PageStates:
         """Whether the guest runs, or may."""
         return bool(self._memory)
 
-    @property
-    def refused(self) -> int:
-        """Address of the page that the guest was refused last."""
-        return self._rights.refused * PAGE_SIZE
-
     def is_shared(self, gpa: int) -> bool:
         """Whether the host may write there."""
         return gpa // PAGE_SIZE in self._shared
+
+    def is_save_area(self, gpa: int) -> bool:
+        """Whether a vCPU can be started from a page: it is the guest's, validated, and RMPADJUST made it a VMSA."""
+        entry = self._rmp[gpa // PAGE_SIZE]
+        return (entry.asid, entry.gpa) == (self._asid, gpa) and entry.validated and entry.vmsa
 
     def pvalidate(self, gpa: int, *, large: bool, validate: bool) -> Validation | Fault:
         """PVALIDATE: the guest takes a page, or gives it up."""
@@ -128,13 +128,12 @@ class PageStates:
         pages = sum(len(part) for part in self._memory)
         return {"private": pages - len(self._shared), "shared": len(self._shared)}
 
-    def share_touched(self) -> None:
+    def share_touched(self, page: int) -> None:
         """The guest touched a private page through a shared mapping.
 
         The nested page fault ends in KVM_EXIT_MEMORY_FAULT, upon which QEMU makes the page shared; so it is here. What
         the guest held there as private is lost to it.
         """
-        page = self._rights.refused
         if self.host is not None:
             self.host.pages_touched(page, private=False)
             return

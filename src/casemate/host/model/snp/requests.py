@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.sev import ghcb
 from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.slots import SlotTable
+from casemate.host.model.snp.ap_creation import ApCreation
 from casemate.host.model.snp.page_states import LARGE, PageStates
 
 if TYPE_CHECKING:
@@ -19,21 +21,26 @@ _PAGE_NUMBER = (1 << 40) - 1
 
 
 class SnpRequests:
-    """The host's side of one guest."""
+    """The host's side of one vCPU."""
 
-    def __init__(self, memory: SlotTable, states: PageStates, psp: SnpPsp) -> None:
+    def __init__(
+        self,
+        memory: SlotTable,
+        states: PageStates,
+        psp: SnpPsp,
+        aps: ApCreation,
+        refused: Callable[[], int],
+    ) -> None:
         self._memory = memory
+        self.aps = aps
+        self.refused = refused
+        """Address of the page that the vCPU was refused last."""
         self._states = states
         self._psp = psp
 
     def may_touch(self, gpa: int, size: int) -> bool:
         """Whether the guest shares ``[gpa, gpa + size)``, at most two pages, with its host."""
         return self._states.is_shared(gpa) and self._states.is_shared(gpa + size - 1)
-
-    @property
-    def refused(self) -> int:
-        """The page that the guest was refused last, as its address."""
-        return self._states.refused
 
     def change_page(self, request: int) -> int:
         """A page state change by MSR; returns the response's bits 63 to 32, an error if not zero."""

@@ -52,6 +52,8 @@ class ModelSnp:
         self._store = store
         self._features = setup.vmsa_features | SevFeatures.SNP_ACTIVE
         self._pages_per_call = pages_per_call
+        self.starts: list[int] = []
+        """Addresses where the launched vCPUs start."""
 
     @property
     def state(self) -> GuestState:
@@ -95,6 +97,7 @@ class ModelSnp:
 
     def launch_finish(self, finish: SnpFinish, vcpus: Sequence[VcpuReset]) -> None:
         """Save areas first, then the firmware's last word."""
+        self.starts = [vcpu.address for vcpu in vcpus]
         for index, vcpu in enumerate(vcpus):
             page = _FIRST_VMSA_PAGE + index
             self.rmp.assign(page, VMSA_GPA, ASID, immutable=True)
