@@ -168,6 +168,9 @@ EXPANDED = {
     "ps": f"root  4711  1.0  2.0 1 1 ?  Sl 12:00 0:01 /usr/bin/{LINE}\nroot 4712 0 0 1 1 ? S 12:00 0:00 grep qemu\n",
     "systemctl": f"  CGroup: /machine.slice/x\n     └─4711 /usr/bin/{LINE}\n",
     "a unit": f"[Service]\nEnvironment=S={OBJECT}\nExecStart=/usr/bin/{QEMU} {MACHINE} -object ${{S}}\n",
+    "a unit with several variables": f'[Service]\nEnvironment=A=1 "S={OBJECT}"\nEnvironment="B=-S"\n'
+    f"ExecStart=/usr/bin/{QEMU} {MACHINE} -object $S $B\n",
+    "a unit with a shell": f"[Unit]\n[Service]\nExecStart=/bin/sh -c 'exec {LINE}'\n",
     "PowerShell": f"& qemu-system-x86_64.exe -accel kvm `\n  {MACHINE} `\n  -object {OBJECT}\n",
     "cmd.exe": f'"C:\\qemu\\qemu-system-x86_64.exe" -accel kvm ^\r\n {MACHINE} ^\r\n -object {OBJECT}\r\n',
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -78,7 +79,7 @@ _RESEMBLES = re.compile(r"[\w.+-]*(?:qemu|kvm)[\w.+-]*", re.IGNORECASE)
 _YAML = re.compile(r"^\s*(?:- )?[\w./-]+:(?:\s|$)")
 _UNIT = re.compile(r"^\[(?:Unit|Service)\]\s*$", re.MULTILINE)
 _EXEC = re.compile(r"^ExecStart[ \t]*=[ \t]*[-@:+!|]*((?:[^\n\\]|\\[^\n]|\\\n)*)", re.MULTILINE)
-_ENVIRONMENT = re.compile(r"^Environment[ \t]*=[ \t]*\"?([A-Za-z_]\w*)=([^\"\n]*)", re.MULTILINE)
+_ENVIRONMENT = re.compile(r"^Environment[ \t]*=((?:[^\n\\]|\\[^\n]|\\\n)*)", re.MULTILINE)
 _SPECIFIER = re.compile(r"%[A-Za-z]")
 _BATCH_VARIABLE = re.compile(r"%[A-Za-z_]\w*%")
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -140,7 +141,15 @@ def _process(text: str) -> Command:
 
 
 def _exec_starts(text: str) -> Iterator[list[Word]]:
-    variables = dict(_ENVIRONMENT.findall(text))
+    variables: dict[str, str] = {}
+    for match in _ENVIRONMENT.finditer(text):
+        try:
+            words_set = shlex.split(match[1])
+        except ValueError:  # a quote without an end
+            continue
+        for word in words_set:
+            name, separator, value = word.partition("=")
+            variables |= {name: value} if separator else {}
     for match in _EXEC.finditer(text):
         for words in words_of_script(text, match.start(1), match.end(1), variables):
             yield [
