@@ -28,6 +28,7 @@ DOMAIN = """
 <domain type='kvm'>
   <name>{name}</name> <memory unit='MiB'>{memory}</memory> <vcpu>1</vcpu>
   <os> <type arch='x86_64' machine='q35'>hvm</type> {firmware} </os>
+  <features> <acpi/> <apic/> </features>
   <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>EPYC</model></cpu>
   <on_reboot>destroy</on_reboot>
   <devices>
@@ -98,6 +99,7 @@ def test_libvirt_knows_the_emulators_kvm_and_runs_a_domain(tmp_path: Path) -> No
 
 
 @pytest.mark.boot
+@pytest.mark.timeout(LIMIT)
 def test_debian_as_snp_guest_of_libvirt_comes_to_its_prompt_with_a_report_that_verifies(
     tmp_path: Path,
 ) -> None:
@@ -108,7 +110,8 @@ def test_debian_as_snp_guest_of_libvirt_comes_to_its_prompt_with_a_report_that_v
         shutil.copyfile(root_folder(recipe) / file, tmp_path / copy)
     firmware = (
         f"<loader type='rom'>{OVMF}</loader> <kernel>/casemate/run/vmlinuz</kernel>"
-        "<initrd>/casemate/run/initrd.img</initrd> <cmdline>root=/dev/vda rw console=ttyS0</cmdline>"
+        "<initrd>/casemate/run/initrd.img</initrd> <cmdline>root=/dev/vda rw console=ttyS0 quiet "
+        "systemd.default_device_timeout_sec=600</cmdline>"
     )
     domain = DOMAIN.format(
         name="snp", memory=768, firmware=firmware, disk=DISK.format(options=" iommu='on'"), serial="unix",
@@ -119,7 +122,8 @@ def test_debian_as_snp_guest_of_libvirt_comes_to_its_prompt_with_a_report_that_v
     said = run(
         tmp_path,
         "$virsh create /casemate/run/domain.xml\n"
-        f"python3 /casemate/run/serial_typist.py /run/modelled/serial 'root@guest:~#' '{REPORT}' END 200\n"
+        f"python3 /casemate/run/serial_typist.py /run/modelled/serial 'root@guest:~#' '{REPORT}' END 200 "
+        "| tee /casemate/run/heard\n"
         "$virsh destroy snp\n",
     )
     assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in said, said[-3000:]
