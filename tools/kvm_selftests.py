@@ -59,7 +59,6 @@ _KNOWN = {
         ("hardware_disable_test", "recalc_apic_map_test", "steal_time", "xapic_ipi_test"), _VCPUS
     ),
     "state_test": _VCPUS,
-    "debug_regs": "breakpoints of data are not modelled",
     "rseq_test": "it wants half as many KVM_RUNs as migrations in the same time, and the model is slower than that",
     "userspace_io_test": "it counts on one exit for a string instruction, and the model makes one for each element",
     "userspace_msr_exit_test": "exits for model-specific registers (KVM_CAP_X86_USER_SPACE_MSR) are not modelled",
