@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import lzma
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from support.booting import BootCli
 from support.firmware_images import require_image, require_kernel
+from support.snp_reporter import build_reporter, modules
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.cli import main
@@ -17,38 +15,16 @@ from casemate.testing.linux_init import initramfs, printing_init
 
 pytestmark = pytest.mark.boot
 
-MODULES = ("configfs", "gf128mul", "ghash-generic", "crypto_null", "gcm", "tsm", "sev-guest")
-"""The driver of /dev/sev-guest and what it needs, in the order of loading."""
 APPEND = "console=ttyS0 panic=-1"
 
 
 SNP = ("--guest", "snp", "--host", "model", "--json", "--timeout", "60")
 
 
-def modules(kernel: Path) -> dict[str, bytes]:
-    """The driver's modules of this kernel, as files of an archive."""
-    files = {}
-    for number, name in enumerate(MODULES):
-        found = sorted(kernel.parent.parent.glob(f"**/modules/**/{name}.ko.xz"))
-        if not found:
-            pytest.skip(f"no module {name} beside {kernel.name}: unpack its package whole")
-        files[f"modules/{number}.ko"] = lzma.decompress(found[0].read_bytes())
-    return files
-
-
 @pytest.fixture(scope="module")
 def reporter(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A first program that prints what /dev/sev-guest returns."""
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc to build the guest's program with")
-    program = tmp_path_factory.mktemp("report") / "init"
-    source = Path(__file__).with_name("sev_report.c")
-    done = subprocess.run(
-        ["gcc", "-O1", "-static", "-o", program, source], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"gcc builds no such program here: {done.stderr.strip().splitlines()[-1]}")
-    return program.read_bytes()
+    return build_reporter(tmp_path_factory.mktemp("report"))
 
 
 @pytest.mark.parametrize("release", ["bookworm", "trixie"])

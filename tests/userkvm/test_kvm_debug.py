@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.kvm_guests import bootable_disk, guest, wait_until
+from support.kvm_guests import TEXT, bootable_disk, guest, wait_until
 
 from casemate import native
 
@@ -18,8 +18,8 @@ pytestmark = [
     ),
     pytest.mark.skipif(not native.KVM.exists(), reason="casemate's library for other VMMs was not built"),
 ]
-BOOT, READ = 0x7C00, 0x7C14
-"""Of the boot sector: its start, and the INT 13h that reads the disk."""
+BOOT, READ, AFTER_READING, TEXT_AT = 0x7C00, 0x7C14, 0x7C1D, 0x8000
+"""Of the boot sector: its start, the INT 13h that reads the disk, behind its LODSB, and what that reads."""
 RIP_AT, FLAGS_AT, TF = 128, 136, 1 << 8
 """Bytes of the registers that the stub tells: 16 general ones, then these."""
 STOPPED = "T05"
@@ -89,7 +89,13 @@ def test_breakpoints_stop_the_guest_and_a_step_is_one_instruction(debugger: Debu
     assert debugger.where()[0] != READ
 
 
-def test_breakpoint_of_data_is_told_to_stop_nothing(debugger: Debugger, tmp_path: Path) -> None:
-    assert debugger.call("Z2,8000,1") == "OK"
-    assert "breakpoints of data are not modelled" in (tmp_path / "errors").read_text()
-    assert debugger.call("z2,8000,1") == "OK"
+def test_access_to_watched_data_stops_the_guest_behind_its_instruction(debugger: Debugger) -> None:
+    assert debugger.call(f"Z1,{BOOT:x},1") == "OK"
+    assert debugger.call("c").startswith(STOPPED)
+    assert debugger.call(f"z1,{BOOT:x},1") == "OK"
+    assert debugger.call(f"Z4,{TEXT_AT + 2:x},1") == "OK"
+    # The sector comes there by DMA, which no breakpoint sees; then LODSB reads its third letter.
+    assert debugger.call("c") == f"T05thread:01;awatch:{TEXT_AT + 2:016x};"
+    assert debugger.where()[0] == AFTER_READING
+    assert debugger.memory(TEXT_AT, len(TEXT)).decode() == TEXT
+    assert debugger.call(f"z4,{TEXT_AT + 2:x},1") == "OK"

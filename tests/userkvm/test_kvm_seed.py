@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from casemate import native
-from tools.rooted_qemu import CHECKOUT, CannotError, Outcome
+from tools.rooted_qemu import CHECKOUT, CannotError, Outcome, require
 from tools.seed_table import (
     BEGIN,
     BOOTED,
@@ -110,3 +110,33 @@ def test_the_page_has_a_row_for_each_cell_and_is_otherwise_left_alone(
     assert after
     assert shown.strip().count("\n") == len(rows) + 1
     assert with_table(page, shown.strip() + "\n", begin, end) == page
+
+
+@pytest.mark.boot
+def test_the_example_shows_the_refusal_and_each_way_out() -> None:
+    try:
+        packages = require()
+    except CannotError as error:
+        pytest.skip(str(error))
+    line = [sys.executable, "-m", "tools.roots", "run"]
+    for shown, place in {
+        CHECKOUT / "src": "src",
+        packages: "packages",
+        CHECKOUT / "examples": "examples",
+    }.items():
+        line += ["--bind", f"{shown}:/casemate/{place}"]
+    line += [
+        "trixie-full",
+        "--",
+        "env",
+        "PYTHONPATH=/casemate/src:/casemate/packages",
+        "PYTHONDONTWRITEBYTECODE=1",
+    ]
+    line += ["CASEMATE=python3 -m casemate", "sh", "/casemate/examples/seed/seed.sh"]
+    ran = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=240, check=False)
+    assert ran.stdout.splitlines()[:4] == [
+        f"Linux 6.18, new VM type, flash: exit code 1: {REFUSAL}",
+        "Linux 6.10, new VM type, flash: boots",
+        "Linux 6.18, old VM type, flash: boots",
+        "Linux 6.18, new VM type, -bios: boots",
+    ], ran.stdout + ran.stderr

@@ -20,7 +20,7 @@ from tools.kvm_selftests import (
 )
 
 QUICK = (
-    "coalesced_io_test", "cpuid_test", "cr4_cpuid_sync_test", "demand_paging_test",
+    "coalesced_io_test", "cpuid_test", "cr4_cpuid_sync_test", "debug_regs", "demand_paging_test",
     "fix_hypercall_test", "get_msr_index_features", "guest_memfd_test", "guest_print_test", "hwcr_msr_test",
     "kvm_create_max_vcpus", "kvm_pv_test", "max_vcpuid_cap_test", "platform_info_test",
     "pre_fault_memory_test", "private_mem_conversions_test", "private_mem_kvm_exits_test",

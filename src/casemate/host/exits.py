@@ -69,12 +69,15 @@ class DebugEvent:
     """A step or a breakpoint that a debugger of the host's asked for (KVM_EXIT_DEBUG).
 
     ``address`` is linear: of the next instruction after a step, of INT3, or of the one with a breakpoint in a register,
-    for which ``is_breakpoint`` stands.
+    for which ``is_breakpoint`` stands. ``watched`` has a bit for each breakpoint of data that was hit.
+    ``is_register``: the guest was about to access a debug register.
     """
 
     vector: int
     address: int
     is_breakpoint: bool
+    watched: int = 0
+    is_register: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,15 @@ from casemate.host.exits import (
 from casemate.host.hypervisor import InterruptController, LocalApic, VcpuFacts
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu import engine as registers
+from casemate.host.model.cpu.debug_control import AT_BREAKPOINT, AT_DEBUG_REGISTER, VECTOR_DB
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.hooks import (
     ABORTED,
-    AT_BREAKPOINT,
     EXECUTED,
     NO_VECTOR,
     REFUSED_WRITE,
     SHARED_ACCESS,
     UNDEFINED,
-    VECTOR_DB,
     EngineHooks,
 )
 from casemate.host.model.cpu.records import (
@@ -407,10 +406,8 @@ class ModelVcpu:
             self._exit, self._intercepts.fault = self._intercepts.fault, None
         elif self._exit is not None:
             return
-        elif (vector := self._engine.hooks.take_debug_event()) is not None:
-            is_breakpoint = vector == AT_BREAKPOINT
-            vector = VECTOR_DB if is_breakpoint else vector
-            self._exit = DebugEvent(vector, self._engine.linear_rip(), is_breakpoint)
+        elif (stop := self._engine.hooks.debugger.take_stop()) is not None:
+            self._exit = self._debug_event(*stop)
         elif self._engine.hooks.shut_down:
             self._exit = Shutdown(self.rip())
         elif error == ABORTED:
@@ -421,6 +418,12 @@ class ModelVcpu:
             )
         elif self._engine.hooks.halted:
             self._halt()
+
+    def _debug_event(self, what: int, watched: int) -> DebugEvent:
+        vector = VECTOR_DB if what in (AT_BREAKPOINT, AT_DEBUG_REGISTER) else what
+        return DebugEvent(
+            vector, self._engine.linear_rip(), what == AT_BREAKPOINT, watched, what == AT_DEBUG_REGISTER
+        )
 
     def _halt(self) -> None:
         if self._has_event():

@@ -10,7 +10,7 @@ enum { VECTOR_DB = 1, VECTOR_BP = 3, VECTOR_UD = 6, VECTOR_TS = 10, VECTOR_GP = 
 enum { RAISES_VC = 1, RAISES_VC_DR7 = 2, SERVES_GHCB = 4 };
 
 /* What a debugger of the host's waits for, and that interrupts wait meanwhile. */
-enum { DEBUGS_STEPS = 1, DEBUGS_INT3 = 2, BLOCKS_INTERRUPTS = 4, BREAKPOINTS = 4 };
+enum { DEBUGS_STEPS = 1, DEBUGS_INT3 = 2, BLOCKS_INTERRUPTS = 4, DEBUGS_REGISTERS = 8, BREAKPOINTS = 4 };
 
 /* What is refused on a page of an SNP guest. */
 enum { REFUSE_PRIVATE = 1, REFUSE_SHARED = 2 };
@@ -25,7 +25,7 @@ enum {
 };
 
 /* Pseudo exceptions, by which an access that was undone comes to Python, and an instruction to control.c. */
-enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, EXECUTED_HERE = 0x2602, UNDONE_PORT = 0x2603, AT_BREAKPOINT = 0x2604 };
+enum { REFUSED_STORE = 0x2600, SHARED_ACCESS = 0x2601, EXECUTED_HERE = 0x2602, UNDONE_PORT = 0x2603, AT_BREAKPOINT = 0x2604, AT_DEBUG_REGISTER = 0x2605 };
 
 enum { RF = 1 << 16 }; /* of EFLAGS, and of the flags that a block is translated for */
 
@@ -145,9 +145,11 @@ struct cpu {
     u64 last[SITES];     /* places in the engine's code that are known to belong to such */
 
     /* What a debugger of the host's waits for, 1 more than the vector of what came (delivery.c), and before which
-       instructions, by linear addresses (translate.c). */
+       instructions, by linear addresses (translate.c). Data is watched by guest-physical addresses; a bit for each hit. */
     u32 debug, debugged;
     u64 breakpoint_count, breakpoints[BREAKPOINTS];
+    u64 watch_count, watch_hits;
+    struct watch { u64 start, end, sees_reads; } watches[BREAKPOINTS];
 };
 
 #define HIDDEN __attribute__((visibility("hidden")))

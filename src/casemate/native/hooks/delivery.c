@@ -78,11 +78,25 @@ static void deliver(struct cpu *c, u32 vector) {
 /* Exceptions that are the debugger's (Linux api.rst, KVM_SET_GUEST_DEBUG): the guest stands where they were raised. */
 static int is_debugged(struct cpu *c, u32 vector) {
     u32 wanted = vector == VECTOR_DB ? DEBUGS_STEPS : vector == VECTOR_BP ? DEBUGS_INT3 : 0;
-    if (!(c->debug & wanted) && vector != AT_BREAKPOINT) return 0;
+    if (!(c->debug & wanted) && vector != AT_BREAKPOINT && vector != AT_DEBUG_REGISTER) return 0;
     c->debugged = 1 + vector;
     if (vector == VECTOR_BP) AT(u64, c->env, ENV_RIP) -= c->int_length; /* the engine is behind it already */
     stop_engine(c);
     return 1;
+}
+
+/* The engine calls it for every access to memory once data was watched. The access is made, and its instruction is the
+   last of its block (translate.c). */
+EXPORT void hook_access(void *uc, int type, u64 gpa, int size, i64 value, struct cpu *c) {
+    enum { READ = 16 }; /* uc_mem_type */
+    u64 hits = 0;
+    (void)uc, (void)value;
+    for (u64 i = 0; i < c->watch_count; i++)
+        if (gpa < c->watches[i].end && gpa + size > c->watches[i].start && (type != READ || c->watches[i].sees_reads))
+            hits |= 1ull << i;
+    if (!hits) return;
+    c->watch_hits |= hits, c->debugged = 1 + VECTOR_DB;
+    stop_engine(c);
 }
 
 EXPORT void hook_interrupt(void *uc, u32 vector, struct cpu *c) {

@@ -181,6 +181,7 @@ void h_translator_loop(void *operations, void *block, void *cpu, void *tb, int l
     if (c) {
         c->block = block, c->window_end = 0;
         if (c->limit && (u32)limit > c->limit) limit = c->limit;
+        if (c->watch_count) limit = 1;
         if (AT(u32, tb, TB_FLAGS) & RF) {
             for (int i = 0; i < OPERATIONS; i++) ours[i] = ((void **)operations)[i];
             engines_start = (start_block)ours[0], ours[0] = (void *)start_with_rf;

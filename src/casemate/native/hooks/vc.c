@@ -23,13 +23,21 @@ static struct cpu *raises_vc(void *env, u32 flag) {
     }
 VC_HELPERS(HELPER)
 
+/* DR7.GD of a debugger of the host's. */
+static void guard_debug_registers(void *env, uintptr_t caller) {
+    struct cpu *c = cpu_of_env(env);
+    if (c && c->debug & DEBUGS_REGISTERS) raise(c, AT_DEBUG_REGISTER, 0, caller);
+}
+
 void h_helper_set_dr(void *env, int number, u64 value) {
+    guard_debug_registers(env, CALLER);
     struct cpu *c = number == 7 ? raises_vc(env, RAISES_VC_DR7) : 0;
     if (c) raise(c, VECTOR_VC, EXIT_WRITE_DR7, CALLER);
     TAIL e_helper_set_dr(env, number, value);
 }
 
 u64 h_helper_get_dr(void *env, int number) {
+    guard_debug_registers(env, CALLER);
     struct cpu *c = number == 7 ? raises_vc(env, RAISES_VC_DR7) : 0;
     if (c) raise(c, VECTOR_VC, EXIT_READ_DR7, CALLER);
     TAIL e_helper_get_dr(env, number);

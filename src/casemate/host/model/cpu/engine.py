@@ -178,9 +178,14 @@ class Engine:
         """Linear address of the next instruction, wherever its segment begins."""
         return self.read(RIP) + (0 if self.code_bits() == 64 else self.segment_base("cs"))
 
-    def set_breakpoints(self, places: Iterable[int]) -> None:
-        """Stop before the instructions at these linear addresses; only while not executing."""
-        self.hooks.set_breakpoints(places)
+    def set_breakpoints(self, places: Iterable[int], watches: Iterable[tuple[int, int, bool]]) -> None:
+        """Stop before the instructions at these linear addresses, and behind accesses; only while not executing.
+
+        ``watches`` are linear address, size, and whether reads count, too. What is not mapped now is not watched.
+        """
+        self.hooks.debugger.set_breakpoints(places)
+        found = [(self.translate(address), size, reads) for address, size, reads in watches]
+        self.hooks.debugger.watch((gpa, gpa + size, reads) for gpa, size, reads in found if gpa is not None)
         self.flush_translations()
 
     def privilege(self) -> int:

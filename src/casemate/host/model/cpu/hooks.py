@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import platform
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ctypes import c_int32, c_uint8, c_uint32, c_uint64, c_void_p
 from errno import ENOMEM
 from functools import cache
@@ -24,6 +24,7 @@ from casemate.address import GuestRange
 from casemate.errors import HostError, UnsupportedError
 from casemate.host.clock import NANOSECONDS
 from casemate.host.hypervisor import FlashProgram
+from casemate.host.model.cpu.debug_control import DebugControl
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.processor import ADDRESS_BITS, Processor
@@ -41,11 +42,9 @@ from casemate.host.model.cpu.records import (
 )
 from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, library
 
-REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT, AT_BREAKPOINT = 0x2600, 0x2601, 0x2603, 0x2604
+REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT = 0x2600, 0x2601, 0x2603
 """Pseudo exceptions: a write that was undone, an access of an SNP guest that needs a page shared, IN or OUT undone,
-and an instruction with a breakpoint of a debugger's."""
-VECTOR_DB, VECTOR_BP = 1, 3
-_STEPS, _INT3, _BLOCKS = 1, 2, 4
+an instruction with a breakpoint of a debugger's, and MOV DR that it forbids."""
 NO_VECTOR = -1
 """What a controller answers that has thought better of it."""
 UNDEFINED, EXECUTED = 0, 1
@@ -184,6 +183,7 @@ class EngineHooks:
         self.record.on_acknowledge = InterruptAcknowledger(lambda: NO_VECTOR)
         self.user_data = ctypes.addressof(self.record)
         """What hooks are registered with the engine with."""
+        self.debugger = DebugControl(self.record, self._watch_accesses)
         self._halted = c_uint32.from_address(cpu + _CPU_HALTED)
         self._exception_index = c_int32.from_address(cpu + _CPU_EXCEPTION_INDEX)
         self._old_exception = c_int32.from_address(env + _ENV_OLD_EXCEPTION)
@@ -379,21 +379,9 @@ class EngineHooks:
         """#VCs that were raised, by exit code."""
         return {code: count for code, count in enumerate(self.record.vc) if count}
 
-    def debug(self, *, steps: bool, int3: bool, blocks_interrupts: bool) -> None:
-        """Which exceptions stop the engine instead of being the guest's: #DB, #BP; and whether interrupts wait."""
-        self.record.debug = _STEPS * steps | _INT3 * int3 | _BLOCKS * blocks_interrupts
-
-    def set_breakpoints(self, places: Iterable[int]) -> None:
-        """Instructions that are translated from now on stop the engine at these linear addresses, at most four."""
-        self.record.breakpoint_count = 0
-        for number, place in enumerate(places):
-            self.record.breakpoints[number] = place
-            self.record.breakpoint_count = number + 1
-
-    def take_debug_event(self) -> int | None:
-        """The exception that stopped the engine for a debugger, if one did."""
-        found, self.record.debugged = self.record.debugged, 0
-        return found - 1 if found else None
+    def _watch_accesses(self) -> None:
+        kind = unicorn_const.UC_HOOK_MEM_READ | unicorn_const.UC_HOOK_MEM_WRITE
+        hook_add(self._engine, kind, hook_address("hook_access"), user_data=self.user_data)
 
     @property
     def halted(self) -> bool:

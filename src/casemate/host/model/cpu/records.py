@@ -8,7 +8,8 @@ from ctypes import CFUNCTYPE, c_int, c_uint32, c_uint64, c_void_p
 PAGES = 1 << 24
 """Bytes of the table of pages that code came from; pages beyond share them."""
 EXIT_CODES, RAMS = 0x800, 64
-_LEAVES, _PROGRAMS, _SITES, _NOTED, _BREAKPOINTS = 256, 1024, 256, 4096, 4
+_LEAVES, _PROGRAMS, _SITES, _NOTED = 256, 1024, 256, 4096
+BREAKPOINTS = 4
 
 PortRead = CFUNCTYPE(c_uint32, c_uint32, c_uint32)
 """Port and bytes."""
@@ -50,6 +51,12 @@ class RamRecord(ctypes.Structure):
     """``struct ram``: guest memory in one piece of the host's."""
 
     _fields_ = (("start", c_uint64), ("size", c_uint64), ("host", c_uint64))
+
+
+class Watch(ctypes.Structure):
+    """``struct watch``: data whose accesses a debugger is told of."""
+
+    _fields_ = (("start", c_uint64), ("end", c_uint64), ("sees_reads", c_uint64))
 
 
 class CpuRecord(ctypes.Structure):
@@ -125,7 +132,10 @@ class CpuRecord(ctypes.Structure):
         ("debug", c_uint32),
         ("debugged", c_uint32),
         ("breakpoint_count", c_uint64),
-        ("breakpoints", c_uint64 * _BREAKPOINTS),
+        ("breakpoints", c_uint64 * BREAKPOINTS),
+        ("watch_count", c_uint64),
+        ("watch_hits", c_uint64),
+        ("watches", Watch * BREAKPOINTS),
     )
 
 
