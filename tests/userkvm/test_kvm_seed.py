@@ -89,6 +89,8 @@ def test_a_version_that_breaks_another_rule_or_ends_otherwise_is_noticed() -> No
 
 
 def test_without_the_root_the_tool_says_why_and_exits_with_5(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler is installed")
     done = subprocess.run(
         [sys.executable, "-m", "tools.seed_table"],
         cwd=CHECKOUT, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},

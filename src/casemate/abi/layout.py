@@ -16,6 +16,7 @@ class Struct(ctypes.LittleEndianStructure):
     """
 
     _pack_ = 1
+    _layout_ = "ms"  # what packing means, as Python 3.14 wants it said
     SIZE: ClassVar[int]
     SOURCE: ClassVar[str]
 
