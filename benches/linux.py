@@ -18,6 +18,8 @@ MEMORY, APPEND = "256M", "console=ttyS0 panic=-1"
 TIMEOUT_SECONDS = 120
 LINE = b"hello from user mode"
 _GUESTS = ("plain", "sev", "sev-es")
+_VCPUS = (2, 4)
+"""Of plain guests, beside those with one."""
 _COLUMNS = (
     "kernel",
     "program",
@@ -46,7 +48,8 @@ def commands(kernel: Path, initrd: Path) -> dict[str, list[str]]:
     casemate = [sys.executable, "-m", "casemate", "boot", "--host", "model", "--memory", MEMORY]
     casemate += [f"-{word}" if word.startswith("-") else word for word in files]
     found = {"QEMU TCG": [*qemu, *files]} if shutil.which("qemu-system-x86_64") else {}
-    return found | {f"casemate, {guest}": [*casemate, "--guest", guest] for guest in _GUESTS}
+    found |= {f"casemate, {guest}": [*casemate, "--guest", guest] for guest in _GUESTS}
+    return found | {f"casemate, {count} vCPUs": [*casemate, "--cpus", f"{count}"] for count in _VCPUS}
 
 
 def find_kernels() -> list[Path]:
@@ -69,7 +72,7 @@ def tables(runs: int) -> list[Table]:
         for kernel in kernels:
             rows += _rows(kernel, initrd, runs)
     note = f"{MEMORY} of memory, {APPEND!r}, a first program that prints a line, medians of {runs} interleaved runs"
-    return [Table("Linux by direct boot, one CPU", _COLUMNS, tuple(rows), (note,))]
+    return [Table("Linux by direct boot", _COLUMNS, tuple(rows), (note,))]
 
 
 def _rows(kernel: Path, initrd: Path, runs: int) -> list[tuple[Cell, ...]]:

@@ -127,7 +127,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--memory", metavar="SIZE", type=size, default=256 << 20, help="RAM, as 256M or 2G (256M)"
     )
     machine.add_argument(
-        "--cpus", metavar="N", type=integer, default=1, help="vCPUs; more than one on KVM only"
+        "--cpus", metavar="N", type=integer, default=1, help="vCPUs; those of the model take turns (1)"
     )
     more = parser.add_argument_group(f"{MORE}: machine")
     more.add_argument(

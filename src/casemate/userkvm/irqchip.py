@@ -100,7 +100,7 @@ class Irqchip:
         return LockedInterrupts(self._controller.of(number), self.lock) if number else self
 
     def add_processor(self, number: int) -> None:
-        """One more vCPU has a local APIC."""
+        """One more vCPU has a local APIC, with this ID."""
         with self.lock:
             lapic = Lapic(self._clock, self.lapic.record.features, number)
             lapic.connect(self.lapics[-1])

@@ -77,6 +77,8 @@ class Vcpu(DebuggedGuest):
         super().__init__()
         self.vm = vm
         self.number = number
+        self.index = vm.count_vcpus()
+        """Which one it is by the order in which they were made; the first one starts."""
         self._library = load()
         fd = c_int()
         self.address: int = self._library.kvm_new_vcpu(ctypes.byref(fd), ctypes.addressof(vm.inside))
@@ -84,7 +86,7 @@ class Vcpu(DebuggedGuest):
             raise Refused(ENOMEM, "no memory for a vCPU")
         self.fd = fd.value
         self.record = VcpuRecord.from_address(self.address)
-        self.cpuid: VcpuCpuid = vm.cpuid if not number else vm.cpuid.of_another()
+        self.cpuid: VcpuCpuid = vm.cpuid if not self.index else vm.cpuid.of_another()
         self.faults: list[str] = []
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
@@ -102,8 +104,8 @@ class Vcpu(DebuggedGuest):
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         try:
-            bus = InsideBus(self._door, self.address, vm, self.number)
-            self.model = model.create_vcpu_alone(bus, vm.chips, self.number, self.cpuid, control)
+            bus = InsideBus(self._door, self.address, vm, self.index)
+            self.model = model.create_vcpu_alone(bus, vm.chips, self.index, self.cpuid, control)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
@@ -135,7 +137,7 @@ class Vcpu(DebuggedGuest):
                 self._engine.msrs.ask(index)
             self._engine.hooks.answer_msrs(self._guest_msr)
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
-        if vm.chips is not None and not self.number:
+        if vm.chips is not None and not self.index:
             vm.chips.kick = self.kick
         if isinstance(vm.chips, SplitIrqchip):
             record.eflags = self._engine.hooks.eflags_at
@@ -404,7 +406,7 @@ class Vcpu(DebuggedGuest):
             entry.data = self.msrs.read(index) or 0
         elif index == msr.TSC_DEADLINE:
             chips = self.vm.chips
-            entry.data = 0 if chips is None else chips.lapics[self.number].record.deadline
+            entry.data = 0 if chips is None else chips.lapics[self.index].record.deadline
         elif kind == ENGINE and self._is_open:
             entry.data = self._engine.uc.msr_read(index)
         elif kind != UNKNOWN:
@@ -424,7 +426,7 @@ class Vcpu(DebuggedGuest):
             return done
         if index == msr.TSC_DEADLINE:
             if self.vm.chips is not None:
-                self.vm.chips.lapics[self.number].load_deadline(entry.data)
+                self.vm.chips.lapics[self.index].load_deadline(entry.data)
             return True
         if kind == UNKNOWN and index not in SETTABLE_MSRS:
             return False
@@ -441,7 +443,7 @@ class Vcpu(DebuggedGuest):
     def _synchronize_tsc(self) -> None:
         """What is within a second of the first vCPU's counter was meant to be the same (x86.c, kvm_synchronize_tsc)."""
         first = self.vm.first_tsc_offset()
-        if self.number and first is not None:
+        if self.index and first is not None:
             apart = self.msrs.tsc_offset - first & (1 << 64) - 1
             if min(apart, (1 << 64) - apart) < self.vm.tsc_khz() * 1000:
                 self.msrs.tsc_offset = first
@@ -471,7 +473,7 @@ class Vcpu(DebuggedGuest):
         """The registers' page."""
         if self.vm.chips is None:
             raise Refused(EINVAL, "no irqchip")
-        copy_out(address, self.vm.chips.save_lapic(self.number))
+        copy_out(address, self.vm.chips.save_lapic(self.index))
 
     @answers(Ioctl.SET_LAPIC)
     def set_lapic(self, address: int) -> None:
@@ -479,8 +481,8 @@ class Vcpu(DebuggedGuest):
         if self.vm.chips is None:
             raise Refused(EINVAL, "no irqchip")
         page = copy_in(address, 1024)
-        if page != self.vm.chips.save_lapic(self.number):
-            self.vm.chips.load_lapic(page, self.number)
+        if page != self.vm.chips.save_lapic(self.index):
+            self.vm.chips.load_lapic(page, self.index)
 
     @answers(Ioctl.NMI)
     def nmi(self, _argument: int) -> None:

@@ -58,6 +58,9 @@ class VcpuOwner(Protocol):
     def describe(self, vm_exit: VmExit) -> str:
         """An exit in words."""
 
+    def count_vcpus(self) -> int:
+        """How many there are."""
+
     def first_tsc_offset(self) -> int | None:
         """How far the first vCPU's time-stamp counter is ahead of the host's, if there is one."""
 

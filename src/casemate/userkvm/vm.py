@@ -180,13 +180,11 @@ class Vm(VmMemory):
             raise Refused(EINVAL, f"vCPU {number} is beyond the highest number")
         if number in self.vcpus:
             raise Refused(EEXIST, f"there is a vCPU {number}")
-        if number != len(self.vcpus) or number >= MAX_VCPUS:
-            raise Refused(
-                EINVAL, f"vCPU {number} behind {len(self.vcpus)}: the model has {MAX_VCPUS}, in order"
-            )
-        if number and self.kind is GuestKind.SNP:
+        if len(self.vcpus) == MAX_VCPUS:
+            raise Refused(EINVAL, f"a VM has {MAX_VCPUS} vCPUs at most")
+        if self.vcpus and self.kind is GuestKind.SNP:
             raise Refused(EINVAL, "an SNP guest has one vCPU here")
-        if number and self.chips is not None:
+        if self.vcpus and self.chips is not None:
             self.chips.add_processor(number)
         vcpu = Vcpu(self, number)
         self.vcpus[number] = vcpu
@@ -345,7 +343,12 @@ class Vm(VmMemory):
 
     def first_tsc_offset(self) -> int | None:
         """How far the first vCPU's time-stamp counter is ahead of the host's, if there is one."""
-        return self.vcpus[0].msrs.tsc_offset if 0 in self.vcpus else None
+        first = next(iter(self.vcpus.values()), None)
+        return None if first is None else first.msrs.tsc_offset
+
+    def count_vcpus(self) -> int:
+        """How many there are."""
+        return len(self.vcpus)
 
     def tsc_khz(self) -> int:
         """Of the host's time-stamp counter."""

@@ -19,6 +19,8 @@ from casemate.host.model.vcpu import Activity, ModelVcpu
 
 TURN_SECONDS = 0.001
 """How long a vCPU executes at least while another one waits for its turn, and half of how long at most."""
+_LOOK_SECONDS = 0.002
+"""How often somebody looks whether another one has work, while none has."""
 
 
 class CpuGroup:
@@ -172,11 +174,10 @@ class VcpuGroup(CpuGroup):
 
     def _until_timer(self) -> float:
         """Seconds until a timer is due that a vCPU waits for, at most until it is time to look again."""
+        most = TURN_SECONDS if self._record.others_wait else _LOOK_SECONDS
         times = [vcpu.deadline() for vcpu in self._vcpus]
         deadline = min((time for time in times if time), default=None)
-        if deadline is None:
-            return TURN_SECONDS
-        return min((deadline - self._clock.now()) / NANOSECONDS, TURN_SECONDS)
+        return most if deadline is None else min((deadline - self._clock.now()) / NANOSECONDS, most)
 
     def _timer_was_set(self, time: int) -> None:
         if time < self._looks_at:

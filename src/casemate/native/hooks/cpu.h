@@ -66,7 +66,7 @@ struct flash {
 enum { SERVED_IOIO, SERVED_CPUID, SERVED_MSR, SERVED_MMIO_READ, SERVED_MMIO_WRITE, SERVED_MSR_CPUID, SERVED_KINDS = 8 };
 
 /* What the CPUs of one guest tell each other, of which one executes at a time (tlb.c). */
-enum { NOTED = 4096 };
+enum { NOTED = 4096, PAGES_NOTED = 64 };
 struct group {
     u64 fetched;        /* pages that code was fetched from for the first time */
     u64 written;        /* stores to pages with code, and the host's addresses of the last of these pages */
@@ -99,7 +99,7 @@ struct cpu {
     u64 fetched;        /* pages that code was fetched from for the first time */
     struct group *group; /* or 0 where the guest has one CPU */
     u64 fetched_known, written_known; /* what of it is in this CPU's TLB and translations */
-    u64 page_noted;     /* the page that was noted last, in this turn */
+    u64 pages_noted[PAGES_NOTED]; /* pages that were noted in this turn, each in one place */
 
     /* A delivery under way (delivery.c). */
     u32 delivering;     /* 1 more than its vector */
@@ -233,6 +233,7 @@ HIDDEN int wrmsr_of_apic(struct cpu *c, uintptr_t caller);
 HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused);
 HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
 HIDDEN void begin_turn(struct cpu *c);
+HIDDEN void go_on(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
 HIDDEN void end_block(struct cpu *c);
 HIDDEN void end_block_at_site(struct cpu *c, u64 pc);

@@ -68,10 +68,10 @@ static int is_code(struct cpu *c, char *entry, u64 va) {
 
 /* `start` is in the engine's own numbers, which others have others for: they are told the host's address. */
 static void note_write(struct cpu *c, u64 start) {
-    u64 page = start & -(u64)PAGE;
+    u64 page = start & -(u64)PAGE, *noted = &c->pages_noted[page / PAGE % PAGES_NOTED];
     struct group *g = c->group;
-    if (!g || page == c->page_noted) return;
-    c->page_noted = page;
+    if (!g || *noted == page) return;
+    *noted = page;
     if (c->written_known == g->written) c->written_known++; /* its own translations are dropped already */
     g->pages[g->written++ % NOTED] = (u64)e_qemu_map_ram_ptr(AT(void *, c->cpu, CPU_UC), 0, page);
 }
@@ -89,13 +89,25 @@ static void forget_page(struct cpu *c, u64 host) {
     if (start != ~0ull) e_tb_invalidate_phys_range(uc, start, start + PAGE);
 }
 
+static void forget_old_entries(struct cpu *c) {
+    for (int i = 0; i < PAGES_NOTED; i++) c->pages_noted[i] = ~0ull;
+    if (c->fetched_known != c->group->fetched) e_tlb_flush((void *)c->cpu), c->fetched_known = c->group->fetched;
+}
+
 void begin_turn(struct cpu *c) {
     struct group *g = c->group;
     if (!g) return;
-    c->page_noted = ~0ull;
+    forget_old_entries(c);
     if (g->written - c->written_known > NOTED) e_tb_flush((void *)c->cpu), c->written_known = g->written;
     while (c->written_known != g->written) forget_page(c, g->pages[c->written_known++ % NOTED]);
-    if (c->fetched_known != g->fetched) e_tlb_flush((void *)c->cpu), c->fetched_known = g->fetched;
+}
+
+/* Others had their turns while an access of this one waited for its answer (casemate kvm): it goes on to the end of its block
+   only, if they wrote over code. */
+void go_on(struct cpu *c) {
+    if (!c->group) return;
+    forget_old_entries(c);
+    if (c->written_known != c->group->written) stop_engine(c);
 }
 
 /* After a slow store through an entry without the right to execute the engine makes it fast. If code was fetched from

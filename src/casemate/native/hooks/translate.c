@@ -233,6 +233,7 @@ void h_siglongjmp(void *buffer, int value) {
 EXPORT struct cpu *hooks_exchange(struct cpu *now) {
     struct cpu *before = executing;
     executing = now;
+    if (now) go_on(now);
     return before;
 }
 

@@ -90,7 +90,7 @@ class CpuRecord(ctypes.Structure):
         ("group", c_uint64),
         ("fetched_known", c_uint64),
         ("written_known", c_uint64),
-        ("page_noted", c_uint64),
+        ("pages_noted", c_uint64 * 64),
         ("delivering", c_uint32),
         ("int_length", c_uint32),
         ("idt_moved", c_uint32),
