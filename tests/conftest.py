@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from support.assembler import assemble
 from support.booting import BootCli, Ended, TinyGuest
+from support.firmware_images import find_images
 
 from casemate.cli import main
 from casemate.guests.entry import Bits, make_image
@@ -21,6 +23,14 @@ settings.load_profile("casemate")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--record-golden``: write the documents that tests/golden compares with."""
     parser.addoption("--record-golden", action="store_true", help="write the documents of tests/golden anew")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stock_firmware_stays_as_it_is() -> Iterator[None]:
+    """Images of packages are for every test and program of this user: guests get copies of their variables."""
+    before = {path: path.stat().st_mtime_ns for path in find_images()}
+    yield
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 @pytest.fixture

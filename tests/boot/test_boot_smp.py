@@ -64,11 +64,13 @@ def test_snp_guest_creates_its_second_vcpu(threads_initrd: Path, boot_cli: BootC
     assert document["launch"]["vcpus"] == 2
 
 
-def test_firmware_of_a_sev_es_guest_starts_all_vcpus_and_holds_them(boot_cli: BootCli) -> None:
-    firmware = require_image("OVMF_CODE_4M.fd", "trixie")
-    variables = require_image("OVMF_VARS_4M.fd", "trixie")
+def test_firmware_of_a_sev_es_guest_starts_all_vcpus_and_holds_them(
+    boot_cli: BootCli, tmp_path: Path
+) -> None:
+    firmware, variables = require_image("OVMF_CODE_4M.fd", "trixie"), tmp_path / "VARS.fd"
+    variables.write_bytes(require_image("OVMF_VARS_4M.fd", "trixie").read_bytes())
     words = ("--guest", "sev-es", "--cpus", "4", "--code", firmware, "--until", "Shell> ")
-    document = boot_cli(*MODEL, *words, "--vars", variables, "--vars-sync", "exit").document
+    document = boot_cli(*MODEL, *words, "--vars", variables).document
     assert document["outcome"] == "until", document["detail"]
     others = document["vcpus"][1:]
     assert [vcpu["activity"] for vcpu in others] == ["held"] * 3

@@ -36,13 +36,14 @@ FLAGS = {
     "KVM_IRQCHIP_PIC_SLAVE": structs.IRQCHIP_PIC_SLAVE,
     "KVM_IRQCHIP_IOAPIC": structs.IRQCHIP_IOAPIC,
 }
-IN_UNION = {
+IN_MEMBER = {
     **dict.fromkeys((("kvm_irq_routing_entry", field) for field in ("irqchip", "pin")), "u.irqchip"),
     **dict.fromkeys(
         (("kvm_irq_routing_entry", field) for field in ("address_lo", "address_hi", "data")), "u.msi"
     ),
+    ("kvm_guest_debug", "debugreg"): "arch",
 }
-"""Fields that are in a member of the struct's union, and that member."""
+"""Fields that are in a member of the struct, and that member."""
 NEWER = {
     "KVM_SET_USER_MEMORY_REGION2": "6.8",
     "KVM_SET_MEMORY_ATTRIBUTES": "6.8",
@@ -102,7 +103,7 @@ def struct_probe(name: str, kind: type[Struct]) -> Iterator[str]:
     struct, _, member = name.partition(".")
     path = f"{member}." if member else ""
     for field in fields(kind):
-        union = IN_UNION.get((name, field))
+        union = IN_MEMBER.get((name, field))
         where = f"{union}.{field}" if union else f"{path}{field}"
         yield f'printf("{name}.{field} %zu\\n", offsetof(struct {struct}, {where}));'
     if kind is not structs.RunHead:
