@@ -73,13 +73,14 @@ class GuestControl:
         if not self._has_run:  # else a client may have stopped it already, behind its launch
             self.machine.vcpus.gate.is_paused = True
 
-    def attest(self, request: AttestationRequest) -> None:
-        """Let clients look at the measured guest, and inject secrets, until one of them lets it go.
+    def attest(self, request: AttestationRequest, serve: Callable[[], None]) -> None:
+        """Let clients, which ``serve`` lets in, look at the measured guest, and inject secrets, until one lets it go.
 
         Raises LaunchAbandoned if the run was ended instead.
         """
         state = self.machine.state
         self.request, self.measurement = request, request.measurement
+        serve()
         deadline = None if self._timeout is None else monotonic() + self._timeout
         while state.ending is None and not self._may_go.wait(_POLL_SECONDS):
             if deadline is not None and monotonic() > deadline:

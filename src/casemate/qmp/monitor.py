@@ -38,8 +38,7 @@ class Monitor:
         """Serve clients while the measured guest waits. Raises LaunchAbandoned if the run was ended instead."""
         # Whoever is greeted may end the run by a signal.
         with signals_end(self._control.machine):
-            self._server.start()
-            self._control.attest(request)
+            self._control.attest(request, self._server.start)
 
     def launched(self, record: LaunchRecord) -> None:
         """The launch is over; clients may ask what it measured."""
