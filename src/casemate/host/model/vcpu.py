@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -45,6 +44,7 @@ from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.run_control import RunControl, ThreadControl
 from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
+from casemate.host.model.ticker import Ticker
 
 _LOOK_SECONDS = 0.002
 """How often somebody looks whether what was asked for was heard."""
@@ -135,12 +135,7 @@ class ModelVcpu:
         self.patches_vmcall = False
         """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
-        self._closed = False
-        self._executing = threading.Event()
-        self._timer_set = threading.Lock()
-        """Free for a moment when the ticker is to look at once: an event for one thread, and much faster."""
-        self._timer_set.acquire()
-        self._looks_at = 0
+        self._ticker = None if group is not None and group.runs_them else Ticker(clock, self._look)
         self._lapic = None if interrupts is None else interrupts.lapic
         if self._lapic is not None:
             self._share(self._lapic)
@@ -148,13 +143,11 @@ class ModelVcpu:
             PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
         engine.hooks.answer_interrupts(self._acknowledge, self._poll)
-        self._ticker: threading.Thread | None = None
-        if group is not None and group.runs_them:
+        if self._ticker is None:
             return
         if interrupts is not None:
-            interrupts.on_deadline = self._timer_was_set
+            interrupts.on_deadline = self._ticker.timer_was_set
         clock.on_skip = engine.hooks.advance_tsc
-        self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
         self._ticker.start()
 
     def join(self, group: Group) -> None:
@@ -382,12 +375,8 @@ class ModelVcpu:
 
     def close(self) -> None:
         """End the ticker."""
-        if self._ticker is None:
-            return
-        self._closed = True
-        self._executing.set()
-        self._wake_ticker()
-        self._ticker.join()
+        if self._ticker is not None:
+            self._ticker.close()
 
     def _execute(self) -> None:
         if self._is_interrupted():
@@ -395,9 +384,12 @@ class ModelVcpu:
         if self._flush_wanted or self._control.take_stale():
             self._flush_wanted = False
             self._engine.flush_translations()
-        self._executing.set()
+        ticker = self._ticker
+        if ticker is not None:
+            ticker.executing.set()
         error = self._engine.start(self._engine.read(registers.RIP))
-        self._executing.clear()
+        if ticker is not None:
+            ticker.executing.clear()
         self._engine.hooks.take_error()
         self._after_execution(error)
 
@@ -520,27 +512,14 @@ class ModelVcpu:
         self._exit = SevTermination(text, 0 if self.ghcb is None else self.ghcb.msr)
         self._engine.stop()
 
-    def _tick(self) -> None:
-        while not self._closed:
-            self._executing.wait()
-            if self._control.stop_requested() or self._control.others_wait():
-                self._engine.stop()
-            wait = self._until_timer()
-            if wait <= 0:
-                self._engine.hooks.kick()
-                wait = _LOOK_SECONDS
-            self._looks_at = self._clock.now() + int(wait * NANOSECONDS)
-            self._timer_set.acquire(timeout=wait)
-
-    def _timer_was_set(self, time: int) -> None:
-        """Wake the ticker if it would be late."""
-        if time < self._looks_at:
-            self._looks_at = time
-            self._wake_ticker()
-
-    def _wake_ticker(self) -> None:
-        if self._timer_set.locked():
-            self._timer_set.release()
+    def _look(self) -> float:
+        if self._control.stop_requested() or self._control.others_wait():
+            self._engine.stop()
+        wait = self._until_timer()
+        if wait <= 0:
+            self._engine.hooks.kick()
+            return _LOOK_SECONDS
+        return wait
 
     def _until_timer(self) -> float:
         """Seconds until a timer is due, at most until it is time to look again."""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt, Interrupted, VmExit
 from casemate.host.hypervisor import InterruptController
-from casemate.host.model.cpu.hooks import (
-    EngineHooks,
-)
-from casemate.host.model.cpu.records import (
-    GroupRecord,
-)
+from casemate.host.model.cpu.hooks import EngineHooks
+from casemate.host.model.cpu.records import GroupRecord
 from casemate.host.model.run_control import RunControl, ThreadControl
+from casemate.host.model.ticker import Ticker
 from casemate.host.model.vcpu import Activity, ModelVcpu
 
 TURN_SECONDS = 0.001
@@ -74,16 +70,11 @@ class VcpuGroup(CpuGroup):
         self._interrupts = interrupts
         self._current = 0
         self._turns = 0
-        self._closed = False
-        self._executing = threading.Event()
-        self._timer_set = threading.Lock()
-        """Free for a moment when the ticker is to look at once."""
-        self._timer_set.acquire()
-        self._looks_at = 0
+        self._looked_at_turn = 0
+        self._ticker = Ticker(clock, self._look)
         clock.on_skip = self._skipped
         if interrupts is not None:
-            interrupts.on_deadline = self._timer_was_set
-        self._ticker = threading.Thread(target=self._tick, name="casemate-ticker", daemon=True)
+            interrupts.on_deadline = self._ticker.timer_was_set
         self._ticker.start()
 
     @property
@@ -123,10 +114,7 @@ class VcpuGroup(CpuGroup):
 
     def close(self) -> None:
         """End the ticker."""
-        self._closed = True
-        self._executing.set()
-        self._wake_ticker()
-        self._ticker.join()
+        self._ticker.close()
 
     def _next(self) -> ModelVcpu | None:
         count = len(self._vcpus)
@@ -139,9 +127,9 @@ class VcpuGroup(CpuGroup):
         if self._interrupts is not None:
             self._interrupts.executing = vcpu.number
         self.look_around()
-        self._executing.set()
+        self._ticker.executing.set()
         vm_exit = vcpu.run_turn()
-        self._executing.clear()
+        self._ticker.executing.clear()
         return vm_exit
 
     def _idle(self) -> None:
@@ -156,21 +144,19 @@ class VcpuGroup(CpuGroup):
         for hooks in self._hooks[1:]:
             hooks.tsc_offset = self._hooks[0].tsc_offset
 
-    def _tick(self) -> None:
-        seen = 0
-        while not self._closed:
-            self._executing.wait()
-            current = self._vcpus[self._current]
-            self.look_around()  # what is due may have been raised for another vCPU by whoever asked for its own
-            if self.control.stop_requested() or (self._record.others_wait and self._turns == seen):
-                current.interrupt_turn()
-            seen = self._turns
-            wait = self._until_timer()
-            if wait <= 0:
-                current.kick()
-                wait = TURN_SECONDS
-            self._looks_at = self._clock.now() + int(wait * NANOSECONDS)
-            self._timer_set.acquire(timeout=wait)
+    def _look(self) -> float:
+        current = self._vcpus[self._current]
+        self.look_around()  # what is due may have been raised for another vCPU by whoever asked for its own
+        if self.control.stop_requested() or (
+            self._record.others_wait and self._turns == self._looked_at_turn
+        ):
+            current.interrupt_turn()
+        self._looked_at_turn = self._turns
+        wait = self._until_timer()
+        if wait <= 0:
+            current.kick()
+            return TURN_SECONDS
+        return wait
 
     def _until_timer(self) -> float:
         """Seconds until a timer is due that a vCPU waits for, at most until it is time to look again."""
@@ -178,12 +164,3 @@ class VcpuGroup(CpuGroup):
         times = [vcpu.deadline() for vcpu in self._vcpus]
         deadline = min((time for time in times if time), default=None)
         return most if deadline is None else min((deadline - self._clock.now()) / NANOSECONDS, most)
-
-    def _timer_was_set(self, time: int) -> None:
-        if time < self._looks_at:
-            self._looks_at = time
-            self._wake_ticker()
-
-    def _wake_ticker(self) -> None:
-        if self._timer_set.locked():
-            self._timer_set.release()
