@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from casemate.api.advise import inspect, lint, open_variables
     from casemate.api.boot import boot, find_firmware
     from casemate.api.measure import Prediction, explain, measure
+    from casemate.api.variables import new_variables
     from casemate.api.verify import verify
     from casemate.confidential.preparation import LaunchOptions
     from casemate.errors import CasemateError
@@ -40,6 +41,7 @@ _HOMES = {
     "inspect": "casemate.api.advise",
     "lint": "casemate.api.advise",
     "measure": "casemate.api.measure",
+    "new_variables": "casemate.api.variables",
     "open_variables": "casemate.api.advise",
     "verify": "casemate.api.verify",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "inspect",
     "lint",
     "measure",
+    "new_variables",
     "open_variables",
     "verify",
 ]

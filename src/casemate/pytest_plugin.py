@@ -279,13 +279,15 @@ def _boot(
     on_variables: Callable[[Path], None],
 ) -> Outcome:
     words = dict(options)
+    copy = folder / f"variables-{time.monotonic_ns()}.fd"
     if not any(words.get(name) for name in ("code", "bios", "kernel")):
         pair = casemate.find_firmware(words.get("kind", "plain"))
         words["code"] = pair.code
-        words.setdefault("variables", pair.vars_template)
+        if "variables" not in words and pair.vars_template:
+            words["variables"] = casemate.new_variables(pair, copy)
     if words.get("variables"):
-        copy = folder / f"variables-{time.monotonic_ns()}.fd"
-        words["variables"] = shutil.copyfile(words["variables"], copy)
+        if words["variables"] != copy:
+            words["variables"] = shutil.copyfile(words["variables"], copy)
         on_variables(copy)
     launch = {name: words.pop(name) for name in _LAUNCH_OPTIONS if name in words}
     run = {

@@ -11,15 +11,14 @@ from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.x86.cpu_models import CpuChoice, find_model
-from casemate.advise.store_check import check_store, rewrite_store
+from casemate.api.variables import lead_to_shell
 from casemate.cli.state_folder import state_folder
 from casemate.confidential.preparation import unfit_for_sev_es
-from casemate.devices.flash.file import copy_template, locked_image
+from casemate.devices.flash.file import copy_template
 from casemate.devices.flash.sync import Sync
 from casemate.digest.cpu_models import model_signature
 from casemate.errors import HostError, ImageError, SpecError
-from casemate.files import read_file, write_whole
-from casemate.firmware.boot_options import shell_as_next_boot
+from casemate.files import read_file
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
 from casemate.machine.spec import MachineSpec
@@ -86,7 +85,7 @@ def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
         if variables is None:
             variables = _kept_variables(args, pair.code)
             _copy_once(template, variables)
-            _lead_to_shell(pair.code, variables)
+            lead_to_shell(pair.code, variables)
         else:
             _copy_once(template, variables)
     return pair.code, variables
@@ -106,18 +105,6 @@ def _fails_on_q35(spec: MachineSpec) -> bool:
     cause = "as SEV-ES guests, OVMF's 2M builds find no PCI devices on q35"
     print(f"casemate: on the board pc: {cause}", file=sys.stderr)
     return True
-
-
-def _lead_to_shell(code: Path, variables: Path) -> None:
-    """Name the firmware's shell as the next boot in variables that are casemate's own, if nothing would be booted."""
-    with locked_image(variables):
-        data = FirmwareImage.load(variables).data
-        check = check_store(data, str(variables))
-        if not check.is_healthy:
-            return
-        changed = shell_as_next_boot(check.variables, FirmwareImage.load(code))
-        if changed is not None:
-            write_whole(variables, rewrite_store(data, check, changed))
 
 
 def _unfit(guest: str) -> Callable[[Path], str | None]:
