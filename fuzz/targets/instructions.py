@@ -8,7 +8,6 @@ nor give up.
 
 from __future__ import annotations
 
-import gc
 import random
 import struct
 import threading
@@ -129,8 +128,6 @@ def check(bits: int, encrypted: bool, seed: int, head: bytes) -> None:
     with SevRig(prologue(), bits=64) if encrypted else ModelRig(prologue(), 64) as rig:
         set_up(rig, bits, code)
         execute(rig)
-    del rig
-    gc.collect()  # a closed engine keeps its address space until then
 
 
 TARGET = Target(

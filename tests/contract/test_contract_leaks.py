@@ -52,6 +52,29 @@ def test_a_thousand_starts_leave_nothing_behind(host: HostName, tmp_path: Path) 
     assert count_mappings() <= mappings + 20
 
 
+@pytest.mark.parametrize("vcpus", [1, 3])
+def test_a_guest_that_ended_holds_no_address_space_until_python_collects(vcpus: int, tmp_path: Path) -> None:
+    image = tmp_path / "guest.bin"
+    image.write_bytes(make_image(b"\xb0\x07\xe6\xf4\xeb\xfe"))
+    spec = MachineSpec(bios=image, memory=1 << 20, machine="bare", vcpus=vcpus)
+    gc.collect()
+    gc.disable()
+    try:
+        boot(spec, timeout=20, hypervisor=lambda clock: make_host("model"))
+        before = address_space()
+        for _ in range(3):
+            boot(spec, timeout=20, hypervisor=lambda clock: make_host("model"))
+        assert address_space() < before + (512 << 20)  # an engine has a GiB for its translations
+    finally:
+        gc.enable()
+
+
+def address_space() -> int:
+    """Of this process, in bytes."""
+    pages, *_ = Path("/proc/self/statm").read_text().split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def count_mappings() -> int:
     """All of them; allocators add some of their own."""
     return len(Path("/proc/self/maps").read_text().splitlines())

@@ -167,7 +167,7 @@ class Vcpu(DebuggedGuest):
 
     def kick(self) -> None:
         """An interrupt waits; from any thread."""
-        self._engine.hooks.kick()
+        self._engine.kick()
         self._library.kvm_wake(self.address)
 
     def close(self) -> None:

@@ -138,10 +138,10 @@ class Vm(VmMemory):
         if self.irqfds is not None:
             self.irqfds.close()
         self.ioeventfds.close()
-        if self.model is not None:
-            self.model.close()
         for vcpu in self.vcpus.values():
             vcpu.close()
+        if self.model is not None:
+            self.model.close()
 
     def say(self, text: str) -> None:
         """Tell the user."""

@@ -371,7 +371,7 @@ class ModelVcpu:
 
     def kick(self) -> None:
         """Have it raise what is due; from any thread, and it may be lost."""
-        self._engine.hooks.kick()
+        self._engine.kick()
 
     def close(self) -> None:
         """End the ticker."""
@@ -517,7 +517,7 @@ class ModelVcpu:
             self._engine.stop()
         wait = self._until_timer()
         if wait <= 0:
-            self._engine.hooks.kick()
+            self._engine.kick()
             return _LOOK_SECONDS
         return wait
 

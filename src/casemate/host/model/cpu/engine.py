@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,13 +55,18 @@ _SEGMENTS_BEFORE_CS = {"es": 1, "cs": 0, "ss": -1, "ds": -2, "fs": -3, "gs": -4}
 
 
 class Engine:
-    """A CPU that has what its ``processor`` has. All methods but ``stop`` belong to the thread that runs it.
+    """A CPU that has what its ``processor`` has.
+
+    All methods but ``stop`` and ``kick`` belong to the thread that runs it, and none but these two after ``close``.
 
     Raises UnsupportedError where the engine cannot be hooked.
     """
 
     def __init__(self, msrs: ModelSpecificRegisters, processor: Processor) -> None:
         self.msrs = msrs
+        self._is_open = True
+        self._closing = threading.RLock()
+        """Held while another thread uses what ``close`` frees; re-entered by handlers of signals."""
         self._scratch = ctypes.c_uint64()
         self._scratch_at = ctypes.addressof(self._scratch)
         self._scratch_ref = ctypes.byref(self._scratch)
@@ -105,8 +111,18 @@ class Engine:
         self.hooks.rip.value = address - base
 
     def close(self) -> None:
-        """Give the engine back."""
-        self.hooks.detach()
+        """Give the engine back, with the GiB of address space that it has for its translations.
+
+        One that is left in the middle of an instruction, as a monitor that goes away leaves it, stays until it is
+        collected.
+        """
+        with self._closing:
+            if not self._is_open:
+                return
+            self._is_open = False
+            self.hooks.detach()
+            if not self.hooks.is_executing:
+                del self.uc
 
     def hook(self, kind: int, name: str, **where: int) -> None:
         """Register a function of the hooks' library, with this CPU (see ``unicorn_api.hook_add``)."""
@@ -118,7 +134,15 @@ class Engine:
 
     def stop(self) -> None:
         """End ``start`` at the next block; from any thread."""
-        unicorn_api.emu_stop(self.handle)
+        with self._closing:
+            if self._is_open:
+                unicorn_api.emu_stop(self.handle)
+
+    def kick(self) -> None:
+        """Have the CPU look for interrupts soon; from any thread, and it may be lost."""
+        with self._closing:
+            if self._is_open:
+                self.hooks.kick()
 
     def read(self, register: int) -> int:
         """One general, control or segment register."""

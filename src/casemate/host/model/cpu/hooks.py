@@ -166,6 +166,8 @@ class EngineHooks:
     def __init__(self, engine: int, msrs: ModelSpecificRegisters, processor: Processor) -> None:
         self._hooks = _hooks()
         self._engine = engine
+        self.is_executing = False
+        """Whether ``run`` has not returned."""
         cpu = c_uint64.from_address(engine + _ENGINE_CPU).value
         env = cpu + _CPU_ENV
         self._cpu = cpu
@@ -470,7 +472,9 @@ class EngineHooks:
 
     def run(self, rip: int) -> int:
         """Execute from ``rip``; returns the engine's error number, 0 for none."""
+        self.is_executing = True
         error = int(self._hooks.hooks_run(self.user_pointer, c_void_p(self._engine), c_uint64(rip)))
+        self.is_executing = False
         return ABORTED if self.record.aborted else error
 
     @property
