@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate.devices.pit import Pit, Port61
+from casemate.devices.pit import MOST_OWED, Pit, Port61
 from casemate.devices.pit_channel import FREQUENCY_HZ
 from casemate.testing.manual_clock import ManualClock
 
@@ -107,14 +107,42 @@ def test_pit_periodic_interrupts_come_once_a_period_and_do_not_drift(
         assert timer.edges == period
 
 
-def test_pit_missed_periods_are_one_interrupt_and_the_next_is_in_the_future() -> None:
+def test_ticks_that_nobody_could_take_come_one_after_the_other() -> None:
     timer = Timer()
     timer.start(2, 11_932)
+    timer.pit.waits = lambda: timer.edges > 0
     timer.run_to(SECOND)
+    timer.run_to(SECOND + 1)
     assert timer.edges == 1
     deadline = timer.pit.deadline()
     assert deadline is not None
     assert SECOND < deadline <= SECOND + 10_000_200
+    timer.pit.waits = lambda: False
+    assert timer.pit.deadline() == 0
+    while timer.pit.deadline() == 0:
+        timer.run_to(SECOND + 1)
+    assert timer.edges == 99
+    assert timer.pit.deadline() == deadline
+
+
+def test_ticks_are_lost_where_the_interrupt_is_masked_or_the_monitor_says_so() -> None:
+    for masked, reinjects in ((True, True), (False, False)):
+        timer = Timer()
+        timer.start(2, 11_932)
+        timer.pit.is_heard = (lambda: False) if masked else (lambda: True)
+        timer.pit.reinjects = reinjects
+        timer.run_to(SECOND)
+        timer.run_to(SECOND + 1)
+        assert timer.edges == 1
+
+
+def test_guest_is_owed_no_more_than_a_thousand_ticks_and_none_of_another_programming() -> None:
+    timer = Timer()
+    timer.start(2, 11_932)
+    timer.run_to(3600 * SECOND)
+    assert timer.pit.owed == MOST_OWED - 1
+    timer.start(2, 11_932)
+    assert timer.pit.deadline() != 0
 
 
 @pytest.mark.parametrize(("mode", "ticks"), [(0, 1000), (4, 1001)])

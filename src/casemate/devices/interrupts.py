@@ -38,6 +38,8 @@ class PcInterrupts:
         self._clock = clock
         self.lapic = lapic
         self._lapics = (lapic, *others)
+        for each in self._lapics:
+            each.on_edge_end = self.refresh
         self._others = [ProcessorInterrupts(self, other) for other in others]
         self.executing = 0
         """The number of the CPU whose turn it is, where CPUs take turns."""
@@ -48,6 +50,7 @@ class PcInterrupts:
         self._deadlines: tuple[Callable[[], int | None], ...] = ()
         self._is_pc = is_pc
         pit.irq = self.irq(TIMER_IRQ)
+        pit.waits, pit.is_heard = self._timer_irq_waits, self._timer_irq_enabled
         pic.output = self._drive_ext_int
         pic.master.refresh = pic.slave.refresh = self.refresh
         self.on_deadline: Callable[[int], None] = lambda time: None
@@ -60,6 +63,7 @@ class PcInterrupts:
     def add_processor(self, lapic: Lapic) -> None:
         """One more, whose local APIC is connected."""
         self._lapics = (*self._lapics, lapic)
+        lapic.on_edge_end = self.refresh
         self._others.append(ProcessorInterrupts(self, lapic))
 
     def irq(self, number: int) -> IrqLine:
@@ -107,8 +111,10 @@ class PcInterrupts:
         for lapic in self._lapics:
             if now >= lapic.timer.next_expiry:
                 lapic.advance(now)
-        if now >= self._pit.next_edge:
+        if now >= self._pit.next_edge or self._pit.owed:
             self._pit.advance(now)
+            for lapic in self._lapics:
+                lapic.hears_edges = self._pit.owed > 0
         for poll in self._polls:
             poll()
 
@@ -128,8 +134,16 @@ class PcInterrupts:
         return self._pic.pending() and self.lapic.accepts_ext_int()
 
     def _timer_irq_enabled(self) -> bool:
-        through_pic = self._pic.enabled(TIMER_IRQ) and self.lapic.accepts_ext_int()
-        return through_pic or self._ioapic.enabled(TIMER_PIN)
+        return self._timer_uses_pic() or self._ioapic.enabled(TIMER_PIN)
+
+    def _timer_uses_pic(self) -> bool:
+        return self._pic.enabled(TIMER_IRQ) and self.lapic.accepts_ext_int()
+
+    def _timer_irq_waits(self) -> bool:
+        if self._timer_uses_pic() and self._pic.master.is_requested(TIMER_IRQ):
+            return True
+        vector = self._ioapic.vector(TIMER_PIN)
+        return vector is not None and any(lapic.is_requested(vector) for lapic in self._lapics)
 
 
 class ProcessorInterrupts:

@@ -67,6 +67,10 @@ class Ioapic:
         """Whether a pin is unmasked."""
         return not self._table[pin] & RTE_MASKED
 
+    def vector(self, pin: int) -> int | None:
+        """That of an unmasked pin."""
+        return self._table[pin] & 0xFF if self.enabled(pin) else None
+
     def end_of_interrupt(self, vector: int) -> None:
         """The EOI message of the local APIC for a level-triggered ``vector``."""
         for pin, entry in enumerate(self._table):

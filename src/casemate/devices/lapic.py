@@ -66,6 +66,7 @@ LVT_MASKED, LVT_PERIODIC, LVT_DEADLINE = 1 << 16, 1 << 17, 1 << 18
 SVR_ENABLED = 1 << 8
 HAS_X2APIC, HAS_DEADLINE, SUPPRESSES_EOI = 1, 2, 4
 """What an APIC can offer: x2APIC mode, the timer's TSC deadline, and suppression of EOI broadcasts."""
+_EDGE = 0x100
 _EVENT_NMI, _EVENT_INIT, _EVENT_STARTUP = 1, 2, 4
 _READONLY = (Register.VERSION, Register.PPR, Register.TIMER_CURRENT)
 
@@ -91,7 +92,7 @@ class LapicRecord(ctypes.Structure):
         ("ext_int", c_uint32),
         ("ext_int_passed", c_uint32),
         ("startup_vector", c_uint32),
-        ("unused", c_uint32),
+        ("hears_edges", c_uint32),
         ("next", c_uint64),
         ("read_timer", _ReadTimer),
         ("write_timer", _WriteTimer),
@@ -135,6 +136,8 @@ class Lapic:
         self._library = _library()
         self.timer = LapicTimer()
         self.on_eoi: Callable[[int], None] = lambda vector: None
+        self.on_edge_end: Callable[[], None] = lambda: None
+        """Told of the end of every edge-triggered interrupt while ``hears_edges``."""
         self.on_timer: Callable[[int], None] = lambda time: None
         """Told when the timer expires next."""
         self.on_error: Callable[[BaseException], None] | None = None
@@ -194,6 +197,15 @@ class Lapic:
         """An edge at LINT1, which the chipset's NMI is wired to. From the CPU's thread."""
         self._raise_local(Register.LVT_LINT1)
 
+    @property
+    def hears_edges(self) -> bool:
+        """Whether ``on_edge_end`` is called."""
+        return bool(self.record.hears_edges)
+
+    @hears_edges.setter
+    def hears_edges(self, value: bool) -> None:
+        self.record.hears_edges = value
+
     def timer_deadline(self) -> int | None:
         """Guest time of the next timer interrupt, or None while it is stopped or masked."""
         return None if self.record.page[Register.LVT_TIMER // 4] & LVT_MASKED else self.timer.deadline()
@@ -218,6 +230,10 @@ class Lapic:
         return bool(
             self._library.lapic_deliver(self._pointer, mode, vector, level, destination, logical, False)
         )
+
+    def is_requested(self, vector: int) -> bool:
+        """Whether ``vector`` waits to be acknowledged (IRR)."""
+        return bool(self.record.page[(Register.IRR + (vector >> 5) * 0x10) // 4] >> (vector & 31) & 1)
 
     def pending(self) -> bool:
         """Whether a request outranks the processor priority."""
@@ -311,7 +327,10 @@ class Lapic:
         return call
 
     def _end_of_interrupt(self, vector: int) -> None:
-        self.on_eoi(vector)
+        if vector == _EDGE:
+            self.on_edge_end()
+        else:
+            self.on_eoi(vector)
 
     def _raise_local(self, register: int) -> None:
         self._library.lapic_raise_local(self._pointer, register)

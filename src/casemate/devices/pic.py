@@ -70,6 +70,10 @@ class I8259:
         """Whether input ``irq`` is unmasked."""
         return not self._mask >> irq & 1
 
+    def is_requested(self, irq: int) -> bool:
+        """Whether input ``irq`` waits to be acknowledged (IRR)."""
+        return bool(self._requests >> irq & 1)
+
     def highest(self) -> int | None:
         """The input that interrupts now: unmasked, and above everything in service."""
         requests = self._requests & ~self._mask

@@ -13,15 +13,27 @@ REFRESH_NS = 15_085
 
 READ_BACK = 3
 
+MOST_OWED = 1000
+"""Ticks that a guest can be behind: of those that it did not get because nobody ran it for long, the rest is lost."""
+
 
 class Pit:
-    """Ports 0x40 to 0x43. The rising edges of channel 0 go to ``irq``; call ``advance`` when they are due."""
+    """Ports 0x40 to 0x43. The rising edges of channel 0 go to ``irq``; call ``advance`` when they are due.
+
+    A guest that cannot take a tick before the next one is due, because its host runs something else, gets all of them
+    one after the other, as KVM does it (KVM_REINJECT_CONTROL): kernels count them against other clocks.
+    """
 
     def __init__(self, clock: GuestClock) -> None:
         self._clock = clock
         self.irq: IrqLine = lambda level: None
         self.on_timer: Callable[[int], None] = lambda time: None
         """Told the next edge when channel 0 is programmed."""
+        self.waits: Callable[[], bool] = lambda: False
+        """Whether the guest has yet to take the last edge."""
+        self.is_heard: Callable[[], bool] = lambda: True
+        """Whether the interrupt is unmasked; otherwise no tick is owed."""
+        self.reinjects = True
         self.channels = tuple(PitChannel(clock) for _ in range(3))
         self.reset()
 
@@ -32,17 +44,29 @@ class Pit:
         self.channels[2].set_gate(False)
         self.next_edge = NEVER
         """Guest time of channel 0's next interrupt, or NEVER."""
+        self.owed = 0
+        """Ticks that were due and are still to come."""
 
     def deadline(self) -> int | None:
-        """``next_edge``, or None if channel 0 has none."""
+        """Guest time of the next edge, 0 if an owed one can be given, or None if channel 0 has none."""
+        if self.owed and not self.waits():
+            return 0
         return None if self.next_edge == NEVER else self.next_edge
 
     def advance(self, now: int) -> None:
-        """Raise the interrupt if its time has come; edges that were missed count as one."""
-        if now >= self.next_edge:
+        """Raise the interrupt if its time has come, or if one is owed and the guest has taken the last."""
+        is_due = now >= self.next_edge
+        if is_due:
+            self.owed = min(self.owed + self.channels[0].count_rises(self.next_edge, now), MOST_OWED)
+            self.next_edge = self.channels[0].next_rise(now)
+        if not self.owed:
+            return
+        if not self.reinjects or not self.is_heard():
+            self.owed = 1 if is_due else 0
+        if self.owed and not self.waits():
+            self.owed -= 1
             self.irq(False)
             self.irq(True)
-            self.next_edge = self.channels[0].next_rise(now)
 
     def read_port(self, offset: int, size: int) -> int | None:
         """A counter; the control word cannot be read."""
@@ -57,6 +81,7 @@ class Pit:
         else:
             self._write_control(value)
         if offset in (0, 3):
+            self.owed = 0
             self.next_edge = self.channels[0].next_rise(self._clock.now())
             self.on_timer(self.next_edge)
         return True

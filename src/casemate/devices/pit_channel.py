@@ -131,6 +131,12 @@ class PitChannel:
             return NEVER
         return self._start + _ticks_to_ns(edge)
 
+    def count_rises(self, first: int, last: int) -> int:
+        """How many rising edges come from that at ``first`` to guest time ``last``."""
+        if self.mode not in PERIODIC_MODES or not self._count:
+            return 1
+        return 1 + (last - first) * FREQUENCY_HZ // NANOSECONDS // self._count
+
     def _ticks(self, now: int) -> int:
         if self._start is None:
             return self._elapsed

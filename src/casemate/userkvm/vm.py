@@ -290,9 +290,9 @@ class Vm(VmMemory):
             self.legacy.set_pit_state(state, chips.write_port)
 
     @answers(Ioctl.REINJECT_CONTROL)
-    def set_reinjection(self, _address: int) -> None:
-        """No tick is lost that could come again."""
-        self._irqchip()
+    def set_reinjection(self, address: int) -> None:
+        """Whether ticks come later that the guest could not take in time."""
+        self._irqchip().pit.reinjects = bool(copy_in(address, 1)[0])
 
     @answers(Ioctl.IRQFD, IrqfdStruct)
     def irqfd(self, value: IrqfdStruct) -> None:

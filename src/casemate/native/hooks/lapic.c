@@ -173,6 +173,7 @@ static void end_of_interrupt(struct lapic *l) {
     *word_of(l, APIC_ISR, vector) &= ~bit_of(vector);
     int is_level = !!(*word_of(l, APIC_TMR, vector) & bit_of(vector));
     if (is_level && !(value_of(l, APIC_SVR) & SVR_SUPPRESS_EOI)) l->on_eoi(vector);
+    if (!is_level && l->hears_edges) l->on_eoi(EDGE);
 }
 
 /* ---- registers ---- */

@@ -19,6 +19,8 @@ enum { EVENT_NMI = 1, EVENT_INIT = 2, EVENT_STARTUP = 4 };
 
 enum { MSR_APIC_BASE = 0x1b, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC = 0x800, MSR_X2APIC_END = 0x900 };
 
+enum { EDGE = 0x100 }; /* no vector */
+
 /* The vCPU's thread has it to itself but for requests, trigger modes and what stands below `events`: other threads set
    these, so they change by atomic operations. */
 struct lapic {
@@ -34,13 +36,13 @@ struct lapic {
     u32 ext_int;            /* the 8259's INT */
     u32 ext_int_passed;     /* an input of the I/O APIC passes it on, whatever LINT0 says */
     u32 startup_vector;     /* of EVENT_STARTUP: the page that the CPU is to start at */
-    u32 unused;
+    u32 hears_edges;        /* on_eoi is told the ends of edge-triggered interrupts, too, as EDGE */
     struct lapic *next;     /* those of a guest are a ring */
 
     /* Python */
     u32 (*read_timer)(void);                   /* raise what is due; the current count */
     void (*write_timer)(u32 which, u64 value); /* an offset in the page, or MSR_TSC_DEADLINE */
-    void (*on_eoi)(u32 vector);                /* of a level-triggered interrupt */
+    void (*on_eoi)(u32 vector);                /* of a level-triggered interrupt, or EDGE */
     void (*on_message)(void);                  /* another CPU, or a device, has sent something; or 0 */
 };
 
