@@ -162,6 +162,31 @@ def test_interrupt_interrupts_a_busy_loop_that_polls_a_port() -> None:
         timer.join()
 
 
+class OverlookedInterrupts(ScriptedInterrupts):
+    """One that is due while the guest runs, which the thread that looks after timers does not notice."""
+
+    def __init__(self, vector: int) -> None:
+        super().__init__(vector)
+        self.is_running = False
+
+    def deadline(self) -> int | None:
+        return None
+
+    def pending(self) -> bool:
+        is_due, self.is_running = self.is_running, True
+        return is_due and super().pending()
+
+
+def test_guest_that_spins_gets_its_interrupts_although_nobody_looks_after_its_timers() -> None:
+    code = LOAD_IDT + "sti; mov ecx, 50000000; spin: pause; dec ecx; jnz spin; cli; hlt"
+    with ModelRig(code, 64, interrupts=OverlookedInterrupts(0x50)) as rig:
+        with_idt(rig)
+        gate(rig, 0x50, HANDLER)
+        rig.put(HANDLER, "out 0x80, al; hlt")
+        assert rig.run() == HALTED
+        assert [access[:2] for access in rig.bus.log] == [("out", 0x80)]
+
+
 def test_code_that_the_guest_rewrites_runs_as_rewritten() -> None:
     code = f"""
                 mov ecx, 100

@@ -101,6 +101,8 @@ struct cpu {
     u64 fetched_known, written_known; /* what of it is in this CPU's TLB and translations */
     u64 pages_noted[PAGES_NOTED]; /* pages that were noted in this turn, each in one place */
 
+    u64 looked;         /* time-stamp counter when a PAUSE had it look for interrupts */
+
     /* A delivery under way (delivery.c). */
     u32 delivering;     /* 1 more than its vector */
     u32 int_length;     /* of the INT instruction that asked for it, or 0 */

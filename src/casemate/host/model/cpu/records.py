@@ -91,6 +91,7 @@ class CpuRecord(ctypes.Structure):
         ("fetched_known", c_uint64),
         ("written_known", c_uint64),
         ("pages_noted", c_uint64 * 64),
+        ("looked", c_uint64),
         ("delivering", c_uint32),
         ("int_length", c_uint32),
         ("idt_moved", c_uint32),
