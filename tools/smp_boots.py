@@ -21,7 +21,7 @@ from support.firmware_images import require_image, require_kernel
 from casemate.testing.linux_init import initramfs
 
 THREADS = Path(__file__).parents[1] / "tests" / "boot" / "threads.c"
-APPEND = "console=ttyS0 panic=-1 quiet"
+APPEND = "console=ttyS0 panic=-1 loglevel=5"
 
 
 def kinds(folder: Path) -> dict[str, list[str]]:
@@ -46,8 +46,11 @@ def kinds(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def verdict(words: list[str], timeout: int) -> str:
-    """How one boot ended; ``good`` if all CPUs came online and the sums of the threads were right."""
+def verdict(words: list[str], timeout: int, log: Path) -> str:
+    """How one boot ended; ``good`` if all CPUs came online and the sums of the threads were right.
+
+    What the guest of another boot printed is kept in ``log``.
+    """
     line = [sys.executable, "-m", "casemate", "boot", "--host", "model", "--json", "--timeout", str(timeout)]
     done = subprocess.run([*line, *words], capture_output=True, text=True, check=False)
     if not done.stdout:
@@ -55,6 +58,8 @@ def verdict(words: list[str], timeout: int) -> str:
     document = json.loads(done.stdout)
     if document["outcome"] == "power-off" and "ALL IS WELL" in document["serial"]:
         return "good"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(document["serial"], "utf-8")
     bad = [line for line in document["serial"].splitlines() if "BAD" in line]
     return "; ".join([document["outcome"], document["detail"], *bad])
 
@@ -65,6 +70,9 @@ def main() -> int:
     parser.add_argument("--boots", type=int, default=50, help="of each kind (50)")
     parser.add_argument("--cpus", type=int, default=4, help="vCPUs (4)")
     parser.add_argument("--timeout", type=int, default=300, help="seconds for each boot (300)")
+    parser.add_argument(
+        "--logs", type=Path, default=Path("smp-boots"), help="folder for what bad boots printed (smp-boots)"
+    )
     options = parser.parse_args()
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -75,7 +83,8 @@ def main() -> int:
         for number in range(options.boots):
             for kind, words in kinds(folder).items():
                 started = monotonic()
-                ended = verdict([*words, "--cpus", str(options.cpus)], options.timeout)
+                log = options.logs / f"{kind.replace(' ', '-')}-{number + 1}.log"
+                ended = verdict([*words, "--cpus", str(options.cpus)], options.timeout, log)
                 found.setdefault(kind, Counter())[ended] += 1
                 print(f"{number + 1} {kind}: {ended}, {monotonic() - started:.1f} s", flush=True)
     for kind, counts in found.items():
