@@ -359,3 +359,40 @@ def test_five_levels_of_page_tables_reach_what_four_do_not() -> None:
         rig.put(PLACE, assemble(wide, 64))
         assert rig.run() == HALTED
         assert rig.ram_at(DUMP + 8, 8) == rig.ram_at(DUMP, 8)
+
+
+@pytest.mark.parametrize("prefix", ["", "lock"])
+@pytest.mark.parametrize(
+    ("instruction", "operand", "is_equal"),
+    [("cmpxchg8b", 8, True), ("cmpxchg8b", 8, False), ("cmpxchg16b", 16, True), ("cmpxchg16b", 16, False)],
+)
+def test_cmpxchg_of_two_words_changes_the_zero_flag_and_no_other(
+    instruction: str, operand: int, is_equal: bool, prefix: str
+) -> None:
+    code = f"""
+        mov rsp, {DUMP + 0x800}
+        mov rsi, {DUMP}
+        mov eax, 99
+        {prefix} {instruction} [rsi]        # how the flags are kept at the end of a block
+        jne next
+        next:
+        mov rax, 5; mov rdx, 0; mov ebx, 0x7fffffff
+        cmp eax, ebx                        # CF, PF and AF
+        {prefix} {instruction} [rsi]
+        pushfq
+        pop rax
+        out 0x80, eax
+        hlt
+    """
+    with ModelRig(code, 64) as rig:
+        rig.put(DUMP, (5 if is_equal else 6).to_bytes(operand, "little"))
+        assert rig.run() == HALTED
+        flags = rig.bus.log[0][3] & 0xFFFFFFFF
+    assert flags == 2 | _flags_of_comparison(5, 0x7FFFFFFF) | (0x40 if is_equal else 0)
+
+
+def _flags_of_comparison(left: int, right: int) -> int:
+    """CF, PF, AF and SF of a 32-bit CMP of two numbers that do not overflow."""
+    result = left - right & 0xFFFFFFFF
+    parity = (result & 0xFF).bit_count() % 2 == 0
+    return (left < right) | parity << 2 | (left & 15 < right & 15) << 4 | (result >> 31) << 7

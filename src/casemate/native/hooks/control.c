@@ -119,6 +119,15 @@ void h_helper_pause(void *env, int length) {
     TAIL e_helper_pause(env, length);
 }
 
+/* The flags that these leave alone. The engine keeps their operation in a variable that it writes at the end of a block. */
+enum { CC_OP_IN_VARIABLE = 0 };
+#define EXCHANGE(name, ...) \
+    void h_##name(void *env, u64 at, u32 cc_op) { \
+        if (cc_op != CC_OP_IN_VARIABLE) AT(u32, env, ENV_CC_OP) = cc_op; \
+        TAIL e_##name(env, at, cc_op); \
+    }
+CMPXCHG_HELPERS(EXCHANGE)
+
 /* SMSW to a register of 32 bits, outside of 64-bit code: the engine writes 16 of them. RIP is on it. */
 void execute_here(struct cpu *c) {
     void *env = (void *)c->env;

@@ -45,6 +45,7 @@ typedef uint8_t u8;
 #define ENV_RIP 0x80
 #define ENV_EFLAGS 0x88
 #define ENV_CC_SRC 0x98 /* cc_src: the stores of helper_rdrand */
+#define ENV_CC_OP 0xa8  /* cc_op: helper_cmpxchg16b, its argument for cpu_cc_compute_all */
 #define ENV_HFLAGS 0xb0 /* hflags: cpu_ldub_code, first load */
 #define ENV_ES 0xb8
 #define ENV_CS 0xd0     /* segs[R_CS]; segments are 24 bytes, in the order ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT */
@@ -104,6 +105,7 @@ typedef uint8_t u8;
 #define CONDITION_GE 3      /* TCG_COND_GE */
 #define LABEL_PRESENT 1     /* TCGLabel, first bit: gen_set_label */
 #define BLOCK_PC_NEXT 0x10  /* DisasContextBase.pc_next: translator_loop, after it called the operation at 0 */
+#define BLOCK_CC_OP 0x74    /* DisasContext.cc_op: i386_tr_insn_start, the second argument that it gives to tcg_gen_op2 */
 #define BLOCK_INSTRUCTIONS 0x1c /* num_insns, with the one being translated; max_insns: translator_loop, before that */
 #define BLOCK_LIMIT 0x20
 #define OPERATIONS 7        /* of TranslatorOps; the first is init_disas_context */
@@ -159,6 +161,13 @@ typedef uint8_t u8;
     X(tb_gen_code, void *, (void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags)) \
     X(memory_region_init_io, void, (void *uc, void *region, void *operations, void *opaque, u64 size))
 
+/* CMPXCHG8B and CMPXCHG16B: ours are told how the flags are kept where they are called. */
+#define CMPXCHG_HELPERS(X) \
+    X(helper_cmpxchg8b, void, (void *env, u64 at, u32 cc_op)) \
+    X(helper_cmpxchg8b_unlocked, void, (void *env, u64 at, u32 cc_op)) \
+    X(helper_cmpxchg16b, void, (void *env, u64 at, u32 cc_op)) \
+    X(helper_cmpxchg16b_unlocked, void, (void *env, u64 at, u32 cc_op))
+
 /* Functions that translated code calls: ours are put into the calls when they are translated. */
 #define HELPERS(X) \
     X(helper_rdmsr, void, (void *env)) \
@@ -176,6 +185,7 @@ typedef uint8_t u8;
     X(helper_raise_interrupt, void, (void *env, int vector, int length)) \
     X(helper_into, void, (void *env, int length)) \
     X(helper_pause, void, (void *env, int length)) \
+    CMPXCHG_HELPERS(X) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

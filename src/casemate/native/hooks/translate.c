@@ -58,6 +58,20 @@ static void call_testbit(struct cpu *c, void *s, void **arguments) {
     e_tcg_temp_free_internal(s, bits);
 }
 
+static int is_exchange(void *function) {
+#define OR_IS_EXCHANGE(name, ...) || function == (void *)e_##name
+    return 0 CMPXCHG_HELPERS(OR_IS_EXCHANGE);
+}
+
+/* The engine computes the flags that CMPXCHG8B and CMPXCHG16B leave alone from how it kept them at the end of the last block:
+   all of RFLAGS is what an operand was. An interrupt right behind such an instruction saves that, and IRET takes it. */
+static void call_exchange(struct cpu *c, void *s, void *function, void **arguments) {
+    void *cc_op = (char *)s + e_tcg_const_i32(s, AT(i32, c->block, BLOCK_CC_OP));
+    void *ours[3] = {arguments[0], arguments[1], cc_op};
+    call(c, s, function, 0, 3, ours);
+    e_tcg_temp_free_internal(s, cc_op);
+}
+
 /* It stands in the list of helpers only for the pair's sake. */
 void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
@@ -67,6 +81,7 @@ void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **ar
     if (!c) e_tcg_gen_callN(s, function, result, count, arguments);
     else if (function == (void *)e_helper_check_exit_request) check_exit_request(s, uc);
     else if (function == (void *)e_helper_cr4_testbit) call_testbit(c, s, arguments);
+    else if (c->block && is_exchange(function)) call_exchange(c, s, function, arguments);
     else call(c, s, function, result, count, arguments);
 }
 
