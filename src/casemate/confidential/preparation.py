@@ -24,7 +24,7 @@ from casemate.digest.vmsa_pages import RESET_VECTOR
 from casemate.errors import ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.sec_core import Machine, sec_machine
+from casemate.firmware.sec_core import unfit_for_sev_es
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys, VcpuReset
@@ -161,13 +161,6 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
     launched = replace(spec, sev=setup.sev, isa_bios=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
-
-
-def unfit_for_sev_es(image: FirmwareImage) -> str | None:
-    """Why an image cannot start as SEV-ES guest, or None if nothing shows that."""
-    if sec_machine(image) is Machine.IA32:
-        return "starts in 32-bit code (its SEC core is IA32), which in edk2 has no VMGEXIT, only a breakpoint"
-    return None
 
 
 def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
 
 SCI = 9
+PM_BASE = 0x600
+"""First port of the ACPI block, where firmware would have put it."""
 _OEM, _OEM_TABLE, _CREATOR = b"CASEMA", b"CASEMATE", b"CSMT"
 _HEADER_SIZE, RSDP_SIZE = 36, 36
 ALIGNMENT = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port, pc_testdev
@@ -32,13 +33,15 @@ from casemate.machine.boards.board import (
     ChipsetEvents,
 )
 from casemate.machine.console import Console
-from casemate.machine.direct_kernel import add_kernel
 from casemate.machine.irqchip import HostIrqchip
-from casemate.machine.own_irqchip import OwnIrqchip
+from casemate.machine.kernel_files import add_kernel
 from casemate.machine.spec import MachineSpec
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
+
+if TYPE_CHECKING:
+    from casemate.machine.own_irqchip import OwnIrqchip
 
 _E820_RAM = 1
 

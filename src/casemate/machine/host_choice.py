@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from casemate.abi.kernel_eras import NEWEST, find_era
 from casemate.errors import SpecError, UnsupportedError
-from casemate.guests.probe import probe_image
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.kvm.hypervisor import KvmHypervisor
-from casemate.host.kvm.modules import loaded_vendor_module
-from casemate.host.kvm.probe import probe
 from casemate.machine.spec import MachineSpec
 
 _ANYWHERE = "the modelled host needs no privilege and no special CPU"
 
 
-@dataclass(frozen=True, slots=True)
-class HostChoice:
+class HostChoice(NamedTuple):
     """What makes the host, and the line that says why it was taken."""
 
     make: Callable[[GuestClock], Hypervisor]
@@ -31,7 +26,9 @@ def validate_host(word: str) -> None:
     """Refuse words that name no host. Raises SpecError."""
     kind, separator, era = word.partition(":")
     if kind == "model" and separator:
-        find_era(era)
+        from casemate.machine.model_host import validate_era
+
+        validate_era(era)
     elif word not in ("auto", "kvm", "model"):
         raise SpecError(f"--host {word!r} is not known", "use auto, kvm, model, or model:ERA")
 
@@ -61,6 +58,10 @@ def _automatic(spec: MachineSpec) -> HostChoice:
         kvm = KvmHypervisor()
     except UnsupportedError as error:
         return HostChoice(_model(spec), f"{_ANYWHERE}; {error.cause}")
+    from casemate.guests.probe import probe_image
+    from casemate.host.kvm.modules import loaded_vendor_module
+    from casemate.host.kvm.probe import probe
+
     name = loaded_vendor_module() or "KVM"
     found = probe(kvm, *probe_image())
     if found.reason:
@@ -74,11 +75,6 @@ def _automatic(spec: MachineSpec) -> HostChoice:
 def _model(
     spec: MachineSpec, era: str = "", platform: Path | None = None
 ) -> Callable[[GuestClock], Hypervisor]:
-    from casemate.host.model.hypervisor import ModelHypervisor
+    from casemate.machine.model_host import model_host
 
-    keys = None
-    if platform is not None:
-        from casemate.host.model.sev.platform import ModelPlatform
-
-        keys = ModelPlatform(platform)
-    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=keys, cpu=spec.cpu)
+    return model_host(spec, era, platform)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from casemate.events import AccessPath, Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
-from casemate.evidence.flash_log import FlashLog
+
+if TYPE_CHECKING:
+    from casemate.evidence.flash_log import FlashLog
 
 _KEPT = 1000
 _PROBES = (0x50, 0x70)
@@ -56,10 +59,9 @@ class Recorder(EventSink):
         """Host time since the start."""
         return monotonic() - self._started
 
-    def watch_flash(self, unit: int, contents: memoryview) -> None:
-        """Expect commands of a flash unit."""
-
-        self.flash[unit] = FlashLog(contents)
+    def watch_flash(self, unit: int, log: FlashLog) -> None:
+        """Expect commands of a flash unit, and keep them in its log."""
+        self.flash[unit] = log
 
     def report(self, event: Event) -> None:
         """Take note of one event."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord
-from casemate.machine.platform import FlashUnit
 from casemate.machine.recorder import TimedChange, TimedViolation
 from casemate.machine.violation import owner
+
+if TYPE_CHECKING:
+    from casemate.machine.flash_unit import FlashUnit
 
 
 def make_report(machine: Machine, launch: LaunchRecord, host_facts: dict[str, Any]) -> dict[str, Any]:

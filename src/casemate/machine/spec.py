@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.address import PAGE_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import SpecError
-from casemate.host.secure_processor import SevSetup
-from casemate.linux.direct_boot import DirectBoot
 from casemate.memory.protection import OnWrite, Requested
+
+if TYPE_CHECKING:
+    from casemate.abi.x86.cpu_models import CpuChoice
+    from casemate.host.secure_processor import SevSetup
+    from casemate.linux.direct_boot import DirectBoot
 
 MIB = 1 << 20
 MIN_MEMORY = 1 * MIB
@@ -89,6 +91,8 @@ class MachineSpec:
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, Path(path))
         if isinstance(self.cpu, str):
+            from casemate.abi.x86.cpu_models import CpuChoice
+
             object.__setattr__(self, "cpu", CpuChoice.parse(self.cpu))
         for name, kind in (("kind", GuestKind), ("sync", Sync), ("on_write", OnWrite)):
             word = getattr(self, name)

@@ -8,7 +8,6 @@ from casemate.events import AccessPath, Violation, ViolationKind
 from casemate.evidence.owner import owner_of
 from casemate.host.exits import MemoryFault
 from casemate.machine.machine import Machine
-from casemate.memory.flash_memory import FlashMode
 from casemate.memory.protection import OnWrite
 
 _MMIO_PATHS = (AccessPath.READONLY_SLOT, AccessPath.NO_SLOT, AccessPath.EMULATOR)
@@ -120,7 +119,7 @@ def _executor(violation: Violation) -> str:
 
 
 def _suspects(machine: Machine) -> str:
-    units = [f"unit {unit.number}" for unit in machine.platform.flash if unit.memory.mode is FlashMode.ARRAY]
+    units = [f"unit {unit.number}" for unit in machine.platform.flash if unit.memory.is_armed]
     why = " (protected state)" if machine.vm.capabilities.has_protected_state else ""
     return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"
 
