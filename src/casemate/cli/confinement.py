@@ -19,6 +19,7 @@ _LOADED_BEFORE = (
     "encodings.latin_1",
     "encodings.utf_16_le",
     "iced_x86",
+    "casemate.evidence.owner",
     "casemate.host.write_target",
 )
 """What a running guest may cause to be loaded, and no module can be loaded inside."""

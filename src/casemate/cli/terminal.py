@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import sys
 import termios
 import textwrap
@@ -13,9 +12,12 @@ import time
 import tty
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from casemate.machine.console import Console
+from casemate.cli.parser import terminal_width
+
+if TYPE_CHECKING:
+    from casemate.machine.console import Console
 
 ESCAPE_KEY = 0x01
 """Ctrl-A, as QEMU has it: followed by X it leaves, by itself it goes to the guest, by H it helps."""
@@ -97,7 +99,7 @@ def raw_terminal() -> Iterator[None]:
 
 def width_of(stream: TextIO) -> int | None:
     """Columns of the terminal behind ``stream``; None where there is none."""
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+    return terminal_width() if stream.isatty() else None
 
 
 def wrapped(text: str, width: int | None, indent: str = "") -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class VmCapabilities:
+class VmCapabilities(NamedTuple):
     """Answers of one VM after it was created with its final type."""
 
     readonly_memory: bool

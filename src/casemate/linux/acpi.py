@@ -7,7 +7,7 @@ FACS, whose checksum does not exist, has room for a waking vector.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
 
@@ -32,8 +32,7 @@ _RESET_PORT, _RESET_VALUE = 0xCF9, 0x0F
 _NO_C_STATE = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class AcpiTables:
+class AcpiTables(NamedTuple):
     """All tables in one piece, the RSDP first, not yet linked: pointers are offsets into ``data``, checksums are 0."""
 
     data: bytes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port, pc_testdev
@@ -46,8 +45,7 @@ if TYPE_CHECKING:
 _E820_RAM = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Controls:
+class Controls(NamedTuple):
     """What devices may do to the machine; called on a vCPU's thread."""
 
     power_off: Callable[[], None]
@@ -56,8 +54,7 @@ class Controls:
     """The guest wrote to the exit port."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wiring:
+class Wiring(NamedTuple):
     """What devices are connected to."""
 
     bus: Bus

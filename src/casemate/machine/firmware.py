@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.firmware.bios import validate_bios
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from casemate.linux.direct_boot import DirectBoot
 
 
-@dataclass(frozen=True, slots=True)
-class FirmwareFile:
+class FirmwareFile(NamedTuple):
     """One image, where it goes, and its lock; a ``--bios`` image has no lock, for nobody writes it back."""
 
     path: Path | str

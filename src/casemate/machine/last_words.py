@@ -6,11 +6,10 @@ Nothing ends a guest that waits for a key, or stands in a loop for good, but its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class LastWords:
+class LastWords(NamedTuple):
     """One row of the table: what is said, what it means, and the remedy (may be empty)."""
 
     said: re.Pattern[bytes]

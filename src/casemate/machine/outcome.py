@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from casemate.host.snp_processor import Certificates
 from casemate.version import __version__
+
+if TYPE_CHECKING:
+    from casemate.host.snp_processor import Certificates
 
 
 class Ending(Enum):
@@ -104,7 +106,7 @@ class Outcome:
         system = os.uname()
         run = {
             "command": command,
-            "when": datetime.now(UTC).isoformat(" ", "seconds"),
+            "when": time.strftime("%Y-%m-%d %H:%M:%S+00:00", time.gmtime()),
             "system": f"{system.sysname} {system.release}, {system.machine}",
         }
         return self.to_json() | {"run": run}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.events import AccessPath, Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
 
@@ -18,16 +17,14 @@ _PROBES = (0x50, 0x70)
 (edk2 OvmfPkg/QemuFlashFvbServicesRuntimeDxe, QemuFlashDetected)."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimedViolation:
+class TimedViolation(NamedTuple):
     """A violation and when it happened, in seconds of host time since the machine was built."""
 
     at: float
     event: Violation
 
 
-@dataclass(frozen=True, slots=True)
-class TimedChange:
+class TimedChange(NamedTuple):
     """A change of protection and when it happened, in seconds of host time since the machine was built."""
 
     at: float

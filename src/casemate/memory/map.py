@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
 
 from casemate.address import Gpa
@@ -84,12 +83,12 @@ class MemoryMap:
         drafts = [
             (draft, flat.region) for flat in view.ranges if (draft := self._draft_slot(flat)) is not None
         ]
-        numbers = {replace(slot, number=0): slot.number for slot, _ in self._candidates}
+        numbers = {slot._replace(number=0): slot.number for slot, _ in self._candidates}
         taken = {numbers[draft] for draft, _ in drafts if draft in numbers}
         free = (number for number in count() if number not in taken)
         self._candidates = [
             (
-                replace(draft, number=numbers[draft] if draft in numbers else next(free)),
+                draft._replace(number=numbers[draft] if draft in numbers else next(free)),
                 region if isinstance(region, RomDevice) else None,
             )
             for draft, region in drafts

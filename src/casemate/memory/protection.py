@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.errors import CasemateError, SpecError, UnsupportedError
@@ -42,16 +41,14 @@ Requested = Literal["auto", "slot", "vma", "view", "uffd"]
 """The words of ``--protection``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """A protection that was not chosen, and why."""
 
     protection: WriteProtection
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectionChoice:
+class ProtectionChoice(NamedTuple):
     """The protection for all flash units (or the ``--bios`` image) of one guest, with its reasons."""
 
     protection: WriteProtection
@@ -76,8 +73,7 @@ _SEALED = "the registers of a SEV-ES guest are sealed, so that no write of it ca
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """If guest kind, flash, read-only slots (None: either) and request match, this is the verdict."""
 
     kinds: frozenset[GuestKind]
@@ -191,8 +187,7 @@ _TABLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _WhyNot:
+class _WhyNot(NamedTuple):
     """Why ``protection`` is not chosen by itself for these kinds; ``slots`` None is either answer."""
 
     protection: WriteProtection

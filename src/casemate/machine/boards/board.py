@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.pci.config import PciFunction
@@ -16,8 +16,7 @@ VGA_HOLE = (0xA0000, 0xC0000)
 """Start and end of what is no RAM on any PC."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChipsetEvents:
+class ChipsetEvents(NamedTuple):
     """What a chipset tells the machine when firmware programs it."""
 
     pm_base: Callable[[int | None], None]
@@ -26,8 +25,7 @@ class ChipsetEvents:
     """The ECAM window moved; None is off."""
 
 
-@dataclass(frozen=True, slots=True)
-class RamPiece:
+class RamPiece(NamedTuple):
     """``size`` bytes of RAM at ``gpa``, out of one block from ``offset`` on."""
 
     name: str
@@ -36,8 +34,7 @@ class RamPiece:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(NamedTuple):
     """An address table. ``pci`` makes the functions, by device and function number; None is a board without PCI."""
 
     name: str
