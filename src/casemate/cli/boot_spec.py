@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         append=args.append or "",
         fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
     )
-    return spec if args.machine or not _fails_on_q35(spec) else replace(spec, machine="pc")
+    return spec if args.machine or not _fails_on_q35(spec) else spec.replace(machine="pc")
 
 
 def _flash(args: argparse.Namespace) -> tuple[Path | None, Path | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
@@ -142,7 +142,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     _validate_policy(policy, spec.kind)
     if spec.is_direct:
         _validate_direct(host)
-        spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
+        spec = spec.replace(linux=lay_out_linux(spec, host.c_bit))
     path = spec.code or spec.bios or spec.kernel
     assert path is not None
     image = FirmwareImage.from_bytes(spec.linux.image, str(path)) if spec.linux else FirmwareImage.load(path)
@@ -159,7 +159,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
-    launched = replace(spec, sev=setup.sev, isa_bios=False, vcpus=runs)
+    launched = spec.replace(sev=setup.sev, isa_bios=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
 
 

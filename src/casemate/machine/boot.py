@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.hypervisor import Hypervisor
@@ -19,8 +18,7 @@ from casemate.machine.spec import MachineSpec
 _IDLE_ALLOWANCE_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Attachments:
+class Attachments(NamedTuple):
     """Who watches and talks to the guest from outside; the callbacks run on the vCPU's thread."""
 
     output: Callable[[bytes], None] | None = None

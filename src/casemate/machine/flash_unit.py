@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.evidence.flash_log import FlashLog
@@ -15,8 +15,7 @@ from casemate.memory.protection import WriteProtection
 from casemate.memory.region import RomDevice
 
 
-@dataclass(frozen=True, slots=True)
-class FlashUnit:
+class FlashUnit(NamedTuple):
     """One flash unit: its file, its memory and its command state machine."""
 
     number: int
