@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import threading
@@ -229,6 +228,8 @@ def _start(
 
 def _print(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
+        import json
+
         print(json.dumps(outcome.to_json(), indent=2))
     else:
         sys.stdout.flush()

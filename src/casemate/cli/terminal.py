@@ -6,7 +6,6 @@ import os
 import select
 import sys
 import termios
-import textwrap
 import threading
 import time
 import tty
@@ -106,6 +105,8 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
     """``text`` with lines of at most ``width``, broken at spaces; what goes on is indented by ``indent``."""
     if width is None:
         return text
+    import textwrap
+
     lines = (
         textwrap.wrap(line, max(width - 1, 20), subsequent_indent=indent, break_on_hyphens=False) or [""]
         for line in text.split("\n")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
-from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
 from casemate.firmware.volume_header import VolumeHeader, find_volumes
 
 if TYPE_CHECKING:
+    from casemate.firmware.guided_table import GuestArea, GuidedTable
     from casemate.firmware.sev_metadata import SevMetadata
     from casemate.firmware.tdvf import TdvfMetadata
 
@@ -79,6 +79,8 @@ class FirmwareImage:
     def guided_table(self) -> GuidedTable | None:
         """The GUIDed table at the end of the image, or None."""
         if self._tables is None:
+            from casemate.firmware.guided_table import parse_guided_table
+
             self._tables = (parse_guided_table(self.data, self.name),)
         return self._tables[0]
 

@@ -69,11 +69,10 @@ class Platform:
         )
 
     def register_memory(self) -> None:
-        """Allocate RAM and place it around the holes of a PC."""
+        """Allocate RAM and place it around the holes of a PC; its slots come with the firmware's, which cuts it."""
         ram = Ram("ram", self._allocate("casemate-ram", self._spec.memory))
         for piece in self.board.ram(self._spec.memory):
             self.map.add(Alias(piece.name, ram, piece.offset, piece.size), piece.gpa)
-        self.map.commit()
 
     def place_firmware(self, firmware: list[FirmwareFile]) -> None:
         """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB."""

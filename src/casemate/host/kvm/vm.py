@@ -194,13 +194,23 @@ class KvmVm:
         if self.snp_processor is not None:
             self.snp_processor.close()
         if self._fd >= 0:
-            os.close(self._fd)
+            self._close_vm()
             self._fd = -1
         for watch in self._watches:
             watch.close()
         self._system.close()
         if self._sev is not None:
             self._sev.close()
+
+    def _close_vm(self) -> None:
+        """Close the VM's descriptor, of a plain guest on a thread: in the kernel that waits for RCU, up to 15 ms."""
+        if self._sev is not None:
+            os.close(self._fd)
+            return
+        try:
+            threading.Thread(target=os.close, args=(self._fd,), name="casemate-close", daemon=True).start()
+        except RuntimeError:  # no thread can be had
+            os.close(self._fd)
 
     def _place_vcpus(self, vcpus: Sequence[VcpuReset]) -> None:
         if len(vcpus) != len(self._vcpus):
