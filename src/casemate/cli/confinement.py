@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +18,10 @@ if TYPE_CHECKING:
 
 _LOADED_BEFORE = (
     "hashlib",
-    "json",
-    "textwrap",
     "encodings.ascii",
     "encodings.latin_1",
     "encodings.utf_16_le",
     "iced_x86",
-    "casemate.evidence.owner",
     "casemate.host.write_target",
 )
 """What a running guest may cause to be loaded, and no module can be loaded inside."""
@@ -36,6 +34,11 @@ class Confinement:
         self._reports: list[Path] = args.report
         self._wanted = args.sandbox and args.own_process
         sockets = [Path(text[5:]) for text in (args.qmp, args.serial) if text and text.startswith("unix:")]
+        self._needed = [
+            *_LOADED_BEFORE,
+            *(["json"] if args.json else ()),
+            *(["textwrap"] if sys.stderr.isatty() else ()),
+        ]
         self._broker: Broker | None = None
         self._loading: threading.Thread | None = None
         if self._wanted and (self._reports or sockets):
@@ -44,7 +47,7 @@ class Confinement:
             self._broker = Broker(self._reports, sockets)
         if self._wanted:
             # A head start, while KVM lets its caller wait for a VM.
-            self._loading = threading.Thread(target=_load_early, name="casemate-loading")
+            self._loading = threading.Thread(target=self._load_early, name="casemate-loading")
             self._loading.start()
 
     def enter(self) -> dict[str, Any] | None:
@@ -52,7 +55,7 @@ class Confinement:
         if not self._wanted:
             return None
         self._loaded()
-        _load()
+        self._load()
         vma.hold_maps()
         if self._broker:
             self._broker.sockets_are_made()
@@ -76,15 +79,10 @@ class Confinement:
         if self._loading is not None:
             self._loading.join()
 
+    def _load(self) -> None:
+        for name in self._needed:
+            importlib.import_module(name)
 
-def _load() -> None:
-    from casemate.native.code import load_pieces
-
-    for name in _LOADED_BEFORE:
-        importlib.import_module(name)
-    load_pieces()
-
-
-def _load_early() -> None:
-    with suppress(Exception):  # who needs it hears of it
-        _load()
+    def _load_early(self) -> None:
+        with suppress(Exception):  # who needs it hears of it
+            self._load()

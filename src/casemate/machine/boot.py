@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.hypervisor import Hypervisor
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord, Outcome
 from casemate.machine.recorder import Recorder
 from casemate.machine.run_loop import run, signals_end
 from casemate.machine.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Hypervisor
 
 _IDLE_ALLOWANCE_SECONDS = 60
 

@@ -10,7 +10,6 @@ from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port, pc_testdev
 from casemate.devices.bus import Bus
 from casemate.devices.cmos import Cmos
-from casemate.devices.device import PortIo, Resettable
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import PORT as FW_CFG_PORT
 from casemate.devices.fw_cfg.keys import PORT_COUNT as FW_CFG_PORTS
@@ -40,6 +39,7 @@ from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
 
 if TYPE_CHECKING:
+    from casemate.devices.device import PortIo, Resettable
     from casemate.machine.own_irqchip import OwnIrqchip
 
 _E820_RAM = 1

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.evidence.flash_log import FlashLog
+from casemate.evidence.owner import owner_of
 from casemate.host.hypervisor import Vm
 from casemate.machine.firmware import FirmwareFile
 from casemate.machine.recorder import Recorder
@@ -26,6 +27,11 @@ class FlashUnit(NamedTuple):
     def contains(self, gpa: int) -> bool:
         """Whether a guest-physical address lies in the unit."""
         return self.source.gpa <= gpa < self.source.gpa + self.memory.size
+
+    def owner_at(self, gpa: int) -> str:
+        """What of the unit's file lies at a guest-physical address."""
+        offset = gpa - self.source.gpa
+        return f"offset {offset:#x}, {owner_of(self.source.data, offset)}"
 
 
 def make_flash_unit(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Hypervisor
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.machine.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Hypervisor
 
 _ANYWHERE = "the modelled host needs no privilege and no special CPU"
 

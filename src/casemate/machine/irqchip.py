@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from casemate.devices.bus import Bus
-from casemate.devices.device import IrqLine, Resettable
 from casemate.events import EventSink
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Vm
-from casemate.host.irqchip import KernelIrqchip
 from casemate.memory.map import MemoryMap
 
 if TYPE_CHECKING:
+    from casemate.devices.device import IrqLine, Resettable
+    from casemate.host.hypervisor import Vm
+    from casemate.host.irqchip import KernelIrqchip
     from casemate.machine.own_irqchip import MachineInterrupts, OwnIrqchip
 
 

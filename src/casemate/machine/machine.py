@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from casemate.errors import InternalError
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Hypervisor
 from casemate.machine.console import Console
 from casemate.machine.devices import Controls
 from casemate.machine.firmware import close_firmware, open_firmware
@@ -21,6 +20,7 @@ from casemate.machine.vcpus import Vcpus
 from casemate.memory.protection import OnWrite, choose
 
 if TYPE_CHECKING:
+    from casemate.host.hypervisor import Hypervisor
     from casemate.linux.direct_boot import DirectBoot
 
 

@@ -10,7 +10,6 @@ from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Vcpu, Vm
 from casemate.linux.acpi import PM_BASE
 from casemate.machine.boards import find_board
 from casemate.machine.console import Console
@@ -26,6 +25,7 @@ from casemate.memory.protection import ProtectionChoice, WriteProtection
 from casemate.memory.region import Alias, Ram, Rom, RomDevice
 
 if TYPE_CHECKING:
+    from casemate.host.hypervisor import Vcpu, Vm
     from casemate.linux.direct_boot import DirectBoot
     from casemate.machine.flash_unit import FlashUnit
 

@@ -101,11 +101,7 @@ def owner(machine: Machine, violation: Violation) -> str | None:
     """What of a unit's file lies where the guest wrote."""
     if violation.unit is None or violation.gpa is None:
         return None
-    from casemate.evidence.owner import owner_of  # knows firmware volumes and variable stores
-
-    source = machine.platform.flash[violation.unit].source
-    offset = violation.gpa - source.gpa
-    return f"offset {offset:#x}, {owner_of(source.data, offset)}"
+    return machine.platform.flash[violation.unit].owner_at(violation.gpa)
 
 
 def _executor(violation: Violation) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import TYPE_CHECKING
 
 from casemate.address import Gpa
 from casemate.errors import InternalError, UnsupportedError
-from casemate.host.hypervisor import Vm
 from casemate.host.slots import MemorySlot
 from casemate.memory.flat_view import FlatRange, FlatView, Placement
 from casemate.memory.region import Alias, LeafRegion, MemoryRegion, Rom, RomDevice
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Vm
 
 _ADDRESS_SPACE = 1 << 64
 
