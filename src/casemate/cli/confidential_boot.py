@@ -9,7 +9,7 @@ from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.cli.confidential_options import dry_run_text, launch_options, write_attestation
-from casemate.cli.session import model_platform_folder
+from casemate.cli.state_folder import model_platform_folder
 from casemate.confidential.dry_run import dry_run
 from casemate.confidential.dry_run_tdx import dry_run_tdx
 from casemate.confidential.preparation import AttestationRequest, LaunchSecret, PreparedLaunch, prepare

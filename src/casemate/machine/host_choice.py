@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casemate.errors import SpecError, UnsupportedError
 from casemate.host.clock import GuestClock
 from casemate.host.kvm.hypervisor import KvmHypervisor
+from casemate.host.kvm.modules import loaded_vendor_module
 from casemate.machine.spec import MachineSpec
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ def _automatic(spec: MachineSpec) -> HostChoice:
     except UnsupportedError as error:
         return HostChoice(_model(spec), f"{_ANYWHERE}; {error.cause}")
     from casemate.guests.probe import probe_image
-    from casemate.host.kvm.modules import loaded_vendor_module
     from casemate.host.kvm.probe import probe
 
     name = loaded_vendor_module() or "KVM"

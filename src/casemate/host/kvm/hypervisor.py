@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
+from casemate.abi.sev.save_area import DEBUG_SWAP
 from casemate.errors import UnsupportedError
 from casemate.host.kvm.modules import module_parameter
 from casemate.host.kvm.system import DEVICE, KvmSystem
@@ -58,11 +59,7 @@ class KvmHypervisor:
 
         # From Linux 6.6 to 6.9 KVM set debug-swap, where it was enabled, in every SEV-ES guest; since 6.10 in none.
         implicit = VmType.SEV_ES not in self.vm_types and module_parameter("kvm_amd", "debug_swap") == "Y"
-        if not implicit:
-            return 0
-        from casemate.host.kvm.launchers import DEBUG_SWAP
-
-        return DEBUG_SWAP
+        return DEBUG_SWAP if implicit else 0
 
     def validate_kind(self, kind: GuestKind) -> None:
         """Whether such guests can be launched. Raises UnsupportedError, with a remedy, if not."""

@@ -5,16 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.abi.sev.features import SevFeatures
 from casemate.abi.sev.platform import FLAG_ES
 from casemate.errors import UnsupportedError
 from casemate.host.kvm.sev import SevLauncher
 from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.kvm.snp import SnpLauncher
 from casemate.host.secure_processor import SevSetup
-
-DEBUG_SWAP = int(SevFeatures.DEBUG_SWAP)
-"""Of ``sev_features``."""
 
 
 def validate_platform(kind: GuestKind) -> None:
