@@ -94,7 +94,9 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
         if cut.number is None:
             return print_cuts(spec, cut, args.until, args.json)
         cut_power = cutter(cut)
-    choice = choose_host(args.host, spec, launch.platform_folder if launch else None)
+    choice = choose_host(
+        args.host, spec, launch.platform_folder if launch else None, own_process=args.own_process
+    )
     chosen = choice._replace(make=lambda clock: around(choice.make(clock)))
     if launch is not None:
         launch.prepare(spec, chosen)

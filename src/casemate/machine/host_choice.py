@@ -36,8 +36,12 @@ def validate_host(word: str) -> None:
         raise SpecError(f"--host {word!r} is not known", "use auto, kvm, model, or model:ERA")
 
 
-def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> HostChoice:
+def choose_host(
+    word: str, spec: MachineSpec, platform: Path | None = None, *, own_process: bool = False
+) -> HostChoice:
     """The host for this guest; a modelled one has its platform's keys in ``platform``, or new ones.
+
+    ``own_process`` says that the process ends when the guest has ended.
 
     Raises UnsupportedError where KVM was asked for and cannot be used.
     """
@@ -46,19 +50,19 @@ def choose_host(word: str, spec: MachineSpec, platform: Path | None = None) -> H
             raise SpecError(
                 "--cpu is for the modelled host; guests on KVM get what the processor has", "leave it out"
             )
-        kvm = KvmHypervisor()
+        kvm = KvmHypervisor(closes_aside=own_process)
         kvm.validate_kind(spec.kind)
         return HostChoice(lambda clock: kvm, "asked for by --host kvm")
     if word != "auto":
         return HostChoice(_model(spec, word.partition(":")[2], platform), _ANYWHERE)
     if spec.kind.is_confidential or spec.cpu is not None:
         return HostChoice(_model(spec, platform=platform), _ANYWHERE)
-    return _automatic(spec)
+    return _automatic(spec, own_process)
 
 
-def _automatic(spec: MachineSpec) -> HostChoice:
+def _automatic(spec: MachineSpec, own_process: bool) -> HostChoice:
     try:
-        kvm = KvmHypervisor()
+        kvm = KvmHypervisor(closes_aside=own_process)
     except UnsupportedError as error:
         return HostChoice(_model(spec), f"{_ANYWHERE}; {error.cause}")
     from casemate.guests.probe import probe_image

@@ -23,14 +23,18 @@ _ENCRYPTION = 0x8000001F
 
 
 class KvmHypervisor:
-    """Makes VMs from ``device``. Raises UnsupportedError, with a remedy, if there is no KVM that can be used."""
+    """Makes VMs from ``device``, the plain ones for a process that ends with its guest if ``closes_aside``.
+
+    Raises UnsupportedError, with a remedy, if there is no KVM that can be used.
+    """
 
     name = "kvm"
     era: str | None = None
     runs_snp = False
 
-    def __init__(self, device: str = DEVICE) -> None:
+    def __init__(self, device: str = DEVICE, *, closes_aside: bool = False) -> None:
         self._device = device
+        self._closes_aside = closes_aside
         KvmSystem(device).close()
 
     # The rest is asked for confidential guests only.
@@ -86,7 +90,7 @@ class KvmHypervisor:
         """
         self.validate_kind(kind)
         if kind is GuestKind.PLAIN:
-            return KvmVm(KvmSystem(self._device), VmType.DEFAULT)
+            return KvmVm(KvmSystem(self._device), VmType.DEFAULT, closes_aside=self._closes_aside)
         from casemate.host.kvm.launchers import make_launcher
 
         launcher = make_launcher(kind, sev)

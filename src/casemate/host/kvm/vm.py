@@ -53,12 +53,22 @@ _PIT_STATE_SIZE = 112
 
 
 class KvmVm:
-    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself."""
+    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself.
+
+    ``closes_aside`` is for a process that ends soon: in the kernel, closing a VM takes up to 15 ms of waiting (SRCU, for
+    the PIT's notifiers), which a thread does while the process does the rest.
+    """
 
     def __init__(
-        self, system: KvmSystem, vm_type: VmType, sev: SevLauncher | SnpLauncher | None = None
+        self,
+        system: KvmSystem,
+        vm_type: VmType,
+        sev: SevLauncher | SnpLauncher | None = None,
+        *,
+        closes_aside: bool = False,
     ) -> None:
         self._system = system
+        self._closes_aside = closes_aside
         self._sev = sev
         self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
@@ -203,8 +213,7 @@ class KvmVm:
             self._sev.close()
 
     def _close_vm(self) -> None:
-        """Close the VM's descriptor, of a plain guest on a thread: in the kernel that waits for RCU, up to 15 ms."""
-        if self._sev is not None:
+        if not self._closes_aside:
             os.close(self._fd)
             return
         try:
