@@ -55,8 +55,8 @@ _PIT_STATE_SIZE = 112
 class KvmVm:
     """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself.
 
-    ``closes_aside`` is for a process that ends soon: in the kernel, closing a VM takes up to 15 ms of waiting (SRCU, for
-    the PIT's notifiers), which a thread does while the process does the rest.
+    ``closes_aside`` is for a process that ends soon: in the kernel, closing a VM takes up to 15 ms of waiting (SRCU,
+    for the PIT's notifiers), which a thread does while the process does the rest.
     """
 
     def __init__(
