@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port, pc_testdev
@@ -45,24 +45,29 @@ if TYPE_CHECKING:
 _E820_RAM = 1
 
 
-class Controls(NamedTuple):
-    """What devices may do to the machine; called on a vCPU's thread."""
+class Controls:
+    """What devices may do to the machine, on a vCPU's thread; ``stop`` when the guest wrote to the exit port."""
 
-    power_off: Callable[[], None]
-    reset: Callable[[], None]
-    stop: Callable[[], None]
-    """The guest wrote to the exit port."""
+    def __init__(
+        self, power_off: Callable[[], None], reset: Callable[[], None], stop: Callable[[], None]
+    ) -> None:
+        self.power_off, self.reset, self.stop = power_off, reset, stop
 
 
-class Wiring(NamedTuple):
+class Wiring:
     """What devices are connected to."""
 
-    bus: Bus
-    map: MemoryMap
-    memory: GuestMemory
-    clock: GuestClock
-    sink: EventSink
-    irqchip: OwnIrqchip | HostIrqchip
+    def __init__(
+        self,
+        bus: Bus,
+        memory_map: MemoryMap,
+        memory: GuestMemory,
+        clock: GuestClock,
+        sink: EventSink,
+        irqchip: OwnIrqchip | HostIrqchip,
+    ) -> None:
+        self.bus, self.map, self.memory = bus, memory_map, memory
+        self.clock, self.sink, self.irqchip = clock, sink, irqchip
 
 
 class MachineDevices:

@@ -6,16 +6,13 @@ Nothing ends a guest that waits for a key, or stands in a loop for good, but its
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 
-class LastWords(NamedTuple):
-    """One row of the table: what is said, what it means, and the remedy (may be empty)."""
+class LastWords:
+    """One row of the table: what is said, as a regular expression, what it means, and the remedy (may be empty)."""
 
-    said: bytes
-    """A regular expression, compiled when something is printed: most guests that are started are never asked."""
-    reason: str
-    remedy: str = ""
+    def __init__(self, said: bytes, reason: str, remedy: str = "") -> None:
+        self.said, self.reason, self.remedy = said, reason, remedy
 
     def explain(self, line: bytes) -> str:
         """The reason with the line that was said, and the remedy; one line."""

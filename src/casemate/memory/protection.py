@@ -73,18 +73,24 @@ _SEALED = "the registers of a SEV-ES guest are sealed, so that no write of it ca
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
-class _Row(NamedTuple):
+class _Row:
     """If guest kind, flash, read-only slots (None: either) and request match, this is the verdict."""
 
-    kinds: frozenset[GuestKind]
-    flash: bool
-    slots: bool | None
-    requested: str
-    verdict: WriteProtection | type[CasemateError]
-    reason: str
-    remedy: str = ""
-    warning: str | None = None
-    on_write: Callable[[OnWrite | None], bool] = lambda on_write: True
+    def __init__(
+        self,
+        kinds: frozenset[GuestKind],
+        flash: bool,
+        slots: bool | None,
+        requested: str,
+        verdict: WriteProtection | type[CasemateError],
+        reason: str,
+        remedy: str = "",
+        warning: str | None = None,
+        on_write: Callable[[OnWrite | None], bool] = lambda on_write: True,
+    ) -> None:
+        self.kinds, self.flash, self.slots, self.requested = kinds, flash, slots, requested
+        self.verdict, self.reason, self.remedy, self.warning = verdict, reason, remedy, warning
+        self.on_write = on_write
 
     def matches(
         self, kind: GuestKind, flash: bool, slots: bool, requested: str, on_write: OnWrite | None
@@ -187,14 +193,19 @@ _TABLE = (
 )  # fmt: skip
 
 
-class _WhyNot(NamedTuple):
+class _WhyNot:
     """Why ``protection`` is not chosen by itself for these kinds; ``slots`` None is either answer."""
 
-    protection: WriteProtection
-    kinds: frozenset[GuestKind]
-    flash: bool
-    slots: bool | None
-    reason: str
+    def __init__(
+        self,
+        protection: WriteProtection,
+        kinds: frozenset[GuestKind],
+        flash: bool,
+        slots: bool | None,
+        reason: str,
+    ) -> None:
+        self.protection, self.kinds, self.flash = protection, kinds, flash
+        self.slots, self.reason = slots, reason
 
 
 # Again the first row that matches.

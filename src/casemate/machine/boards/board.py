@@ -16,13 +16,13 @@ VGA_HOLE = (0xA0000, 0xC0000)
 """Start and end of what is no RAM on any PC."""
 
 
-class ChipsetEvents(NamedTuple):
-    """What a chipset tells the machine when firmware programs it."""
+class ChipsetEvents:
+    """What a chipset tells the machine when firmware programs it: ACPI block or ECAM window moved; None is off."""
 
-    pm_base: Callable[[int | None], None]
-    """The ACPI block moved; None is off."""
-    ecam: Callable[[int | None, int], None]
-    """The ECAM window moved; None is off."""
+    def __init__(
+        self, pm_base: Callable[[int | None], None], ecam: Callable[[int | None, int], None]
+    ) -> None:
+        self.pm_base, self.ecam = pm_base, ecam
 
 
 class RamPiece(NamedTuple):
@@ -34,15 +34,21 @@ class RamPiece(NamedTuple):
     size: int
 
 
-class Board(NamedTuple):
-    """An address table. ``pci`` makes the functions, by device and function number; None is a board without PCI."""
+class Board:
+    """An address table. ``low_memory`` says how many bytes of all RAM lie below 4 GiB.
 
-    name: str
-    low_memory: Callable[[int], int]
-    """Bytes of RAM below 4 GiB, of all there is."""
-    pci: Callable[[ChipsetEvents], dict[tuple[int, int], PciFunction]] | None
-    pm_base: int | None
-    """First port of the ACPI block before firmware programs it."""
+    ``pci`` makes the functions, by device and function number; None is a board without PCI. ``pm_base`` is the first
+    port of the ACPI block before firmware programs it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        low_memory: Callable[[int], int],
+        pci: Callable[[ChipsetEvents], dict[tuple[int, int], PciFunction]] | None,
+        pm_base: int | None,
+    ) -> None:
+        self.name, self.low_memory, self.pci, self.pm_base = name, low_memory, pci, pm_base
 
     def ram(self, memory: int) -> list[RamPiece]:
         """Where ``memory`` bytes of RAM lie, around the holes of a PC."""
