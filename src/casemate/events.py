@@ -1,7 +1,5 @@
 """Events that devices, memory and host report while a guest runs, and the sink that listens (docs/design/events.md)."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 

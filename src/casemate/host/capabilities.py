@@ -1,7 +1,5 @@
 """What one virtual machine can do, asked of the VM and never of the system (Linux api.rst, KVM_CHECK_EXTENSION)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -4,8 +4,6 @@ Port and MMIO accesses are not in the union: they are the hot path, and go strai
 was created with (docs/decisions/0003-exits.md).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """Memory slots: which host memory backs which guest-physical range (Linux api.rst, KVM_SET_USER_MEMORY_REGION)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from casemate.address import GuestRange, Hva

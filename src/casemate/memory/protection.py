@@ -1,7 +1,5 @@
 """How firmware is protected from the guest: one pure choice over one table (docs/design/protection.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Literal, NamedTuple
