@@ -16,9 +16,9 @@ from typing import NamedTuple
 from benches.console import RunError
 from benches.linux import APPEND, LINE, MEMORY, find_kernels
 from benches.table import Cell, Table
-from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
+from casemate.firmware.sec_core import unfit_for_sev_es
 from casemate.testing.linux_init import initramfs, printing_init
 
 HERE = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from pathlib import Path
 from benches.boot import MEMORY, TIMEOUT_SECONDS
 from benches.console import watch
 from benches.table import Cell, Table
-from casemate.confidential.preparation import unfit_for_sev_es
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
+from casemate.firmware.sec_core import unfit_for_sev_es
 
 GUESTS: dict[str, list[str]] = {
     "plain": [],

@@ -14,6 +14,7 @@ from benches.table import Table
 from casemate.address import Gpa
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.events import Event, EventSink, FlashAction, FlashCommand
+from casemate.evidence.flash_log import FlashLog
 from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.machine.boot import boot
 from casemate.machine.recorder import Recorder
@@ -41,7 +42,9 @@ def tables(runs: int) -> list[Table]:
     """Microseconds of a command, and its share of a boot."""
     recorder = Recorder()
     plain = min(_command_cost(_Deaf(), lambda view: None) for _ in range(runs))
-    recorded = min(_command_cost(recorder, lambda view: recorder.watch_flash(1, view)) for _ in range(runs))
+    recorded = min(
+        _command_cost(recorder, lambda view: recorder.watch_flash(1, FlashLog(view))) for _ in range(runs)
+    )
     event = timeit(lambda: FlashCommand(1, FlashAction.PROGRAM, 0, 1), number=COMMANDS) / COMMANDS * 1e6
     cost = recorded - plain + event
     commands, seconds = _boot(runs)

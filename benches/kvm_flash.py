@@ -14,6 +14,7 @@ from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.bus import Bus
 from casemate.devices.flash.cfi import CfiFlash
 from casemate.devices.flash.file import FlashFile
+from casemate.evidence.flash_log import FlashLog
 from casemate.guests.entry import IMAGE_SIZE, make_image
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.kvm.modules import loaded_vendor_module
@@ -82,7 +83,7 @@ def _program(coalesced: bool) -> tuple[float, float]:
         file = FlashFile.open(path, readonly=False)
         memory = FlashMemory(1, flash, WriteProtection.READONLY_SLOT, vm, recorder, coalesced=coalesced)
         device = CfiFlash(1, memory, file, recorder)
-        recorder.watch_flash(1, memory.view)
+        recorder.watch_flash(1, FlashLog(memory.view))
         memory.attach(memory_map, RomDevice("flash1", flash, device), FLASH)
         bus = Bus(memory_map, vm, recorder)
         bus.claim_ports(PORT, 1, marks)

@@ -52,6 +52,8 @@ HOST_MODULES = {"mmap", "fcntl", "socket", "subprocess", "time", "threading", "s
 BANNED_NAMES = {"util", "utils", "common", "helpers", "misc", "base", "core", "types", "manager", "handler"}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 80
+MAX_FUNCTION_IMPORTS = 59
+"""They hide what a module needs, so they are for what few runs need and takes a while to load."""
 
 FOREIGN_WORDS = re.compile(
     r"\bissue #?\d+|\b(sub)?agents?\b|\b(this|previous|next) session\b|\bclaude\b|\bLLM\b", re.IGNORECASE
@@ -248,6 +250,17 @@ def test_files_and_functions_stay_short() -> None:
         if node.end_lineno is not None and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     ]
     assert not long_files + long_functions
+
+
+def test_few_functions_import_modules() -> None:
+    found = {
+        f"{short(path)}:{node.lineno}"
+        for path in MODULES
+        for function in definitions(path)
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert len(found) <= MAX_FUNCTION_IMPORTS, sorted(found)
 
 
 def test_no_module_is_named_for_nothing() -> None:

@@ -6,7 +6,6 @@ import functools
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -162,7 +161,7 @@ class Board:
 @functools.cache
 def _spec(name: BoardName, in_flash: bool) -> MachineSpec:
     spec = MachineSpec(bios=Path("BIOS.fd"), machine=name, memory=2 * MIB, test_device=name != "bare")
-    return replace(spec, bios=None, code=Path("CODE.fd"), variables=Path("VARS.fd")) if in_flash else spec
+    return spec.replace(bios=None, code=Path("CODE.fd"), variables=Path("VARS.fd")) if in_flash else spec
 
 
 @quick(200)

@@ -14,7 +14,8 @@ from casemate.version import __version__
 if TYPE_CHECKING:
     from casemate.abi.guest_kind import GuestKind
     from casemate.api.advise import inspect, lint, open_variables
-    from casemate.api.boot import boot, find_firmware
+    from casemate.api.boot import boot
+    from casemate.api.firmware import find_firmware
     from casemate.api.measure import Prediction, explain, measure
     from casemate.api.variables import new_variables
     from casemate.api.verify import verify
@@ -37,7 +38,7 @@ _HOMES = {
     "Prediction": "casemate.api.measure",
     "boot": "casemate.api.boot",
     "explain": "casemate.api.measure",
-    "find_firmware": "casemate.api.boot",
+    "find_firmware": "casemate.api.firmware",
     "inspect": "casemate.api.advise",
     "lint": "casemate.api.advise",
     "measure": "casemate.api.measure",

@@ -1,8 +1,5 @@
 """Events that devices, memory and host report while a guest runs, and the sink that listens (docs/design/events.md)."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -33,8 +30,7 @@ class AccessPath(StrEnum):
     DMA = "device DMA"
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(NamedTuple):
     """A guest access to protected firmware; ``gpa``, ``value`` and ``rip`` are None where the host cannot know them."""
 
     kind: ViolationKind
@@ -57,8 +53,7 @@ class ProtectionAction(StrEnum):
     LIFTED = "lifted"
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectionChange:
+class ProtectionChange(NamedTuple):
     """The protection of flash unit ``unit`` was armed or lifted; ``why`` says for what."""
 
     what: ProtectionAction
@@ -66,8 +61,7 @@ class ProtectionChange:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Milestone:
+class Milestone(NamedTuple):
     """The guest showed by what it did that it reached a firmware phase (``PEI``, ``DXE``, ``BDS``, ``shell``)."""
 
     phase: str

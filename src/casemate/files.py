@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from base64 import b64decode
+from binascii import a2b_base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def read_blob(path: str | Path, size: int, what: str, remedy: str) -> bytes:
     data = read_file(path)
     if len(data) != size:
         try:
-            data = b64decode(data)
+            data = a2b_base64(data)
         except ValueError:
             data = b""
     if len(data) != size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.advise.store_check import check_store
@@ -58,7 +58,7 @@ def judge_cuts(
     """
     template = _read(_variables(spec))
     with tempfile.TemporaryDirectory(prefix="casemate-cuts-") as folder:
-        scratch = replace(spec, variables=Path(folder, "VARS.fd"))
+        scratch = spec.replace(variables=Path(folder, "VARS.fd"))
         changes, first = _record(scratch, template, until)
         if first.ending is not Ending.UNTIL:
             raise SpecError(f"the boot to cut does not get far: {first.detail}", "see what --until waits for")

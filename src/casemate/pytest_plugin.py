@@ -227,15 +227,9 @@ def modelled_kvm() -> ModelledKvm:
     def environment(
         era: str | None = None, *, faults: tuple[str, ...] = (), has_sev: bool = True
     ) -> dict[str, str]:
-        from casemate.abi.kernel_eras import NEWEST, find_era
-        from casemate.cli.kvm import vmm_environment
-        from casemate.userkvm.faults import parse_fault
-        from casemate.userkvm.options import Options
+        from casemate.cli.kvm import modelled_environment
 
-        find_era(era or NEWEST)
-        for rule in faults:
-            parse_fault(rule)
-        return os.environ | vmm_environment(Options(era or NEWEST, faults, has_sev=has_sev))
+        return os.environ | modelled_environment(era, faults, has_sev=has_sev)
 
     return environment
 

@@ -6,7 +6,6 @@ The host that lies measures one set of files and offers another by fw_cfg (edk2 
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -45,7 +44,7 @@ def boot(measured: MachineSpec, offered: MachineSpec) -> str:
     clock = GuestClock()
     host = ModelHypervisor(clock)
     prepared = prepare(measured, LaunchOptions(kernel_hashes=True), host)
-    swapped = replace(prepared.spec, kernel=offered.kernel, initrd=offered.initrd, append=offered.append)
+    swapped = prepared.spec.replace(kernel=offered.kernel, initrd=offered.initrd, append=offered.append)
     recorder = Recorder()
     with Machine(swapped, host, clock, Console(recorder), recorder) as machine:
         launch(machine, prepared)
@@ -80,20 +79,20 @@ def changed(path: Path, at: int, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [GuestKind.SEV, GuestKind.SEV_ES])
 def test_firmware_accepts_the_kernel_that_was_measured(kind: GuestKind, spec: MachineSpec) -> None:
-    spec = replace(spec, bios=require_image("OVMF.amdsev.fd", "sid"), kind=kind)
+    spec = spec.replace(bios=require_image("OVMF.amdsev.fd", "sid"), kind=kind)
     assert boot(spec, spec) == "runs"
 
 
 @pytest.mark.parametrize("what", ["kernel", "append"])
 def test_firmware_refuses_one_changed_byte(what: str, spec: MachineSpec, tmp_path: Path) -> None:
     """The image's verifier says nothing in a release build: it stays where it is for ever, and no kernel runs."""
-    spec = replace(spec, bios=require_image("OVMF.amdsev.fd", "sid"))
+    spec = spec.replace(bios=require_image("OVMF.amdsev.fd", "sid"))
     assert spec.kernel is not None
     if what == "kernel":
         middle = spec.kernel.stat().st_size // 2
-        offered = replace(spec, kernel=changed(spec.kernel, middle, tmp_path))
+        offered = spec.replace(kernel=changed(spec.kernel, middle, tmp_path))
     else:
-        offered = replace(spec, append=spec.append + " ")
+        offered = spec.replace(append=spec.append + " ")
     assert boot(spec, offered) == "stands still"
 
 
@@ -101,6 +100,6 @@ def test_stock_image_without_a_verifier_starts_what_was_not_measured(
     spec: MachineSpec, tmp_path: Path
 ) -> None:
     """It has an area for the hashes, so that they are measured; nothing in it compares them."""
-    spec = replace(spec, bios=None, code=require_image("OVMF_CODE_4M.fd", "sid-ovmf-generic"))
+    spec = spec.replace(bios=None, code=require_image("OVMF_CODE_4M.fd", "sid-ovmf-generic"))
     assert spec.initrd is not None
-    assert boot(spec, replace(spec, initrd=changed(spec.initrd, -20, tmp_path))) == "runs"
+    assert boot(spec, spec.replace(initrd=changed(spec.initrd, -20, tmp_path))) == "runs"

@@ -169,7 +169,7 @@ def test_plain_vm_cannot_be_launched(tmp_path: Path) -> None:
 def test_policy_of_another_kind_is_refused_before_the_launch(
     tmp_path: Path, kind: GuestKind, policy: int
 ) -> None:
-    spec = replace(sev_es(write_guest(tmp_path, tell(0))), kind=kind)
+    spec = sev_es(write_guest(tmp_path, tell(0))).replace(kind=kind)
     with pytest.raises(SpecError, match=f"policy {policy:#x}") as refused:
         Launch(spec, LaunchOptions(policy=policy)).run()
     assert refused.value.exit_code == 4
@@ -269,7 +269,7 @@ def test_firmware_that_changes_after_it_was_planned_is_refused(tmp_path: Path) -
 
     def change(moment: str, machine: Machine) -> None:
         if moment == "REG_REGION" and machine.firmware[0].data == path.read_bytes():
-            machine.firmware[0] = replace(machine.firmware[0], data=bytes(IMAGE_SIZE))
+            machine.firmware[0] = machine.firmware[0]._replace(data=bytes(IMAGE_SIZE))
 
     with pytest.raises(ImageError, match="changed between planning"):
         Launch(sev_es(path), DEBUG_SWAP, at=change).run()
@@ -277,7 +277,7 @@ def test_firmware_that_changes_after_it_was_planned_is_refused(tmp_path: Path) -
 
 def test_hashes_area_outside_of_ram_is_refused(tmp_path: Path) -> None:
     guest = write_guest(tmp_path, tell(0), hashes=True)
-    spec = replace(sev_es(guest, kernel=write_kernel(tmp_path)), memory=4 * MIB)
+    spec = sev_es(guest, kernel=write_kernel(tmp_path)).replace(memory=4 * MIB)
     with pytest.raises(SpecError, match=r"kernel hashes belongs at 0x80cc00.*--memory"):
         Launch(spec, replace(DEBUG_SWAP, kernel_hashes=True)).run()
 

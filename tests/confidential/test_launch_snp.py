@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def bios(tmp_path: Path) -> Path:
 
 
 def snp(path: Path, **more: Any) -> MachineSpec:
-    return replace(MachineSpec(bios=path, kind=GuestKind.SNP, memory=16 * MIB), **more)
+    return MachineSpec(bios=path, kind=GuestKind.SNP, memory=16 * MIB).replace(**more)
 
 
 def host(era: str = "linux-6.18") -> ModelHypervisor:

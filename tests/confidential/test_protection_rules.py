@@ -358,7 +358,7 @@ def test_failing_update_inside_the_window_leaves_no_running_guest(tmp_path: Path
 
 def test_unit_0_shows_in_one_slot_of_a_confidential_guest(tmp_path: Path) -> None:
     for kind in (GuestKind.SEV, GuestKind.SEV_ES):
-        spec = replace(sev_es(write_guest(tmp_path, tell(0))), kind=kind)
+        spec = sev_es(write_guest(tmp_path, tell(0))).replace(kind=kind)
         with Launch(spec).assembled() as machine:
             hvas = [slot.hva for slot in machine.platform.map.slots]
             unit0 = machine.platform.flash[0].memory._backing.writable

@@ -10,8 +10,9 @@ from support.firmware_images import find_images, require_image
 
 from casemate.errors import CasemateError, ImageError, SpecError
 from casemate.firmware import guids
+from casemate.firmware.bios import validate_bios
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.placement import validate_bios, validate_flash
+from casemate.firmware.placement import validate_flash
 from casemate.firmware.smm import requires_smm
 from casemate.testing.images import ImageBuilder, variable_store
 

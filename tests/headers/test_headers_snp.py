@@ -30,8 +30,8 @@ from casemate.confidential.preparation import LaunchOptions, prepare
 from casemate.confidential.stages import launch
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.host.clock import GuestClock
-from casemate.host.kvm.cpuid import without_refused
 from casemate.host.kvm.snp import KvmSnp
+from casemate.host.kvm.snp_cpuid import without_refused
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot

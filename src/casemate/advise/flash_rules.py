@@ -9,9 +9,10 @@ from casemate.address import PAGE_SIZE
 from casemate.advise.rule import Found, Guest, RuleSet, Severity
 from casemate.advise.store_check import check_store
 from casemate.errors import CasemateError
+from casemate.firmware.bios import MAX_FLASH
 from casemate.firmware.completeness import BIOS_GRANULE, is_variable_store
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.placement import MAX_FLASH, validate_pair
+from casemate.firmware.placement import validate_pair
 from casemate.firmware.qcow2 import MAGIC
 from casemate.firmware.smm import requires_smm
 from casemate.firmware.variables_json import variables_from_json

@@ -19,10 +19,11 @@ from casemate.digest.steps import SnpPages
 from casemate.digest.steps_snp import section_steps
 from casemate.errors import CasemateError, ImageError
 from casemate.firmware import guids
+from casemate.firmware.bios import validate_bios
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.hash_use import HashUse, hash_use
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.placement import validate_bios, validate_flash
+from casemate.firmware.placement import validate_flash
 from casemate.firmware.sev_metadata import SevSectionType
 from casemate.firmware.tdvf import TdvfMetadata
 from casemate.firmware.varstore import VariableStoreHeader, parse_variable_store

@@ -1,24 +1,20 @@
-"""Booting a guest as a call, and finding firmware for it (docs/guide/python.md)."""
+"""Booting a guest as a call (docs/guide/python.md)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from casemate.abi.guest_kind import GuestKind
-from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare, unfit_for_sev_es
-from casemate.confidential.stages import launch as launch_machine
-from casemate.firmware.descriptors import FirmwarePair, firmware_roots
-from casemate.firmware.descriptors import find_firmware as find_pair
-from casemate.firmware.image import FirmwareImage
-from casemate.host.clock import GuestClock
 from casemate.machine.boot import Attachments
 from casemate.machine.boot import boot as boot_machine
 from casemate.machine.host_choice import HostChoice, choose_host
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord, Outcome
 from casemate.machine.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from casemate.api.launcher import Launcher
+    from casemate.confidential.preparation import LaunchOptions, PreparedLaunch
 
 
 def boot(
@@ -47,25 +43,21 @@ def boot(
     measures something else than it should.
     """
     chosen = choose_host(host, spec) if isinstance(host, str) else host
-    prepared: PreparedLaunch | None = None
-    if isinstance(launch, PreparedLaunch):
-        prepared = launch
-    elif spec.kind.is_confidential:
-        prepared = prepare(spec, launch or LaunchOptions(), chosen.make(GuestClock()))
+    launcher = _launcher(spec, launch, chosen)
 
     def assemble(machine: Machine) -> LaunchRecord | None:
         if on_created:
             on_created(machine)
-        if prepared is None:
+        if launcher is None:
             machine.assemble()
             return None
-        record = launch_machine(machine, prepared)
+        record = launcher.launch(machine)
         if on_launched:
             on_launched(record)
         return record
 
     return boot_machine(
-        prepared.spec if prepared else spec,
+        launcher.prepared.spec if launcher else spec,
         until=until,
         timeout=timeout,
         watchdog=watchdog,
@@ -78,13 +70,11 @@ def boot(
     )
 
 
-def find_firmware(kind: GuestKind | str = GuestKind.PLAIN) -> FirmwarePair:
-    """The installed OVMF pair that a guest of this kind can boot: code, and the template of its variables.
+def _launcher(
+    spec: MachineSpec, launch: LaunchOptions | PreparedLaunch | None, chosen: HostChoice
+) -> Launcher | None:
+    if launch is None and not spec.kind.is_confidential:
+        return None
+    from casemate.api.launcher import make_launcher
 
-    Searches the folders of ``$CASEMATE_FIRMWARE`` first, then the system's. Raises UnsupportedError if there is none.
-    """
-
-    def unfit(code: Path) -> str | None:
-        return unfit_for_sev_es(FirmwareImage.load(code)) if kind == GuestKind.SEV_ES else None
-
-    return find_pair(firmware_roots(os.environ), unfit)
+    return make_launcher(spec, launch, chosen)

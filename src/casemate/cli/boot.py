@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from casemate.abi.guest_kind import GuestKind
 from casemate.api.boot import boot
 from casemate.cli import boot_arguments
 from casemate.cli.boot_arguments import DEFAULT_WATCHDOG
@@ -21,30 +17,21 @@ from casemate.cli.boot_report import validate_reports
 from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
-from casemate.cli.confidential_options import dry_run_text, launch_options, write_attestation
 from casemate.cli.confinement import Confinement
-from casemate.cli.power_cuts import cutter, print_cuts, validate_cut
-from casemate.cli.qemu_options import apply_qemu_options
-from casemate.cli.qmp_socket import make_monitor
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
-from casemate.cli.session import model_platform_folder
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
-from casemate.confidential.dry_run import dry_run
-from casemate.confidential.dry_run_tdx import dry_run_tdx
-from casemate.confidential.preparation import LaunchOptions, PreparedLaunch, prepare
-from casemate.confidential.warnings import launch_warnings
-from casemate.host.clock import GuestClock
 from casemate.machine.boot import Attachments
 from casemate.machine.host_choice import choose_host, validate_host
-from casemate.machine.machine import Machine
 from casemate.machine.outcome import Ending, LaunchRecord, Outcome
-from casemate.machine.spec import MachineSpec
-from casemate.qmp.monitor import Monitor
 
 if TYPE_CHECKING:
+    from casemate.cli.confidential_boot import ConfidentialBoot
     from casemate.cli.power_cuts import CutRequest
     from casemate.host.hypervisor import Hypervisor
     from casemate.machine.host_choice import HostChoice
+    from casemate.machine.machine import Machine
+    from casemate.machine.spec import MachineSpec
+    from casemate.qmp.monitor import Monitor
 
 EPILOG = """\
 examples:
@@ -84,13 +71,14 @@ def run(args: argparse.Namespace) -> int:
 def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor]) -> int:
     """Do it on the host that was asked for, or on another one ``around`` it; returns the exit code."""
     if args.qemu:
+        from casemate.cli.qemu_options import apply_qemu_options
+
         apply_qemu_options(args, args.qemu, boot_arguments.size)
     validate_host(args.host)
     validate_reports(args.report)
     validate_launch_words(args)
-    monitor = make_monitor(args) if args.qmp or args.paused else None
-    owner = monitor.attest if monitor and monitor.paused else None
-    options = None if args.guest == "plain" else launch_options(args, owner)
+    monitor = _monitor(args)
+    launch = _launch(args, monitor)
     spec = make_spec(args)
     if args.cpu is not None:
         from casemate.cli.cpu_option import cpu_warnings  # knows the modelled processor
@@ -98,23 +86,43 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
         for warning in cpu_warnings(args.cpu, args.vcpu_type):
             print(f"casemate: warning: {warning}", file=sys.stderr)
     cut: CutRequest | None = args.cut_power_at
+    cut_power: Callable[[Machine], None] | None = None
     if cut is not None:
+        from casemate.cli.power_cuts import cutter, print_cuts, validate_cut
+
         validate_cut(spec)
         if cut.number is None:
             return print_cuts(spec, cut, args.until, args.json)
-    choice = choose_host(args.host, spec, _platform_folder(args))
-    chosen = replace(choice, make=lambda clock: around(choice.make(clock)))
-    prepared = None
-    if options is not None:
-        prepared, plan = _prepare(args, spec, options, chosen)
-        if prepared is None or args.dry_run:
-            _print_dry_run(args, plan)
+        cut_power = cutter(cut)
+    choice = choose_host(
+        args.host, spec, launch.platform_folder if launch else None, own_process=args.own_process
+    )
+    chosen = choice._replace(make=lambda clock: around(choice.make(clock)))
+    if launch is not None:
+        launch.prepare(spec, chosen)
+        if launch.prepared is None:
             return 0
-        spec = prepared.spec
+        spec = launch.prepared.spec
     with closing(Confinement(args)) as confinement:
-        outcome = _boot(args, spec, chosen, prepared, monitor, confinement)
+        outcome = _boot(args, spec, chosen, launch, monitor, confinement, cut_power)
         _tell(args, outcome, cut, confinement)
     return outcome.exit_code
+
+
+def _monitor(args: argparse.Namespace) -> Monitor | None:
+    if not args.qmp and not args.paused:
+        return None
+    from casemate.cli.qmp_socket import make_monitor
+
+    return make_monitor(args)
+
+
+def _launch(args: argparse.Namespace, monitor: Monitor | None) -> ConfidentialBoot | None:
+    if args.guest == "plain":
+        return None
+    from casemate.cli.confidential_boot import ConfidentialBoot
+
+    return ConfidentialBoot(args, monitor.attest if monitor and monitor.paused else None)
 
 
 def _tell(
@@ -133,31 +141,16 @@ def _tell(
         confinement.write_reports(outcome.to_report(shlex.join(args.command_line)))
 
 
-def _platform_folder(args: argparse.Namespace) -> Path | None:
-    # Where the platform's keys are that the owner's session was made for.
-    return None if args.session_file is None else model_platform_folder()
-
-
-def _prepare(
-    args: argparse.Namespace, spec: MachineSpec, options: LaunchOptions, chosen: HostChoice
-) -> tuple[PreparedLaunch | None, dict[str, Any]]:
-    """The launch, None for a guest that is never launched; and its plan, empty if nobody asked for one."""
-
-    host = chosen.make(GuestClock())
-    if spec.kind is GuestKind.TDX:
-        return None, dry_run_tdx(spec)
-    prepared = prepare(spec, options, host)
-    return prepared, dry_run(prepared, host) if args.dry_run else {}
-
-
 def _boot(
     args: argparse.Namespace,
     spec: MachineSpec,
     chosen: HostChoice,
-    prepared: PreparedLaunch | None,
+    launch: ConfidentialBoot | None,
     monitor: Monitor | None,
     confinement: Confinement,
+    cut_power: Callable[[Machine], None] | None,
 ) -> Outcome:
+    prepared = launch.prepared if launch else None
     with ExitStack() as stack:
         started: list[Machine] = []
         if monitor is not None:
@@ -183,16 +176,14 @@ def _boot(
         def created(machine: Machine) -> None:
             if monitor is not None:
                 monitor.attach(machine, prepared)
-            for warning in [*machine.warnings, *(launch_warnings(prepared) if prepared else ())]:
+            for warning in [*machine.warnings, *(launch.warnings() if launch else ())]:
                 status.say(f"casemate: warning: {warning}")
 
         def launched(record: LaunchRecord) -> None:
             if monitor is not None:
                 monitor.launched(record)
-            if args.attestation is not None and record.attestation is not None:
-                write_attestation(
-                    args.attestation, record.attestation.report, record.attestation.certificates
-                )
+            if launch is not None:
+                launch.keep_attestation(record)
 
         return boot(
             spec,
@@ -207,7 +198,7 @@ def _boot(
                 output=status.before(serial) if serial else None,
                 debug_output=file_output(args.debugcon, stack) if args.debugcon else None,
                 on_phase=status.phase,
-                on_start=lambda machine: _start(machine, started, args.cut_power_at, monitor),
+                on_start=lambda machine: _start(machine, started, cut_power, monitor),
                 confine=confinement.enter,
                 on_close=monitor.close if monitor else None,
                 wait=wait,
@@ -224,23 +215,23 @@ def _wait(finished: threading.Event, seconds: float) -> None:
     finished.wait(seconds)
 
 
-def _start(machine: Machine, started: list[Machine], cut: CutRequest | None, monitor: Monitor | None) -> None:
+def _start(
+    machine: Machine,
+    started: list[Machine],
+    cut_power: Callable[[Machine], None] | None,
+    monitor: Monitor | None,
+) -> None:
     started.append(machine)
     if monitor is not None:
         monitor.start()
-    if cut is not None:
-        cutter(cut)(machine)
-
-
-def _print_dry_run(args: argparse.Namespace, plan: dict[str, Any]) -> None:
-    if args.json:
-        print(json.dumps(plan, indent=2))
-    else:
-        print(dry_run_text(plan))
+    if cut_power is not None:
+        cut_power(machine)
 
 
 def _print(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
+        import json
+
         print(json.dumps(outcome.to_json(), indent=2))
     else:
         sys.stdout.flush()

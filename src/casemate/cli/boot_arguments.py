@@ -16,10 +16,10 @@ from casemate.cli.confidential_arguments import (
 )
 from casemate.cli.options import integer, seconds
 from casemate.cli.parser import MORE, BriefHelpFormatter, HelpAll
-from casemate.cli.power_cuts import cut_request
 
 if TYPE_CHECKING:
     from casemate.abi.x86.cpu_models import CpuChoice
+    from casemate.cli.power_cuts import CutRequest
 
 DEFAULT_WATCHDOG = 60.0
 """Seconds of processor time that a guest of which something is expected may spend without a device."""
@@ -57,6 +57,12 @@ def _cpu_choice(text: str) -> CpuChoice:
     from casemate.cli.cpu_option import cpu_choice  # knows the modelled processor, which KVM does not need
 
     return cpu_choice(text)
+
+
+def _cut_request(text: str) -> CutRequest:
+    from casemate.cli.power_cuts import cut_request  # knows how boots after a cut are judged
+
+    return cut_request(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser, examples: str) -> None:
@@ -190,7 +196,7 @@ def _add_console(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--cut-power-at",
         metavar="N",
-        type=cut_request,
+        type=_cut_request,
         help="fail the power at flash command N, or random:SEED; all or all:COUNT judges many cuts of one boot",
     )
     more.add_argument("qemu", nargs="*", metavar="-- QEMU OPTION", help="the guest in QEMU's spelling")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,5 +34,7 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
 
         text = render_html(document)
     else:
+        import json
+
         text = json.dumps(document, indent=2)
     write_whole(path, text.encode("utf-8", "replace"), f"writing the report {path}")

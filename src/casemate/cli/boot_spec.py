@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
-from casemate.abi.x86.cpu_models import CpuChoice, find_model
-from casemate.api.variables import lead_to_shell
-from casemate.cli.state_folder import state_folder
-from casemate.confidential.preparation import unfit_for_sev_es
-from casemate.devices.flash.file import copy_template
 from casemate.devices.flash.sync import Sync
-from casemate.digest.cpu_models import model_signature
-from casemate.errors import HostError, ImageError, SpecError
+from casemate.errors import ImageError
 from casemate.files import read_file
-from casemate.firmware.descriptors import find_firmware, firmware_roots
 from casemate.firmware.image import FirmwareImage
 from casemate.machine.spec import MachineSpec
 from casemate.memory.protection import OnWrite
+
+if TYPE_CHECKING:
+    from casemate.abi.x86.cpu_models import CpuChoice
 
 _SMALL_BUILDS = (0x1E0000, 0x200000)
 """Sizes of what OVMF builds for 2 MiB of flash, its code alone and with variables. Distributions ended these builds
@@ -31,14 +25,7 @@ before the #VC handler of their PCI code was mended."""
 
 def make_spec(args: argparse.Namespace) -> MachineSpec:
     """The machine that the options describe; finds firmware and prepares variables where they leave it open."""
-    code, variables = args.code, args.vars
-    if args.code is None and args.bios is None and args.kernel is None:
-        code, variables = _installed_firmware(args)
-    elif args.vars_template is not None:
-        if args.code is None:
-            raise SpecError("--vars-template: there is no flash", "leave it out, or use --code")
-        variables = variables or _kept_variables(args, code)
-        _copy_once(args.vars_template, variables)
+    code, variables = _flash(args)
     kind = GuestKind(args.guest)
     spec = MachineSpec(
         code=code,
@@ -58,7 +45,17 @@ def make_spec(args: argparse.Namespace) -> MachineSpec:
         append=args.append or "",
         fw_cfg=tuple((name, _contents(source)) for name, source in args.fw_cfg),
     )
-    return spec if args.machine or not _fails_on_q35(spec) else replace(spec, machine="pc")
+    return spec if args.machine or not _fails_on_q35(spec) else spec.replace(machine="pc")
+
+
+def _flash(args: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """The files of flash units 0 and 1, where there is flash."""
+    is_named = args.code is not None or args.bios is not None or args.kernel is not None
+    if is_named and args.vars_template is None:
+        return args.code, args.vars
+    from casemate.cli.installed_firmware import flash_from_template, installed_flash
+
+    return flash_from_template(args) if is_named else installed_flash(args)
 
 
 def _chosen_cpu(args: argparse.Namespace) -> CpuChoice | None:
@@ -66,29 +63,9 @@ def _chosen_cpu(args: argparse.Namespace) -> CpuChoice | None:
     cpu: CpuChoice | None = args.cpu
     if cpu is not None or args.vcpu_type is None:
         return cpu
-    model_signature(args.vcpu_type)  # of which any version counts
-    try:
-        return CpuChoice(find_model(args.vcpu_type).name)
-    except SpecError:
-        return CpuChoice(args.vcpu_type.rpartition("-v")[0])
+    from casemate.cli.cpu_option import processor_of_type
 
-
-def _installed_firmware(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    pair = find_firmware(firmware_roots(os.environ), _unfit(args.guest))
-    if args.verbose:
-        print(f"casemate: firmware: {pair.why}", file=sys.stderr)
-        for reason in pair.skipped:
-            print(f"casemate: passed over: {reason}", file=sys.stderr)
-    template = args.vars_template or pair.vars_template
-    variables = args.vars
-    if template is not None:
-        if variables is None:
-            variables = _kept_variables(args, pair.code)
-            _copy_once(template, variables)
-            lead_to_shell(pair.code, variables)
-        else:
-            _copy_once(template, variables)
-    return pair.code, variables
+    return processor_of_type(args.vcpu_type)
 
 
 def _fails_on_q35(spec: MachineSpec) -> bool:
@@ -105,34 +82,6 @@ def _fails_on_q35(spec: MachineSpec) -> bool:
     cause = "as SEV-ES guests, OVMF's 2M builds find no PCI devices on q35"
     print(f"casemate: on the board pc: {cause}", file=sys.stderr)
     return True
-
-
-def _unfit(guest: str) -> Callable[[Path], str | None]:
-    if guest != "sev-es":
-        return lambda code: None
-
-    return lambda code: unfit_for_sev_es(FirmwareImage.load(code))
-
-
-def _kept_variables(args: argparse.Namespace, code: Path) -> Path:
-    name: str = args.name
-    if not args.name or "/" in args.name or args.name.startswith("."):
-        raise SpecError(
-            f"--name {args.name!r} cannot be the name of a folder", "use letters, digits and dashes"
-        )
-    return state_folder() / name / f"{code.stem}.vars.fd"
-
-
-def _copy_once(template: Path, target: Path) -> None:
-    if target.exists():
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HostError(
-            "mkdir", error.errno or 0, str(target.parent), "name a place for the variables with --vars"
-        ) from error
-    copy_template(template, target)
 
 
 def _contents(source: Path | bytes) -> bytes:

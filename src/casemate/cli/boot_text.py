@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from casemate.abi.sev.ghcb import ExitCode
 from casemate.machine.outcome import Outcome
 
 FIRMWARE_PHASES = ("SEC", "PEI", "DXE", "BDS", "shell")
@@ -76,6 +75,7 @@ def _vcpus(vcpus: list[dict[str, Any]]) -> list[str]:
 def _requests(requests: dict[str, dict[str, int]] | None) -> list[str]:
     if not requests or not requests.get("vmgexits"):
         return []
+    from casemate.abi.sev.ghcb import ExitCode
 
     exits = requests["vmgexits"]
     names = {f"{code:#x}": code.name.lower().replace("_", " ") for code in ExitCode}

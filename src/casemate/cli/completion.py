@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from casemate.cli.parser_tree import CommandPage
+from casemate.cli.parser import make_parser
+from casemate.cli.parser_tree import CommandPage, walk_commands
 
 EPILOG = """\
 examples:
@@ -46,9 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the script; 0."""
-    from casemate.cli.parser import make_parser
-    from casemate.cli.parser_tree import walk_commands
-
     pages = list(walk_commands(make_parser()))
     print((_ZSH if args.shell == "zsh" else "") + script(pages), end="")
     return 0

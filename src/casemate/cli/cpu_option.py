@@ -32,6 +32,15 @@ def processor_of(text: str) -> CpuChoice:
     return choice
 
 
+def processor_of_type(vcpu_type: str) -> CpuChoice:
+    """The processor with the signature that a ``--vcpu-type`` has measured. Raises SpecError."""
+    model_signature(vcpu_type)  # of which any version counts
+    try:
+        return CpuChoice(find_model(vcpu_type).name)
+    except SpecError:
+        return CpuChoice(vcpu_type.rpartition("-v")[0])
+
+
 def cpu_warnings(cpu: CpuChoice, vcpu_type: str | None) -> list[str]:
     """What whoever chose a processor has to know."""
     warnings = []

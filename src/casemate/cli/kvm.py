@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from casemate import native
-from casemate.abi.kernel_eras import ERAS, NEWEST
+from casemate.abi.kernel_eras import ERAS, NEWEST, find_era
 from casemate.errors import SpecError, UnsupportedError
 from casemate.userkvm.faults import parse_fault
 from casemate.userkvm.library import SET_STACK
@@ -229,6 +229,14 @@ class _Child:
     def _show(self, _number: int, _frame: FrameType | None) -> None:
         for summary in self._collector.ask():
             self._show_summary(summary)
+
+
+def modelled_environment(era: str | None, faults: tuple[str, ...], *, has_sev: bool) -> dict[str, str]:
+    """The same, of an era (the newest one), with faults. Raises SpecError for words that name none."""
+    find_era(era or NEWEST)
+    for rule in faults:
+        parse_fault(rule)
+    return vmm_environment(Options(era or NEWEST, faults, has_sev=has_sev))
 
 
 def vmm_environment(options: Options) -> dict[str, str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from casemate.cli.parser import HelpAll, make_parser
+from casemate.cli.parser_tree import CommandPage, walk_commands
 from casemate.errors import HostError
 from casemate.version import __version__
-
-if TYPE_CHECKING:
-    from casemate.cli.parser_tree import CommandPage
 
 EPILOG = """\
 examples:
@@ -26,8 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pages; 0."""
-    from casemate.cli.parser_tree import walk_commands
-
     pages = list(walk_commands(make_parser()))
     names = ["-".join(page.words) for page in pages]
     try:

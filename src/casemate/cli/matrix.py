@@ -18,6 +18,7 @@ from casemate.matrix.judge import Judged, Verdict, judge_cells
 from casemate.matrix.plan import Cell, Matrix, load_matrix
 from casemate.matrix.results import Results, load_records
 from casemate.matrix.run import Job, Pool, jobs_to_run, keys_of, local_pool, run_jobs
+from casemate.matrix.summaries import to_junit, to_markdown
 
 EPILOG = """\
 examples:
@@ -169,12 +170,8 @@ def _write_pages(args: argparse.Namespace, matrix: Matrix, judged: list[Judged],
 
     write_whole(folder / "matrix.html", render_page(matrix, judged).encode(), "writing the page")
     if args.junit:
-        from casemate.matrix.summaries import to_junit
-
         write_whole(args.junit, to_junit(matrix, judged), f"--junit {args.junit}")
     if args.markdown:
-        from casemate.matrix.summaries import to_markdown
-
         write_whole(args.markdown, to_markdown(matrix, judged).encode(), f"--markdown {args.markdown}")
 
 

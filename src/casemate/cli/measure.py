@@ -17,6 +17,13 @@ from casemate.cli.id_block_options import (
 from casemate.cli.options import hex_bytes, integer, option_name
 from casemate.digest.cpu_models import cpu_signature, model_signature
 from casemate.digest.kernel_hashes import KernelHashes
+from casemate.digest.measurement import (
+    PlatformVersion,
+    parse_nonce,
+    predict_measurement,
+    read_tik,
+    validate_policy,
+)
 from casemate.digest.plan import LaunchPlan
 from casemate.digest.plan_sev import plan_sev, plan_sev_es
 from casemate.digest.sev_init import SevInit
@@ -28,7 +35,6 @@ from casemate.firmware.image import FirmwareImage
 
 if TYPE_CHECKING:
     from casemate.digest.id_block import SignedIdBlock
-    from casemate.digest.measurement import PlatformVersion
 
 EPILOG = """\
 examples:
@@ -241,8 +247,6 @@ def _measurement(args: argparse.Namespace, plan: LaunchPlan, digest: bytes) -> b
     signing = signing_of(args, plan.kind)
     if signing is None:
         return None
-    from casemate.digest.measurement import predict_measurement
-
     return predict_measurement(digest, *signing)
 
 
@@ -261,11 +265,9 @@ def signing_of(args: argparse.Namespace, kind: GuestKind) -> tuple[bytes, bytes,
         return None
     if missing:
         raise SpecError(f"a launch measurement also needs {', '.join(missing)}", "all of them are signed")
-    from casemate.digest import measurement
-
-    measurement.validate_policy(args.policy, kind)
-    version = measurement.PlatformVersion(args.api_major, args.api_minor, args.build_id)
-    return measurement.read_tik(args.tik), measurement.parse_nonce(args.nonce), args.policy, version
+    validate_policy(args.policy, kind)
+    version = PlatformVersion(args.api_major, args.api_minor, args.build_id)
+    return read_tik(args.tik), parse_nonce(args.nonce), args.policy, version
 
 
 def _dump_vmsas(plan: LaunchPlan) -> None:

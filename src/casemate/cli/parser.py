@@ -103,7 +103,7 @@ class CommandParser(argparse.ArgumentParser):
 def terminal_width() -> int:
     """Columns: what COLUMNS says, else what the terminal says, else 80."""
     try:
-        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+        return int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns or 80
     except (ValueError, OSError):
         return 80
 

@@ -12,13 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casemate.cli.serial_line import SerialLine
 from casemate.cli.terminal import is_interactive
 from casemate.errors import HostError, SpecError
-from casemate.machine.machine import Machine
 
 if TYPE_CHECKING:
     from casemate.cli.serial_line import SerialLine
+    from casemate.machine.machine import Machine
 
 
 _READER_SECONDS = 0.1
@@ -41,6 +40,7 @@ def serial_line(args: argparse.Namespace, stack: ExitStack, started: list[Machin
     kind, _, path = (args.serial or "").partition(":")
     if kind not in ("pty", "unix"):
         return None
+    from casemate.cli.serial_line import SerialLine
 
     line = SerialLine(lambda: started[0].console)
     if kind == "pty":

@@ -8,17 +8,16 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from casemate.cli.options import integer
-from casemate.cli.state_folder import state_folder
+from casemate.cli.state_folder import model_platform_folder
 from casemate.errors import InsecureError
 from casemate.files import write_file, write_secret
 from casemate.host.kvm.sev_device import SevDevice
-
-if TYPE_CHECKING:
-    from casemate.host.secure_processor import PlatformCertificates, TransportKeys
-    from casemate.owner.platform import PlatformChain
+from casemate.host.model.sev.platform import ModelPlatform
+from casemate.host.secure_processor import PlatformCertificates, TransportKeys
+from casemate.owner.platform import PlatformChain, load_chain
+from casemate.owner.session import make_session
 
 EPILOG = """\
 examples:
@@ -62,15 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Do it; 0, or 1 if a check says no."""
     if args.action == "export":
         return _export(args)
-    from casemate.owner.platform import load_chain
-
     chain = load_chain(args.platform, args.amd)
     return _check(args, chain) if args.action == "check" else _make(args, chain)
-
-
-def model_platform_folder() -> Path:
-    """Where the modelled platform keeps its keys between a session and the launch that it is for."""
-    return state_folder() / "model-platform"
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -85,8 +77,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _model_certificates() -> PlatformCertificates:
-    from casemate.host.model.sev.platform import ModelPlatform
-
     return ModelPlatform(model_platform_folder()).certificates
 
 
@@ -109,8 +99,6 @@ def _check(args: argparse.Namespace, chain: PlatformChain) -> int:
 
 
 def _make(args: argparse.Namespace, chain: PlatformChain) -> int:
-    from casemate.owner.session import make_session
-
     broken = [check.claim for check in chain.checks(any_root=args.any_root) if not check.holds]
     if broken:
         raise InsecureError(

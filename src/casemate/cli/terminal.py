@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import sys
 import termios
-import textwrap
 import threading
 import time
 import tty
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from casemate.machine.console import Console
+from casemate.cli.parser import terminal_width
+
+if TYPE_CHECKING:
+    from casemate.machine.console import Console
 
 ESCAPE_KEY = 0x01
 """Ctrl-A, as QEMU has it: followed by X it leaves, by itself it goes to the guest, by H it helps."""
@@ -97,13 +98,15 @@ def raw_terminal() -> Iterator[None]:
 
 def width_of(stream: TextIO) -> int | None:
     """Columns of the terminal behind ``stream``; None where there is none."""
-    return shutil.get_terminal_size().columns if stream.isatty() else None
+    return terminal_width() if stream.isatty() else None
 
 
 def wrapped(text: str, width: int | None, indent: str = "") -> str:
     """``text`` with lines of at most ``width``, broken at spaces; what goes on is indented by ``indent``."""
     if width is None:
         return text
+    import textwrap
+
     lines = (
         textwrap.wrap(line, max(width - 1, 20), subsequent_indent=indent, break_on_hyphens=False) or [""]
         for line in text.split("\n")

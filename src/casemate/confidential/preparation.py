@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from casemate.abi.guest_kind import GuestKind
@@ -24,7 +24,7 @@ from casemate.digest.vmsa_pages import RESET_VECTOR
 from casemate.errors import ImageError, InsecureError, SpecError, UnsupportedError
 from casemate.firmware.guided_table import GuestArea
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.sec_core import Machine, sec_machine
+from casemate.firmware.sec_core import unfit_for_sev_es
 from casemate.host.capabilities import VmCapabilities
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys, VcpuReset
@@ -142,7 +142,7 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     _validate_policy(policy, spec.kind)
     if spec.is_direct:
         _validate_direct(host)
-        spec = replace(spec, linux=lay_out_linux(spec, host.c_bit))
+        spec = spec.replace(linux=lay_out_linux(spec, host.c_bit))
     path = spec.code or spec.bios or spec.kernel
     assert path is not None
     image = FirmwareImage.from_bytes(spec.linux.image, str(path)) if spec.linux else FirmwareImage.load(path)
@@ -159,15 +159,8 @@ def prepare(spec: MachineSpec, options: LaunchOptions, host: Hypervisor) -> Prep
     vcpus = (VcpuReset(RESET_VECTOR, options.signature), *(others,) * (options.vcpus - 1))
     known = host.expected_capabilities(spec.kind, setup.sev)
     runs = min(options.vcpus, known.max_vcpus) if known else options.vcpus
-    launched = replace(spec, sev=setup.sev, isa_bios=False, vcpus=runs)
+    launched = spec.replace(sev=setup.sev, isa_bios=False, vcpus=runs)
     return PreparedLaunch(launched, options, image, policy, setup, vcpus, plan, digest, host.runs_snp)
-
-
-def unfit_for_sev_es(image: FirmwareImage) -> str | None:
-    """Why an image cannot start as SEV-ES guest, or None if nothing shows that."""
-    if sec_machine(image) is Machine.IA32:
-        return "starts in 32-bit code (its SEC core is IA32), which in edk2 has no VMGEXIT, only a breakpoint"
-    return None
 
 
 def validate_kind(kind: GuestKind, *, flash: bool, dry_run: bool = False) -> None:

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from casemate.address import PAGE_SIZE, Gpa
-from casemate.devices.device import PortIo
 from casemate.errors import InternalError
 from casemate.events import AccessPath, EventSink, Violation, ViolationKind
-from casemate.host.hypervisor import IoBus, Vm
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import LeafRegion, Mmio, Ram, Rom, RomDevice
+
+if TYPE_CHECKING:
+    from casemate.devices.device import PortIo
+    from casemate.host.hypervisor import IoBus, Vm
 
 _ALL_ONES = tuple((1 << 8 * size) - 1 for size in range(9))
 _WIDTHS = (False, True, True, False, True, False, False, False, True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import date, timedelta
 
 from casemate.address import FOUR_GIB
 from casemate.host.clock import NANOSECONDS, GuestClock
 
 CMOS_SIZE = 128
-EPOCH = date(1970, 1, 1)
+EPOCH_YEAR = 1970
 _EPOCH_WEEKDAY = 4
 """A Thursday, counted from Sunday."""
-_CYCLE_START, _CYCLE_YEARS, _CYCLE_DAYS = date(2000, 1, 1), 400, 146_097
-"""The calendar repeats; the clock has years that ``datetime`` has not."""
+_CYCLE_YEARS, _CYCLE_DAYS = 400, 146_097
+"""The calendar repeats; the clock has years that the C library may not have."""
+_DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -219,12 +219,18 @@ class Cmos:
 
 def _date_of(days: int) -> tuple[int, int, int]:
     """Year, month and day of the ``days``-th day since 1970, of any year."""
-    cycles, rest = divmod(days - (_CYCLE_START - EPOCH).days, _CYCLE_DAYS)
-    found = _CYCLE_START + timedelta(days=rest)
-    return found.year + _CYCLE_YEARS * cycles, found.month, found.day
+    cycles, rest = divmod(days, _CYCLE_DAYS)
+    found = time.gmtime(rest * DAY_SECONDS)
+    return found.tm_year + _CYCLE_YEARS * cycles, found.tm_mon, found.tm_mday
 
 
 def _days_to(year: int, month: int) -> int:
     """Days from 1970 to the first of a month, of any year."""
-    cycles, rest = divmod(year - _CYCLE_START.year, _CYCLE_YEARS)
-    return (date(_CYCLE_START.year + rest, month, 1) - EPOCH).days + _CYCLE_DAYS * cycles
+    is_leap_year = year % 4 == 0 and (year % 100 != 0 or year % _CYCLE_YEARS == 0)
+    days = _days_before(year) - _days_before(EPOCH_YEAR) + _DAYS_BEFORE_MONTH[month - 1]
+    return days + (is_leap_year and month > 2)
+
+
+def _days_before(year: int) -> int:
+    past = year - 1
+    return 365 * past + past // 4 - past // 100 + past // _CYCLE_YEARS

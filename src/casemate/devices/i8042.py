@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from casemate.devices.device import IrqLine
+if TYPE_CHECKING:
+    from casemate.devices.device import IrqLine
+
 
 DATA_PORT, COMMAND_PORT = 0, 4
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10

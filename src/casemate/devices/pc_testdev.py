@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from casemate.address import Gpa
-from casemate.devices.device import IrqLine
+
+if TYPE_CHECKING:
+    from casemate.devices.device import IrqLine
 
 LATCH_PORT, FLUSH_PORT, BYTES_PORT, IRQ_PORT = 0xE0, 0xE4, 0xE8, 0x2000
 """Four ports each, but as many as there are lines."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
+from casemate.digest import digest_snp, mrtd
 from casemate.digest.plan import LaunchPlan, LaunchStep, TdxPages
 from casemate.digest.steps import SnpPages
 
@@ -55,14 +56,9 @@ def step_kind(step: LaunchStep) -> str | None:
 
 def running_digests(plan: LaunchPlan, firmware: bytes | None = None) -> Iterator[bytes]:
     """The digest after each step, by the rules of the plan's kind of guest."""
-    # A process that measures one kind of guest does not load the rules of the others.
     if plan.kind is GuestKind.SNP:
-        from casemate.digest import digest_snp
-
         return digest_snp.running_digests(plan, firmware)
     if plan.kind is GuestKind.TDX:
-        from casemate.digest import mrtd
-
         return mrtd.running_digests(plan)
     return _running_sha256(plan)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 from casemate.events import FlashAction, FlashCommand
@@ -96,7 +95,7 @@ class FlashLog:
             found = StoreMap(self._contents)
             for start, end in self._runs:
                 for part, size in found.pieces(start, end):
-                    self._count(replace(part, start=0), size)
+                    self._count(part._replace(start=0), size)
         else:
             self._count(Part(0, "not looked up"), sum(end - start for start, end in self._runs))
         self._runs.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.firmware.variables import (
     START_ID,
@@ -18,8 +18,7 @@ from casemate.firmware.varstore import HEADER_SIZE, StoreLayout, parse_variable_
 from casemate.firmware.volume_header import parse_volume_header
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Bytes from ``start`` on, up to the next part: a variable's (``vendor`` is its GUID), or something else's."""
 
     start: int

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.errors import ImageError
-from casemate.firmware.guided_table import GuestArea, GuidedTable, parse_guided_table
-from casemate.firmware.sev_metadata import SevMetadata, parse_sev_metadata
 from casemate.firmware.volume_header import VolumeHeader, find_volumes
 
 if TYPE_CHECKING:
+    from casemate.firmware.guided_table import GuestArea, GuidedTable
+    from casemate.firmware.sev_metadata import SevMetadata
     from casemate.firmware.tdvf import TdvfMetadata
 
 LARGEST_FILE = 64 << 20
@@ -79,6 +79,8 @@ class FirmwareImage:
     def guided_table(self) -> GuidedTable | None:
         """The GUIDed table at the end of the image, or None."""
         if self._tables is None:
+            from casemate.firmware.guided_table import parse_guided_table
+
             self._tables = (parse_guided_table(self.data, self.name),)
         return self._tables[0]
 
@@ -100,6 +102,8 @@ class FirmwareImage:
     @property
     def sev_metadata(self) -> SevMetadata | None:
         """The pages that an SNP launch must prepare, or None."""
+        from casemate.firmware.sev_metadata import parse_sev_metadata
+
         return parse_sev_metadata(self.data, self.guided_table, self.name)
 
     @property

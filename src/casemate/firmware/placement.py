@@ -1,4 +1,4 @@
-"""What flash and ``--bios`` demand of files (QEMU hw/i386/pc_sysfw.c, hw/i386/x86-common.c).
+"""What flash demands of files (QEMU hw/i386/pc_sysfw.c).
 
 edk2 images bring rules of their own: flash of 1, 2, 4 or 8 MiB in all, with the variable store at its bottom.
 They are checked only where CODE holds a firmware volume, so that other code may be tried with any store.
@@ -8,19 +8,11 @@ from __future__ import annotations
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import ImageError, SpecError
-from casemate.firmware.completeness import (
-    BIOS_GRANULE,
-    is_variable_store,
-    validate_code,
-    validate_multiple,
-    validate_raw,
-)
+from casemate.firmware.bios import MAX_FLASH, validate_boots_without_smm
+from casemate.firmware.completeness import is_variable_store, validate_multiple, validate_raw
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.smm import requires_smm
 from casemate.firmware.varstore import has_rewrite_in_spare, parse_variable_store
 
-MAX_FLASH = 8 << 20
-"""Bytes of all flash units together, the default of QEMU's ``max-fw-size``."""
 _MIB = 1 << 20
 
 _REPAIR = "run casemate vars repair on it, or copy a VARS template"
@@ -37,7 +29,7 @@ def validate_flash(code: FirmwareImage, variables: FirmwareImage | None = None) 
     if total > MAX_FLASH:
         cause = f"{total} bytes of flash in all, at most {MAX_FLASH} fit below 4 GiB"
         raise ImageError(code.name, cause, "use an image for x86_64, of 2 or 4 MiB")
-    _validate_boots_without_smm(code)
+    validate_boots_without_smm(code)
     if variables is not None and code.code_volumes:
         validate_pair(code, variables)
 
@@ -57,20 +49,6 @@ def validate_pair(code: FirmwareImage, variables: FirmwareImage) -> None:
         raise ImageError(variables.name, cause, "take CODE and VARS from one pair (both 2M or both 4M)")
 
 
-def validate_bios(image: FirmwareImage) -> None:
-    """Check a file for ``--bios``. Raises ImageError for a broken rule."""
-    validate_raw(image)
-    if is_variable_store(image):
-        raise ImageError(image.name, "this is a variable store, it holds no code", "give the firmware itself")
-    remedy = "a split CODE image goes into flash: use --code"
-    validate_multiple(image, BIOS_GRANULE, "--bios", remedy if image.code_volumes else "")
-    if image.size > MAX_FLASH:
-        raise ImageError(
-            image.name, f"{image.size} bytes, at most {MAX_FLASH} fit below 4 GiB", "use an x86_64 image"
-        )
-    _validate_boots_without_smm(image)
-
-
 def _validate_roles(code: FirmwareImage, variables: FirmwareImage | None) -> None:
     if not is_variable_store(code):
         return
@@ -82,13 +60,6 @@ def _validate_roles(code: FirmwareImage, variables: FirmwareImage | None) -> Non
     raise ImageError(
         code.name, "this is a variable store, given as --code", "give OVMF_CODE here, OVMF_VARS as --vars"
     )
-
-
-def _validate_boots_without_smm(image: FirmwareImage) -> None:
-    validate_code(image)
-    if requires_smm(image.data):
-        cause = "this build needs System Management Mode (SMM_REQUIRE), which casemate's boards do not have"
-        raise ImageError(image.name, cause, "use a build without it, such as OVMF_CODE_4M.fd")
 
 
 def _validate_store(image: FirmwareImage) -> None:

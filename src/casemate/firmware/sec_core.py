@@ -36,6 +36,13 @@ def sec_machine(image: FirmwareImage) -> Machine | None:
     return None
 
 
+def unfit_for_sev_es(image: FirmwareImage) -> str | None:
+    """Why an image cannot start as SEV-ES guest, or None if nothing shows that."""
+    if sec_machine(image) is Machine.IA32:
+        return "starts in 32-bit code (its SEC core is IA32), which in edk2 has no VMGEXIT, only a breakpoint"
+    return None
+
+
 def _in_volume(data: bytes, volume: VolumeHeader) -> Machine | None:
     offset, end = volume.offset + volume.header_length, min(volume.end, len(data))
     while (offset := volume.offset + (offset - volume.offset + 7 & ~7)) + _FILE_HEADER <= end:

@@ -7,7 +7,6 @@ files there are. A walk that meets damage keeps what it found and says where it 
 from __future__ import annotations
 
 import lzma
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.firmware import guids
@@ -107,11 +106,11 @@ class _Damage(Exception):
     """The walk cannot go on; says why."""
 
 
-@dataclass(slots=True)
 class Allowance:
     """What the images of one command may still unpack to, in bytes."""
 
-    unpackable: int = LARGEST_UNPACKED_IN_ALL
+    def __init__(self, unpackable: int = LARGEST_UNPACKED_IN_ALL) -> None:
+        self.unpackable = unpackable
 
 
 class _Walk:

@@ -1,12 +1,9 @@
 """What one virtual machine can do, asked of the VM and never of the system (Linux api.rst, KVM_CHECK_EXTENSION)."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class VmCapabilities:
+class VmCapabilities(NamedTuple):
     """Answers of one VM after it was created with its final type."""
 
     readonly_memory: bool

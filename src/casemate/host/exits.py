@@ -4,27 +4,37 @@ Port and MMIO accesses are not in the union: they are the hot path, and go strai
 was created with (docs/decisions/0003-exits.md).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Hlt:
+class _Bare:
+    """An exit of which there is nothing more to say: all of one kind are equal."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Hlt(NamedTuple):
     """The guest halted and nothing can wake it: interrupts are off, or no interrupt source is armed."""
 
     interrupts_enabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(NamedTuple):
     """Triple fault."""
 
     rip: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryFault:
+class MemoryFault(NamedTuple):
     """A guest access that the host could not back, such as a write to a write-protected mapping.
 
     ``gpa``, ``size``, ``value`` and ``rip`` are None where the host cannot know them. Memory is unchanged and
@@ -37,16 +47,14 @@ class MemoryFault:
     rip: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NestedFaultLoop:
+class NestedFaultLoop(_Bare):
     """The same nested page fault for ever: a guest with protected state written to a read-only slot.
 
     A real host never tells: its ``KVM_RUN`` just does not return. The model does, at the first fault.
     """
 
 
-@dataclass(frozen=True, slots=True)
-class SevTermination:
+class SevTermination(NamedTuple):
     """A SEV-ES guest asked by GHCB for its own end, or for what no host does (KVM_SYSTEM_EVENT_SEV_TERM).
 
     ``ghcb`` is the GHCB MSR as the guest left it.
@@ -56,16 +64,14 @@ class SevTermination:
     ghcb: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class KvmInternalError:
+class KvmInternalError(NamedTuple):
     """The host cannot go on executing this guest; ``detail`` says why (KVM_EXIT_INTERNAL_ERROR, FAIL_ENTRY)."""
 
     detail: str
     rip: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DebugEvent:
+class DebugEvent(NamedTuple):
     """A step or a breakpoint that a debugger of the host's asked for (KVM_EXIT_DEBUG).
 
     ``address`` is linear: of the next instruction after a step, of INT3, or of the one with a breakpoint in a register,
@@ -80,8 +86,7 @@ class DebugEvent:
     is_register: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(_Bare):
     """``Vcpu.stop`` was called."""
 
 

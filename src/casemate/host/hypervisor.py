@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from casemate.abi.guest_kind import GuestKind
-from casemate.abi.kvm.vm_types import VmType
-from casemate.address import Gpa, GuestRange, Hva
-from casemate.host.capabilities import VmCapabilities
-from casemate.host.exits import VmExit
-from casemate.host.secure_processor import SecureProcessor, SevSetup
-from casemate.host.slots import MemorySlot
-from casemate.host.snp_processor import SnpProcessor
+if TYPE_CHECKING:
+    from casemate.abi.guest_kind import GuestKind
+    from casemate.abi.kvm.vm_types import VmType
+    from casemate.address import Gpa, GuestRange, Hva
+    from casemate.host.capabilities import VmCapabilities
+    from casemate.host.exits import VmExit
+    from casemate.host.secure_processor import SecureProcessor, SevSetup
+    from casemate.host.slots import MemorySlot
+    from casemate.host.snp_processor import SnpProcessor
 
 
 class FlashProgram(NamedTuple):

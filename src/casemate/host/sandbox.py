@@ -10,10 +10,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.errors import HostError
 
@@ -60,8 +58,7 @@ Instruction = tuple[int, int, int, int]
 """Code, jump if true, jump if false, constant: struct sock_filter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sandbox:
+class Sandbox(NamedTuple):
     """What is in force; ``landlock`` is the ABI version of the kernel's Landlock, 0 without."""
 
     no_new_privileges: bool
@@ -70,7 +67,7 @@ class Sandbox:
 
     def to_json(self) -> dict[str, Any]:
         """The documented form, as in ``host.sandbox`` of a run."""
-        return asdict(self)
+        return self._asdict()
 
 
 def enter() -> Sandbox:
@@ -104,7 +101,7 @@ def _restrict_files(libc: ctypes.CDLL) -> int:
 
 
 def _filter_calls(libc: ctypes.CDLL) -> bool:
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         return False
     program = _program(os.getpid())
     filters = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in program))

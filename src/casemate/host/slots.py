@@ -1,14 +1,11 @@
 """Memory slots: which host memory backs which guest-physical range (Linux api.rst, KVM_SET_USER_MEMORY_REGION)."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.address import GuestRange, Hva
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySlot:
+class MemorySlot(NamedTuple):
     """One slot; page-aligned. A live slot is never changed in place: it is deleted, then added again."""
 
     number: int

@@ -7,11 +7,12 @@ FACS, whose checksum does not exist, has room for a waking vector.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from casemate.address import IOAPIC_BASE, LAPIC_BASE
 
 SCI = 9
+PM_BASE = 0x600
+"""First port of the ACPI block, where firmware would have put it."""
 _OEM, _OEM_TABLE, _CREATOR = b"CASEMA", b"CASEMATE", b"CSMT"
 _HEADER_SIZE, RSDP_SIZE = 36, 36
 ALIGNMENT = 64
@@ -30,15 +31,20 @@ _RESET_PORT, _RESET_VALUE = 0xCF9, 0x0F
 _NO_C_STATE = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
 class AcpiTables:
-    """All tables in one piece, the RSDP first, not yet linked: pointers are offsets into ``data``, checksums are 0."""
+    """All tables in one piece, the RSDP first, not yet linked: pointers are offsets into ``data``, checksums are 0.
 
-    data: bytes
-    pointers: tuple[tuple[int, int], ...]
-    """Offset and size in bytes of each pointer."""
-    checksums: tuple[tuple[int, int, int], ...]
-    """Offset of each checksum, and start and length of the bytes that have to add up to 0."""
+    ``pointers`` are offset and size in bytes of each pointer, ``checksums`` the offset of each checksum, and start and
+    length of the bytes that have to add up to 0.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        pointers: tuple[tuple[int, int], ...],
+        checksums: tuple[tuple[int, int, int], ...],
+    ) -> None:
+        self.data, self.pointers, self.checksums = data, pointers, checksums
 
     def placed_at(self, gpa: int) -> bytes:
         """The tables as they are in memory at ``gpa``."""

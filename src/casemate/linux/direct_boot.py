@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from casemate.abi.sev.snp import SnpPageType
 from casemate.address import FOUR_GIB, PAGE_SIZE
 from casemate.errors import SpecError
-from casemate.linux.acpi import acpi_tables
+from casemate.linux.acpi import PM_BASE, acpi_tables
 from casemate.linux.bzimage import LinuxKernel
 from casemate.linux.entry import AP_HOLD, MAX_GIB, entry_image, page_tables
-
-PM_BASE = 0x600
-"""First port of the ACPI block, where firmware would have put it."""
 
 _PAGE_TABLES, _BOOT_PARAMS, _COMMAND_LINE = 0x1000, 0x10000, 0x20000
 _CC_BLOB, _SECRETS, _CPUID, _LOW_END = 0x98000, 0x99000, 0x9A000, 0xA0000

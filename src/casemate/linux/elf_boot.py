@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from casemate.address import FOUR_GIB, PAGE_SIZE
 from casemate.errors import SpecError
-from casemate.linux.acpi import RSDP_SIZE, acpi_tables
-from casemate.linux.direct_boot import ACPI, PM_BASE, DirectBoot, Piece, whole_pages
+from casemate.linux.acpi import PM_BASE, RSDP_SIZE, acpi_tables
+from casemate.linux.direct_boot import ACPI, DirectBoot, Piece, whole_pages
 from casemate.linux.elf import Segment
 from casemate.linux.entry import flat_entry_image
 

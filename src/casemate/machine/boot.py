@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.hypervisor import Hypervisor
 from casemate.machine.console import Console
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord, Outcome
@@ -16,33 +14,43 @@ from casemate.machine.recorder import Recorder
 from casemate.machine.run_loop import run, signals_end
 from casemate.machine.spec import MachineSpec
 
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Hypervisor
+
 _IDLE_ALLOWANCE_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True)
 class Attachments:
-    """Who watches and talks to the guest from outside; the callbacks run on the vCPU's thread."""
+    """Who watches and talks to the guest from outside; the callbacks run on the vCPU's thread.
 
-    output: Callable[[bytes], None] | None = None
-    """Takes what the guest prints on its serial port."""
-    debug_output: Callable[[bytes], None] | None = None
-    """Takes what the guest writes to its debug port."""
-    on_phase: Callable[[str], None] | None = None
-    """Hears of firmware phases as they are reached."""
-    on_start: Callable[[Machine], None] | None = None
-    """Gets the machine before it runs."""
-    confine: Callable[[], dict[str, Any] | None] | None = None
-    """Gives up what the process does not need for the run, once all is open; what it returns is ``host.sandbox``."""
-    on_close: Callable[[], None] | None = None
-    """Called before the machine is given back, however it ended."""
-    wait: Callable[[threading.Event, float], None] | None = None
-    """What the caller's thread does meanwhile: called again and again with the event of the end, and seconds."""
-    real_time: bool = False
-    """Idle time is waited for, not skipped: for somebody at the console."""
-    attending: bool = False
-    """Somebody may act on a guest that says that it cannot go on; otherwise that ends the run."""
-    ends_at_prompt: bool = False
-    """Nobody will ever type: with neither ``until`` nor ``typed``, the first prompt ends the run."""
+    - ``output`` takes what the guest prints on its serial port, ``debug_output`` what it writes to its debug port.
+    - ``on_phase`` hears of firmware phases as they are reached; ``on_start`` gets the machine before it runs.
+    - ``confine`` gives up what the process does not need for the run, once all is open; what it returns is
+      ``host.sandbox``.
+    - ``on_close`` is called before the machine is given back, however it ended.
+    - ``wait`` is what the caller's thread does meanwhile, called again and again with the end's event, and seconds.
+    - ``real_time``: idle time is waited for, not skipped, for somebody at the console.
+    - ``attending``: somebody may act on a guest that says that it cannot go on; otherwise that ends the run.
+    - ``ends_at_prompt``: nobody will ever type; with neither ``until`` nor ``typed``, the first prompt ends the run.
+    """
+
+    def __init__(
+        self,
+        output: Callable[[bytes], None] | None = None,
+        debug_output: Callable[[bytes], None] | None = None,
+        on_phase: Callable[[str], None] | None = None,
+        on_start: Callable[[Machine], None] | None = None,
+        confine: Callable[[], dict[str, Any] | None] | None = None,
+        on_close: Callable[[], None] | None = None,
+        wait: Callable[[threading.Event, float], None] | None = None,
+        real_time: bool = False,
+        attending: bool = False,
+        ends_at_prompt: bool = False,
+    ) -> None:
+        self.output, self.debug_output = output, debug_output
+        self.on_phase, self.on_start, self.on_close = on_phase, on_start, on_close
+        self.confine, self.wait = confine, wait
+        self.real_time, self.attending, self.ends_at_prompt = real_time, attending, ends_at_prompt
 
 
 def boot(

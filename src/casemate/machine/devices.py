@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices import debugcon, exit_port, pc_testdev
 from casemate.devices.bus import Bus
 from casemate.devices.cmos import Cmos
-from casemate.devices.device import PortIo, Resettable
 from casemate.devices.fw_cfg.fw_cfg import FwCfg
 from casemate.devices.fw_cfg.keys import PORT as FW_CFG_PORT
 from casemate.devices.fw_cfg.keys import PORT_COUNT as FW_CFG_PORTS
@@ -32,37 +31,43 @@ from casemate.machine.boards.board import (
     ChipsetEvents,
 )
 from casemate.machine.console import Console
-from casemate.machine.direct_kernel import add_kernel
 from casemate.machine.irqchip import HostIrqchip
-from casemate.machine.own_irqchip import OwnIrqchip
+from casemate.machine.kernel_files import add_kernel
 from casemate.machine.spec import MachineSpec
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Mmio
 
+if TYPE_CHECKING:
+    from casemate.devices.device import PortIo, Resettable
+    from casemate.machine.own_irqchip import OwnIrqchip
+
 _E820_RAM = 1
 
 
-@dataclass(frozen=True, slots=True)
 class Controls:
-    """What devices may do to the machine; called on a vCPU's thread."""
+    """What devices may do to the machine, on a vCPU's thread; ``stop`` when the guest wrote to the exit port."""
 
-    power_off: Callable[[], None]
-    reset: Callable[[], None]
-    stop: Callable[[], None]
-    """The guest wrote to the exit port."""
+    def __init__(
+        self, power_off: Callable[[], None], reset: Callable[[], None], stop: Callable[[], None]
+    ) -> None:
+        self.power_off, self.reset, self.stop = power_off, reset, stop
 
 
-@dataclass(frozen=True, slots=True)
 class Wiring:
     """What devices are connected to."""
 
-    bus: Bus
-    map: MemoryMap
-    memory: GuestMemory
-    clock: GuestClock
-    sink: EventSink
-    irqchip: OwnIrqchip | HostIrqchip
+    def __init__(
+        self,
+        bus: Bus,
+        memory_map: MemoryMap,
+        memory: GuestMemory,
+        clock: GuestClock,
+        sink: EventSink,
+        irqchip: OwnIrqchip | HostIrqchip,
+    ) -> None:
+        self.bus, self.map, self.memory = bus, memory_map, memory
+        self.clock, self.sink, self.irqchip = clock, sink, irqchip
 
 
 class MachineDevices:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.address import FOUR_GIB, Gpa
-from casemate.devices.flash.file import FlashFile
+from casemate.firmware.bios import validate_bios
 from casemate.firmware.image import FirmwareImage
-from casemate.firmware.placement import validate_bios, validate_flash
-from casemate.linux.direct_boot import DirectBoot
 from casemate.machine.spec import MachineSpec
 
+if TYPE_CHECKING:
+    from casemate.devices.flash.file import FlashFile
+    from casemate.linux.direct_boot import DirectBoot
 
-@dataclass(frozen=True, slots=True)
-class FirmwareFile:
+
+class FirmwareFile(NamedTuple):
     """One image, where it goes, and its lock; a ``--bios`` image has no lock, for nobody writes it back."""
 
     path: Path | str
@@ -35,6 +36,13 @@ def open_firmware(spec: MachineSpec, linux: DirectBoot | None = None) -> list[Fi
         image = FirmwareImage.load(spec.bios)
         validate_bios(image)
         return [FirmwareFile(spec.bios, Gpa(FOUR_GIB - image.size), image.data)]
+
+    return _open_flash(spec)
+
+
+def _open_flash(spec: MachineSpec) -> list[FirmwareFile]:
+    from casemate.devices.flash.file import FlashFile
+    from casemate.firmware.placement import validate_flash
 
     assert spec.code is not None
     paths = [spec.code] if spec.variables is None else [spec.code, spec.variables]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.devices.bus import Bus
-from casemate.devices.device import IrqLine, Resettable
 from casemate.events import EventSink
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Vm
-from casemate.host.irqchip import KernelIrqchip
-from casemate.machine.own_irqchip import MachineInterrupts, OwnIrqchip
 from casemate.memory.map import MemoryMap
+
+if TYPE_CHECKING:
+    from casemate.devices.device import IrqLine, Resettable
+    from casemate.host.hypervisor import Vm
+    from casemate.host.irqchip import KernelIrqchip
+    from casemate.machine.own_irqchip import MachineInterrupts, OwnIrqchip
 
 
 class HostIrqchip:
@@ -50,5 +52,6 @@ def make_irqchip(
     if vm.capabilities.in_kernel_irqchip:
         keeper: Any = vm  # a KernelIrqchip, as its capabilities say
         return HostIrqchip(keeper, lock)
+    from casemate.machine.own_irqchip import OwnIrqchip
 
     return OwnIrqchip(clock, sink, vcpus)

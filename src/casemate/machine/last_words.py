@@ -6,24 +6,21 @@ Nothing ends a guest that waits for a key, or stands in a loop for good, but its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
 class LastWords:
-    """One row of the table: what is said, what it means, and the remedy (may be empty)."""
+    """One row of the table: what is said, as a regular expression, what it means, and the remedy (may be empty)."""
 
-    said: re.Pattern[bytes]
-    reason: str
-    remedy: str = ""
+    def __init__(self, said: bytes, reason: str, remedy: str = "") -> None:
+        self.said, self.reason, self.remedy = said, reason, remedy
 
     def explain(self, line: bytes) -> str:
         """The reason with the line that was said, and the remedy; one line."""
-        text = _CONTROL.sub(b"", line).decode(errors="replace").strip()
+        text = re.sub(_CONTROL, b"", line).decode(errors="replace").strip()
         return f"{self.reason} ({text!r})" + (f"; {self.remedy}" if self.remedy else "")
 
 
-_CONTROL = re.compile(rb"\x1b\[[0-9;?=]*[A-Za-z]|[\x00-\x1f\x7f]")
+_CONTROL = rb"\x1b\[[0-9;?=]*[A-Za-z]|[\x00-\x1f\x7f]"
 _NOTHING_TO_BOOT = (
     "the firmware found nothing to boot, and waits for a key",
     "give it a kernel with --kernel, or leave --vars and --bios out: in variables of its own casemate names the"
@@ -31,33 +28,33 @@ _NOTHING_TO_BOOT = (
 )
 
 LINES = (
-    LastWords(re.compile(rb"BdsDxe: No bootable option or device was found"), *_NOTHING_TO_BOOT),
-    LastWords(re.compile(rb"Press any key to enter the Boot Manager Menu"), *_NOTHING_TO_BOOT),
+    LastWords(rb"BdsDxe: No bootable option or device was found", *_NOTHING_TO_BOOT),
+    LastWords(rb"Press any key to enter the Boot Manager Menu", *_NOTHING_TO_BOOT),
     LastWords(
-        re.compile(rb"BdsDxe: No bootable option was found"),
+        rb"BdsDxe: No bootable option was found",
         "the firmware starts GRUB from its own image, or a kernel, and found neither",
         "give it a kernel with --kernel",
     ),
     LastWords(
-        re.compile(rb"!!!! (?:Find image based on IP|Can't find image information)"),
+        rb"!!!! (?:Find image based on IP|Can't find image information)",
         "the firmware's exception handler stopped the processor for good; its registers are printed above",
     ),
     LastWords(
-        re.compile(rb"ASSERT(?:_EFI_ERROR)? ?[\[(].*\.[ch]"),
+        rb"ASSERT(?:_EFI_ERROR)? ?[\[(].*\.[ch]",
         "a debug build of the firmware stopped for good where it does not hold what it assumes",
     ),
-    LastWords(re.compile(rb"reboot: System halted"), "the guest's kernel halted without powering off"),
+    LastWords(rb"reboot: System halted", "the guest's kernel halted without powering off"),
 )
 """Looked for in each whole line that the guest prints on its serial or debug port."""
 
 PROMPTS = (
     LastWords(
-        re.compile(rb"grub(?: rescue)?> $"),
+        rb"grub(?: rescue)?> $",
         "GRUB found nothing to start, and waits at its prompt",
         "type there with --prompt 'grub> ' --type COMMAND, or leave --until out at a terminal",
     ),
     LastWords(
-        re.compile(rb"\(initramfs\) $"),
+        rb"\(initramfs\) $",
         "the initrd found no root file system, and waits at its prompt",
         "give one that needs none, or type there with --prompt '(initramfs) ' --type COMMAND",
     ),
@@ -68,4 +65,4 @@ PROMPTS = (
 def find_last_words(line: bytes) -> LastWords | None:
     """What a whole line, or the beginning of one, says about the end; None for all other lines."""
     rows = LINES if line.endswith(b"\n") else PROMPTS
-    return next((row for row in rows if row.said.search(line)), None)
+    return next((row for row in rows if re.search(row.said, line)), None)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from casemate.errors import InternalError
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Hypervisor
-from casemate.linux.direct_boot import DirectBoot
 from casemate.machine.console import Console
 from casemate.machine.devices import Controls
-from casemate.machine.direct_kernel import lay_out_linux
 from casemate.machine.firmware import close_firmware, open_firmware
 from casemate.machine.outcome import Ending
 from casemate.machine.platform import Platform
@@ -20,6 +18,10 @@ from casemate.machine.run_state import RunState
 from casemate.machine.spec import MachineSpec
 from casemate.machine.vcpus import Vcpus
 from casemate.memory.protection import OnWrite, choose
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Hypervisor
+    from casemate.linux.direct_boot import DirectBoot
 
 
 class Stage(IntEnum):
@@ -56,7 +58,7 @@ class Machine:
         self.host_era = hypervisor.era
         self.stage = Stage.NEW
         self.state = RunState(allows_one_write=spec.on_write is OnWrite.ALLOW_ONCE)
-        self.linux: DirectBoot | None = spec.linux or (lay_out_linux(spec, None) if spec.is_direct else None)
+        self.linux = spec.linux or (_lay_out_linux(spec) if spec.is_direct else None)
         self.firmware = open_firmware(spec, self.linux)
         try:
             self.vm = hypervisor.create_vm(spec.kind, spec.sev)
@@ -180,3 +182,9 @@ class Machine:
         if stage != self.stage + 1:
             raise InternalError(f"machine stage {stage.name} does not follow {self.stage.name}")
         self.stage = stage
+
+
+def _lay_out_linux(spec: MachineSpec) -> DirectBoot:
+    from casemate.machine.direct_kernel import lay_out_linux
+
+    return lay_out_linux(spec, None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import time
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from casemate.host.snp_processor import Certificates
 from casemate.version import __version__
+
+if TYPE_CHECKING:
+    from casemate.host.snp_processor import Certificates
 
 
 class Ending(Enum):
@@ -47,16 +48,14 @@ class Ending(Enum):
         return self.value[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Attestation:
+class Attestation(NamedTuple):
     """An SNP guest's report, as it would be given to the guest now, and the certificates of who signed it."""
 
     report: bytes
     certificates: Certificates
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchRecord:
+class LaunchRecord(NamedTuple):
     """What the launch of a confidential guest showed, as plain data for the report (docs/guide/confidential.md)."""
 
     features: tuple[str, ...] = ()
@@ -70,18 +69,21 @@ class LaunchRecord:
     """Where somebody else than the guest can ask for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The end of one run; ``detail`` explains the ending."""
 
     ending: Ending
     detail: str
     seconds: float
     serial: str
-    report: dict[str, Any] = field(repr=False)
+    report: dict[str, Any]
     """What was seen, in the documented form."""
-    status: int | None = field(default=None, repr=False)
+    status: int | None = None
     """The exit code that the guest chose, where it has a device for that."""
+
+    def __repr__(self) -> str:
+        text = f"ending={self.ending!r}, detail={self.detail!r}, seconds={self.seconds!r}, serial={self.serial!r}"
+        return f"Outcome({text})"
 
     @property
     def exit_code(self) -> int:
@@ -104,7 +106,7 @@ class Outcome:
         system = os.uname()
         run = {
             "command": command,
-            "when": datetime.now(UTC).isoformat(" ", "seconds"),
+            "when": time.strftime("%Y-%m-%d %H:%M:%S+00:00", time.gmtime()),
             "system": f"{system.sysname} {system.release}, {system.machine}",
         }
         return self.to_json() | {"run": run}

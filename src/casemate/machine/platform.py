@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from casemate.abi.x86.msr import MTRR_DEF_TYPE
 from casemate.address import Gpa
 from casemate.devices.bus import Bus
-from casemate.devices.flash.cfi import CfiFlash
 from casemate.host.clock import GuestClock
-from casemate.host.hypervisor import Vcpu, Vm
-from casemate.linux.direct_boot import PM_BASE, DirectBoot
+from casemate.linux.acpi import PM_BASE
 from casemate.machine.boards import find_board
 from casemate.machine.console import Console
 from casemate.machine.devices import Controls, MachineDevices, Wiring
@@ -21,29 +19,19 @@ from casemate.machine.irqchip import make_irqchip
 from casemate.machine.recorder import Recorder
 from casemate.machine.spec import MachineSpec
 from casemate.memory.backing import Backing
-from casemate.memory.flash_memory import FlashMemory
 from casemate.memory.guest_memory import GuestMemory
 from casemate.memory.map import MemoryMap
 from casemate.memory.protection import ProtectionChoice, WriteProtection
 from casemate.memory.region import Alias, Ram, Rom, RomDevice
 
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Vcpu, Vm
+    from casemate.linux.direct_boot import DirectBoot
+    from casemate.machine.flash_unit import FlashUnit
+
 _ISA_BIOS_SIZE = 128 << 10
 _MIB = 1 << 20
 _MTRRS_ALL_WRITE_BACK = 1 << 11 | 6
-
-
-@dataclass(frozen=True, slots=True)
-class FlashUnit:
-    """One flash unit: its file, its memory and its command state machine."""
-
-    number: int
-    source: FirmwareFile
-    memory: FlashMemory
-    device: CfiFlash
-
-    def contains(self, gpa: int) -> bool:
-        """Whether a guest-physical address lies in the unit."""
-        return self.source.gpa <= gpa < self.source.gpa + self.memory.size
 
 
 class Platform:
@@ -81,11 +69,10 @@ class Platform:
         )
 
     def register_memory(self) -> None:
-        """Allocate RAM and place it around the holes of a PC."""
+        """Allocate RAM and place it around the holes of a PC; its slots come with the firmware's, which cuts it."""
         ram = Ram("ram", self._allocate("casemate-ram", self._spec.memory))
         for piece in self.board.ram(self._spec.memory):
             self.map.add(Alias(piece.name, ram, piece.offset, piece.size), piece.gpa)
-        self.map.commit()
 
     def place_firmware(self, firmware: list[FirmwareFile]) -> None:
         """Flash units, or the ``--bios`` image, below 4 GiB, and the last 128 KiB again below 1 MiB."""
@@ -133,21 +120,21 @@ class Platform:
         return block
 
     def _place_unit(self, number: int, source: FirmwareFile) -> None:
+        from casemate.machine.flash_unit import make_flash_unit
+
         backing = self._allocate(f"casemate-flash{number}", len(source.data))
         backing.writable.view[:] = source.data
-        memory = FlashMemory(
+        unit, region = make_flash_unit(
             number,
+            source,
             backing,
             self.protection.protection,
             self._vm,
             self._recorder,
             coalesced=self._spec.allows_coalesced_commands(number),
         )
-        device = CfiFlash(number, memory, source.file, self._recorder)
-        self._recorder.watch_flash(number, memory.view)
-        region = RomDevice(f"flash{number}", backing, device)
-        memory.attach(self.map, region, source.gpa)
-        self.flash.append(FlashUnit(number, source, memory, device))
+        unit.memory.attach(self.map, region, source.gpa)
+        self.flash.append(unit)
         if number == 0:
             self._place_isa_bios(region)
 

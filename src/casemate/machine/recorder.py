@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.events import AccessPath, Event, EventSink, FlashCommand, Milestone, ProtectionChange, Violation
-from casemate.evidence.flash_log import FlashLog
+
+if TYPE_CHECKING:
+    from casemate.evidence.flash_log import FlashLog
 
 _KEPT = 1000
 _PROBES = (0x50, 0x70)
@@ -15,16 +17,14 @@ _PROBES = (0x50, 0x70)
 (edk2 OvmfPkg/QemuFlashFvbServicesRuntimeDxe, QemuFlashDetected)."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimedViolation:
+class TimedViolation(NamedTuple):
     """A violation and when it happened, in seconds of host time since the machine was built."""
 
     at: float
     event: Violation
 
 
-@dataclass(frozen=True, slots=True)
-class TimedChange:
+class TimedChange(NamedTuple):
     """A change of protection and when it happened, in seconds of host time since the machine was built."""
 
     at: float
@@ -56,10 +56,9 @@ class Recorder(EventSink):
         """Host time since the start."""
         return monotonic() - self._started
 
-    def watch_flash(self, unit: int, contents: memoryview) -> None:
-        """Expect commands of a flash unit."""
-
-        self.flash[unit] = FlashLog(contents)
+    def watch_flash(self, unit: int, log: FlashLog) -> None:
+        """Expect commands of a flash unit, and keep them in its log."""
+        self.flash[unit] = log
 
     def report(self, event: Event) -> None:
         """Take note of one event."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.machine.machine import Machine
 from casemate.machine.outcome import LaunchRecord
-from casemate.machine.platform import FlashUnit
 from casemate.machine.recorder import TimedChange, TimedViolation
 from casemate.machine.violation import owner
+
+if TYPE_CHECKING:
+    from casemate.machine.flash_unit import FlashUnit
 
 
 def make_report(machine: Machine, launch: LaunchRecord, host_facts: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +83,9 @@ def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
     return {
         "unit": unit.number,
         "file": str(unit.source.path),
-        "input_sha256": sha256(unit.source.data).hexdigest(),
+        "input_sha256": _sha256(unit.source.data),
         # Memory that was encrypted in place shows ciphertext; a read-only unit still is what its file is.
-        "sha256": sha256(unit.source.data if unit.device.readonly else unit.memory.view).hexdigest(),
+        "sha256": _sha256(unit.source.data if unit.device.readonly else unit.memory.view),
         "gpa": unit.source.gpa,
         "size": unit.memory.size,
         "readonly": unit.device.readonly,
@@ -95,7 +96,7 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
     if machine.spec.bios is None:
         return None
     image = machine.firmware[0]
-    digest = sha256(image.data).hexdigest()
+    digest = _sha256(image.data)
     return {
         "file": str(image.path),
         "input_sha256": digest,
@@ -103,6 +104,12 @@ def _bios(machine: Machine) -> dict[str, Any] | None:
         "gpa": image.gpa,
         "size": len(image.data),
     } | _protection(machine)
+
+
+def _sha256(data: bytes | memoryview) -> str:
+    from hashlib import sha256
+
+    return sha256(data).hexdigest()
 
 
 def _kernel(machine: Machine) -> dict[str, Any] | None:

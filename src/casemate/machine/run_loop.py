@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -116,8 +115,7 @@ class Run:
             machine.state.end(Ending.HOST_LIMIT)
         except BaseException as error:
             # Whatever a guest does is an outcome; what is wrong here is ours, and the report shows where it was.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            cause = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            cause = f"{type(error).__name__}: {error} ({_origin(error)})"
             machine.state.end(Ending.INTERNAL_ERROR, f"{cause}; please report it")
         finally:
             self._finished.set()
@@ -208,6 +206,13 @@ def run(
 
 def _wait(finished: threading.Event, seconds: float) -> None:
     finished.wait(seconds)
+
+
+def _origin(error: BaseException) -> str:
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    return f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}" if where else ""
 
 
 def _at(rip: int | None) -> str:

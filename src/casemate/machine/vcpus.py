@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from casemate.devices.bus import Bus, SharedBus
 from casemate.errors import UnsupportedError
-from casemate.host.hypervisor import InterruptController, Vcpu, VcpuRunner, Vm
 from casemate.machine.run_state import RunState
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import InterruptController, Vcpu, VcpuRunner, Vm
 
 
 class Vcpus:

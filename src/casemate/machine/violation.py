@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from casemate.events import AccessPath, Violation, ViolationKind
-from casemate.evidence.owner import owner_of
 from casemate.host.exits import MemoryFault
 from casemate.machine.machine import Machine
-from casemate.memory.flash_memory import FlashMode
 from casemate.memory.protection import OnWrite
 
 _MMIO_PATHS = (AccessPath.READONLY_SLOT, AccessPath.NO_SLOT, AccessPath.EMULATOR)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether the guest goes on, and what to tell."""
 
     goes_on: bool
@@ -64,12 +61,12 @@ def make_write(machine: Machine, violation: Violation) -> bool:
 def examine(machine: Machine, violation: Violation) -> Violation:
     """With the instruction and the vCPU; called on the vCPU's thread while the access is being handled."""
     if machine.vcpus.current.write_was_coalesced:
-        return replace(violation, path=AccessPath.COALESCED)
+        return violation._replace(path=AccessPath.COALESCED)
     rip = violation.rip
     if rip is None and violation.gpa is not None and violation.size and violation.path in _MMIO_PATHS:
         rip = machine.vcpus.current.writing_instruction(violation.gpa, violation.size)
     text = None if rip is None else instruction_text(machine, rip)
-    return replace(violation, rip=rip, instruction=text, vcpu=machine.vcpus.current_number)
+    return violation._replace(rip=rip, instruction=text, vcpu=machine.vcpus.current_number)
 
 
 def judge_loop(machine: Machine) -> str:
@@ -104,10 +101,7 @@ def owner(machine: Machine, violation: Violation) -> str | None:
     """What of a unit's file lies where the guest wrote."""
     if violation.unit is None or violation.gpa is None:
         return None
-
-    source = machine.platform.flash[violation.unit].source
-    offset = violation.gpa - source.gpa
-    return f"offset {offset:#x}, {owner_of(source.data, offset)}"
+    return machine.platform.flash[violation.unit].owner_at(violation.gpa)
 
 
 def _executor(violation: Violation) -> str:
@@ -120,7 +114,7 @@ def _executor(violation: Violation) -> str:
 
 
 def _suspects(machine: Machine) -> str:
-    units = [f"unit {unit.number}" for unit in machine.platform.flash if unit.memory.mode is FlashMode.ARRAY]
+    units = [f"unit {unit.number}" for unit in machine.platform.flash if unit.memory.is_armed]
     why = " (protected state)" if machine.vm.capabilities.has_protected_state else ""
     return f", address unknown{why}; armed: {', '.join(units) or 'nothing'}"
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def _outcome(settings: Settings, folder: Path, around: Any) -> Outcome:
     return boot(
         spec,
         _launch(settings) if spec.kind.is_confidential else None,
-        host=replace(chosen, make=make),
+        host=chosen._replace(make=make),
         until=settings.get("until"),
         timeout=settings["timeout"],
         watchdog=settings.get("watchdog"),

@@ -74,6 +74,11 @@ class FlashMemory:
         return self._backing.size
 
     @property
+    def is_armed(self) -> bool:
+        """Whether the guest reads memory that is protected against it."""
+        return self.mode is FlashMode.ARRAY
+
+    @property
     def store_path(self) -> AccessPath:
         """How a write that reaches the device now came to it."""
         if self._vm.capabilities.has_protected_state:

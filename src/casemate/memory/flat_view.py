@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.memory.region import Alias, LeafRegion, MemoryRegion, Mmio, Ram, RomDevice
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """A region at a place; where placements overlap the higher ``priority`` wins, then the later one."""
 
     region: MemoryRegion
@@ -25,8 +24,7 @@ class Placement:
         return GuestRange(self.gpa, self.region.size)
 
 
-@dataclass(frozen=True, slots=True)
-class FlatRange:
+class FlatRange(NamedTuple):
     """``range`` shows the guest ``region`` (aliases are resolved) from byte ``offset`` on."""
 
     range: GuestRange

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from casemate.address import Gpa
 from casemate.events import AccessPath, EventSink, Violation, ViolationKind
-from casemate.host.hypervisor import Vm
 from casemate.memory.map import MemoryMap
 from casemate.memory.region import Ram
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Vm
 
 
 class GuestMemory:

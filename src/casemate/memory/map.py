@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 from casemate.address import Gpa
 from casemate.errors import InternalError, UnsupportedError
-from casemate.host.hypervisor import Vm
 from casemate.host.slots import MemorySlot
 from casemate.memory.flat_view import FlatRange, FlatView, Placement
 from casemate.memory.region import Alias, LeafRegion, MemoryRegion, Rom, RomDevice
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import Vm
 
 _ADDRESS_SPACE = 1 << 64
 
@@ -84,12 +86,12 @@ class MemoryMap:
         drafts = [
             (draft, flat.region) for flat in view.ranges if (draft := self._draft_slot(flat)) is not None
         ]
-        numbers = {replace(slot, number=0): slot.number for slot, _ in self._candidates}
+        numbers = {slot._replace(number=0): slot.number for slot, _ in self._candidates}
         taken = {numbers[draft] for draft, _ in drafts if draft in numbers}
         free = (number for number in count() if number not in taken)
         self._candidates = [
             (
-                replace(draft, number=numbers[draft] if draft in numbers else next(free)),
+                draft._replace(number=numbers[draft] if draft in numbers else next(free)),
                 region if isinstance(region, RomDevice) else None,
             )
             for draft, region in drafts

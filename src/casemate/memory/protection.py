@@ -1,11 +1,8 @@
 """How firmware is protected from the guest: one pure choice over one table (docs/design/protection.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.errors import CasemateError, SpecError, UnsupportedError
@@ -42,16 +39,14 @@ Requested = Literal["auto", "slot", "vma", "view", "uffd"]
 """The words of ``--protection``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(NamedTuple):
     """A protection that was not chosen, and why."""
 
     protection: WriteProtection
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectionChoice:
+class ProtectionChoice(NamedTuple):
     """The protection for all flash units (or the ``--bios`` image) of one guest, with its reasons."""
 
     protection: WriteProtection
@@ -76,19 +71,24 @@ _SEALED = "the registers of a SEV-ES guest are sealed, so that no write of it ca
 _UNSEEN = "has not been seen on SEV hardware yet"
 
 
-@dataclass(frozen=True, slots=True)
 class _Row:
     """If guest kind, flash, read-only slots (None: either) and request match, this is the verdict."""
 
-    kinds: frozenset[GuestKind]
-    flash: bool
-    slots: bool | None
-    requested: str
-    verdict: WriteProtection | type[CasemateError]
-    reason: str
-    remedy: str = ""
-    warning: str | None = None
-    on_write: Callable[[OnWrite | None], bool] = lambda on_write: True
+    def __init__(
+        self,
+        kinds: frozenset[GuestKind],
+        flash: bool,
+        slots: bool | None,
+        requested: str,
+        verdict: WriteProtection | type[CasemateError],
+        reason: str,
+        remedy: str = "",
+        warning: str | None = None,
+        on_write: Callable[[OnWrite | None], bool] = lambda on_write: True,
+    ) -> None:
+        self.kinds, self.flash, self.slots, self.requested = kinds, flash, slots, requested
+        self.verdict, self.reason, self.remedy, self.warning = verdict, reason, remedy, warning
+        self.on_write = on_write
 
     def matches(
         self, kind: GuestKind, flash: bool, slots: bool, requested: str, on_write: OnWrite | None
@@ -191,15 +191,19 @@ _TABLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
 class _WhyNot:
     """Why ``protection`` is not chosen by itself for these kinds; ``slots`` None is either answer."""
 
-    protection: WriteProtection
-    kinds: frozenset[GuestKind]
-    flash: bool
-    slots: bool | None
-    reason: str
+    def __init__(
+        self,
+        protection: WriteProtection,
+        kinds: frozenset[GuestKind],
+        flash: bool,
+        slots: bool | None,
+        reason: str,
+    ) -> None:
+        self.protection, self.kinds, self.flash = protection, kinds, flash
+        self.slots, self.reason = slots, reason
 
 
 # Again the first row that matches.

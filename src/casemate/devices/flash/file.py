@@ -14,7 +14,7 @@ from casemate.devices.flash.spec import SECTOR_SIZE
 from casemate.devices.flash.sync import Sync
 from casemate.errors import HostError, ImageError
 from casemate.files import write_whole
-from casemate.firmware.placement import MAX_FLASH
+from casemate.firmware.bios import MAX_FLASH
 
 _NO_SUPPORT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from casemate.devices.device import IrqLine
 from casemate.host.clock import GuestClock
+
+if TYPE_CHECKING:
+    from casemate.devices.device import IrqLine
 
 FIFO_SIZE = 16
 BYTE_NS = 173_611

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from casemate.abi.kvm.structs import CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry2
-from casemate.abi.sev.snp_pages import (
-    MAX_CPUID_ENTRIES,
-    REFUSED_FEATURES,
-    XSAVE_LEAF,
-    XSAVE_LEGACY_SIZE,
-    CpuidPage,
-)
-from casemate.errors import UnsupportedError
+from casemate.abi.kvm.structs import CpuidEntry2
 
 _HTT = 1 << 28
 """Of leaf 1, EDX: the package has more than one logical processor."""
@@ -26,34 +18,6 @@ _FEATURES, _TOPOLOGY, _TOPOLOGY_V2, _AMD_TOPOLOGY = 0x1, 0xB, 0x1F, 0x8000001E
 def cpuid_of_vcpu(supported: Iterable[CpuidEntry2], apic_id: int, count: int = 1) -> list[CpuidEntry2]:
     """Copies of ``supported`` that name ``apic_id``, one of ``count`` cores, where KVM leaves the host's."""
     return [_of_vcpu(CpuidEntry2.from_bytes(entry), apic_id, count) for entry in supported]
-
-
-def without_refused(entries: Iterable[CpuidEntry2]) -> list[CpuidEntry2]:
-    """Copies for an SNP guest: without what its firmware refuses."""
-
-    found = [CpuidEntry2.from_bytes(entry) for entry in entries]
-    for entry in found:
-        for (function, index, register), mask in REFUSED_FEATURES.items():
-            if (entry.function, entry.index) == (function, index):
-                setattr(entry, register, getattr(entry, register) & ~mask)
-    return found
-
-
-def snp_table(entries: Sequence[CpuidEntry2]) -> CpuidPage:
-    """The table of an SNP guest with this CPUID. Raises UnsupportedError if it is too long."""
-
-    if len(entries) > MAX_CPUID_ENTRIES:
-        cause = f"{len(entries)} CPUID leaves, an SNP guest is told {MAX_CPUID_ENTRIES} at most"
-        raise UnsupportedError(cause, "use a host with a smaller CPUID")
-    table = CpuidPage(count=len(entries))
-    for entry, known in zip(table.entries, entries, strict=False):
-        entry.eax_in = known.function
-        entry.ecx_in = known.index if known.flags & CPUID_FLAG_SIGNIFICANT_INDEX else 0
-        for register in ("eax", "ebx", "ecx", "edx"):
-            setattr(entry, register, getattr(known, register))
-        if known.function == XSAVE_LEAF and known.index in (0, 1):
-            entry.ebx, entry.xcr0_in = XSAVE_LEGACY_SIZE, 1
-    return table
 
 
 def _of_vcpu(entry: CpuidEntry2, apic_id: int, count: int) -> CpuidEntry2:

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.vm_types import VmType
-from casemate.abi.sev.features import SevFeatures
-from casemate.abi.sev.platform import FLAG_ES
+from casemate.abi.sev.save_area import DEBUG_SWAP
 from casemate.errors import UnsupportedError
-from casemate.host.capabilities import VmCapabilities
 from casemate.host.kvm.modules import module_parameter
-from casemate.host.kvm.sev import SevLauncher
-from casemate.host.kvm.sev_device import SevDevice
-from casemate.host.kvm.snp import SnpLauncher
 from casemate.host.kvm.system import DEVICE, KvmSystem
 from casemate.host.kvm.vm import KvmVm
-from casemate.host.secure_processor import SevSetup
+
+if TYPE_CHECKING:
+    from casemate.host.capabilities import VmCapabilities
+    from casemate.host.secure_processor import SevSetup
 
 _ENCRYPTION = 0x8000001F
 """The CPUID leaf of memory encryption; bits 5:0 of EBX are the position of the C-bit (AMD APM volume 3, E.4.17)."""
 
 
 class KvmHypervisor:
-    """Makes VMs from ``device``. Raises UnsupportedError, with a remedy, if there is no KVM that can be used."""
+    """Makes VMs from ``device``, the plain ones for a process that ends with its guest if ``closes_aside``.
+
+    Raises UnsupportedError, with a remedy, if there is no KVM that can be used.
+    """
 
     name = "kvm"
     era: str | None = None
     runs_snp = False
 
-    def __init__(self, device: str = DEVICE) -> None:
+    def __init__(self, device: str = DEVICE, *, closes_aside: bool = False) -> None:
         self._device = device
+        self._closes_aside = closes_aside
         KvmSystem(device).close()
 
     # The rest is asked for confidential guests only.
@@ -60,7 +63,7 @@ class KvmHypervisor:
 
         # From Linux 6.6 to 6.9 KVM set debug-swap, where it was enabled, in every SEV-ES guest; since 6.10 in none.
         implicit = VmType.SEV_ES not in self.vm_types and module_parameter("kvm_amd", "debug_swap") == "Y"
-        return _debug_swap() if implicit else 0
+        return DEBUG_SWAP if implicit else 0
 
     def validate_kind(self, kind: GuestKind) -> None:
         """Whether such guests can be launched. Raises UnsupportedError, with a remedy, if not."""
@@ -72,8 +75,9 @@ class KvmHypervisor:
             cause = f"this KVM has no {VmType.SNP.kernel_name}"
             raise UnsupportedError(cause, "use Linux 6.11 or newer on a host set up for SNP, or --host model")
 
-        with closing(SevDevice()) as device:
-            _validate_platform(device, kind)
+        from casemate.host.kvm.launchers import validate_platform
+
+        validate_platform(kind)
 
     def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
         """Only the VM can say."""
@@ -86,28 +90,13 @@ class KvmHypervisor:
         """
         self.validate_kind(kind)
         if kind is GuestKind.PLAIN:
-            return KvmVm(KvmSystem(self._device), VmType.DEFAULT)
+            return KvmVm(KvmSystem(self._device), VmType.DEFAULT, closes_aside=self._closes_aside)
+        from casemate.host.kvm.launchers import make_launcher
 
-        setup = sev or SevSetup()
-        if kind is GuestKind.SNP:
-            return KvmVm(KvmSystem(self._device), setup.vm_type, SnpLauncher(SevDevice(), setup))
-        launcher = SevLauncher(SevDevice(), setup, sev_es=kind is GuestKind.SEV_ES)
-        return KvmVm(KvmSystem(self._device), setup.vm_type, launcher)
-
-
-def _validate_platform(device: SevDevice, kind: GuestKind) -> None:
-    status = device.status()
-    if kind is GuestKind.SEV_ES and not status.flags & FLAG_ES:
-        raise UnsupportedError(
-            "the secure processor is not set up for SEV-ES guests",
-            "enable SEV-ES (its ASIDs) in the firmware setup, and load kvm_amd with sev_es=1",
-        )
+        launcher = make_launcher(kind, sev)
+        return KvmVm(KvmSystem(self._device), launcher.setup.vm_type, launcher)
 
 
 def _c_bit(system: KvmSystem) -> int | None:
     leaves = (leaf.ebx & 0x3F for leaf in system.supported_cpuid() if leaf.function == _ENCRYPTION)
     return next((bit for bit in leaves if bit), None)
-
-
-def _debug_swap() -> int:
-    return int(SevFeatures.DEBUG_SWAP)

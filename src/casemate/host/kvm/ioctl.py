@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from casemate.abi.kvm.ioctls import Ioctl
-from casemate.abi.sev.platform import SevIoctl
 from casemate.errors import HostError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-Request = Ioctl | SevIoctl
+    from casemate.abi.kvm.ioctls import Ioctl
+    from casemate.abi.sev.platform import SevIoctl
+
+Request: TypeAlias = "Ioctl | SevIoctl"
 """What can be asked, of whom is the descriptor's business."""
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -7,11 +7,13 @@ import functools
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_int, c_long, c_uint32, c_uint64, c_void_p
 from mmap import mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate import native
 from casemate.errors import UnsupportedError
-from casemate.host.hypervisor import IoBus
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import IoBus
 
 _READ_PORT = CFUNCTYPE(c_uint64, c_uint32, c_uint32)
 _WRITE_PORT = CFUNCTYPE(None, c_uint32, c_uint32, c_uint32)

@@ -50,9 +50,11 @@ class SevLauncher:
         """Whether registers are closed to the host."""
         return self.sev_es
 
-    def set_up(self, vm: int, place_vcpus: Callable[[Sequence[VcpuReset]], None]) -> KvmSev:
+    def set_up(
+        self, vm: int, place_vcpus: Callable[[Sequence[VcpuReset]], None], _cpuid: object
+    ) -> tuple[KvmSev, None]:
         """KVM_SEV_INIT, KVM_SEV_ES_INIT or KVM_SEV_INIT2 on the VM behind ``vm``, which has no vCPU yet."""
-        return KvmSev(vm, self.device, self.setup, sev_es=self.sev_es, place_vcpus=place_vcpus)
+        return KvmSev(vm, self.device, self.setup, sev_es=self.sev_es, place_vcpus=place_vcpus), None
 
     def close(self) -> None:
         """Give the device back."""

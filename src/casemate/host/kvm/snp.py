@@ -20,10 +20,10 @@ from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.abi.sev.snp_pages import CpuidPage
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.host.kvm import ioctl
-from casemate.host.kvm.cpuid import snp_table
 from casemate.host.kvm.sev import SevCommands
 from casemate.host.kvm.sev_device import Ioctl as SevIoctl
 from casemate.host.kvm.sev_device import SevDevice
+from casemate.host.kvm.snp_cpuid import snp_table, without_refused
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import SnpFinish, SnpUpdate
@@ -39,9 +39,11 @@ class SnpLauncher:
     setup: SevSetup
     seals_state = True
 
-    def set_up(self, vm: int, place_vcpus: PlaceVcpus, cpuid: Callable[[], Sequence[CpuidEntry2]]) -> KvmSnp:
+    def set_up(
+        self, vm: int, place_vcpus: PlaceVcpus, cpuid: Callable[[], Sequence[CpuidEntry2]]
+    ) -> tuple[None, KvmSnp]:
         """KVM_SEV_INIT2 on the VM behind ``vm``, which has no vCPU yet; ``cpuid`` is that of its vCPU, once it has."""
-        return KvmSnp(vm, self.device.fd, self.setup, place_vcpus=place_vcpus, cpuid=cpuid)
+        return None, KvmSnp(vm, self.device.fd, self.setup, place_vcpus=place_vcpus, cpuid=cpuid)
 
     def close(self) -> None:
         """Give the device back."""
@@ -94,6 +96,10 @@ class KvmSnp:
     def cpuid_table(self) -> CpuidPage:
         """The vCPU's CPUID."""
         return snp_table(self._cpuid())
+
+    def cpuid_of_vcpu(self, entries: Sequence[CpuidEntry2]) -> list[CpuidEntry2]:
+        """Copies for a vCPU of the guest: without what its firmware refuses."""
+        return without_refused(entries)
 
     def set_private(self, memory: GuestRange) -> None:
         """KVM_MEMORY_ATTRIBUTE_PRIVATE."""

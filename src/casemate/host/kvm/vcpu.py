@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.exit_reasons import ExitReason, InternalErrorSuberror, SystemEvent
 from casemate.abi.kvm.ioctls import Ioctl
@@ -26,12 +27,14 @@ from casemate.abi.kvm.structs import (
 )
 from casemate.address import PAGE_SIZE
 from casemate.host.exits import Hlt, Interrupted, KvmInternalError, MemoryFault, Shutdown, VmExit
-from casemate.host.hypervisor import IoBus
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.coalesced import CoalescedRing
 from casemate.host.kvm.run_loop import RunLoop
 from casemate.host.kvm.vcpu_state import VcpuState, read_block, write_msr
 from casemate.host.slots import MemorySlot
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import IoBus
 
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2

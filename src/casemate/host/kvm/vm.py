@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOENT
+from typing import TYPE_CHECKING
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.ioctls import Ioctl
@@ -26,18 +27,20 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import HostError, InternalError
 from casemate.host.capabilities import VmCapabilities
-from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, VcpuFacts, VcpuRunner
-from casemate.host.kvm.cpuid import cpuid_of_vcpu, without_refused
+from casemate.host.kvm.cpuid import cpuid_of_vcpu
 from casemate.host.kvm.ioctl import call
 from casemate.host.kvm.routing import pc_routing
-from casemate.host.kvm.sev import SevLauncher
-from casemate.host.kvm.snp import KvmSnp, SnpLauncher
 from casemate.host.kvm.system import KvmSystem
-from casemate.host.kvm.userfault import WriteWatch
 from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.kvm.vcpu_state import read_block
-from casemate.host.secure_processor import SecureProcessor, VcpuReset
 from casemate.host.slots import MemorySlot
+
+if TYPE_CHECKING:
+    from casemate.host.hypervisor import FlashProgram, InterruptController, IoBus, VcpuFacts, VcpuRunner
+    from casemate.host.kvm.sev import SevLauncher
+    from casemate.host.kvm.snp import KvmSnp, SnpLauncher
+    from casemate.host.kvm.userfault import WriteWatch
+    from casemate.host.secure_processor import SecureProcessor, VcpuReset
 
 IDENTITY_MAP = 0xFEFFC000
 """One page that KVM uses to run real mode on old Intel processors; three more behind it are the TSS."""
@@ -50,12 +53,22 @@ _PIT_STATE_SIZE = 112
 
 
 class KvmVm:
-    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself."""
+    """One VM; see ``casemate.host.hypervisor.Vm`` for the protocol. It closes ``system`` and ``sev`` with itself.
+
+    ``closes_aside`` is for a process that ends soon: in the kernel, closing a VM takes up to 15 ms of waiting (SRCU,
+    for the PIT's notifiers), which a thread does while the process does the rest.
+    """
 
     def __init__(
-        self, system: KvmSystem, vm_type: VmType, sev: SevLauncher | SnpLauncher | None = None
+        self,
+        system: KvmSystem,
+        vm_type: VmType,
+        sev: SevLauncher | SnpLauncher | None = None,
+        *,
+        closes_aside: bool = False,
     ) -> None:
         self._system = system
+        self._closes_aside = closes_aside
         self._sev = sev
         self._fd = -1
         self._slots: dict[int, MemorySlot] = {}
@@ -84,7 +97,9 @@ class KvmVm:
                 or 1,
             )
             if sev is not None:
-                self._prepare_launch(sev)
+                self.secure_processor, self.snp_processor = sev.set_up(
+                    self._fd, self._place_vcpus, lambda: self._first_cpuid
+                )
         except BaseException:
             self.close()
             raise
@@ -121,6 +136,7 @@ class KvmVm:
 
     def watch_writes(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
         """By userfaultfd."""
+        from casemate.host.kvm.userfault import WriteWatch
 
         self._watches.append(WriteWatch(hva, size, on_write))
 
@@ -133,7 +149,7 @@ class KvmVm:
         """Add a vCPU; interrupts come from the kernel's own controllers, and so does what starts all but the first."""
         cpuid = cpuid_of_vcpu(self._system.supported_cpuid(), number, count)
         if self.snp_processor is not None:
-            cpuid = without_refused(cpuid)
+            cpuid = self.snp_processor.cpuid_of_vcpu(cpuid)
         if not self._vcpus:
             self._first_cpuid = cpuid
         size = self._system.vcpu_mmap_size()
@@ -188,7 +204,7 @@ class KvmVm:
         if self.snp_processor is not None:
             self.snp_processor.close()
         if self._fd >= 0:
-            os.close(self._fd)
+            self._close_vm()
             self._fd = -1
         for watch in self._watches:
             watch.close()
@@ -196,18 +212,21 @@ class KvmVm:
         if self._sev is not None:
             self._sev.close()
 
+    def _close_vm(self) -> None:
+        if not self._closes_aside:
+            os.close(self._fd)
+            return
+        try:
+            threading.Thread(target=os.close, args=(self._fd,), name="casemate-close", daemon=True).start()
+        except RuntimeError:  # no thread can be had
+            os.close(self._fd)
+
     def _place_vcpus(self, vcpus: Sequence[VcpuReset]) -> None:
         if len(vcpus) != len(self._vcpus):
             raise InternalError(f"{len(vcpus)} vCPUs are planned, the VM has {len(self._vcpus)}")
         for vcpu, reset in zip(self._vcpus, vcpus, strict=True):
             if reset.address != RESET_ADDRESS:
                 vcpu.place(reset.address)
-
-    def _prepare_launch(self, sev: SevLauncher | SnpLauncher) -> None:
-        if isinstance(sev, SnpLauncher):
-            self.snp_processor = sev.set_up(self._fd, self._place_vcpus, lambda: self._first_cpuid)
-        else:
-            self.secure_processor = sev.set_up(self._fd, self._place_vcpus)
 
     def _read_chips(self) -> list[tuple[Ioctl, bytes]]:
         chips = []

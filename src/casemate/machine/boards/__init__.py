@@ -10,7 +10,7 @@ from casemate.machine.spec import BoardName
 
 
 def find_board(name: BoardName) -> Board:
-    """The board of this name; the others are not loaded."""
+    """The board of this name."""
     match name:
         case "q35":
             return Q35

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.devices.pci.config import PciFunction
@@ -16,18 +16,16 @@ VGA_HOLE = (0xA0000, 0xC0000)
 """Start and end of what is no RAM on any PC."""
 
 
-@dataclass(frozen=True, slots=True)
 class ChipsetEvents:
-    """What a chipset tells the machine when firmware programs it."""
+    """What a chipset tells the machine when firmware programs it: ACPI block or ECAM window moved; None is off."""
 
-    pm_base: Callable[[int | None], None]
-    """The ACPI block moved; None is off."""
-    ecam: Callable[[int | None, int], None]
-    """The ECAM window moved; None is off."""
+    def __init__(
+        self, pm_base: Callable[[int | None], None], ecam: Callable[[int | None, int], None]
+    ) -> None:
+        self.pm_base, self.ecam = pm_base, ecam
 
 
-@dataclass(frozen=True, slots=True)
-class RamPiece:
+class RamPiece(NamedTuple):
     """``size`` bytes of RAM at ``gpa``, out of one block from ``offset`` on."""
 
     name: str
@@ -36,16 +34,21 @@ class RamPiece:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
 class Board:
-    """An address table. ``pci`` makes the functions, by device and function number; None is a board without PCI."""
+    """An address table. ``low_memory`` says how many bytes of all RAM lie below 4 GiB.
 
-    name: str
-    low_memory: Callable[[int], int]
-    """Bytes of RAM below 4 GiB, of all there is."""
-    pci: Callable[[ChipsetEvents], dict[tuple[int, int], PciFunction]] | None
-    pm_base: int | None
-    """First port of the ACPI block before firmware programs it."""
+    ``pci`` makes the functions, by device and function number; None is a board without PCI. ``pm_base`` is the first
+    port of the ACPI block before firmware programs it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        low_memory: Callable[[int], int],
+        pci: Callable[[ChipsetEvents], dict[tuple[int, int], PciFunction]] | None,
+        pm_base: int | None,
+    ) -> None:
+        self.name, self.low_memory, self.pci, self.pm_base = name, low_memory, pci, pm_base
 
     def ram(self, memory: int) -> list[RamPiece]:
         """Where ``memory`` bytes of RAM lie, around the holes of a PC."""
