@@ -101,9 +101,11 @@ void h_helper_into(void *env, int length) {
     TAIL e_helper_into(env, length);
 }
 
-/* Who spins may wait for a CPU that waits for its turn. */
+/* Who spins may wait for a CPU that waits for its turn; where there is no other, for time to pass. */
 void h_helper_pause(void *env, int length) {
+    enum { SPIN = 16 };
     struct cpu *c = cpu_of_env(env);
+    if (c && !c->group && c->on_spin && !(++c->pauses % SPIN) && c->on_spin()) hooks_kick(c);
     if (c && c->group && c->group->others_wait) {
         c->group->pauses++;
         stop_engine(c);

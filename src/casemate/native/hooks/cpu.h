@@ -147,6 +147,8 @@ struct cpu {
     void (*write_mmio)(u64 gpa, u32 size, u64 value);
     u32 (*on_msr)(u32 index, u32 is_write, u64 *value); /* nonzero: #GP */
     void (*on_cpuid)(u32 leaf, u32 index, u32 *answer);
+    int (*on_spin)(void); /* lets time pass; whether an interrupt may be due. 0 where time is the host's */
+    u64 pauses;
 
     u64 served[SERVED_KINDS];
     u64 vc[EXIT_CODES]; /* #VCs, by exit code */
@@ -244,6 +246,7 @@ HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
 HIDDEN int serve_ghcb(struct cpu *c);
 HIDDEN void hand_over(struct cpu *c);
 HIDDEN void stop_engine(struct cpu *c);
+EXPORT void hooks_kick(struct cpu *c);
 HIDDEN void look_for_interrupts(struct cpu *c);
 HIDDEN void write_task_priority(struct cpu *c, u64 value);
 HIDDEN u32 read_port(struct cpu *c, u32 port, u32 size);

@@ -319,6 +319,10 @@ class EngineHooks:
         self.record.on_acknowledge = InterruptAcknowledger(acknowledge)
         self.record.on_kick = InterruptPoll(poll)
 
+    def hear_spins(self, on_spin: Callable[[], bool]) -> None:
+        """Have ``on_spin`` let time pass at every 16th PAUSE of a CPU that is alone; true if an interrupt is due."""
+        self.record.on_spin = InterruptPoll(on_spin)
+
     def use_lapic(self, address: int) -> None:
         """The CPU has the local APIC whose record is at ``address``."""
         self.record.lapic = address

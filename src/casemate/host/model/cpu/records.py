@@ -127,6 +127,8 @@ class CpuRecord(ctypes.Structure):
         ("write_mmio", MmioWrite),
         ("on_msr", MsrAnswer),
         ("on_cpuid", CpuidAnswer),
+        ("on_spin", InterruptPoll),
+        ("pauses", c_uint64),
         ("served", c_uint64 * 8),
         ("vc", c_uint64 * EXIT_CODES),
         ("ram", RamRecord * RAMS),
