@@ -119,7 +119,7 @@ def test_pieces_lie_in_ram_whole_pages_apart_from_each_other() -> None:
     initrd_at, initrd_size, command_line = struct.unpack_from("<IIxxxxxxxxI", params, 0x218)
     assert (initrd_at, initrd_size) == (pieces["initrd"].gpa, 6000)
     assert command_line == pieces["command line"].gpa
-    assert pieces["command line"].data.startswith(b"console=ttyS0\0")
+    assert bytes(pieces["command line"].data).startswith(b"console=ttyS0\0")
     assert struct.unpack_from("<Q", params, 0x70)[0] == pieces["ACPI tables"].gpa
 
 

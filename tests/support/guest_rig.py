@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
+
+import pytest
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.x86.cpu_models import CpuChoice
@@ -20,6 +23,7 @@ from casemate.host.model.vm import ModelVm
 from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
 from support.assembler import assemble
+from support.hosts import kvm_or_skip
 
 RAM_SIZE = 4 << 20
 PROTECTED = 0x300000
@@ -143,8 +147,12 @@ class Rig:
         self.ram.close()
 
 
+RULES_ON = "CASEMATE_RULES_ON"
+"""``kvm`` has a ``ModelRig`` be on this machine's KVM: what the model is held to is then asked of a processor."""
+
+
 class ModelRig(Rig):
-    """A ``Rig`` on the modelled host."""
+    """A ``Rig`` on the modelled host, or on the one that the environment's CASEMATE_RULES_ON names."""
 
     vm: ModelVm
 
@@ -156,5 +164,10 @@ class ModelRig(Rig):
         interrupts: ScriptedInterrupts | None = None,
         cpu: str = "max",
     ):
-        vm = ModelHypervisor(GuestClock(), cpu=CpuChoice.parse(cpu)).create_vm(GuestKind.PLAIN)
+        if os.environ.get(RULES_ON, "model") == "kvm":
+            if cpu != "max":
+                pytest.skip(f"KVM's processor is this machine's, not {cpu}")
+            vm: Vm = kvm_or_skip().create_vm(GuestKind.PLAIN)
+        else:
+            vm = ModelHypervisor(GuestClock(), cpu=CpuChoice.parse(cpu)).create_vm(GuestKind.PLAIN)
         super().__init__(code, bits, vm, interrupts)

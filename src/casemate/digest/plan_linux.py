@@ -33,12 +33,12 @@ def plan_snp_linux(
 
 
 def _contents(piece: Piece) -> tuple[SnpPageType, bytes]:
-    return piece.page_type, piece.data if piece.page_type.has_contents else b""
+    return piece.page_type, bytes(piece.data) if piece.page_type.has_contents else b""
 
 
 def with_linux(plan: LaunchPlan, linux: DirectBoot) -> LaunchPlan:
     """``plan``, which measures ``linux.image``, with the pieces behind that."""
     entry, *others = plan.steps
     assert isinstance(entry, UpdateData)
-    pieces = (UpdateData(piece.what, Gpa(piece.gpa), piece.data) for piece in linux.pieces)
+    pieces = (UpdateData(piece.what, Gpa(piece.gpa), bytes(piece.data)) for piece in linux.pieces)
     return LaunchPlan(plan.kind, (entry._replace(what="entry code"), *pieces, *others))

@@ -34,6 +34,11 @@ class GuestClock:
         if self.on_skip is not None:
             self.on_skip(nanoseconds)
 
+    @property
+    def skips_waits(self) -> bool:
+        """Whether it moves forward where a guest only waits."""
+        return self._allowance > 0
+
     def grant_idle(self) -> None:
         """The guest did something: idle time may be skipped again."""
         self._left = self._allowance

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-from typing import BinaryIO
+from collections.abc import Iterator
 
 from casemate.errors import HostError
 
@@ -19,16 +18,19 @@ def hold_maps() -> None:
     _held[os.getpid()] = os.open(_MAPS, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def open_maps() -> BinaryIO:
-    """The mappings of this process, a line each. Raises HostError where there is no /proc."""
+def _mappings() -> Iterator[bytes]:
+    """A line for each, by address, read as far as they are asked for. Raises HostError where there is no /proc."""
     held = _held.get(os.getpid())
     try:
         if held is None:
-            return open(_MAPS, "rb", buffering=_CHUNK)
-        text = bytearray()
-        while chunk := os.pread(held, _CHUNK, len(text)):
-            text += chunk
-        return io.BytesIO(text)
+            with open(_MAPS, "rb", buffering=_CHUNK) as maps:
+                yield from maps
+            return
+        at, rest = 0, b""
+        while chunk := os.pread(held, _CHUNK, at):
+            at += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
     except OSError as error:
         remedy = "mount /proc: the modelled host looks there for the protection of memory"
         raise HostError("open", error.errno or 0, _MAPS, remedy) from None
@@ -46,16 +48,15 @@ def is_readable(hva: int, size: int) -> bool:
 
 def _is_mapped(hva: int, size: int, permissions: bytes) -> bool:
     end = hva + size
-    with open_maps() as maps:
-        for line in maps:
-            start_text, _, rest = line.partition(b"-")
-            end_text, _, found = rest.partition(b" ")
-            vma_end = int(end_text, 16)
-            if vma_end <= hva:
-                continue
-            if int(start_text, 16) > hva or not found.startswith(permissions):
-                return False
-            if vma_end >= end:
-                return True
-            hva = vma_end
+    for line in _mappings():
+        start_text, _, rest = line.partition(b"-")
+        end_text, _, found = rest.partition(b" ")
+        vma_end = int(end_text, 16)
+        if vma_end <= hva:
+            continue
+        if int(start_text, 16) > hva or not found.startswith(permissions):
+            return False
+        if vma_end >= end:
+            return True
+        hva = vma_end
     return False

@@ -31,7 +31,7 @@ class Piece:
 
     what: str
     gpa: int
-    data: bytes
+    data: bytes | memoryview
     page_type: SnpPageType = SnpPageType.NORMAL
     """How an SNP launch takes it."""
 
@@ -124,10 +124,10 @@ def _gaps(ram: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> Iterator[t
 def _kernel_piece(kernel: LinuxKernel) -> Piece:
     first = min(segment.gpa for segment in kernel.segments)
     end = max(segment.gpa + len(segment.data) for segment in kernel.segments)
-    data = bytearray(end - first)
+    data = bytearray((end - first + PAGE_SIZE - 1) & -PAGE_SIZE)
     for segment in kernel.segments:
         data[segment.gpa - first : segment.gpa - first + len(segment.data)] = segment.data
-    return Piece("kernel", first, whole_pages(data))
+    return Piece("kernel", first, memoryview(data))
 
 
 def _boot_params(

@@ -23,7 +23,7 @@ class Segment(NamedTuple):
     """What is loaded to ``gpa``; ``size`` in memory may be more than there are bytes of data, the rest is zero."""
 
     gpa: int
-    data: bytes
+    data: bytes | memoryview
     size: int
 
     @property
@@ -68,11 +68,11 @@ class ElfImage:
         if machine != _MACHINES[kind]:
             raise ImageError(path, f"this ELF file is for machine {machine}", "give one for x86", 18)
         headers = list(_headers(image, is_64=kind == 2))
-        segments, size = [], 0
+        segments, size, whole = [], 0, memoryview(image)
         for header in headers:
             if header.kind != _LOAD or not header.in_memory:
                 continue
-            data = image[header.offset : header.offset + header.in_file]
+            data = whole[header.offset : header.offset + header.in_file]
             if len(data) != header.in_file:
                 raise ImageError(path, "the file ends inside of a segment", "get it anew", header.offset)
             size += max(header.in_memory, len(data))

@@ -46,6 +46,8 @@ from casemate.host.model.sev.ghcb import GhcbServer
 from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 from casemate.host.model.ticker import Ticker
 
+_SPIN_NS = 50_000
+"""What passes for each sixteen PAUSEs, which take four microseconds."""
 _LOOK_SECONDS = 0.002
 """How often somebody looks whether what was asked for was heard."""
 _RFLAGS_IF = 1 << 9
@@ -143,6 +145,8 @@ class ModelVcpu:
             PseudoException(self._on_refused_access), InstructionDecider(self._on_unknown_instruction)
         )
         engine.hooks.answer_interrupts(self._acknowledge, self._poll)
+        if clock.skips_waits:
+            engine.hooks.hear_spins(self._spin)
         if self._ticker is None:
             return
         if interrupts is not None:
@@ -432,6 +436,17 @@ class ModelVcpu:
         wait = None if deadline is None else self._clock.idle_until(deadline)
         if wait != 0:
             self._control.wait(wait)
+
+    def _spin(self) -> bool:
+        """Let the guest time pass that it waits for by PAUSE, up to its next timer; whether that is due."""
+        try:
+            now, deadline = self._clock.now(), self.deadline()
+            until = now + _SPIN_NS if deadline is None else min(deadline, now + _SPIN_NS)
+            self._clock.idle_until(until)
+            return until == deadline
+        except BaseException as error:
+            self._engine.hooks.fail(error)
+            return False
 
     def _has_event(self) -> bool:
         return self._engine.hooks.nmi_requested or (self._lapic is not None and self._lapic.has_event)

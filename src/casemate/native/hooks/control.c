@@ -101,17 +101,22 @@ void h_helper_into(void *env, int length) {
     TAIL e_helper_into(env, length);
 }
 
-/* Who spins may wait for a CPU that waits for its turn, or for a timer. The thread that looks after the timers may not run for long on
-   a busy host; kernels that count ticks against the time-stamp counter would take them for broken. */
-enum { LOOKS_APART = 1 << 22 };
+/* Who spins may wait for a CPU that waits for its turn, or for a timer; where there is no other CPU, for time to pass. The thread that
+   looks after the timers may not run for long on a busy host, and kernels that count ticks against the time-stamp counter would
+   take them for broken: so a look is due here, too. */
+enum { SPIN = 16, LOOKS_APART = 1 << 22 };
+
+static int is_time_to_look(struct cpu *c) {
+    u64 now = __builtin_ia32_rdtsc();
+    if (!c->group && c->on_spin && !(++c->pauses % SPIN) && c->on_spin()) return 1;
+    if (now - c->looked < LOOKS_APART) return 0;
+    c->looked = now;
+    return 1;
+}
 
 void h_helper_pause(void *env, int length) {
     struct cpu *c = cpu_of_env(env);
-    u64 now = __builtin_ia32_rdtsc();
-    if (c && now - c->looked >= LOOKS_APART) {
-        c->looked = now;
-        hooks_kick(c);
-    }
+    if (c && is_time_to_look(c)) hooks_kick(c);
     if (c && c->group && c->group->others_wait) {
         c->group->pauses++;
         stop_engine(c);

@@ -75,6 +75,18 @@ struct group {
     u64 pages[NOTED];
 };
 
+/* Blocks that were looked up before (lookup.c). A stamp says since when nothing changed; what is known of an older one is the page
+   that it came from. */
+enum { KNOWN_BLOCKS = 8192, PAGE_STAMPS = 1024 };
+struct known_block { u64 pc; void *code, *block; u32 flags, stamp; };
+struct known_blocks {
+    struct known_block at[KNOWN_BLOCKS];
+    u64 page[KNOWN_BLOCKS];
+};
+
+/* Entries of the TLB that a load of CR3 removes, and which regions of 2 MiB have entries of large pages, by a hash (tlb.c). */
+enum { LOCALS = 256, LARGE_REGIONS = 1 << 15 };
+
 struct cpu {
     u64 cpu, env;       /* the engine's CPUState and CPUX86State */
     struct cpu *next;   /* of the same cell */
@@ -115,6 +127,16 @@ struct cpu {
     u64 wide_bits;      /* bits of physical addresses that it has and the engine has not (tlb.c) */
     u64 table_bits, entry_bits; /* those of the page table that is being read, and of the entry that was read last */
     u64 is_walking;
+    u64 leaf;           /* the entry of a page table that was read last */
+    u64 local_count;    /* LOCALS + 1 if there are more than were noted */
+    u64 locals[LOCALS]; /* page and mode */
+    u64 has_large;
+    u64 large[LARGE_REGIONS / 64];
+
+    struct known_blocks *blocks;
+    void *context;      /* the engine's TCGContext */
+    u32 stamp, flushed; /* stamp: changes of the TLB; flushed: the engine's count when the blocks were forgotten */
+    u32 page_stamps[PAGE_STAMPS]; /* the same of pages, by a hash */
 
     /* Python */
     int (*on_acknowledge)(void);
@@ -127,6 +149,8 @@ struct cpu {
     void (*write_mmio)(u64 gpa, u32 size, u64 value);
     u32 (*on_msr)(u32 index, u32 is_write, u64 *value); /* nonzero: #GP */
     void (*on_cpuid)(u32 leaf, u32 index, u32 *answer);
+    int (*on_spin)(void); /* lets time pass; whether an interrupt may be due. 0 where time is the host's */
+    u64 pauses;
 
     u64 served[SERVED_KINDS];
     u64 vc[EXIT_CODES]; /* #VCs, by exit code */
@@ -224,6 +248,7 @@ HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
 HIDDEN int serve_ghcb(struct cpu *c);
 HIDDEN void hand_over(struct cpu *c);
 HIDDEN void stop_engine(struct cpu *c);
+EXPORT void hooks_kick(struct cpu *c);
 HIDDEN void look_for_interrupts(struct cpu *c);
 HIDDEN void write_task_priority(struct cpu *c, u64 value);
 HIDDEN u32 read_port(struct cpu *c, u32 port, u32 size);
@@ -234,6 +259,8 @@ HIDDEN int rdmsr_of_apic(struct cpu *c, uintptr_t caller);
 HIDDEN int wrmsr_of_apic(struct cpu *c, uintptr_t caller);
 HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused);
 HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
+HIDDEN int is_executing(struct cpu *c);
+HIDDEN char *fast_entry(void *cpu, int mode, u64 va);
 HIDDEN void begin_turn(struct cpu *c);
 HIDDEN void go_on(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);

@@ -23,6 +23,8 @@ typedef uint8_t u8;
 
 /* CPUState. CPUX86State follows at CPU_ENV, and CPUNegativeOffsetState, with the TLB, is right below it. */
 #define CPU_INTERRUPT_REQUEST 0x1c  /* interrupt_request: x86_cpu_exec_interrupt */
+#define CPU_JUMP_CACHE 0x138        /* tb_jmp_cache, 4096 addresses: tb_flush_jmp_cache, its stores */
+#define JUMP_CACHE_BYTES 0x8000
 #define CPU_MEM_IO_PC 0x8178        /* mem_io_pc: helper_le_stl_mmu, the store before its jump to memory_region_dispatch_write */
 #define CPU_EXCEPTION_INDEX 0x81a0  /* exception_index: first load of x86_cpu_do_interrupt */
 #define CPU_UC 0x81a8               /* uc: tlb_set_dirty's caller notdirty_write */
@@ -54,6 +56,7 @@ typedef uint8_t u8;
 #define ENV_TR 0x160
 #define ENV_IDT 0x190
 #define ENV_CR0 0x1a8
+#define ENV_CR3 0x1c0 /* cr[3]: cpu_x86_update_cr3, first store */
 #define ENV_CR4 0x1c8 /* cr[4]: cpu_x86_update_cr4, last store */
 #define ENV_EFER 0x250       /* efer and the four below: helper_syscall and helper_rdmsr */
 #define ENV_SYSENTER_CS 0x12c0 /* and the two below: helper_sysexit and helper_rdmsr */
@@ -81,19 +84,28 @@ typedef uint8_t u8;
 #define HIDDEN_PE (1u << 7)
 #define HIDDEN_LMA (1u << 14)
 #define HIDDEN_CS64 (1u << 15)
+#define HIDDEN_SMAP (1u << 23)
+/* Bits of EFLAGS that a block is translated for: helper_lookup_tb_ptr, its first AND. */
+#define EFLAGS_OF_BLOCK 0x73100u
 
 /* CPUTLB: for each mode a fast table, and eight entries that were pushed out of it. */
 #define MODES 3
 #define FAST_TLB(mode) (CPU_ENV - 0x40 + 0x10 * (mode))      /* mask and address: tlb_set_dirty, first loads */
 #define VICTIM_TLB(mode) (CPU_ENV - 0x840 + 0x2b8 * (mode))  /* tlb_set_dirty, from its fourth comparison on */
 #define VICTIMS 8
+#define USED_ENTRIES(mode) (VICTIM_TLB(mode) - 0x10) /* n_used_entries: tlb_set_page_with_attrs, its last addition */
 #define ENTRY_BYTES 0x40
+#define ENTRY_READ 0      /* addr_read and addr_code: tlb_set_page_with_attrs, its last stores */
+#define ENTRY_CODE 0x10
 #define ENTRY_WRITE 8     /* addr_write: the page, or -1, and flags in the bits below; tlb_set_dirty */
 #define ENTRY_PHYSICAL 0x18 /* paddr: tlb_set_page_with_attrs, its last stores */
+#define ENTRY_SPARE 0x28  /* the engine leaves the rest alone: there, its last store but one is at 0x20; copies are of all */
 #define WRITE_IS_SLOW 0x400u /* TLB_NOTDIRTY: tlb_reset_dirty_by_vaddr sets it */
 #define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */
 
 /* TCGContext, TCGOp, DisasContextBase, TranslatorOps and TranslationBlock */
+#define TCG_INVALIDATED 0xd8 /* tb_phys_invalidate_count: do_tb_phys_invalidate, its only addition */
+#define TCG_FLUSHED 0x98d0  /* tb_flush_count: tb_flush, its last addition */
 #define TCG_CPU_ENV 0x98f0  /* cpu_env: a temporary, as an offset from the context; helper calls of the translator */
 #define TCG_UC 0x9970       /* uc: first load of check_exit_request */
 #define TCG_LAST_OP 0x7390  /* ops.tqh_circ.tql_prev: translator_loop */
@@ -118,6 +130,10 @@ typedef uint8_t u8;
 #define TB_CS_BASE 0x08
 #define TB_SIZE 0x14
 #define TB_COUNT 0x16
+#define TB_CFLAGS 0x18      /* cflags: do_tb_phys_invalidate sets the bit */
+#define TB_IS_INVALID (1u << 18)
+#define TB_CODE 0x20        /* tc.ptr: what helper_lookup_tb_ptr returns */
+#define TB_SECOND_PAGE 0x50 /* page_addr[1], -1 for none: tb_lookup_cmp */
 
 /* Functions that are called. All are exported with _x86_64 at the end of their names. */
 #define CALLED(X) \
@@ -148,6 +164,10 @@ typedef uint8_t u8;
 #define REPLACED(X) \
     X(tlb_set_page_with_attrs, void, (void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size)) \
     X(tlb_set_dirty, void, (void *cpu, u64 va)) \
+    X(tlb_flush_by_mmuidx, void, (void *cpu, u16 modes)) \
+    X(tlb_flush_page_by_mmuidx, void, (void *cpu, u64 va, u16 modes)) \
+    X(tb_flush_jmp_cache, void, (void *cpu, u64 va)) \
+    X(cpu_x86_update_cr3, void, (void *env, u64 value)) \
     X(tlb_reset_dirty_by_vaddr, void, (void *cpu, u64 start, u64 length)) \
     X(tb_invalidate_phys_page_fast, void, (void *uc, void *pages, u64 start, int length, uintptr_t ra)) \
     X(x86_ldl_phys, u32, (void *cpu, u64 address)) \
@@ -186,6 +206,7 @@ typedef uint8_t u8;
     X(helper_into, void, (void *env, int length)) \
     X(helper_pause, void, (void *env, int length)) \
     CMPXCHG_HELPERS(X) \
+    X(helper_lookup_tb_ptr, void *, (void *env)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* The same, by name and bytes: IN and OUT. */

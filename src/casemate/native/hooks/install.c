@@ -49,6 +49,7 @@ EXPORT int hooks_attach(struct cpu *c) {
     u64 *take = &AT(u64, class, CLASS_EXEC_INTERRUPT);
     if (*of_cpu != (u64)e_x86_cpu_tlb_fill || *take != (u64)e_x86_cpu_exec_interrupt) return 0;
     *take = (u64)h_x86_cpu_exec_interrupt;
+    c->context = AT(void *, AT(void *, c->cpu, CPU_UC), UC_TCG);
     *of_cpu = (u64)h_x86_cpu_tlb_fill;
     if (*in_use == (u64)e_x86_cpu_tlb_fill) *in_use = *of_cpu;
     struct cpu **cell = &cells[c->cpu >> 6 & (CELLS - 1)];

@@ -4,7 +4,9 @@
    entered without the right to execute until something is fetched from it, so that its stores are fast. */
 #include "cpu.h"
 
-enum { FETCH = 2, EXECUTABLE = 4, PAGE = 4096 };
+enum { FETCH = 2, EXECUTABLE = 4, PAGE = 4096, LARGE = 1 << 21 };
+enum { CR4_PGE = 1 << 7, PTE_GLOBAL = 1 << 8, ENTRY_IS_GLOBAL = 1 };
+#define CR0_PG (1u << 31)
 
 static u8 *code_mark(struct cpu *c, u64 pa) { return &c->code_pages[pa >> 12 & (PAGES - 1)]; }
 
@@ -12,7 +14,7 @@ int h_x86_cpu_tlb_fill(void *cpu, u64 va, int size, int kind, int mmu, int probe
     struct cpu *c = find_cpu((u64)cpu);
     if (!c) return e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
     c->fill_kind = kind, c->fill_is_probe = probe; /* the function that enters the page is not told */
-    c->table_bits = c->entry_bits = 0, c->is_walking = 1;
+    c->table_bits = c->entry_bits = c->leaf = 0, c->is_walking = 1;
     int is_entered = e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
     c->is_walking = 0;
     return is_entered;
@@ -28,6 +30,107 @@ static u64 check_rights(struct cpu *c, u64 pa) {
     if (!refused || c->fill_is_probe) return pa;
     c->refused_gpa = pa & ~(1ull << C_BIT);
     raise(c, is_private ? VECTOR_VC : SHARED_ACCESS, EXIT_NOT_VALIDATED, AT(uintptr_t, c->cpu, CPU_RETURN_ADDRESS));
+}
+
+char *fast_entry(void *cpu, int mode, u64 va) {
+    return AT(char *, cpu, FAST_TLB(mode) + 8) + (va >> 12 << 6 & AT(u64, cpu, FAST_TLB(mode)));
+}
+
+static char *victim_entry(void *cpu, int mode, int number) {
+    return (char *)cpu + VICTIM_TLB(mode) + number * ENTRY_BYTES;
+}
+
+/* A load of CR3 leaves entries of global pages in place (Intel SDM volume 3A, 4.10.4.1; AMD APM volume 2, 5.5.1). The engine
+   removes all, and Linux patches its code in an address space of its own, twenty thousand times a boot. The entries that
+   are not global are noted when they are made. */
+
+static void note_entry(struct cpu *c, u64 va, int mode) {
+    int is_global = c->leaf & PTE_GLOBAL && AT(u64, c->env, ENV_CR4) & CR4_PGE;
+    AT(u64, fast_entry((void *)c->cpu, mode, va), ENTRY_SPARE) = is_global ? ENTRY_IS_GLOBAL : 0;
+    if (is_global || c->local_count > LOCALS) return;
+    if (c->local_count < LOCALS) c->locals[c->local_count] = (va & -(u64)PAGE) | mode;
+    c->local_count++;
+}
+
+static int is_empty(char *entry) {
+    return (AT(u64, entry, ENTRY_READ) & AT(u64, entry, ENTRY_WRITE) & AT(u64, entry, ENTRY_CODE)) == ~0ull;
+}
+
+static int is_of(char *entry, u64 page) {
+    enum { FLAGS = PAGE / 2 - 1 }; /* without the one that says that an entry is no longer valid, as the engine compares */
+    for (int at = ENTRY_READ; at <= ENTRY_CODE; at += 8)
+        if ((AT(u64, entry, at) & ~(u64)FLAGS) == page) return 1;
+    return 0;
+}
+
+static void empty(char *entry) {
+    for (int at = 0; at < ENTRY_BYTES; at += 8) AT(u64, entry, at) = ~0ull;
+}
+
+static void remove_locals(struct cpu *c) {
+    void *cpu = (void *)c->cpu;
+    for (u64 i = 0; i < c->local_count; i++) {
+        int mode = c->locals[i] & (PAGE - 1);
+        char *entry = fast_entry(cpu, mode, c->locals[i]);
+        if (!is_of(entry, c->locals[i] & -(u64)PAGE) || AT(u64, entry, ENTRY_SPARE) == ENTRY_IS_GLOBAL) continue;
+        empty(entry);
+        AT(u64, cpu, USED_ENTRIES(mode))--;
+    }
+    for (int mode = 0; mode < MODES; mode++)
+        for (int number = 0; number < VICTIMS; number++) {
+            char *entry = victim_entry(cpu, mode, number);
+            if (!is_empty(entry) && AT(u64, entry, ENTRY_SPARE) != ENTRY_IS_GLOBAL) empty(entry);
+        }
+    c->local_count = 0;
+    c->stamp++;
+    for (int at = 0; at < JUMP_CACHE_BYTES; at += 8) AT(u64, cpu, CPU_JUMP_CACHE + at) = 0;
+}
+
+void h_cpu_x86_update_cr3(void *env, u64 value) {
+    struct cpu *c = cpu_of_env(env);
+    int keeps_globals = c && is_executing(c) && c->local_count <= LOCALS && AT(u64, env, ENV_CR4) & CR4_PGE;
+    if (keeps_globals && AT(u64, env, ENV_CR0) & CR0_PG) {
+        AT(u64, env, ENV_CR3) = value;
+        remove_locals(c);
+    } else {
+        e_cpu_x86_update_cr3(env, value);
+    }
+}
+
+/* Of a large page the engine enters the part that is touched, and notes one range for all large pages there are, which is soon
+   half of the address space: INVLPG of any page there empties the TLB. Here it is noted for each region of 2 MiB whether
+   it may have such entries. */
+
+static u64 *region_of(struct cpu *c, u64 va, u64 *bit) {
+    u64 number = va / LARGE % LARGE_REGIONS;
+    *bit = 1ull << number % 64;
+    return &c->large[number / 64];
+}
+
+static void note_large(struct cpu *c, u64 va) {
+    u64 bit, *word = region_of(c, va, &bit);
+    *word |= bit;
+    c->has_large = 1;
+}
+
+void h_tlb_flush_by_mmuidx(void *cpu, u16 modes) {
+    struct cpu *c = find_cpu((u64)cpu);
+    if (c) {
+        c->stamp++;
+        if (modes == (1 << MODES) - 1) {
+            c->local_count = 0;
+            for (int i = 0; c->has_large && i < LARGE_REGIONS / 64; i++) c->large[i] = 0;
+            c->has_large = 0;
+        }
+    }
+    e_tlb_flush_by_mmuidx(cpu, modes);
+}
+
+void h_tlb_flush_page_by_mmuidx(void *cpu, u64 va, u16 modes) {
+    struct cpu *c = find_cpu((u64)cpu);
+    u64 bit;
+    if (c && *region_of(c, va, &bit) & bit) e_tlb_flush(cpu);
+    else e_tlb_flush_page_by_mmuidx(cpu, va, modes);
 }
 
 void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size) {
@@ -47,15 +150,9 @@ void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, i
             }
         }
     }
+    if (c && size == LARGE) note_large(c, va), size = PAGE;
     e_tlb_set_page_with_attrs(cpu, va, pa, attrs, prot, mmu, size);
-}
-
-static char *fast_entry(void *cpu, int mode, u64 va) {
-    return AT(char *, cpu, FAST_TLB(mode) + 8) + (va >> 12 << 6 & AT(u64, cpu, FAST_TLB(mode)));
-}
-
-static char *victim_entry(void *cpu, int mode, int number) {
-    return (char *)cpu + VICTIM_TLB(mode) + number * ENTRY_BYTES;
+    if (c) note_entry(c, va, mmu);
 }
 
 static int is_code(struct cpu *c, char *entry, u64 va) {
@@ -159,11 +256,11 @@ u32 h_x86_ldl_phys(void *cpu, u64 gpa) {
     if (c) {
         gpa = as_private(c, gpa);
         u8 *host = host_address(c, gpa, 4);
-        if (host) return *(u32 *)host;
+        if (host) return c->leaf = *(u32 *)host;
         c->reads_table = 1;
     }
     u32 value = e_x86_ldl_phys(cpu, gpa);
-    if (c) c->reads_table = 0;
+    if (c) c->reads_table = 0, c->leaf = value;
     return value;
 }
 
@@ -177,7 +274,7 @@ u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
     u64 entry = host ? *(u64 *)host : e_x86_ldq_phys(cpu, gpa);
     c->reads_table = 0;
     if (!c->is_walking) return entry;
-    c->entry_bits = entry & c->wide_bits;
+    c->entry_bits = entry & c->wide_bits, c->leaf = entry;
     return entry & ~c->wide_bits;
 }
 

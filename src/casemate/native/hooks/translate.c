@@ -72,6 +72,13 @@ static void call_exchange(struct cpu *c, void *s, void *function, void **argumen
     e_tcg_temp_free_internal(s, cc_op);
 }
 
+/* Whose block it is is known now: ours is told the CPU. */
+static void call_lookup(struct cpu *c, void *s, void *result) {
+    void *ours[1] = {(char *)s + e_tcg_const_i64(s, (u64)c)};
+    call(c, s, (void *)e_helper_lookup_tb_ptr, result, 1, ours);
+    e_tcg_temp_free_internal(s, ours[0]);
+}
+
 /* It stands in the list of helpers only for the pair's sake. */
 void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
@@ -82,6 +89,7 @@ void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **ar
     else if (function == (void *)e_helper_check_exit_request) check_exit_request(s, uc);
     else if (function == (void *)e_helper_cr4_testbit) call_testbit(c, s, arguments);
     else if (c->block && is_exchange(function)) call_exchange(c, s, function, arguments);
+    else if (function == (void *)e_helper_lookup_tb_ptr) call_lookup(c, s, result);
     else call(c, s, function, result, count, arguments);
 }
 
@@ -252,6 +260,8 @@ EXPORT struct cpu *hooks_exchange(struct cpu *now) {
     return before;
 }
 
+int is_executing(struct cpu *c) { return executing == c; }
+
 static int (*emu_start)(void *uc, u64 begin, u64 until, u64 timeout, u64 count);
 static int (*emu_stop)(void *uc);
 
@@ -263,6 +273,7 @@ void stop_engine(struct cpu *c) { emu_stop(AT(void *, c->cpu, CPU_UC)); }
 EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     struct cpu *outer = executing;
     executing = c;
+    c->stamp++;
     begin_turn(c);
     look_for_interrupts(c);
     int error = emu_start(uc, rip, 0, 0, 0);

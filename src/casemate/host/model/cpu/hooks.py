@@ -29,6 +29,7 @@ from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.page_rights import PageRights
 from casemate.host.model.cpu.processor import ADDRESS_BITS, Processor
 from casemate.host.model.cpu.records import (
+    KNOWN_BLOCKS_BYTES,
     PAGES,
     RAMS,
     CpuidAnswer,
@@ -173,11 +174,13 @@ class EngineHooks:
         self._cpu = cpu
         self._code_pages = mmap.mmap(-1, PAGES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._shares_marks = False
+        self._blocks = mmap.mmap(-1, KNOWN_BLOCKS_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._rights: mmap.mmap | None = None
         self._kept: list[Any] = [msrs]
         self._error: BaseException | None = None
         self.record = CpuRecord(cpu=cpu, env=env)
         self.record.code_pages = _buffer_address(self._code_pages)
+        self.record.blocks = _buffer_address(self._blocks)
         self.record.msrs = msrs.address
         self.record.cr4_reserved, self.record.efer_reserved = processor.cr4_reserved, processor.efer_reserved
         self.record.address_reserved = (1 << 64) - (1 << processor.address_bits)
@@ -318,6 +321,10 @@ class EngineHooks:
         self.record.on_acknowledge = InterruptAcknowledger(acknowledge)
         self.record.on_kick = InterruptPoll(poll)
 
+    def hear_spins(self, on_spin: Callable[[], bool]) -> None:
+        """Have ``on_spin`` let time pass at every 16th PAUSE of a CPU that is alone; true if an interrupt is due."""
+        self.record.on_spin = InterruptPoll(on_spin)
+
     def use_lapic(self, address: int) -> None:
         """The CPU has the local APIC whose record is at ``address``."""
         self.record.lapic = address
@@ -345,6 +352,10 @@ class EngineHooks:
         """What is mapped now: size and host address by guest-physical address."""
         record = self.record
         record.ghcb = 0
+        record.stamp, record.flushed = (
+            record.stamp + 1 & 0xFFFFFFFF,
+            0xFFFFFFFF,
+        )  # blocks are known by their pages
         largest = sorted(((size, start, host) for start, (size, host) in ram.items()), reverse=True)[:RAMS]
         record.ram_count = 0
         for number, (size, start, host) in enumerate(largest):

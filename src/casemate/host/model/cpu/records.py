@@ -9,7 +9,10 @@ PAGES = 1 << 24
 """Bytes of the table of pages that code came from; pages beyond share them."""
 EXIT_CODES, RAMS = 0x800, 64
 _LEAVES, _PROGRAMS, _SITES, _NOTED = 256, 1024, 256, 4096
+_LOCALS, _LARGE_REGIONS, _PAGE_STAMPS = 256, 1 << 15, 1024
 BREAKPOINTS = 4
+KNOWN_BLOCKS_BYTES = 8192 * (32 + 8)
+"""``struct known_blocks``."""
 
 PortRead = CFUNCTYPE(c_uint32, c_uint32, c_uint32)
 """Port and bytes."""
@@ -105,6 +108,16 @@ class CpuRecord(ctypes.Structure):
         ("table_bits", c_uint64),
         ("entry_bits", c_uint64),
         ("is_walking", c_uint64),
+        ("leaf", c_uint64),
+        ("local_count", c_uint64),
+        ("locals", c_uint64 * _LOCALS),
+        ("has_large", c_uint64),
+        ("large", c_uint64 * (_LARGE_REGIONS // 64)),
+        ("blocks", c_uint64),
+        ("context", c_uint64),
+        ("stamp", c_uint32),
+        ("flushed", c_uint32),
+        ("page_stamps", c_uint32 * _PAGE_STAMPS),
         ("on_acknowledge", InterruptAcknowledger),
         ("on_write", WriteDecider),
         ("on_pseudo", PseudoException),
@@ -115,6 +128,8 @@ class CpuRecord(ctypes.Structure):
         ("write_mmio", MmioWrite),
         ("on_msr", MsrAnswer),
         ("on_cpuid", CpuidAnswer),
+        ("on_spin", InterruptPoll),
+        ("pauses", c_uint64),
         ("served", c_uint64 * 8),
         ("vc", c_uint64 * EXIT_CODES),
         ("ram", RamRecord * RAMS),
