@@ -54,7 +54,6 @@ _ASSERTION = re.compile(r"==== Test Assertion Failure ====\n +(\S+): (.*)")
 
 
 _KNOWN = {
-    "xapic_ipi_test": "it cancels threads in the middle of KVM_RUN, and the other vCPUs wait for their turn",
     "rseq_test": "it wants half as many KVM_RUNs as migrations in the same time, and the model is slower than that",
     "userspace_io_test": "it counts on one exit for a string instruction, and the model makes one for each element",
     "userspace_msr_exit_test": "exits for model-specific registers (KVM_CAP_X86_USER_SPACE_MSR) are not modelled",

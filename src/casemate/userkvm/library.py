@@ -149,6 +149,8 @@ class VcpuRecord(ctypes.Structure):
         ("writes", c_uint64),
         ("must_protect", c_uint64),
         ("thread", c_uint64),
+        ("runner", c_uint64),
+        ("cancelled", c_uint64),
         ("is_stale", c_uint64),
         ("code_count", c_uint64),
         ("code", _Code * CODE_SLOTS),

@@ -348,6 +348,17 @@ void interrupt_vcpu(void) {
     errno = saved;
 }
 
+int is_in_run(void) { return current_vcpu && current_vcpu->in_run; }
+
+/* Another thread called pthread_cancel for the one that runs this vCPU, or is about to. */
+void cancel_vcpu(struct vcpu *v, pthread_t thread) {
+    if (v->runner != (u64)thread) return;
+    __atomic_store_n(&v->cancelled, 1, __ATOMIC_SEQ_CST);
+    v->stop_wanted = 1;
+    if (v->engine) v->stop_engine(v->engine);
+    kvm_wake(v);
+}
+
 static void start(struct vcpu *v) {
     void **top = (void **)((char *)v->stack + STACK_BYTES - 64);
     *--top = 0; /* nobody called */
@@ -380,8 +391,9 @@ static int run(struct vcpu *v) {
     sigset_t mask, before;
     if (v->run[1]) return return_at_once(v);
     v->stop_wanted = 0;
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     enter_run(v);
+    if (v->cancelled) v->stop_wanted = 1;
     if (v->has_mask) {
         memset(&mask, 0, sizeof mask);
         memcpy(&mask, &v->signal_mask, sizeof v->signal_mask);
@@ -399,7 +411,7 @@ static int run(struct vcpu *v) {
     return -1;
 }
 
-int run_vcpu(struct vcpu *v) {
+static int run_uncancelled(struct vcpu *v) {
     static _Thread_local u64 thread;
     if (!thread) thread = syscall(SYS_gettid);
     current_vcpu = v, v->thread = thread;
@@ -407,6 +419,23 @@ int run_vcpu(struct vcpu *v) {
     errno = python_before_run ? python_before_run(v) : 0;
     int result = errno ? -1 : run(v), saved = errno;
     if (python_after_run) python_after_run(v, result < 0 ? -saved : result);
+    errno = saved;
+    return result;
+}
+
+/* A thread may be cancelled, or ended by a handler, behind KVM_RUN only. */
+int run_vcpu(struct vcpu *v) {
+    struct cancellation before = forbid_cancel();
+    if (v->runner != (u64)pthread_self()) {
+        v->runner = (u64)pthread_self();
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        allow_cancel(before); /* pthread_cancel that did not see this yet */
+        forbid_cancel();
+    }
+    int result = run_uncancelled(v), saved = errno;
+    v->cancelled = 0;
+    allow_cancel(before);
+    handle_kept_signals();
     errno = saved;
     return result;
 }
