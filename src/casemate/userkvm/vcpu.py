@@ -45,6 +45,7 @@ from casemate.userkvm.guest_debug import DebuggedGuest
 from casemate.userkvm.library import VcpuRecord, address_of, load, stay_on_stack
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
 from casemate.userkvm.msrs import KeptMsrs
+from casemate.userkvm.no_irqchip import NoIrqchip
 from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.split_irqchip import SplitIrqchip
 from casemate.userkvm.table import (
@@ -103,14 +104,13 @@ class Vcpu(DebuggedGuest):
         control = SignalControl(self.record, self.address)
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        chips = NoIrqchip() if vm.chips is None else vm.chips
         try:
             bus = InsideBus(self._door, self.address, vm, self.index)
-            self.model = model.create_vcpu_alone(bus, vm.chips, self.index, self.cpuid, control)
+            self.model = model.create_vcpu_alone(bus, chips, self.index, self.cpuid, control)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
-        if model.page_states is not None:
-            model.page_states.host = self
         vm.inside.others_wait = model.others_wait_at
         self._engine = self.model.engine
         self._state = CpuState(self._engine)
@@ -139,10 +139,12 @@ class Vcpu(DebuggedGuest):
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None and not self.index:
             vm.chips.kick = self.kick
-        if isinstance(vm.chips, SplitIrqchip):
+        self._injected = chips if isinstance(chips, (SplitIrqchip, NoIrqchip)) else None
+        if self._injected is not None:
             record.eflags = self._engine.hooks.eflags_at
-            vm.chips.taken = self._interrupt_taken
-            vm.chips.on_ended = self._interrupt_ended
+            self._injected.taken = self._interrupt_taken
+        if isinstance(chips, SplitIrqchip):
+            chips.on_ended = self._interrupt_ended
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
         self._watch: CodeWatch | None = None
         if vm.kernel.watches_code and not vm.kind.is_confidential:
@@ -205,9 +207,8 @@ class Vcpu(DebuggedGuest):
 
     def _tell_controllers(self) -> None:
         """Those in the monitor: what ended, and that the guest would take an interrupt."""
-        assert isinstance(self.vm.chips, SplitIrqchip)
         self.record.attention = 0
-        while self.vm.chips.ended:
+        while isinstance(self.vm.chips, SplitIrqchip) and self.vm.chips.ended:
             self._door.leave_for_end(self.vm.chips.ended.pop(0))
         if is_window_wanted(self.record) and is_window_open(self.record):
             self._door.leave(ExitReason.IRQ_WINDOW_OPEN)
@@ -461,12 +462,13 @@ class Vcpu(DebuggedGuest):
     def interrupt(self, address: int) -> None:
         """What the monitor's 8259s say."""
         vector = int.from_bytes(copy_in(address, 4), "little")
-        if not isinstance(self.vm.chips, SplitIrqchip):
-            raise Refused(ENXIO, "the 8259s are in the kernel, or there is no local APIC")
+        if self._injected is None:
+            raise Refused(ENXIO, "the 8259s are in the kernel")
         if vector > 0xFF or self.record.queued:
             raise Refused(EINVAL if vector > 0xFF else EEXIST, f"vector {vector}")
         self.record.queued = 1
-        self.vm.chips.inject(vector)
+        self._injected.inject(vector)
+        self.kick()
 
     @answers(Ioctl.GET_LAPIC)
     def get_lapic(self, address: int) -> None:

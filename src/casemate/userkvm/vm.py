@@ -125,11 +125,25 @@ class Vm(VmMemory):
             self.model = model
             for slot in self.slots.values():
                 self.back(model, slot)
+            if model.page_states is not None:
+                model.page_states.host = self
             if model.snp_processor is not None:
                 for start, end, is_private in self.private.runs(0, ADDRESS_SPACE):
                     if is_private:
                         model.snp_processor.set_private(GuestRange(Gpa(start), end - start))
         return self.model
+
+    @property
+    def _executing(self) -> Vcpu:
+        return next(vcpu for vcpu in self.vcpus.values() if vcpu.record.has_turn)
+
+    def change_pages(self, page: int, count: int, *, private: bool) -> bool:
+        """An SNP guest asks by an exit of the vCPU that asks (``casemate.host.model.snp.page_states.PageHost``)."""
+        return self._executing.change_pages(page, count, private=private)
+
+    def pages_touched(self, page: int, *, private: bool) -> None:
+        """Likewise."""
+        self._executing.pages_touched(page, private=private)
 
     def close(self) -> None:
         """Nobody has a descriptor any more."""
@@ -182,8 +196,6 @@ class Vm(VmMemory):
             raise Refused(EEXIST, f"there is a vCPU {number}")
         if len(self.vcpus) == MAX_VCPUS:
             raise Refused(EINVAL, f"a VM has {MAX_VCPUS} vCPUs at most")
-        if self.vcpus and self.kind is GuestKind.SNP:
-            raise Refused(EINVAL, "an SNP guest has one vCPU here")
         if self.vcpus and self.chips is not None:
             self.chips.add_processor(number)
         vcpu = Vcpu(self, number)
