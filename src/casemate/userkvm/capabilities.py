@@ -34,6 +34,7 @@ _FIXED: dict[int, int] = {
             Capability.IMMEDIATE_EXIT, Capability.GET_MSR_FEATURES, Capability.SYS_ATTRIBUTES,
             Capability.MSR_PLATFORM_INFO, Capability.VCPU_ATTRIBUTES, Capability.ENFORCE_PV_FEATURE_CPUID,
             Capability.COALESCED_PIO, Capability.SPLIT_IRQCHIP, Capability.TSC_DEADLINE_TIMER,
+            Capability.BINARY_STATS_FD,
         ),
         1,
     ),

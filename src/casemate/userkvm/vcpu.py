@@ -7,6 +7,7 @@ general registers do; any other new state makes the access one that never happen
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
@@ -48,6 +49,7 @@ from casemate.userkvm.msrs import KeptMsrs
 from casemate.userkvm.no_irqchip import NoIrqchip
 from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.split_irqchip import SplitIrqchip
+from casemate.userkvm.stats import VCPU_STATS, open_stats
 from casemate.userkvm.table import (
     Refused,
     answer_msrs,
@@ -521,6 +523,12 @@ class Vcpu(DebuggedGuest):
         """Only the host's own, for nothing scales it."""
         if argument and abs(argument - self.vm.tsc_khz()) * 1000 > self.vm.tsc_khz():
             raise Refused(EINVAL, "the time-stamp counter is not scaled")
+
+    @answers(Ioctl.GET_STATS_FD)
+    def get_stats(self, _argument: int) -> int:
+        """What the library counts."""
+        identity = f"kvm-{os.getpid()}/vcpu-{self.number}"
+        return open_stats(self.record.stats_fd, identity, VCPU_STATS)
 
     @answers(Ioctl.X86_SETUP_MCE)
     @answers(Ioctl.KVMCLOCK_CTRL)

@@ -6,6 +6,7 @@ So the modelled VM is made when a vCPU or a launch needs it, and gets the slots 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from errno import EEXIST, EINVAL, ENOENT, ENOSPC, ENOTTY, ENXIO
 from time import monotonic_ns
@@ -56,6 +57,7 @@ from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Kind, load
 from casemate.userkvm.split_irqchip import SplitIrqchip
+from casemate.userkvm.stats import VM_STATS, make_file, open_stats
 from casemate.userkvm.table import Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm_memory import ADDRESS_SPACE, VmMemory
@@ -81,6 +83,7 @@ class Vm(VmMemory):
         self.irqfds: Irqfds | None = None
         self.vcpus: dict[int, Vcpu] = {}
         self._clock_offset = 0
+        self._stats_fd: int | None = None
         self._vcpu_ids = 0
         self._zones: list[tuple[int, int, bool]] = []
         """Start and end of memory or ports, whether ports, whose writes are coalesced."""
@@ -152,6 +155,8 @@ class Vm(VmMemory):
         if self.irqfds is not None:
             self.irqfds.close()
         self.ioeventfds.close()
+        if self._stats_fd is not None:
+            os.close(self._stats_fd)
         if self.model is not None:
             self.model.close()
         for vcpu in self.vcpus.values():
@@ -375,6 +380,13 @@ class Vm(VmMemory):
     def set_clock(self, value: ClockData) -> None:
         """From there on."""
         self._clock_offset = value.clock - monotonic_ns()
+
+    @answers(Ioctl.GET_STATS_FD)
+    def get_stats(self, _argument: int) -> int:
+        """Of the VM itself."""
+        if self._stats_fd is None:
+            self._stats_fd = make_file()
+        return open_stats(self._stats_fd, f"kvm-{os.getpid()}", VM_STATS)
 
     @answers(Ioctl.GET_TSC_KHZ)
     def get_tsc_khz(self, _argument: int) -> int:

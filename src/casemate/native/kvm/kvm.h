@@ -28,7 +28,8 @@ enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it 
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
 /* Counters of one vCPU, by why KVM_RUN returned or was asked for. */
-enum { COUNT_IO, COUNT_MMIO, COUNT_OTHER, COUNT_INTERRUPTED, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNTS = 8 };
+enum { COUNT_IO, COUNT_MMIO, COUNT_OTHER, COUNT_INTERRUPTED, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNT_EXITS, COUNTS };
+enum { STATS_DATA = 1024 }; /* where they are in the file of KVM_GET_STATS_FD */
 
 struct range { u64 start, end; };
 
@@ -62,7 +63,8 @@ struct vcpu {
     struct inside *inside;
     u64 address_mask;        /* without the C-bit */
     u64 signal_mask;
-    u64 counts[COUNTS];
+    u64 *counts;             /* in the vCPU's file of statistics */
+    u64 stats_fd;
 
     /* Python's answers for what is inside */
     u32 (*read_port)(u32 port, u32 size);

@@ -123,7 +123,10 @@ EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
     v->run = *fd < 0 ? MAP_FAILED : mmap(0, RUN_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
     v->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     v->stack = mmap(0, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED) return 0;
+    int stats = syscall(SYS_memfd_create, "casemate-stats", 1 /* MFD_CLOEXEC */);
+    u8 *page = stats < 0 || ftruncate(stats, PAGE) ? MAP_FAILED : mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, stats, 0);
+    if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED || page == MAP_FAILED) return 0;
+    v->stats_fd = stats, v->counts = (u64 *)(page + STATS_DATA);
     *(u64 *)(v->run + RUN_APIC_BASE) = APIC_BASE;
     return v;
 }
@@ -133,7 +136,9 @@ EXPORT void kvm_free_vcpu(struct vcpu *v) {
     kvm_watch_vcpu(v, 0);
     munmap(v->run, RUN_BYTES);
     munmap(v->stack, STACK_BYTES);
+    munmap((u8 *)v->counts - STATS_DATA, PAGE);
     close(v->wake_fd);
+    close(v->stats_fd);
     free(v);
 }
 
@@ -162,6 +167,7 @@ static void show_readiness(struct vcpu *v) {
 
 static void leave(struct vcpu *v, long result) {
     v->result = result;
+    v->counts[COUNT_EXITS]++;
     show_readiness(v);
     note_code(v);
     end_turn(v);
