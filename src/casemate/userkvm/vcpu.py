@@ -6,6 +6,7 @@ general registers do; any other new state makes the access one that never happen
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -45,9 +46,10 @@ from casemate.userkvm.cpuid import VcpuCpuid, supported
 from casemate.userkvm.guest_debug import DebuggedGuest
 from casemate.userkvm.library import VcpuRecord, address_of, load, stay_on_stack
 from casemate.userkvm.msrs import INDICES as MSR_INDICES
-from casemate.userkvm.msrs import KeptMsrs
+from casemate.userkvm.msrs import OLD_CLOCKS, TSC_ADJUST, KeptMsrs
 from casemate.userkvm.no_irqchip import NoIrqchip
 from casemate.userkvm.port_instructions import port_instruction
+from casemate.userkvm.pv_clock import SYSTEM_TIME_MSRS, WALL_CLOCK_MSRS, page_of
 from casemate.userkvm.split_irqchip import SplitIrqchip
 from casemate.userkvm.stats import VCPU_STATS, open_stats
 from casemate.userkvm.table import (
@@ -94,6 +96,9 @@ class Vcpu(DebuggedGuest):
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
         self._msrs: dict[int, int] = {}
+        self._time_page: int | None = None
+        """Where the guest reads KVM's clock."""
+        self._time_version = 0
         self._later: list[Callable[[], None]] = []
         self._accessed_at = 0
         """The instruction whose access was undone."""
@@ -134,10 +139,9 @@ class Vcpu(DebuggedGuest):
         self.msrs = KeptMsrs(self._engine.hooks)
         if (first := vm.first_tsc_offset()) is not None:
             self.msrs.tsc_offset = first
-        if not self.vm.is_protected:
-            for index in MSR_INDICES:
-                self._engine.msrs.ask(index)
-            self._engine.hooks.answer_msrs(self._guest_msr)
+        for index in OLD_CLOCKS if self.vm.is_protected else MSR_INDICES:
+            self._engine.msrs.ask(index)
+        self._engine.hooks.answer_msrs(self._guest_msr)
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None and not self.index:
             vm.chips.kick = self.kick
@@ -259,11 +263,39 @@ class Vcpu(DebuggedGuest):
 
     def _guest_msr(self, index: int, value: int | None) -> int | None:
         self.msrs.shows_platform_info = self.vm.shows_platform_info
+        self.msrs.features = self.cpuid.kvm_features
         if index not in self.msrs:
             return None if value is None else value
         if value is None:
             return self.msrs.read(index, by_guest=True)
-        return value if self.msrs.write(index, value, by_guest=True) else None
+        if not self.msrs.write(index, value, by_guest=True):
+            return None
+        self._clock_register_written(index, value)
+        return value
+
+    def _clock_register_written(self, index: int, value: int) -> None:
+        if index in WALL_CLOCK_MSRS:
+            self._store(value, self.vm.clock.wall_clock())
+        elif index in SYSTEM_TIME_MSRS:
+            self._time_page = page_of(value)
+            self.show_time()
+        elif index in (msr.TSC, TSC_ADJUST):
+            self.show_time()
+
+    def show_time(self) -> None:
+        """The clock was set, or the counter that it follows: the guest's page has to say so."""
+        if self._time_page is not None:
+            self._time_version += 2
+            data = self.vm.clock.time_page(self._time_version, self.msrs.tsc_offset)
+            self._store(self._time_page, (self._time_version - 1).to_bytes(4, "little") + data[4:])
+            self._store(self._time_page, data[:4])
+
+    def _store(self, gpa: int, data: bytes) -> None:
+        """Into memory that the guest shares; what is nowhere is not stored, as KVM does it."""
+        place = self.vm.host_address(gpa, len(data))
+        if place is not None:
+            with contextlib.suppress(Refused):
+                copy_out(place, data)
 
     def _hypercall(self, number: int, privilege: int) -> int:
         if number == _MAP_GPA_RANGE and not privilege and self.vm.hypercall_exits >> number & 1:
@@ -426,6 +458,8 @@ class Vcpu(DebuggedGuest):
             done = self.msrs.write(index, entry.data)
             if index == msr.TSC:
                 self._synchronize_tsc()
+            if done:
+                self._clock_register_written(index, entry.data)
             return done
         if index == msr.TSC_DEADLINE:
             if self.vm.chips is not None:
@@ -583,6 +617,7 @@ class Vcpu(DebuggedGuest):
         """From now on."""
         self.has_attribute(value)
         self.msrs.tsc_offset = int.from_bytes(copy_in(value.addr, 8), "little")
+        self.show_time()
 
 
 SETTABLE_MSRS = frozenset(

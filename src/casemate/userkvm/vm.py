@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from errno import EEXIST, EINVAL, ENOENT, ENOSPC, ENOTTY, ENXIO
-from time import monotonic_ns
+from time import time_ns
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.capabilities import Capability
@@ -49,13 +49,20 @@ from casemate.host.exits import (
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.vm import MAX_VCPUS, ModelVm
 from casemate.host.secure_processor import SevSetup
-from casemate.userkvm.capabilities import DISABLE_HLT, MAP_GPA_RANGE_EXITS, VCPU_IDS
+from casemate.userkvm.capabilities import (
+    CLOCK_FLAGS,
+    CLOCK_REALTIME,
+    DISABLE_HLT,
+    MAP_GPA_RANGE_EXITS,
+    VCPU_IDS,
+)
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Kind, load
+from casemate.userkvm.pv_clock import VmClock, host_ticks
 from casemate.userkvm.split_irqchip import SplitIrqchip
 from casemate.userkvm.stats import VM_STATS, make_file, open_stats
 from casemate.userkvm.table import Refused, answers, copy_in, copy_out
@@ -82,7 +89,7 @@ class Vm(VmMemory):
         self.legacy = LegacyChips()
         self.irqfds: Irqfds | None = None
         self.vcpus: dict[int, Vcpu] = {}
-        self._clock_offset = 0
+        self.clock = VmClock(kernel.tsc_khz())
         self._stats_fd: int | None = None
         self._vcpu_ids = 0
         self._zones: list[tuple[int, int, bool]] = []
@@ -373,13 +380,19 @@ class Vm(VmMemory):
 
     @answers(Ioctl.GET_CLOCK, ClockData)
     def get_clock(self, value: ClockData) -> None:
-        """Nanoseconds."""
-        value.clock = monotonic_ns() + self._clock_offset
+        """Nanoseconds, and what other clocks said then."""
+        value.host_tsc, value.realtime = host_ticks(), time_ns()
+        value.clock, value.flags = self.clock.at(value.host_tsc), CLOCK_FLAGS
 
     @answers(Ioctl.SET_CLOCK, ClockData)
     def set_clock(self, value: ClockData) -> None:
-        """From there on."""
-        self._clock_offset = value.clock - monotonic_ns()
+        """From there on; with a time of day, as if it had gone on since."""
+        if value.flags & ~CLOCK_FLAGS:
+            raise Refused(EINVAL, f"flags {value.flags:#x}")
+        since = time_ns() - value.realtime if value.flags & CLOCK_REALTIME else 0
+        self.clock.set(value.clock + max(since, 0))
+        for vcpu in self.vcpus.values():
+            vcpu.show_time()
 
     @answers(Ioctl.GET_STATS_FD)
     def get_stats(self, _argument: int) -> int:
