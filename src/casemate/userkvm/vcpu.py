@@ -278,7 +278,8 @@ class Vcpu(VcpuMsrs):
 
     def answer(self, request: int, argument: int) -> tuple[int, Struct | None]:
         """Whatever is asked for is asked behind the IN or OUT that ``immediate_exit`` completed."""
-        if self.record.latched and self.record.pending == ExitReason.IO and not self.record.in_run:
+        is_latched = self.record.latched and self.record.pending == ExitReason.IO
+        if is_latched and not self.record.in_run and self._is_open:  # nobody sees where a protected guest is
             self._library.kvm_complete(self.address)
         return super().answer(request, argument)
 
