@@ -3,6 +3,7 @@
     python -m tools.kvm_selftests                 build once, run every program, print the table (20 minutes)
     python -m tools.kvm_selftests --write         also put it into docs/design/kvm-selftests.md
     python -m tools.kvm_selftests NAME ...        run these, and show what they say
+    python -m tools.kvm_selftests --write NAME ...    and put what became of them into the page's table
 
 The sources are those of Debian's package linux-source-6.12, fetched by apt-get and kept in casemate's cache as programs
 only. Exit code: 0 all as the page says, 1 something is not, 5 this host cannot.
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,6 @@ _ASSERTION = re.compile(r"==== Test Assertion Failure ====\n +(\S+): (.*)")
 
 
 _KNOWN = {
-    "xapic_ipi_test": "it cancels threads in the middle of KVM_RUN, and the other vCPUs wait for their turn",
     "rseq_test": "it wants half as many KVM_RUNs as migrations in the same time, and the model is slower than that",
     "userspace_io_test": "it counts on one exit for a string instruction, and the model makes one for each element",
     "userspace_msr_exit_test": "exits for model-specific registers (KVM_CAP_X86_USER_SPACE_MSR) are not modelled",
@@ -200,21 +200,35 @@ def run(name: str, path: Path, limit: int = LIMIT) -> Outcome:
     return Outcome(name, code, time.monotonic() - started, text)
 
 
-def table(outcomes: Iterable[Outcome]) -> str:
-    """Markdown: numbers, and a row for each program."""
-    rows = sorted(outcomes, key=lambda outcome: (outcome.topic or "", outcome.name))
-    counted = [row for row in rows if row.topic is None]
-    numbers = {result: sum(row.result == result for row in counted) for result in ("pass", "skip", "fail")}
+def table(rows: Mapping[str, str]) -> str:
+    """Markdown: numbers, and the row of each program by its name."""
+    counted = [row for row in rows.values() if " is left out" not in row]
+    numbers = {result: sum(f"| {result} |" in row for row in counted) for result in ("pass", "skip", "fail")}
     text = (
         f"Of {len(counted)} programs {numbers['pass']} pass, {numbers['skip']} skip themselves and "
         f"{numbers['fail']} fail; {len(rows) - len(counted)} more are about what the model leaves out.\n\n"
     )
-    text += "| program | result | reason |\n|---|---|---|\n"
-    for row in rows:
-        reason = row.reason.replace("|", "\\|")
-        left_out = f"{row.topic} is left out" + (f": {reason}" if reason else "")
-        text += f"| {row.name} | {row.result} | {reason if row.topic is None else left_out} |\n"
-    return text
+    return text + "| program | result | reason |\n|---|---|---|\n" + "".join(rows.values())
+
+
+def rows_of(outcomes: Iterable[Outcome]) -> dict[str, str]:
+    """A row of the table for each program, in its order."""
+    rows = {}
+    for outcome in sorted(outcomes, key=lambda outcome: (outcome.topic or "", outcome.name)):
+        reason = outcome.reason.replace("|", "\\|")
+        if outcome.topic is not None:
+            reason = f"{outcome.topic} is left out" + (f": {reason}" if reason else "")
+        rows[outcome.name] = f"| {outcome.name} | {outcome.result} | {reason} |\n"
+    return rows
+
+
+def page_rows() -> dict[str, str]:
+    """The rows of the page."""
+    shown = PAGE.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
+    return {
+        row[2]: row[1]
+        for row in re.finditer(r"^(\| (\w+) \| (?:pass|skip|fail) \|.*\n)", shown, re.MULTILINE)
+    }
 
 
 def page_results() -> dict[str, str]:
@@ -255,10 +269,12 @@ def main() -> int:
         if args.names:
             print(outcome.output)
         is_as_said &= args.write or (outcome.result == expected.get(name) and not outcome.is_broken)
-    if args.write and not args.names:
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), table(outcomes)), "utf-8")
+    rows = rows_of(outcomes)
+    if args.write:
+        rows = page_rows() | rows if args.names else rows
+        PAGE.write_text(with_table(PAGE.read_text("utf-8"), table(rows)), "utf-8")
     if not args.names:
-        print(table(outcomes), end="")
+        print(table(rows), end="")
     return 0 if is_as_said else 1
 
 

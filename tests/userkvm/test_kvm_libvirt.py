@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -17,66 +16,25 @@ from support.snp_reporter import build_reporter, modules
 from casemate import GuestKind, measure
 from casemate.cli import main
 from casemate.testing.linux_init import initramfs
-from tools.rooted_qemu import CHECKOUT, CannotError, require, tree
+from tools import rooted_libvirt
+from tools.rooted_libvirt import OVMF, ROOT, SNP_SECURITY
+from tools.rooted_qemu import CannotError, tree
 
-ROOT = "trixie-full"
-LIMIT = 240
-"""Seconds after which libvirt is taken to hang."""
-OVMF = "/usr/share/ovmf/OVMF.fd"
 VALIDATE = "/usr/bin/virt-qemu-sev-validate"
-DOMAIN = """
-<domain type='kvm'>
-  <name>{name}</name> <memory unit='MiB'>{memory}</memory> <vcpu>1</vcpu>
-  <os> <type arch='x86_64' machine='q35'>hvm</type> {firmware} </os>
-  <features> <acpi/> <apic/> </features>
-  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>EPYC</model></cpu>
-  <on_reboot>destroy</on_reboot>
-  <devices>
-    <emulator>/usr/local/bin/qemu-system-x86_64</emulator>
-    {disk}
-    <serial type='{serial}'> <source {source}/> <target port='0'/> </serial>
-    <memballoon model='none'/>
-  </devices>
-  {security}
-</domain>
-"""
-DISK = """
-<disk type='file' device='disk'>
-  <driver name='qemu' type='raw'{options}/> <source file='/casemate/run/disk.img'/> <target dev='vda' bus='virtio'/>
-</disk>
-"""
 
 
 def run(folder: Path, steps: str) -> str:
     """What virsh and the daemon's log said; skips where this host cannot."""
     try:
-        packages = require()
+        return rooted_libvirt.run(folder, steps)
     except CannotError as error:
         pytest.skip(str(error))
-    shutil.copy(Path(__file__).with_name("libvirt.sh"), folder)
-    (folder / "steps.sh").write_text(steps)
-    binds = {CHECKOUT / "src": "src", packages: "packages", folder: "run"}
-    line = [sys.executable, "-m", "tools.roots", "run"]
-    for shown, place in binds.items():
-        line += ["--bind", f"{shown}:/casemate/{place}"]
-    line += [ROOT, "--", "sh", "/casemate/run/libvirt.sh"]
-    ran = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=LIMIT, check=False)
-    return ran.stdout + ran.stderr
 
 
 @pytest.mark.boot
 def test_libvirt_knows_the_emulators_kvm_and_runs_a_domain(tmp_path: Path) -> None:
     bootable_disk(tmp_path)
-    source = "path='/casemate/run/serial'"
-    domain = DOMAIN.format(
-        name="plain",
-        memory=64,
-        firmware="",
-        disk=DISK.format(options=""),
-        serial="file",
-        source=source,
-        security="",
-    )
+    domain = rooted_libvirt.domain("plain", 64, disk="disk.img")
     (tmp_path / "domain.xml").write_text(domain)
     said = run(
         tmp_path,
@@ -102,10 +60,7 @@ def test_report_out_of_an_snp_guest_of_libvirt_is_believed_outside(tmp_path: Pat
         f"<loader type='rom'>{OVMF}</loader> <kernel>/casemate/run/vmlinuz</kernel>"
         "<initrd>/casemate/run/initrd.img</initrd> <cmdline>console=ttyS0 panic=-1 quiet</cmdline>"
     )
-    domain = DOMAIN.format(
-        name="snp", memory=512, firmware=firmware, disk="", serial="file", source="path='/casemate/run/serial'",
-        security="<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>",
-    )  # fmt: skip
+    domain = rooted_libvirt.domain("snp", 512, firmware=firmware, security=SNP_SECURITY)
     (tmp_path / "domain.xml").write_text(domain)
     wait = "for _ in $(seq 2000); do $virsh domstate snp > /dev/null 2>&1 || break; sleep 0.1; done\n"
     said = run(tmp_path, f"$virsh create /casemate/run/domain.xml\n{wait}$virsh destroy snp\n")
@@ -142,10 +97,8 @@ def test_libvirts_validator_accepts_the_launch_that_libvirt_made(
         f"<policy>{policy:#06x}</policy><dhCert>{(tmp_path / 'owner_godh.b64').read_text()}</dhCert>"
         f"<session>{(tmp_path / 'owner_session.b64').read_text()}</session></launchSecurity>"
     )
-    domain = DOMAIN.format(
-        name=kind, memory=256, firmware=f"<loader type='rom'>{OVMF}</loader>", disk="", serial="file",
-        source="path='/casemate/run/serial'", security=security,
-    )  # fmt: skip
+    firmware = f"<loader type='rom'>{OVMF}</loader>"
+    domain = rooted_libvirt.domain(kind, 256, firmware=firmware, security=security)
     (tmp_path / "domain.xml").write_text(domain)
     said = run(
         tmp_path,

@@ -51,6 +51,15 @@ def test_vms_that_are_gone_leave_no_descriptor_thread_or_mapping(run_vmm: Vmm) -
     assert lines[2] == "child -1 Input/output error"
 
 
+def test_thread_that_ends_in_the_middle_of_kvm_run_stops_no_other_vcpu(run_vmm: Vmm) -> None:
+    assert run_vmm("ended_threads").stdout.splitlines() == [
+        "pthread_cancel: ended cancelled, 100 and 100 writes",
+        "pthread_cancel, deferred: ended cancelled, 100 and 100 writes",
+        "pthread_exit in a handler: ended by its handler, 100 and 100 writes",
+        "siglongjmp in a handler: ended by a jump, 100 and 100 writes",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rule", "shown"),
     [

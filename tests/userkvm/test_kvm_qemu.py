@@ -29,11 +29,17 @@ def test_ovmf_comes_to_its_shell_and_obeys_the_monitor(tmp_path: Path) -> None:
         assert monitor.call("query-status")["running"] is False
         assert monitor.call("cont") == {}
         ovmf.wait_for("Shell>")
+        counted = [
+            {stat["name"]: stat["value"] for stat in vcpu["stats"]}
+            for vcpu in monitor.call("query-stats", target="vcpu")
+        ]
         assert monitor.call("system_reset") == {}
         ovmf.wait_for("BdsDxe: loading", times=2)
         monitor.call("quit")
         summary = ovmf.summary()
     (vm,) = summary["vms"]
+    assert sum(stats["io_exits"] for stats in counted) > 10_000
+    assert all(stats["exits"] >= stats["io_exits"] + stats["mmio_exits"] for stats in counted)
     assert (vm["type"], vm["guest"], vm["violations"]) == ("KVM_X86_DEFAULT_VM", "plain", [])
     assert vm["exits"]["KVM_EXIT_IO"] > 10_000
 

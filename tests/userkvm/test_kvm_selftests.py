@@ -14,6 +14,8 @@ from tools.kvm_selftests import (
     Outcome,
     find_programs,
     page_results,
+    page_rows,
+    rows_of,
     run,
     table,
     with_table,
@@ -80,7 +82,8 @@ def test_only_crashes_and_hangs_count_as_broken() -> None:
 
 
 def test_what_is_left_out_on_purpose_is_counted_apart() -> None:
-    text = table([Outcome("pmu_counters_test", 254, 1.0, ""), Outcome("cpuid_test", 0, 1.0, "")])
+    outcomes = [Outcome("pmu_counters_test", 254, 1.0, ""), Outcome("cpuid_test", 0, 1.0, "")]
+    text = table(rows_of(outcomes))
     assert text.startswith("Of 1 programs 1 pass, 0 skip themselves and 0 fail; 1 more are")
     assert "| pmu_counters_test | fail | PMU is left out: exit code 254 |" in text
 
@@ -90,3 +93,12 @@ def test_the_table_replaces_the_one_before(tmp_path: Path) -> None:
     page.write_text(f"before\n{BEGIN}\nold\n{END}after\n")
     assert with_table(page.read_text(), "new\n") == f"before\n{BEGIN}\nnew\n\n{END}after\n"
     assert PAGE.read_text("utf-8").count(BEGIN) == 1
+
+
+def test_a_program_that_is_run_again_gets_its_row_and_the_others_keep_theirs() -> None:
+    rows = page_rows()
+    assert list(rows) == list(page_results())
+    again = rows | rows_of([Outcome("cpuid_test", 1, 1.0, "")])
+    assert list(again) == list(rows)
+    assert again["cpuid_test"].startswith("| cpuid_test | fail |")
+    assert with_table(PAGE.read_text("utf-8"), table(rows)) == PAGE.read_text("utf-8")

@@ -14,6 +14,8 @@ COALESCED_PAGE = 2
 DISABLE_HLT, _DISABLE_PAUSE = 1 << 1, 1 << 2
 DEBUG_CONTROL = 1 | 1 << 1 | 1 << 16 | 1 << 17 | 1 << 20
 """KVM_GUESTDBG_ENABLE, SINGLESTEP, USE_SW_BP, USE_HW_BP and BLOCKIRQ."""
+CLOCK_REALTIME, CLOCK_FLAGS = 1 << 2, 1 << 1 | 1 << 2 | 1 << 3
+"""KVM_CLOCK_REALTIME, and with it KVM_CLOCK_TSC_STABLE and KVM_CLOCK_HOST_TSC."""
 FIX_HYPERCALL = 1 << 5
 """KVM_X86_QUIRK_FIX_HYPERCALL_INSN."""
 VCPU_IDS = 4 * MAX_VCPUS
@@ -34,6 +36,7 @@ _FIXED: dict[int, int] = {
             Capability.IMMEDIATE_EXIT, Capability.GET_MSR_FEATURES, Capability.SYS_ATTRIBUTES,
             Capability.MSR_PLATFORM_INFO, Capability.VCPU_ATTRIBUTES, Capability.ENFORCE_PV_FEATURE_CPUID,
             Capability.COALESCED_PIO, Capability.SPLIT_IRQCHIP, Capability.TSC_DEADLINE_TIMER,
+            Capability.BINARY_STATS_FD,
         ),
         1,
     ),
@@ -46,7 +49,7 @@ _FIXED: dict[int, int] = {
     Capability.COALESCED_MMIO: COALESCED_PAGE,
     Capability.X86_DISABLE_EXITS: DISABLE_HLT | _DISABLE_PAUSE,
     Capability.DISABLE_QUIRKS2: FIX_HYPERCALL,
-    Capability.ADJUST_CLOCK: 2,
+    Capability.ADJUST_CLOCK: CLOCK_FLAGS,
     Capability.SET_GUEST_DEBUG2: DEBUG_CONTROL,
 }  # fmt: skip
 """Everything else is 0."""

@@ -30,7 +30,10 @@ _MORE_FEATURES, _BMI2, _ADX = 7, 1 << 8, 1 << 19
 _SIGNATURE, _KVM_FEATURES = 0x40000000, 0x40000001
 _PV_UNHALT = 1 << 7
 _KVM = (_KVM_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D)
-"""``KVMKVMKVM``; no paravirtual feature."""
+"""``KVMKVMKVM``."""
+CLOCK, CLOCK2 = 1 << 0, 1 << 3
+_NO_IO_DELAY, _STABLE_CLOCK = 1 << 1, 1 << 24
+"""Paravirtual features: the clock by its old registers and by its new ones, on all vCPUs alike; ports need no pause."""
 SUPPORTED_XCR0 = 3
 """x87 and SSE."""
 ENCRYPTION_LEAF = Leaf(0b11010, C_BIT | 1 << 6, 15, 1)
@@ -64,7 +67,7 @@ def supported(*, has_snp: bool = False) -> list[CpuidEntry2]:
             flags = CPUID_FLAG_SIGNIFICANT_INDEX if leaf in _SUBLEAVES else 0
             found.append(CpuidEntry2(leaf, index, flags, eax, ebx, ecx, edx))
     found.append(CpuidEntry2(_SIGNATURE, 0, 0, *_KVM))
-    found.append(CpuidEntry2(_KVM_FEATURES))
+    found.append(CpuidEntry2(_KVM_FEATURES, 0, 0, CLOCK | CLOCK2 | _NO_IO_DELAY | _STABLE_CLOCK))
     return found
 
 
@@ -97,6 +100,11 @@ class VcpuCpuid:
             index = entry.index if entry.flags & CPUID_FLAG_SIGNIFICANT_INDEX else None
             leaf = Leaf(entry.eax, entry.ebx, entry.ecx, entry.edx)
             self._leaves.setdefault((entry.function, index), leaf)
+
+    @property
+    def kvm_features(self) -> int:
+        """Paravirtual features that the guest is told of."""
+        return self.answer(_KVM_FEATURES, 0).eax
 
     def answer(self, leaf: int, index: int) -> Leaf:
         """Zeros for a leaf that is not there."""

@@ -37,7 +37,7 @@ class Kind(IntEnum):
 
 
 class Count(IntEnum):
-    """Places in ``VcpuRecord.counts``."""
+    """Places where ``VcpuRecord.counts`` is."""
 
     IO = 0
     MMIO = 1
@@ -46,6 +46,7 @@ class Count(IntEnum):
     RUNS = 4
     IMMEDIATE = 5
     INSIDE = 6
+    EXITS = 7
 
 
 class _Range(ctypes.Structure):
@@ -115,7 +116,8 @@ class VcpuRecord(ctypes.Structure):
         ("inside", c_uint64),
         ("address_mask", c_uint64),
         ("signal_mask", c_uint64),
-        ("counts", c_uint64 * 8),
+        ("counts", c_uint64),
+        ("stats_fd", c_uint64),
         ("read_port", c_uint64),
         ("write_port", c_uint64),
         ("read_mmio", c_uint64),
@@ -149,10 +151,16 @@ class VcpuRecord(ctypes.Structure):
         ("writes", c_uint64),
         ("must_protect", c_uint64),
         ("thread", c_uint64),
+        ("runner", c_uint64),
+        ("cancelled", c_uint64),
         ("is_stale", c_uint64),
         ("code_count", c_uint64),
         ("code", _Code * CODE_SLOTS),
     )
+
+    def count(self, place: Count) -> int:
+        """How often it was."""
+        return c_uint64.from_address(self.counts + 8 * place).value
 
 
 @cache

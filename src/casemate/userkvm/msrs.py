@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from casemate.abi.x86 import msr
 from casemate.host.model.cpu.hooks import EngineHooks
+from casemate.userkvm.cpuid import CLOCK, CLOCK2
+from casemate.userkvm.pv_clock import SYSTEM_TIME_MSRS, WALL_CLOCK_MSRS
 
 TSC_ADJUST, PLATFORM_INFO, HWCR = 0x3B, 0xCE, 0xC0010015
-_OLD_CLOCKS, _PARAVIRTUAL = (0x11, 0x12), range(0x4B564D00, 0x4B564D08)
+OLD_CLOCKS, _PARAVIRTUAL = (0x11, 0x12), range(0x4B564D00, 0x4B564D08)
+_FEATURES = {
+    index: feature
+    for old, new in (SYSTEM_TIME_MSRS, WALL_CLOCK_MSRS)
+    for index, feature in ((old, CLOCK), (new, CLOCK2))
+}
+"""By which a guest is told that the register is there."""
 _CPUID_FAULTING = 1 << 31
 _HWCR_IGNORED, _HWCR_KEPT = 1 << 3 | 1 << 6 | 1 << 8, 1 << 18 | 1 << 24
 _64_BITS = (1 << 64) - 1
-INDICES = (msr.TSC, TSC_ADJUST, PLATFORM_INFO, HWCR, *_OLD_CLOCKS)
+INDICES = (msr.TSC, TSC_ADJUST, PLATFORM_INFO, HWCR, *OLD_CLOCKS)
 """Those that the guest finds here, too; all others it is given by the engine."""
 
 
@@ -24,6 +32,8 @@ class KeptMsrs:
         """Paravirtual registers that CPUID does not offer are not there (KVM_CAP_ENFORCE_PV_FEATURE_CPUID)."""
         self.shows_platform_info = True
         """The guest may read PLATFORM_INFO (KVM_CAP_MSR_PLATFORM_INFO)."""
+        self.features = 0
+        """Paravirtual ones that CPUID offers."""
         self.tsc_offset = -hooks.ticks()
 
     def __contains__(self, index: int) -> bool:
@@ -68,4 +78,5 @@ class KeptMsrs:
     def _is_hidden(self, index: int) -> bool:
         if index == PLATFORM_INFO:
             return not self.shows_platform_info
-        return self.enforces_features and (index in _OLD_CLOCKS or index in _PARAVIRTUAL)
+        is_paravirtual = index in OLD_CLOCKS or index in _PARAVIRTUAL
+        return is_paravirtual and self.enforces_features and not self.features & _FEATURES.get(index, 0)

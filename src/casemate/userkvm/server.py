@@ -89,6 +89,8 @@ class Server:
         except HostError as error:
             result, why = -error.errno, str(error)
             self.kernel.say(str(error))
+        except OSError as error:
+            result, why = -(error.errno or EIO), f"{name}: {error}"
         except (FirmwareStatusError, UnsupportedError) as error:
             result, why = -EIO if isinstance(error, FirmwareStatusError) else -EINVAL, str(error)
             self.kernel.say(str(error))

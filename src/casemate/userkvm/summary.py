@@ -95,7 +95,7 @@ class Summary:
             "served_inside": Count.INSIDE,
         }
         return {
-            name: sum(int(vcpu.record.counts[place]) for vcpu in vm.vcpus.values())
+            name: sum(vcpu.record.count(place) for vcpu in vm.vcpus.values())
             for name, place in names.items()
             if vm.vcpus
         }

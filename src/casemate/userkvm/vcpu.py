@@ -7,6 +7,7 @@ general registers do; any other new state makes the access one that never happen
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 from collections.abc import Callable
 from ctypes import c_int, c_uint32
@@ -17,22 +18,18 @@ from casemate.abi.kvm.exit_reasons import ExitReason
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
     CpuidEntry2,
-    DeviceAttr,
     EnableCap,
     MpState,
-    MsrEntry,
     PreFaultMemory,
     Regs,
     Sregs,
     Translation,
 )
 from casemate.abi.layout import Struct
-from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE
 from casemate.host.exits import DebugEvent, Hlt, Interrupted, MemoryFault, VmExit
 from casemate.host.model import hypercalls
 from casemate.host.model.cpu.hooks import Callbacks
-from casemate.host.model.cpu.msr import ENGINE, UNKNOWN
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.vcpu import Activity
@@ -41,21 +38,20 @@ from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
 from casemate.userkvm.control_registers import essence, known_cr4, problem_of
 from casemate.userkvm.cpuid import VcpuCpuid, supported
-from casemate.userkvm.guest_debug import DebuggedGuest
 from casemate.userkvm.library import VcpuRecord, address_of, load, stay_on_stack
-from casemate.userkvm.msrs import INDICES as MSR_INDICES
-from casemate.userkvm.msrs import KeptMsrs
+from casemate.userkvm.no_irqchip import NoIrqchip
 from casemate.userkvm.port_instructions import port_instruction
 from casemate.userkvm.split_irqchip import SplitIrqchip
+from casemate.userkvm.stats import VCPU_STATS, open_stats
 from casemate.userkvm.table import (
     Refused,
-    answer_msrs,
     answers,
     copy_in,
     copy_out,
     copy_out_cpuid,
 )
 from casemate.userkvm.vcpu_loop import ExitDoor, InsideBus, SignalControl, is_window_open, is_window_wanted
+from casemate.userkvm.vcpu_msrs import VcpuMsrs
 from casemate.userkvm.vcpu_owner import VcpuOwner
 from casemate.userkvm.vcpu_state import MP_STATES
 
@@ -68,7 +64,7 @@ _ENCRYPTED, _LARGE_PAGES, _LARGE = 1 << 4, 1, 512
 _FAULTS = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
-class Vcpu(DebuggedGuest):
+class Vcpu(VcpuMsrs):
     """One vCPU of ``vm``. Raises Refused where the library has no memory for it."""
 
     unknown_errno = EINVAL
@@ -90,7 +86,6 @@ class Vcpu(DebuggedGuest):
         self.faults: list[str] = []
         self.is_closed = False
         """Nobody has a descriptor of it any more."""
-        self._msrs: dict[int, int] = {}
         self._later: list[Callable[[], None]] = []
         self._accessed_at = 0
         """The instruction whose access was undone."""
@@ -103,14 +98,13 @@ class Vcpu(DebuggedGuest):
         control = SignalControl(self.record, self.address)
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        chips = NoIrqchip() if vm.chips is None else vm.chips
         try:
             bus = InsideBus(self._door, self.address, vm, self.index)
-            self.model = model.create_vcpu_alone(bus, vm.chips, self.index, self.cpuid, control)
+            self.model = model.create_vcpu_alone(bus, chips, self.index, self.cpuid, control)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
-        if model.page_states is not None:
-            model.page_states.host = self
         vm.inside.others_wait = model.others_wait_at
         self._engine = self.model.engine
         self._state = CpuState(self._engine)
@@ -129,20 +123,16 @@ class Vcpu(DebuggedGuest):
         record.stop_engine = address_of(engine_library.uc_emu_stop)
         record.engine = self._engine.handle
         self._state.xcr0 = 1
-        self.msrs = KeptMsrs(self._engine.hooks)
-        if (first := vm.first_tsc_offset()) is not None:
-            self.msrs.tsc_offset = first
-        if not self.vm.is_protected:
-            for index in MSR_INDICES:
-                self._engine.msrs.ask(index)
-            self._engine.hooks.answer_msrs(self._guest_msr)
+        self.keep_msrs()
         record.undo_port, record.exchange = self._engine.hooks.undo_port_at, self._engine.hooks.exchange_at
         if vm.chips is not None and not self.index:
             vm.chips.kick = self.kick
-        if isinstance(vm.chips, SplitIrqchip):
+        self._injected = chips if isinstance(chips, (SplitIrqchip, NoIrqchip)) else None
+        if self._injected is not None:
             record.eflags = self._engine.hooks.eflags_at
-            vm.chips.taken = self._interrupt_taken
-            vm.chips.on_ended = self._interrupt_ended
+            self._injected.taken = self._interrupt_taken
+        if isinstance(chips, SplitIrqchip):
+            chips.on_ended = self._interrupt_ended
         self._shown_regs, self._shown_sregs = self._state.regs(), self._state.sregs()
         self._watch: CodeWatch | None = None
         if vm.kernel.watches_code and not vm.kind.is_confidential:
@@ -205,9 +195,8 @@ class Vcpu(DebuggedGuest):
 
     def _tell_controllers(self) -> None:
         """Those in the monitor: what ended, and that the guest would take an interrupt."""
-        assert isinstance(self.vm.chips, SplitIrqchip)
         self.record.attention = 0
-        while self.vm.chips.ended:
+        while isinstance(self.vm.chips, SplitIrqchip) and self.vm.chips.ended:
             self._door.leave_for_end(self.vm.chips.ended.pop(0))
         if is_window_wanted(self.record) and is_window_open(self.record):
             self._door.leave(ExitReason.IRQ_WINDOW_OPEN)
@@ -254,14 +243,6 @@ class Vcpu(DebuggedGuest):
                 self.faults.append(text)
         self._door.leave_for(vm_exit)
 
-    def _guest_msr(self, index: int, value: int | None) -> int | None:
-        self.msrs.shows_platform_info = self.vm.shows_platform_info
-        if index not in self.msrs:
-            return None if value is None else value
-        if value is None:
-            return self.msrs.read(index, by_guest=True)
-        return value if self.msrs.write(index, value, by_guest=True) else None
-
     def _hypercall(self, number: int, privilege: int) -> int:
         if number == _MAP_GPA_RANGE and not privilege and self.vm.hypercall_exits >> number & 1:
             regs = self._state.regs()
@@ -297,7 +278,8 @@ class Vcpu(DebuggedGuest):
 
     def answer(self, request: int, argument: int) -> tuple[int, Struct | None]:
         """Whatever is asked for is asked behind the IN or OUT that ``immediate_exit`` completed."""
-        if self.record.latched and self.record.pending == ExitReason.IO and not self.record.in_run:
+        is_latched = self.record.latched and self.record.pending == ExitReason.IO
+        if is_latched and not self.record.in_run and self._is_open:  # nobody sees where a protected guest is
             self._library.kvm_complete(self.address)
         return super().answer(request, argument)
 
@@ -368,7 +350,7 @@ class Vcpu(DebuggedGuest):
         if found is not Activity.HELD:
             self.model.activity = found
 
-    # CPUID and MSRs.
+    # CPUID.
 
     @answers(Ioctl.SET_CPUID2)
     def set_cpuid(self, address: int) -> None:
@@ -390,64 +372,6 @@ class Vcpu(DebuggedGuest):
         """The table; E2BIG if there is no room."""
         copy_out_cpuid(address, self.cpuid.entries)
 
-    @answers(Ioctl.GET_MSRS)
-    def get_msrs(self, address: int) -> int:
-        """Those that are known, up to the first that is not; returns how many."""
-        return answer_msrs(address, self._read_msr)
-
-    @answers(Ioctl.SET_MSRS)
-    def set_msrs(self, address: int) -> int:
-        """Likewise."""
-        return answer_msrs(address, self._write_msr)
-
-    def _read_msr(self, entry: MsrEntry) -> bool:
-        index, kind = entry.index, self._engine.msrs.kind(entry.index)
-        if index in self.msrs:
-            entry.data = self.msrs.read(index) or 0
-        elif index == msr.TSC_DEADLINE:
-            chips = self.vm.chips
-            entry.data = 0 if chips is None else chips.lapics[self.index].record.deadline
-        elif kind == ENGINE and self._is_open:
-            entry.data = self._engine.uc.msr_read(index)
-        elif kind != UNKNOWN:
-            entry.data = self._engine.msrs.read(index)
-        elif index in SETTABLE_MSRS:
-            entry.data = self._msrs.get(index, 0)
-        else:
-            return False
-        return True
-
-    def _write_msr(self, entry: MsrEntry) -> bool:
-        index, kind = entry.index, self._engine.msrs.kind(entry.index)
-        if index in self.msrs:
-            done = self.msrs.write(index, entry.data)
-            if index == msr.TSC:
-                self._synchronize_tsc()
-            return done
-        if index == msr.TSC_DEADLINE:
-            if self.vm.chips is not None:
-                self.vm.chips.lapics[self.index].load_deadline(entry.data)
-            return True
-        if kind == UNKNOWN and index not in SETTABLE_MSRS:
-            return False
-        if kind == UNKNOWN:
-            self._msrs[index] = entry.data
-        elif index != msr.EFER and not self.vm.is_running:
-            self._engine.set_msr(index, entry.data)
-        elif index != msr.EFER and self._is_open:
-            current = MsrEntry(index)
-            if self._read_msr(current) and current.data != entry.data:
-                self._engine.set_msr(index, entry.data)
-        return True
-
-    def _synchronize_tsc(self) -> None:
-        """What is within a second of the first vCPU's counter was meant to be the same (x86.c, kvm_synchronize_tsc)."""
-        first = self.vm.first_tsc_offset()
-        if self.index and first is not None:
-            apart = self.msrs.tsc_offset - first & (1 << 64) - 1
-            if min(apart, (1 << 64) - apart) < self.vm.tsc_khz() * 1000:
-                self.msrs.tsc_offset = first
-
     # Interrupts and the rest.
 
     def _interrupt_taken(self) -> None:
@@ -461,12 +385,13 @@ class Vcpu(DebuggedGuest):
     def interrupt(self, address: int) -> None:
         """What the monitor's 8259s say."""
         vector = int.from_bytes(copy_in(address, 4), "little")
-        if not isinstance(self.vm.chips, SplitIrqchip):
-            raise Refused(ENXIO, "the 8259s are in the kernel, or there is no local APIC")
+        if self._injected is None:
+            raise Refused(ENXIO, "the 8259s are in the kernel")
         if vector > 0xFF or self.record.queued:
             raise Refused(EINVAL if vector > 0xFF else EEXIST, f"vector {vector}")
         self.record.queued = 1
-        self.vm.chips.inject(vector)
+        self._injected.inject(vector)
+        self.kick()
 
     @answers(Ioctl.GET_LAPIC)
     def get_lapic(self, address: int) -> None:
@@ -509,16 +434,11 @@ class Vcpu(DebuggedGuest):
         value.writeable = value.valid
         value.usermode = 0
 
-    @answers(Ioctl.GET_TSC_KHZ)
-    def get_tsc_khz(self, _argument: int) -> int:
-        """The host's."""
-        return self.vm.tsc_khz()
-
-    @answers(Ioctl.SET_TSC_KHZ)
-    def set_tsc_khz(self, argument: int) -> None:
-        """Only the host's own, for nothing scales it."""
-        if argument and abs(argument - self.vm.tsc_khz()) * 1000 > self.vm.tsc_khz():
-            raise Refused(EINVAL, "the time-stamp counter is not scaled")
+    @answers(Ioctl.GET_STATS_FD)
+    def get_stats(self, _argument: int) -> int:
+        """What the library counts."""
+        identity = f"kvm-{os.getpid()}/vcpu-{self.number}"
+        return open_stats(self.record.stats_fd, identity, VCPU_STATS)
 
     @answers(Ioctl.X86_SETUP_MCE)
     @answers(Ioctl.KVMCLOCK_CTRL)
@@ -555,32 +475,3 @@ class Vcpu(DebuggedGuest):
     def refuse(self, _argument: int) -> None:
         """Not modelled."""
         raise Refused(EINVAL, "not modelled")
-
-    @answers(Ioctl.HAS_DEVICE_ATTR, DeviceAttr)
-    def has_attribute(self, value: DeviceAttr) -> None:
-        """KVM_VCPU_TSC_OFFSET alone."""
-        if (value.group, value.attr) != (0, 0):
-            raise Refused(ENXIO, f"no attribute {value.attr} of group {value.group}")
-
-    @answers(Ioctl.GET_DEVICE_ATTR, DeviceAttr)
-    def get_attribute(self, value: DeviceAttr) -> None:
-        """How far the guest's time-stamp counter is ahead."""
-        self.has_attribute(value)
-        copy_out(value.addr, self.msrs.tsc_offset.to_bytes(8, "little"))
-
-    @answers(Ioctl.SET_DEVICE_ATTR, DeviceAttr)
-    def set_attribute(self, value: DeviceAttr) -> None:
-        """From now on."""
-        self.has_attribute(value)
-        self.msrs.tsc_offset = int.from_bytes(copy_in(value.addr, 8), "little")
-
-
-SETTABLE_MSRS = frozenset(
-    {
-        *(0x48, 0xCD, 0x122, 0x17B, 0x6E0, 0xC0010131, 0xC001011F, 0xC0011029),
-        0x4B564D08,  # of KVM's migration control
-        *range(0x400, 0x480),  # machine checks
-        *range(0xC0010000, 0xC0010008),  # AMD's performance counters; KVM takes them without a PMU, too
-    }
-)
-"""Kept for the monitor; the guest's accesses do not see them."""

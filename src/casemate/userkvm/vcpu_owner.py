@@ -15,6 +15,7 @@ from casemate.userkvm.irqchip import Irqchip
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Inside
+from casemate.userkvm.pv_clock import VmClock
 
 
 class VcpuOwner(Protocol):
@@ -57,6 +58,10 @@ class VcpuOwner(Protocol):
 
     def describe(self, vm_exit: VmExit) -> str:
         """An exit in words."""
+
+    @property
+    def clock(self) -> VmClock:
+        """KVM's paravirtual one."""
 
     def count_vcpus(self) -> int:
         """How many there are."""

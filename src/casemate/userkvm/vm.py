@@ -6,9 +6,10 @@ So the modelled VM is made when a vCPU or a launch needs it, and gets the slots 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from errno import EEXIST, EINVAL, ENOENT, ENOSPC, ENOTTY, ENXIO
-from time import monotonic_ns
+from time import time_ns
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.abi.kvm.capabilities import Capability
@@ -48,14 +49,22 @@ from casemate.host.exits import (
 from casemate.host.model.cpu.cpuid import C_BIT
 from casemate.host.model.vm import MAX_VCPUS, ModelVm
 from casemate.host.secure_processor import SevSetup
-from casemate.userkvm.capabilities import DISABLE_HLT, MAP_GPA_RANGE_EXITS, VCPU_IDS
+from casemate.userkvm.capabilities import (
+    CLOCK_FLAGS,
+    CLOCK_REALTIME,
+    DISABLE_HLT,
+    MAP_GPA_RANGE_EXITS,
+    VCPU_IDS,
+)
 from casemate.userkvm.cpuid import VcpuCpuid
 from casemate.userkvm.ioeventfd import Ioeventfds, Irqfds
 from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_routes
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Kind, load
+from casemate.userkvm.pv_clock import VmClock, host_ticks
 from casemate.userkvm.split_irqchip import SplitIrqchip
+from casemate.userkvm.stats import VM_STATS, make_file, open_stats
 from casemate.userkvm.table import Refused, answers, copy_in, copy_out
 from casemate.userkvm.vcpu import Vcpu
 from casemate.userkvm.vm_memory import ADDRESS_SPACE, VmMemory
@@ -80,7 +89,8 @@ class Vm(VmMemory):
         self.legacy = LegacyChips()
         self.irqfds: Irqfds | None = None
         self.vcpus: dict[int, Vcpu] = {}
-        self._clock_offset = 0
+        self.clock = VmClock(kernel.tsc_khz())
+        self._stats_fd: int | None = None
         self._vcpu_ids = 0
         self._zones: list[tuple[int, int, bool]] = []
         """Start and end of memory or ports, whether ports, whose writes are coalesced."""
@@ -125,11 +135,25 @@ class Vm(VmMemory):
             self.model = model
             for slot in self.slots.values():
                 self.back(model, slot)
+            if model.page_states is not None:
+                model.page_states.host = self
             if model.snp_processor is not None:
                 for start, end, is_private in self.private.runs(0, ADDRESS_SPACE):
                     if is_private:
                         model.snp_processor.set_private(GuestRange(Gpa(start), end - start))
         return self.model
+
+    @property
+    def _executing(self) -> Vcpu:
+        return next(vcpu for vcpu in self.vcpus.values() if vcpu.record.has_turn)
+
+    def change_pages(self, page: int, count: int, *, private: bool) -> bool:
+        """An SNP guest asks by an exit of the vCPU that asks (``casemate.host.model.snp.page_states.PageHost``)."""
+        return self._executing.change_pages(page, count, private=private)
+
+    def pages_touched(self, page: int, *, private: bool) -> None:
+        """Likewise."""
+        self._executing.pages_touched(page, private=private)
 
     def close(self) -> None:
         """Nobody has a descriptor any more."""
@@ -138,6 +162,8 @@ class Vm(VmMemory):
         if self.irqfds is not None:
             self.irqfds.close()
         self.ioeventfds.close()
+        if self._stats_fd is not None:
+            os.close(self._stats_fd)
         for vcpu in self.vcpus.values():
             vcpu.close()
         if self.model is not None:
@@ -182,8 +208,6 @@ class Vm(VmMemory):
             raise Refused(EEXIST, f"there is a vCPU {number}")
         if len(self.vcpus) == MAX_VCPUS:
             raise Refused(EINVAL, f"a VM has {MAX_VCPUS} vCPUs at most")
-        if self.vcpus and self.kind is GuestKind.SNP:
-            raise Refused(EINVAL, "an SNP guest has one vCPU here")
         if self.vcpus and self.chips is not None:
             self.chips.add_processor(number)
         vcpu = Vcpu(self, number)
@@ -356,13 +380,26 @@ class Vm(VmMemory):
 
     @answers(Ioctl.GET_CLOCK, ClockData)
     def get_clock(self, value: ClockData) -> None:
-        """Nanoseconds."""
-        value.clock = monotonic_ns() + self._clock_offset
+        """Nanoseconds, and what other clocks said then."""
+        value.host_tsc, value.realtime = host_ticks(), time_ns()
+        value.clock, value.flags = self.clock.at(value.host_tsc), CLOCK_FLAGS
 
     @answers(Ioctl.SET_CLOCK, ClockData)
     def set_clock(self, value: ClockData) -> None:
-        """From there on."""
-        self._clock_offset = value.clock - monotonic_ns()
+        """From there on; with a time of day, as if it had gone on since."""
+        if value.flags & ~CLOCK_FLAGS:
+            raise Refused(EINVAL, f"flags {value.flags:#x}")
+        since = time_ns() - value.realtime if value.flags & CLOCK_REALTIME else 0
+        self.clock.set(value.clock + max(since, 0))
+        for vcpu in self.vcpus.values():
+            vcpu.show_time()
+
+    @answers(Ioctl.GET_STATS_FD)
+    def get_stats(self, _argument: int) -> int:
+        """Of the VM itself."""
+        if self._stats_fd is None:
+            self._stats_fd = make_file()
+        return open_stats(self._stats_fd, f"kvm-{os.getpid()}", VM_STATS)
 
     @answers(Ioctl.GET_TSC_KHZ)
     def get_tsc_khz(self, _argument: int) -> int:

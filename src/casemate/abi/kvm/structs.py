@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_int16, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 
 from casemate.abi.layout import Struct
 
@@ -249,6 +249,33 @@ class CoalescedMmioZone(Struct):
 
     SIZE, SOURCE = 16, _KVM_H
     _fields_ = (("addr", c_uint64), ("size", c_uint32), ("pio", c_uint32))
+
+
+class StatsHeader(Struct):
+    """``kvm_stats_header``, at the start of a file of statistics."""
+
+    SIZE, SOURCE = 24, _KVM_H
+    _fields_ = (
+        ("flags", c_uint32),
+        ("name_size", c_uint32),
+        ("num_desc", c_uint32),
+        ("id_offset", c_uint32),
+        ("desc_offset", c_uint32),
+        ("data_offset", c_uint32),
+    )
+
+
+class StatsDesc(Struct):
+    """``kvm_stats_desc``, before its name. Flags of 0: a sum, without a unit."""
+
+    SIZE, SOURCE = 16, _KVM_H
+    _fields_ = (
+        ("flags", c_uint32),
+        ("exponent", c_int16),
+        ("size", c_uint16),
+        ("offset", c_uint32),
+        ("bucket_size", c_uint32),
+    )
 
 
 class CoalescedMmio(Struct):

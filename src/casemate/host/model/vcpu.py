@@ -113,7 +113,8 @@ class ModelVcpu:
         self.number = number
         self.write_was_coalesced = False
         # Without a local APIC whoever runs it knows when.
-        self._first_activity = Activity.WAITS if number and interrupts is not None else Activity.RUNS
+        self._lapic = None if interrupts is None else interrupts.lapic
+        self._first_activity = Activity.WAITS if number and self._lapic is not None else Activity.RUNS
         self.activity = self._first_activity
         self._engine = engine
         self._group = group
@@ -138,7 +139,6 @@ class ModelVcpu:
         """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
         self._ticker = None if group is not None and group.runs_them else Ticker(clock, self._look)
-        self._lapic = None if interrupts is None else interrupts.lapic
         if self._lapic is not None:
             self._share(self._lapic)
         engine.hooks.hook_exceptions(
@@ -286,6 +286,7 @@ class ModelVcpu:
         else:
             self._load = load
             self._engine.stop()
+            self._control.wake()
 
     def destroy(self) -> None:
         """Execute nothing more until it is created again."""
@@ -424,7 +425,10 @@ class ModelVcpu:
     def _halt(self) -> None:
         if self._has_event():
             return
-        if self._takes_interrupts():
+        takes_interrupts = self._takes_interrupts()
+        if self._interrupts is not None and self._lapic is None:
+            self._exit = Hlt(takes_interrupts)
+        elif takes_interrupts:
             self.activity = Activity.HALTED
         elif self._group is None or self._interrupts is None:
             self._exit = Hlt(interrupts_enabled=False)

@@ -9,7 +9,7 @@ static int range_of(u32 index) {
 
 static u8 policy_of(struct cpu *c, u32 index) {
     int range = range_of(index);
-    if (range < 0 && c->on_msr && index - PARAVIRTUAL < 8) return MSR_ASKED;
+    if (range < 0 && c->on_msr && index - PARAVIRTUAL < 8) return MSR_ASKED | (c->msrs->policy_elsewhere & MSR_RAISES);
     return range < 0 ? (u8)c->msrs->policy_elsewhere : c->msrs->policy[range][index & (MSRS - 1)];
 }
 
@@ -106,6 +106,7 @@ u64 read_msr(struct cpu *c, u32 index) {
     int is_refused;
     if (apic_reads_msr(c, index, &value, &is_refused)) return value;
     u8 policy = policy_of(c, index) & ~MSR_RAISES;
+    if (policy == MSR_ASKED) return c->on_msr(index, 0, &value) ? 0 : value;
     if (policy != MSR_UNKNOWN) return *value_of(c, index);
     count_unknown(c->msrs, index);
     return 0;
@@ -115,6 +116,7 @@ void write_msr(struct cpu *c, u32 index, u64 value) {
     int is_refused;
     if (apic_writes_msr(c, index, value, &is_refused)) return;
     u8 policy = policy_of(c, index) & ~MSR_RAISES;
+    if (policy == MSR_ASKED) c->on_msr(index, 1, &value);
     if (policy == MSR_PLAIN || policy == MSR_ENGINE) *value_of(c, index) = value;
     if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
 }

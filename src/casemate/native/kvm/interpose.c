@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 /* What the preload library's users call is declared nowhere in headers: __open_2 and its like are of fortified code. */
@@ -77,20 +78,27 @@ static int is_open_elsewhere(u64 inode) {
     return is_open;
 }
 
+/* Its last descriptor was closed. */
+static void release(struct object *object) {
+    int kind = object->kind;
+    u64 id = object->id;
+    if (kind == VCPU) {
+        if (((struct vcpu *)id)->in_run) return; /* another thread is in KVM_RUN: it keeps the vCPU */
+        end_vcpu((struct vcpu *)id);
+    }
+    object->inode = 0;
+    __sync_synchronize();
+    object->kind = NO_KIND;
+    python_release(kind, id);
+}
+
 EXPORT int close(int fd) {
     struct object *object = object_of(fd);
     int result = find_close()(fd), saved = errno;
-    if (object && !result && object->owner == getpid() && !is_open_elsewhere(object->inode)) {
-        int kind = object->kind;
-        u64 id = object->id;
-        if (kind == VCPU) {
-            if (((struct vcpu *)id)->in_run) return result; /* another thread is in KVM_RUN: it keeps the vCPU */
-            end_vcpu((struct vcpu *)id);
-        }
-        object->inode = 0;
-        __sync_synchronize();
-        object->kind = NO_KIND;
-        python_release(kind, id);
+    if (object && !result && object->owner == getpid()) {
+        struct cancellation before = forbid_cancel();
+        if (!is_open_elsewhere(object->inode)) release(object);
+        allow_cancel(before);
     }
     errno = saved;
     return result;
@@ -127,7 +135,9 @@ static int open_parameter(const char *value) {
 }
 
 static int open_device(enum kind kind) {
+    struct cancellation before = forbid_cancel();
     int error = start_python();
+    allow_cancel(before);
     if (error) {
         errno = error;
         return -1;
@@ -215,7 +225,9 @@ EXPORT int ioctl(int fd, unsigned long request, ...) {
         return -1;
     }
     if (object->kind == VCPU && request == KVM_RUN) return run_vcpu((struct vcpu *)object->id);
+    struct cancellation before = forbid_cancel();
     long result = python_ioctl(object->kind, object->id, request, argument);
+    allow_cancel(before);
     if (result >= 0) return result;
     errno = -result;
     return -1;
@@ -225,7 +237,9 @@ EXPORT int ioctl(int fd, unsigned long request, ...) {
 static int allocate(int fd, int mode, off_t offset, off_t size, int *result) {
     struct object *object = highest ? object_of(fd) : 0;
     if (!object || object->kind != GUEST_MEMFD || object->owner != getpid()) return 0;
+    struct cancellation before = forbid_cancel();
     int error = python_fallocate(object->id, mode, offset, size);
+    allow_cancel(before);
     if (error) errno = error;
     *result = error ? -1 : 0;
     return 1;
@@ -242,21 +256,61 @@ EXPORT int fallocate64(int fd, int mode, off_t offset, off_t size) { return fall
 /* The kernel is told by a notifier. */
 EXPORT int mprotect(void *address, size_t size, int protection) {
     int result = find_mprotect()(address, size, protection), saved = errno;
-    if (!result && highest && python_mprotect) python_mprotect((u64)address, size);
+    if (!result && highest && python_mprotect) {
+        struct cancellation before = forbid_cancel();
+        python_mprotect((u64)address, size);
+        allow_cancel(before);
+    }
     errno = saved;
     return result;
 }
 
-/* ---- signals: what a thread handles in KVM_RUN ends KVM_RUN ---- */
+/* ---- signals end KVM_RUN, and are handled behind it: a handler may end its thread, or jump out of it ---- */
 
-enum { SIGNALS = 65 };
+enum { SIGNALS = 65, FIRST_QUEUED = 32 }; /* the others come once, however often they are sent */
 static struct sigaction handlers[SIGNALS];
+static _Thread_local u64 kept_signals; /* a bit each, from 1 on */
+static _Thread_local siginfo_t kept_details[SIGNALS];
 
-static void on_signal(int number, siginfo_t *info, void *context) {
+static void handle(int number, siginfo_t *info, void *context) {
     struct sigaction *action = &handlers[number];
     if (action->sa_flags & SA_SIGINFO) action->sa_sigaction(number, info, context);
     else action->sa_handler(number);
+}
+
+static void on_signal(int number, siginfo_t *info, void *context) {
+    u64 bit = 1ull << (number - 1);
+    if (!is_in_run() || (kept_signals & bit && number >= FIRST_QUEUED)) {
+        handle(number, info, context);
+        return;
+    }
+    if (!(kept_signals & bit)) kept_details[number] = *info;
+    kept_signals |= bit;
     interrupt_vcpu();
+}
+
+void handle_kept_signals(void) {
+    while (kept_signals) {
+        int number = __builtin_ctzll(kept_signals) + 1;
+        sigset_t blocked = handlers[number].sa_mask, before;
+        siginfo_t details = kept_details[number];
+        ucontext_t context;
+        if (!(handlers[number].sa_flags & SA_NODEFER)) sigaddset(&blocked, number);
+        sigprocmask(SIG_BLOCK, &blocked, &before);
+        kept_signals &= ~(1ull << (number - 1));
+        getcontext(&context);
+        handle(number, &details, &context);
+        sigprocmask(SIG_SETMASK, &before, 0);
+    }
+}
+
+EXPORT int pthread_cancel(pthread_t thread) {
+    static int (*next)(pthread_t);
+    if (!next) next = real("pthread_cancel");
+    int result = next(thread);
+    for (int i = 0; !result && i < highest; i++)
+        if (objects[i].kind == VCPU && objects[i].owner == getpid()) cancel_vcpu((struct vcpu *)objects[i].id, thread);
+    return result;
 }
 
 static int is_wrapped(int number, const struct sigaction *action) {

@@ -28,7 +28,8 @@ enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it 
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
 /* Counters of one vCPU, by why KVM_RUN returned or was asked for. */
-enum { COUNT_IO, COUNT_MMIO, COUNT_OTHER, COUNT_INTERRUPTED, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNTS = 8 };
+enum { COUNT_IO, COUNT_MMIO, COUNT_OTHER, COUNT_INTERRUPTED, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNT_EXITS, COUNTS };
+enum { STATS_DATA = 1024 }; /* where they are in the file of KVM_GET_STATS_FD */
 
 struct range { u64 start, end; };
 
@@ -62,7 +63,8 @@ struct vcpu {
     struct inside *inside;
     u64 address_mask;        /* without the C-bit */
     u64 signal_mask;
-    u64 counts[COUNTS];
+    u64 *counts;             /* in the vCPU's file of statistics */
+    u64 stats_fd;
 
     /* Python's answers for what is inside */
     u32 (*read_port)(u32 port, u32 size);
@@ -98,6 +100,8 @@ struct vcpu {
     u64 writes;              /* of the monitor into code */
     volatile u64 must_protect; /* a page lost its protection */
     u64 thread;              /* whose KVM_RUN it is */
+    u64 runner;              /* the same as the C library knows it */
+    volatile u64 cancelled;  /* pthread_cancel came for it */
     u64 is_stale;            /* the monitor wrote into code: nothing that was translated is to be executed */
     u64 code_count;
     struct code code[CODE_SLOTS];
@@ -110,6 +114,9 @@ HIDDEN int was_code_written(struct vcpu *v);
 HIDDEN extern _Thread_local struct vcpu *current_vcpu;
 HIDDEN int run_vcpu(struct vcpu *v);
 HIDDEN void interrupt_vcpu(void);
+HIDDEN void cancel_vcpu(struct vcpu *v, pthread_t thread);
+HIDDEN int is_in_run(void);
+HIDDEN void handle_kept_signals(void);
 HIDDEN void end_vcpu(struct vcpu *v);
 
 HIDDEN int start_python(void);
@@ -122,6 +129,21 @@ HIDDEN extern int (*python_fallocate)(u64 id, int mode, int64_t offset, int64_t 
 /* Where KVM_RUN is logged or made to fail; else 0. */
 HIDDEN extern int (*python_before_run)(struct vcpu *);
 HIDDEN extern void (*python_after_run)(struct vcpu *, int64_t result);
+
+/* What of ours is under way ends before its thread does: Python and the engine have locks and the turn. */
+struct cancellation { int state, type; };
+static inline struct cancellation forbid_cancel(void) {
+    struct cancellation before;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before.state);
+    pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &before.type);
+    return before;
+}
+/* In this order: some C libraries forget what pthread_join is to say when the state is what ends the thread. */
+static inline void allow_cancel(struct cancellation before) {
+    int other;
+    pthread_setcancelstate(before.state, &other);
+    pthread_setcanceltype(before.type, &other);
+}
 
 HIDDEN void *real(const char *name);
 HIDDEN int real_sigaction(int number, const struct sigaction *action, struct sigaction *old);

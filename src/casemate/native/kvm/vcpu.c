@@ -123,7 +123,10 @@ EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
     v->run = *fd < 0 ? MAP_FAILED : mmap(0, RUN_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
     v->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     v->stack = mmap(0, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED) return 0;
+    int stats = syscall(SYS_memfd_create, "casemate-stats", 1 /* MFD_CLOEXEC */);
+    u8 *page = stats < 0 || ftruncate(stats, PAGE) ? MAP_FAILED : mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, stats, 0);
+    if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED || page == MAP_FAILED) return 0;
+    v->stats_fd = stats, v->counts = (u64 *)(page + STATS_DATA);
     *(u64 *)(v->run + RUN_APIC_BASE) = APIC_BASE;
     return v;
 }
@@ -133,7 +136,9 @@ EXPORT void kvm_free_vcpu(struct vcpu *v) {
     kvm_watch_vcpu(v, 0);
     munmap(v->run, RUN_BYTES);
     munmap(v->stack, STACK_BYTES);
+    munmap((u8 *)v->counts - STATS_DATA, PAGE);
     close(v->wake_fd);
+    close(v->stats_fd);
     free(v);
 }
 
@@ -162,6 +167,7 @@ static void show_readiness(struct vcpu *v) {
 
 static void leave(struct vcpu *v, long result) {
     v->result = result;
+    v->counts[COUNT_EXITS]++;
     show_readiness(v);
     note_code(v);
     end_turn(v);
@@ -348,6 +354,17 @@ void interrupt_vcpu(void) {
     errno = saved;
 }
 
+int is_in_run(void) { return current_vcpu && current_vcpu->in_run; }
+
+/* Another thread called pthread_cancel for the one that runs this vCPU, or is about to. */
+void cancel_vcpu(struct vcpu *v, pthread_t thread) {
+    if (v->runner != (u64)thread) return;
+    __atomic_store_n(&v->cancelled, 1, __ATOMIC_SEQ_CST);
+    v->stop_wanted = 1;
+    if (v->engine) v->stop_engine(v->engine);
+    kvm_wake(v);
+}
+
 static void start(struct vcpu *v) {
     void **top = (void **)((char *)v->stack + STACK_BYTES - 64);
     *--top = 0; /* nobody called */
@@ -380,8 +397,9 @@ static int run(struct vcpu *v) {
     sigset_t mask, before;
     if (v->run[1]) return return_at_once(v);
     v->stop_wanted = 0;
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     enter_run(v);
+    if (v->cancelled) v->stop_wanted = 1;
     if (v->has_mask) {
         memset(&mask, 0, sizeof mask);
         memcpy(&mask, &v->signal_mask, sizeof v->signal_mask);
@@ -399,7 +417,7 @@ static int run(struct vcpu *v) {
     return -1;
 }
 
-int run_vcpu(struct vcpu *v) {
+static int run_uncancelled(struct vcpu *v) {
     static _Thread_local u64 thread;
     if (!thread) thread = syscall(SYS_gettid);
     current_vcpu = v, v->thread = thread;
@@ -407,6 +425,23 @@ int run_vcpu(struct vcpu *v) {
     errno = python_before_run ? python_before_run(v) : 0;
     int result = errno ? -1 : run(v), saved = errno;
     if (python_after_run) python_after_run(v, result < 0 ? -saved : result);
+    errno = saved;
+    return result;
+}
+
+/* A thread may be cancelled, or ended by a handler, behind KVM_RUN only. */
+int run_vcpu(struct vcpu *v) {
+    struct cancellation before = forbid_cancel();
+    if (v->runner != (u64)pthread_self()) {
+        v->runner = (u64)pthread_self();
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        allow_cancel(before); /* pthread_cancel that did not see this yet */
+        forbid_cancel();
+    }
+    int result = run_uncancelled(v), saved = errno;
+    v->cancelled = 0;
+    allow_cancel(before);
+    handle_kept_signals();
     errno = saved;
     return result;
 }
