@@ -36,9 +36,9 @@ class RunMatrix(Protocol):
 
 def children(pid: int) -> Iterator[int]:
     """Processes that any thread of a process started, and theirs."""
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it ended
-            for child in map(int, thread.read_text().split()):
+    with contextlib.suppress(OSError):  # it ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (thread / "children").read_text().split()):
                 yield child
                 yield from children(child)
 

@@ -45,6 +45,7 @@ def test_random_ioctls_give_an_errno_and_never_a_crash(run_vmm: Vmm) -> None:
 
 def test_vms_that_are_gone_leave_no_descriptor_thread_or_mapping(run_vmm: Vmm) -> None:
     ran = run_vmm("lives_and_deaths", "40")
+    assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert lines[0] == "version of the copy 12"
     assert lines[1] == "more descriptors 0 threads 0 mappings few"

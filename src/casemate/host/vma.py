@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 
 from casemate.errors import HostError
 
@@ -18,7 +19,7 @@ def hold_maps() -> None:
     _held[os.getpid()] = os.open(_MAPS, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _mappings() -> Iterator[bytes]:
+def _mappings() -> Generator[bytes, None, None]:
     """A line for each, by address, read as far as they are asked for. Raises HostError where there is no /proc."""
     held = _held.get(os.getpid())
     try:
@@ -48,15 +49,16 @@ def is_readable(hva: int, size: int) -> bool:
 
 def _is_mapped(hva: int, size: int, permissions: bytes) -> bool:
     end = hva + size
-    for line in _mappings():
-        start_text, _, rest = line.partition(b"-")
-        end_text, _, found = rest.partition(b" ")
-        vma_end = int(end_text, 16)
-        if vma_end <= hva:
-            continue
-        if int(start_text, 16) > hva or not found.startswith(permissions):
-            return False
-        if vma_end >= end:
-            return True
-        hva = vma_end
+    with closing(_mappings()) as lines:
+        for line in lines:
+            start_text, _, rest = line.partition(b"-")
+            end_text, _, found = rest.partition(b" ")
+            vma_end = int(end_text, 16)
+            if vma_end <= hva:
+                continue
+            if int(start_text, 16) > hva or not found.startswith(permissions):
+                return False
+            if vma_end >= end:
+                return True
+            hva = vma_end
     return False

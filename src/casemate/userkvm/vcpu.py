@@ -105,6 +105,7 @@ class Vcpu(VcpuMsrs):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.model.on_hypercall = self._hypercall
+        self.model.exits_on_hlt = isinstance(chips, NoIrqchip)
         vm.inside.others_wait = model.others_wait_at
         self._engine = self.model.engine
         self._state = CpuState(self._engine)
@@ -160,8 +161,12 @@ class Vcpu(VcpuMsrs):
         self._engine.kick()
         self._library.kvm_wake(self.address)
 
+    def leave_engine(self) -> None:
+        """Have no signal stop the engine any more: the model closes it."""
+        self.record.engine = 0
+
     def close(self) -> None:
-        """Give the library's part back; the model's is the VM's."""
+        """Give the library's part back, once the model's threads are gone; the model's is the VM's."""
         self._library.kvm_free_vcpu(self.address)
 
     # The coroutine.

@@ -165,9 +165,11 @@ class Vm(VmMemory):
         if self._stats_fd is not None:
             os.close(self._stats_fd)
         for vcpu in self.vcpus.values():
-            vcpu.close()
+            vcpu.leave_engine()
         if self.model is not None:
             self.model.close()
+        for vcpu in self.vcpus.values():
+            vcpu.close()
 
     def say(self, text: str) -> None:
         """Tell the user."""

@@ -135,6 +135,8 @@ class ModelVcpu:
         self._was_inited = self._may_pass_hold = self._was_started = False
         self.on_hypercall: Callable[[int, int], int] = hypercalls.answer
         """Number and privilege level to what RAX gets."""
+        self.exits_on_hlt = False
+        """Who waits for interrupts is the monitor, which has all of the controllers."""
         self.patches_vmcall = False
         """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
@@ -426,7 +428,7 @@ class ModelVcpu:
         if self._has_event():
             return
         takes_interrupts = self._takes_interrupts()
-        if self._interrupts is not None and self._lapic is None:
+        if self.exits_on_hlt:
             self._exit = Hlt(takes_interrupts)
         elif takes_interrupts:
             self.activity = Activity.HALTED
