@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from casemate.api.firmware import find_firmware
 from casemate.api.variables import lead_to_shell
 from casemate.cli.state_folder import state_folder
 from casemate.devices.flash.file import copy_template
 from casemate.errors import HostError, SpecError
-from casemate.firmware.descriptors import find_firmware, firmware_roots
-from casemate.firmware.image import FirmwareImage
-from casemate.firmware.sec_core import unfit_for_sev_es
 
 
 def installed_flash(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """Code and variables: the newest installed pair, and variables from its template. Raises UnsupportedError."""
-    pair = find_firmware(firmware_roots(os.environ), _unfit(args.guest))
+    pair = find_firmware(args.guest)
     if args.verbose:
         print(f"casemate: firmware: {pair.why}", file=sys.stderr)
         for reason in pair.skipped:
@@ -43,13 +39,6 @@ def flash_from_template(args: argparse.Namespace) -> tuple[Path, Path]:
     variables: Path = args.vars or _kept_variables(args, args.code)
     _copy_once(args.vars_template, variables)
     return args.code, variables
-
-
-def _unfit(guest: str) -> Callable[[Path], str | None]:
-    if guest != "sev-es":
-        return lambda code: None
-
-    return lambda code: unfit_for_sev_es(FirmwareImage.load(code))
 
 
 def _kept_variables(args: argparse.Namespace, code: Path) -> Path:

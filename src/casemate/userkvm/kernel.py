@@ -16,7 +16,7 @@ from casemate.abi.kvm.vm_types import VmType
 from casemate.files import write_file
 from casemate.host import vma
 from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.model.cpu.unicorn_api import library as engine_library
+from casemate.host.model.cpu.unicorn_api import host_ticks
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import Certificates
@@ -45,7 +45,7 @@ class Kernel:
         """Whether code that a monitor rewrites is seen by its guest; else userfaultfd(2) is forbidden here."""
         self.faults = FaultPlan(faults)
         self._numbers = itertools.count(1)
-        self._started = monotonic_ns(), engine_library.cpu_get_ticks_x86_64()
+        self._started = monotonic_ns(), host_ticks()
 
     @cached_property
     def platform(self) -> ModelPlatform:
@@ -85,7 +85,7 @@ class Kernel:
 
     def tsc_khz(self) -> int:
         """Of the host's time-stamp counter, as seen since the start."""
-        ticks = engine_library.cpu_get_ticks_x86_64() - self._started[1]
+        ticks = host_ticks() - self._started[1]
         return int(ticks * (NANOSECONDS // 1000) // max(monotonic_ns() - self._started[0], 1))
 
 

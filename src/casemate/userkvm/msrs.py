@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from casemate.abi.x86 import msr
 from casemate.host.model.cpu.hooks import EngineHooks
+from casemate.host.model.cpu.unicorn_api import host_ticks
 from casemate.userkvm.cpuid import CLOCK, CLOCK2
 from casemate.userkvm.pv_clock import SYSTEM_TIME_MSRS, WALL_CLOCK_MSRS
 
@@ -34,7 +35,7 @@ class KeptMsrs:
         """The guest may read PLATFORM_INFO (KVM_CAP_MSR_PLATFORM_INFO)."""
         self.features = 0
         """Paravirtual ones that CPUID offers."""
-        self.tsc_offset = -hooks.ticks()
+        self.tsc_offset = -host_ticks()
 
     def __contains__(self, index: int) -> bool:
         return index in self._values
@@ -53,7 +54,7 @@ class KeptMsrs:
         if by_guest and self._is_hidden(index):
             return None
         if index == msr.TSC:
-            return (self._hooks.ticks() + self.tsc_offset) & _64_BITS
+            return (host_ticks() + self.tsc_offset) & _64_BITS
         return self._values[index]
 
     def write(self, index: int, value: int, *, by_guest: bool = False) -> bool:
@@ -63,7 +64,7 @@ class KeptMsrs:
                 return False
             value &= _HWCR_KEPT
         elif index == msr.TSC:
-            delta = value - ((self._hooks.ticks() + self.tsc_offset) & _64_BITS)
+            delta = value - ((host_ticks() + self.tsc_offset) & _64_BITS)
             self.tsc_offset += delta
             if by_guest:
                 self._values[TSC_ADJUST] = (self._values[TSC_ADJUST] + delta) & _64_BITS

@@ -9,7 +9,7 @@ import struct
 from time import time_ns
 
 from casemate.host.clock import NANOSECONDS
-from casemate.host.model.cpu.unicorn_api import library as engine_library
+from casemate.host.model.cpu.unicorn_api import host_ticks
 
 SYSTEM_TIME_MSRS, WALL_CLOCK_MSRS = (0x12, 0x4B564D01), (0x11, 0x4B564D00)
 """Of KVM_FEATURE_CLOCKSOURCE and _CLOCKSOURCE2."""
@@ -30,11 +30,6 @@ def scale_of(khz: int) -> tuple[int, int]:
     while rate <= NANOSECONDS:
         rate, shift = rate << 1, shift + 1
     return shift, (NANOSECONDS << 32) // rate
-
-
-def host_ticks() -> int:
-    """The host's time-stamp counter."""
-    return int(engine_library.cpu_get_ticks_x86_64())
 
 
 class VmClock:

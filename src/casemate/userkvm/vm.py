@@ -47,6 +47,7 @@ from casemate.host.exits import (
     VmExit,
 )
 from casemate.host.model.cpu.cpuid import C_BIT
+from casemate.host.model.cpu.unicorn_api import host_ticks
 from casemate.host.model.vm import MAX_VCPUS, ModelVm
 from casemate.host.secure_processor import SevSetup
 from casemate.userkvm.capabilities import (
@@ -62,7 +63,7 @@ from casemate.userkvm.irqchip import Irqchip, Message, Pin, Route, default_route
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.legacy_chips import LegacyChips
 from casemate.userkvm.library import Kind, load
-from casemate.userkvm.pv_clock import VmClock, host_ticks
+from casemate.userkvm.pv_clock import VmClock
 from casemate.userkvm.split_irqchip import SplitIrqchip
 from casemate.userkvm.stats import VM_STATS, make_file, open_stats
 from casemate.userkvm.table import Refused, answers, copy_in, copy_out

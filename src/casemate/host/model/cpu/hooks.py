@@ -41,7 +41,7 @@ from casemate.host.model.cpu.records import (
     RamRecord,
     TakePrograms,
 )
-from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, library
+from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, host_ticks, library
 
 REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT = 0x2600, 0x2601, 0x2603
 """Pseudo exceptions: a write that was undone, an access of an SNP guest that needs a page shared, IN or OUT undone,
@@ -67,8 +67,6 @@ _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
 """What ``EngineHooks.run`` returns when the engine gave up; it can be used for nothing any more."""
-
-library.cpu_get_ticks_x86_64.restype = c_uint64
 
 
 class Callbacks(NamedTuple):
@@ -199,7 +197,7 @@ class EngineHooks:
         self._code_base = c_uint64.from_address(env + _ENV_CS + 8)
         self._own_priority = c_uint8.from_address(env + _ENV_TPR)
         self._tsc_offset = c_uint64.from_address(env + _ENV_TSC_OFFSET)
-        self._started, self._started_ticks = monotonic_ns(), library.cpu_get_ticks_x86_64()
+        self._started, self._started_ticks = monotonic_ns(), host_ticks()
         with _lock:
             # Leave translated code at the start of blocks only: else uc_emu_stop would have an instruction run twice.
             c_uint8.from_address(engine + _ENGINE_NO_EXIT_REQUEST).value = 1
@@ -247,10 +245,6 @@ class EngineHooks:
             return 0
 
         self.record.on_msr = MsrAnswer(on_msr)
-
-    def ticks(self) -> int:
-        """The host's time-stamp counter."""
-        return int(library.cpu_get_ticks_x86_64())
 
     @property
     def tsc_offset(self) -> int:
@@ -373,7 +367,7 @@ class EngineHooks:
 
     def programs(self, count: int) -> list[FlashProgram]:
         """The programs that were noted."""
-        now, seconds = library.cpu_get_ticks_x86_64(), self.nanoseconds_per_tick() / NANOSECONDS
+        now, seconds = host_ticks(), self.nanoseconds_per_tick() / NANOSECONDS
         return [
             FlashProgram(row.offset, row.size, row.value, (now - row.ticks) * seconds)
             for row in self.record.flash.log[:count]
@@ -442,18 +436,18 @@ class EngineHooks:
 
     def read_tsc(self) -> int:
         """What the guest's RDTSC says now."""
-        ticks: int = library.cpu_get_ticks_x86_64()
+        ticks = host_ticks()
         return ticks + self._tsc_offset.value & (1 << 64) - 1
 
     def nanoseconds_per_tick(self) -> float:
         """By the ticks since this was made."""
-        ticks: int = library.cpu_get_ticks_x86_64() - self._started_ticks
+        ticks = host_ticks() - self._started_ticks
         return (monotonic_ns() - self._started) / max(ticks, 1)
 
     def advance_tsc(self, nanoseconds: int) -> None:
         """Move the time-stamp counter forward, which else goes as the host's."""
         elapsed = monotonic_ns() - self._started
-        ticks = library.cpu_get_ticks_x86_64() - self._started_ticks
+        ticks = host_ticks() - self._started_ticks
         self._tsc_offset.value += nanoseconds * ticks // max(elapsed, 1)
 
     def reset_delivery(self) -> None:

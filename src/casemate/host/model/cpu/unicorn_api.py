@@ -36,6 +36,12 @@ reg_read_batch = _declare("uc_reg_read_batch", c_void_p, c_void_p, c_void_p, c_i
 reg_write_batch = _declare("uc_reg_write_batch", c_void_p, c_void_p, c_void_p, c_int)
 strerror = library.uc_strerror
 strerror.restype = ctypes.c_char_p
+library.cpu_get_ticks_x86_64.restype = c_uint64
+
+
+def host_ticks() -> int:
+    """The host's time-stamp counter, as the engine reads it for RDTSC."""
+    return int(library.cpu_get_ticks_x86_64())
 
 
 class RegisterBatch:
