@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from casemate.abi.kvm.structs import Regs, Sregs
@@ -72,3 +75,24 @@ def test_push_is_found_although_it_moved_its_pointer() -> None:
 def test_value_of_a_plain_mov(code: str, size: int, value: int | None) -> None:
     targets = list(write_targets(bytes.fromhex(code), 64, registers(), Sregs()))
     assert [(target.gva, target.size, target.value) for target in targets] == [(TARGET, size, value)]
+
+
+_ALONE = """
+import sys
+from casemate.host.decoder import Decoder
+assert "iced_x86.Code" not in sys.modules and "iced_x86" not in sys.modules
+import iced_x86
+assert iced_x86.Decoder is Decoder and iced_x86.Code.NOPD and iced_x86.Mnemonic.MOV
+"""
+_AFTER = """
+import iced_x86
+from casemate.host import decoder
+assert iced_x86.Decoder is decoder.Decoder and iced_x86.Mnemonic.MOV == decoder.MOV
+"""
+
+
+@pytest.mark.parametrize("program", [_ALONE, _AFTER])
+def test_the_decoder_is_loaded_without_the_names_of_its_package_which_can_be_loaded_before_and_after(
+    program: str,
+) -> None:
+    subprocess.run([sys.executable, "-c", program], check=True)

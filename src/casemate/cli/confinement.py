@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +16,7 @@ if TYPE_CHECKING:
 
 _LOADED_BEFORE = (
     "hashlib",
-    "encodings.ascii",
-    "encodings.latin_1",
     "encodings.utf_16_le",
-    "iced_x86",
     "casemate.host.write_target",
 )
 """What a running guest may cause to be loaded, and no module can be loaded inside."""
@@ -40,22 +35,17 @@ class Confinement:
             *(["textwrap"] if sys.stderr.isatty() else ()),
         ]
         self._broker: Broker | None = None
-        self._loading: threading.Thread | None = None
         if self._wanted and (self._reports or sockets):
             from casemate.cli.broker import Broker  # loads multiprocessing, and most runs need none
 
             self._broker = Broker(self._reports, sockets)
-        if self._wanted:
-            # A head start, while KVM lets its caller wait for a VM.
-            self._loading = threading.Thread(target=self._load_early, name="casemate-loading")
-            self._loading.start()
 
     def enter(self) -> dict[str, Any] | None:
         """Give up what the run does not need; returns what is in force, None without a sandbox."""
         if not self._wanted:
             return None
-        self._loaded()
-        self._load()
+        for name in self._needed:
+            importlib.import_module(name)
         vma.hold_maps()
         if self._broker:
             self._broker.sockets_are_made()
@@ -71,18 +61,5 @@ class Confinement:
 
     def close(self) -> None:
         """Nothing is left to do."""
-        self._loaded()
         if self._broker:
             self._broker.close()
-
-    def _loaded(self) -> None:
-        if self._loading is not None:
-            self._loading.join()
-
-    def _load(self) -> None:
-        for name in self._needed:
-            importlib.import_module(name)
-
-    def _load_early(self) -> None:
-        with suppress(Exception):  # who needs it hears of it
-            self._load()

@@ -6,24 +6,25 @@ KVM says no address with EFAULT; and what it does about a write depends on what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from iced_x86 import (
+from casemate.abi.kvm.structs import Regs, Segment, Sregs
+from casemate.host.decoder import (
+    MOV,
     CodeSize,
     Decoder,
     Instruction,
     InstructionInfoFactory,
     MemorySizeExt,
-    Mnemonic,
     OpAccess,
     OpKind,
     Register,
-    Register_,
     RegisterExt,
     UsedMemory,
 )
 
-from casemate.abi.kvm.structs import Regs, Segment, Sregs
+if TYPE_CHECKING:
+    from iced_x86 import Register_
 
 _LOADS = (OpAccess.READ, OpAccess.COND_READ)
 _STORES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
@@ -75,7 +76,7 @@ def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> I
 
 
 def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
-    if instruction.mnemonic != Mnemonic.MOV or instruction.op0_kind != OpKind.MEMORY:
+    if instruction.mnemonic != MOV or instruction.op0_kind != OpKind.MEMORY:
         return None
     if instruction.op1_kind != OpKind.REGISTER:
         return instruction.immediate(1) & (1 << 8 * size) - 1

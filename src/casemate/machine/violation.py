@@ -87,7 +87,7 @@ def describe(machine: Machine, violation: Violation) -> str:
 
 def instruction_text(machine: Machine, rip: int | None = None) -> str | None:
     """The instruction at ``rip``, or that the vCPU stands on; None where nobody can know."""
-    from iced_x86 import Decoder, Formatter, FormatterSyntax
+    from casemate.host.decoder import Decoder, Formatter, FormatterSyntax
 
     found = machine.vcpus.current.code_at_rip(rip)
     if found is None:
@@ -120,7 +120,7 @@ def _suspects(machine: Machine) -> str:
 
 
 def _plain_write_length(machine: Machine) -> int | None:
-    from iced_x86 import Decoder, Mnemonic, OpKind
+    from casemate.host.decoder import MOV, Decoder, OpKind
 
     found = machine.vcpus.current.code_at_rip()
     if found is None:
@@ -128,5 +128,5 @@ def _plain_write_length(machine: Machine) -> int | None:
     code, bits = found
     instruction = Decoder(bits, code).decode()
     # MOV to memory has no other effect; anything else (XCHG, string, read-modify-write) would have half happened.
-    plain = instruction.mnemonic == Mnemonic.MOV and instruction.op0_kind == OpKind.MEMORY
+    plain = instruction.mnemonic == MOV and instruction.op0_kind == OpKind.MEMORY
     return instruction.len if plain else None
