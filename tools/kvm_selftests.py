@@ -25,11 +25,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.page_table import PageTable
 from tools.roots.make import cache_folder
 
 CHECKOUT = Path(__file__).parents[1]
-PAGE = CHECKOUT / "docs" / "design" / "kvm-selftests.md"
-BEGIN, END = "<!-- table: python -m tools.kvm_selftests --write -->\n", "<!-- end of table -->\n"
+PLACE = PageTable(CHECKOUT / "docs" / "design" / "kvm-selftests.md", "kvm_selftests")
 PACKAGE = "linux-source-6.12"
 LIMIT = 120
 """Seconds for each program."""
@@ -224,7 +224,7 @@ def rows_of(outcomes: Iterable[Outcome]) -> dict[str, str]:
 
 def page_rows() -> dict[str, str]:
     """The rows of the page."""
-    shown = PAGE.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
+    shown = PLACE.shown()
     return {
         row[2]: row[1]
         for row in re.finditer(r"^(\| (\w+) \| (?:pass|skip|fail) \|.*\n)", shown, re.MULTILINE)
@@ -233,14 +233,8 @@ def page_rows() -> dict[str, str]:
 
 def page_results() -> dict[str, str]:
     """What the page says of each program."""
-    shown = PAGE.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
+    shown = PLACE.shown()
     return dict(re.findall(r"^\| (\w+) \| (pass|skip|fail) \|", shown, re.MULTILINE))
-
-
-def with_table(page: str, text: str) -> str:
-    """The page with another table."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
 
 
 def main() -> int:
@@ -248,7 +242,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PLACE.page.name}")
     parser.add_argument("names", metavar="NAME", nargs="*", help="programs to run; all if none is given")
     args = parser.parse_args()
     try:
@@ -272,7 +266,7 @@ def main() -> int:
     rows = rows_of(outcomes)
     if args.write:
         rows = page_rows() | rows if args.names else rows
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), table(rows)), "utf-8")
+        PLACE.write(table(rows))
     if not args.names:
         print(table(rows), end="")
     return 0 if is_as_said else 1

@@ -23,12 +23,12 @@ from pathlib import Path
 
 from casemate import GuestKind, measure
 from casemate.digest.sev_init import SevInit
+from tools.page_table import PageTable
 from tools.rooted_qemu import CHECKOUT, RUN, CannotError, Outcome, launch, require, tree
 from tools.seed_table import BOOTED
 
 EXPECTED = Path(__file__).with_suffix(".toml")
-PAGE = CHECKOUT / "docs" / "design" / "qemu-matrix.md"
-BEGIN, END = "<!-- table: python -m tools.qemu_matrix --write -->\n", "<!-- end of table -->\n"
+PLACE = PageTable(CHECKOUT / "docs" / "design" / "qemu-matrix.md", "qemu_matrix")
 LIMIT = 240
 """Seconds after which a guest is taken to hang."""
 _CPU = "EPYC"
@@ -155,12 +155,6 @@ def table(expected: Iterable[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(page: str, text: str) -> str:
-    """The page with another table."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
-
-
 def judge(wanted: Iterable[Cell]) -> Mapping[Cell, list[str]]:
     """Run them one after the other, and tell; those that this host cannot run are left out."""
     found: dict[Cell, list[str]] = {}
@@ -193,7 +187,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="ten cells alone")
     parser.add_argument("--root", help="cells of this root alone")
     parser.add_argument("--guest", help="cells of this guest alone")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} if all is as expected")
+    parser.add_argument("--write", action="store_true", help=f"write {PLACE.page.name} if all is as expected")
     args = parser.parse_args()
     wanted = [
         cell
@@ -204,7 +198,7 @@ def main() -> int:
     failed = sum(1 for faults in found.values() if faults)
     print(f"{len(found)} cells run, {failed} not as expected, {len(wanted) - len(found)} skipped")
     if args.write and not failed:
-        PAGE.write_text(with_table(PAGE.read_text("utf-8"), table(cells())), "utf-8")
+        PLACE.write(table(cells()))
     return int(bool(failed))
 
 

@@ -11,7 +11,6 @@ of the root disk-trixie (./dev roots make NAME). Exit code: 0 all is well, 1 one
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,14 +18,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from casemate.testing.linux_init import initramfs
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from support.threads import CannotBuildError, threaded_initrd
+
+from tools.page_table import PageTable
 from tools.rooted_qemu import CHECKOUT, RUN, CannotError, launch, tree
 from tools.roots.make import is_made, root_folder
 from tools.roots.recipes import RECIPES
 
-PAGE = CHECKOUT / "docs" / "guide" / "kvm.md"
-BEGIN, END = "<!-- table: python -m tools.qemu_smp --write -->\n", "<!-- end of table -->\n"
-THREADS = CHECKOUT / "tests" / "boot" / "threads.c"
+PLACE = PageTable(CHECKOUT / "docs" / "guide" / "kvm.md", "qemu_smp")
 ROOTS = "bookworm-full", "trixie-full", "sid-full"
 SYSTEMS = {"OVMF": "Shell>", "Linux": "ALL IS WELL"}
 """What is booted, and what it says when it is there."""
@@ -71,18 +72,16 @@ def boots() -> Iterator[Boot]:
 
 def files(kernel: Path, folder: Path) -> Mapping[str, Path | bytes]:
     """What the boots need; ``folder`` is for what is compiled. Raises CannotError."""
-    program = folder / "init"
     try:
-        command = ["gcc", "-O1", "-static", "-pthread", "-o", str(program), str(THREADS)]
-        subprocess.run(command, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise CannotError(f"no program for the guest: {error}; install gcc and libc6-dev") from None
+        initrd = threaded_initrd(folder)
+    except CannotBuildError as error:
+        raise CannotError(f"{error}; install gcc and libc6-dev") from None
     return {
         "code.fd": _SHARE / "OVMF/OVMF_CODE_4M.fd",
         "vars.fd": _SHARE / "OVMF/OVMF_VARS_4M.fd",
         "bios.fd": _SHARE / "ovmf/OVMF.fd",
         "kernel": kernel,
-        "initrd": initramfs(program.read_bytes()),
+        "initrd": initrd,
     }
 
 
@@ -133,7 +132,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("only", nargs="*", help="roots, kinds of guest, OVMF or Linux, numbers of vCPUs")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PLACE.page.name}")
     args = parser.parse_args()
     only = set(args.only)
     known = {f"{word}" for boot in boots() for word in boot}
@@ -152,8 +151,7 @@ def main() -> int:
         return 5
     print(table(results))
     if args.write:
-        before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n" + table(results) + "\n" + END + rest.partition(END)[2], "utf-8")
+        PLACE.write(table(results))
     return int(any(results.values()))
 
 

@@ -26,13 +26,13 @@ from pathlib import Path
 from casemate import GuestKind, measure
 from casemate.digest.sev_init import SevInit
 from casemate.testing.linux_init import initramfs, printing_init
+from tools.page_table import PageTable
 from tools.rooted_qemu import CHECKOUT, RUN, CannotError, Outcome, launch, require, tree
 from tools.roots.make import is_made, root_folder
 from tools.roots.recipes import RECIPES
 
-PAGE = CHECKOUT / "docs" / "tutorial-seed.md"
-BEGIN, END = "<!-- table: python -m tools.seed_table --write -->\n", "<!-- end of table -->\n"
-VMM_BEGIN, VMM_END = "<!-- vmm table: python -m tools.seed_table --write -->\n", "<!-- end of vmm table -->\n"
+PLACE = PageTable(CHECKOUT / "docs" / "tutorial-seed.md", "seed_table")
+VMM_PLACE = PLACE._replace(name="vmm table")
 VMM = CHECKOUT / "tests" / "userkvm" / "vmm.c"
 REFUSAL = "qemu-system-x86_64: pflash with kvm requires KVM readonly memory support"
 """What QEMU 10 says, as a line of its own, before it exits with 1."""
@@ -247,12 +247,6 @@ def vmm_table(outcomes: Mapping[Version, Seen]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def with_table(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
-    """The page with another table."""
-    before, _, rest = page.partition(begin)
-    return before + begin + "\n" + text + "\n" + end + rest.partition(end)[2]
-
-
 def _tell(name: str, faults: Iterable[str], started: float) -> None:
     seconds = time.monotonic() - started
     print(f"{name}: {'; '.join(faults) or 'as expected'} ({seconds:.0f} s)", file=sys.stderr)
@@ -263,7 +257,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PLACE.page.name}")
     parser.add_argument("--root", default=_ROOT, help=f"whose QEMU and OVMF (default {_ROOT})")
     args = parser.parse_args()
     if args.write and args.root != _ROOT:
@@ -293,8 +287,8 @@ def main() -> int:
         return 1
     texts = table(outcomes), vmm_table(judged)
     if args.write:
-        page = with_table(PAGE.read_text("utf-8"), texts[0])
-        PAGE.write_text(with_table(page, texts[1], VMM_BEGIN, VMM_END), "utf-8")
+        PLACE.write(texts[0])
+        VMM_PLACE.write(texts[1])
     print("\n".join(texts), end="")
     return 0
 

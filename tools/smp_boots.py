@@ -17,10 +17,8 @@ from time import monotonic
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from support.firmware_images import require_image, require_kernel
+from support.threads import CannotBuildError, threaded_initrd
 
-from casemate.testing.linux_init import initramfs
-
-THREADS = Path(__file__).parents[1] / "tests" / "boot" / "threads.c"
 APPEND = "console=ttyS0 panic=-1 loglevel=5"
 
 
@@ -77,9 +75,11 @@ def main() -> int:
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = ["gcc", "-O1", "-static", "-pthread", "-o", str(folder / "init"), str(THREADS)]
-        subprocess.run(command, check=True)
-        (folder / "initrd").write_bytes(initramfs((folder / "init").read_bytes()))
+        try:
+            (folder / "initrd").write_bytes(threaded_initrd(folder))
+        except CannotBuildError as error:
+            print(f"smp_boots: error: {error}", file=sys.stderr)
+            return 5
         for number in range(options.boots):
             for kind, words in kinds(folder).items():
                 started = monotonic()

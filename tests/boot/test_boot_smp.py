@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.booting import BootCli
 from support.firmware_images import require_image, require_kernel
-
-from casemate.testing.linux_init import initramfs
+from support.threads import CannotBuildError, threaded_initrd
 
 pytestmark = pytest.mark.boot
 
@@ -21,22 +18,11 @@ APPEND = "console=ttyS0 panic=-1 quiet"
 
 @pytest.fixture(scope="module")
 def threads_initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc to build the threaded program with")
     folder = tmp_path_factory.mktemp("threads")
-    command: list[str | Path] = [
-        "gcc",
-        "-O1",
-        "-static",
-        "-pthread",
-        "-o",
-        folder / "init",
-        Path(__file__).with_name("threads.c"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"gcc builds no static program here: {done.stderr.strip().splitlines()[-1]}")
-    (folder / "initrd").write_bytes(initramfs((folder / "init").read_bytes()))
+    try:
+        (folder / "initrd").write_bytes(threaded_initrd(folder))
+    except CannotBuildError as error:
+        pytest.skip(str(error))
     return folder / "initrd"
 
 

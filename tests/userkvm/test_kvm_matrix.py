@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tools.qemu_matrix import BEGIN, END, PAGE, Cell, cells, run, short, table, with_table
+from tools.qemu_matrix import PLACE, Cell, cells, run, short, table
 from tools.rooted_qemu import CannotError, Outcome
 from tools.seed_table import BOOTED
 
@@ -51,7 +51,4 @@ def test_a_refusal_that_is_none_and_a_boot_of_another_type_are_noticed(
 
 
 def test_the_page_has_the_table_of_what_is_expected() -> None:
-    page = PAGE.read_text("utf-8")
-    assert BEGIN in page
-    assert END in page
-    assert with_table(page, table(cells())) == page
+    assert PLACE.shown() == table(cells())

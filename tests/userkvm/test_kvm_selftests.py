@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from casemate import native
 from tools.kvm_selftests import (
-    BEGIN,
-    END,
-    PAGE,
+    PLACE,
     Outcome,
     find_programs,
     page_results,
@@ -18,7 +14,6 @@ from tools.kvm_selftests import (
     rows_of,
     run,
     table,
-    with_table,
 )
 
 QUICK = (
@@ -88,17 +83,10 @@ def test_what_is_left_out_on_purpose_is_counted_apart() -> None:
     assert "| pmu_counters_test | fail | PMU is left out: exit code 254 |" in text
 
 
-def test_the_table_replaces_the_one_before(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}after\n")
-    assert with_table(page.read_text(), "new\n") == f"before\n{BEGIN}\nnew\n\n{END}after\n"
-    assert PAGE.read_text("utf-8").count(BEGIN) == 1
-
-
 def test_a_program_that_is_run_again_gets_its_row_and_the_others_keep_theirs() -> None:
     rows = page_rows()
     assert list(rows) == list(page_results())
     again = rows | rows_of([Outcome("cpuid_test", 1, 1.0, "")])
     assert list(again) == list(rows)
     assert again["cpuid_test"].startswith("| cpuid_test | fail |")
-    assert with_table(PAGE.read_text("utf-8"), table(rows)) == PAGE.read_text("utf-8")
+    assert PLACE.shown() == table(rows)
