@@ -25,6 +25,7 @@ BENCHES = [
         "confidential",
         "linux",
         "kvm",
+        "vmm",
         "evidence",
         "sandbox",
         "matrix",

@@ -28,6 +28,8 @@ class Watched:
     peak_memory: float
     pss: float
     """MiB at the end, pages that are mapped twice counted once."""
+    cpu: float
+    """Seconds of all its threads."""
 
 
 def watch(command: Sequence[str], texts: Sequence[bytes], timeout: float) -> Watched:
@@ -56,7 +58,8 @@ def watch(command: Sequence[str], texts: Sequence[bytes], timeout: float) -> Wat
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             pipe.close()
-    return Watched(first_byte - start, tuple(at - start for at in seen), usage.ru_maxrss / 1024, pss)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Watched(first_byte - start, tuple(at - start for at in seen), usage.ru_maxrss / 1024, pss, cpu)
 
 
 def _proportional(pid: int) -> float:

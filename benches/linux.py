@@ -52,11 +52,15 @@ def commands(kernel: Path, initrd: Path) -> dict[str, list[str]]:
     return found | {f"casemate, {count} vCPUs": [*casemate, "--cpus", f"{count}"] for count in _VCPUS}
 
 
-def find_kernels() -> list[Path]:
-    """Debian's cloud kernels: where firmware is looked for, and where ./dev test puts them."""
+def roots() -> list[Path]:
+    """Where firmware is looked for, and where ./dev test puts what it fetches."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "casemate" / "firmware"
-    roots = sorted({root.resolve() for root in (*firmware_roots(os.environ), *cache.glob("*/"))})
-    return [path for root in roots for path in sorted(root.glob("boot/vmlinuz-*cloud-amd64"))]
+    return sorted({root.resolve() for root in (*firmware_roots(os.environ), *cache.glob("*/"))})
+
+
+def find_kernels() -> list[Path]:
+    """Debian's cloud kernels."""
+    return [path for root in roots() for path in sorted(root.glob("boot/vmlinuz-*cloud-amd64"))]
 
 
 def tables(runs: int) -> list[Table]:
