@@ -5,8 +5,10 @@ All calls hold one lock, for interrupts come from any thread of the monitor.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
+from ctypes import c_uint8
 from typing import NamedTuple
 
 from casemate.abi.kvm.structs import IRQCHIP_IOAPIC, IRQCHIP_PIC_MASTER, IRQCHIP_PIC_SLAVE, IoapicStateStruct
@@ -65,7 +67,18 @@ class Irqchip:
         self._port61 = Port61(clock, self.pit)
         self._controller = PcInterrupts(clock, self.lapic, self.pic, self.pit, self.ioapic, is_pc=False)
         self._ports: dict[int, tuple[PortIo, int]] = {}
+        self._is_low: ctypes.Array[c_uint8] | None = None
+        """Lines that are known to be low: a monitor that lowers them again is answered by the library."""
         self.executing = 0
+
+    def show_lines(self, inside: Inside) -> None:
+        """Tell the library which lines are low."""
+        self._is_low = inside.is_low
+
+    def forget_lines(self) -> None:
+        """Something else than a monitor that drives them changed what they do."""
+        if self._is_low is not None:
+            self._is_low[:] = [0] * len(self._is_low)
 
     def place(self, inside: Inside, *, has_pit: bool) -> None:
         """Serve the controllers' registers without leaving KVM_RUN."""
@@ -138,6 +151,8 @@ class Irqchip:
         if found is None:
             return False
         with self.lock:
+            if found[0] is self.pic.elcr:
+                self.forget_lines()
             return found[0].write_port(found[1], size, value)
 
     def chip_at(self, gpa: int, number: int = 0) -> Lapic | Ioapic | None:
@@ -154,6 +169,8 @@ class Irqchip:
         with self.lock:
             for route in self.routes.get(gsi, ()):
                 self._drive(route, level)
+            if self._is_low is not None and gsi < len(self._is_low):
+                self._is_low[gsi] = not level
         self._kick_if_pending()
 
     def deliver(self, message: Message) -> bool:
@@ -175,6 +192,7 @@ class Irqchip:
         with self.lock:
             for device in (self.pic, self.pit, self._port61):
                 device.reset()
+            self.forget_lines()
 
     def ioapic_state(self) -> IoapicStateStruct:
         """As KVM_GET_IRQCHIP has it."""
@@ -188,6 +206,7 @@ class Irqchip:
         """As KVM_SET_IRQCHIP gives it."""
         with self.lock:
             self.ioapic.load(IoapicState(state.ioregsel & 0xFF, state.id, state.irr, tuple(state.redirtbl)))
+            self.forget_lines()
         self._kick_if_pending()
 
     def load_lapic(self, page: bytes, number: int) -> None:

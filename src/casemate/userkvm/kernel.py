@@ -44,6 +44,8 @@ class Kernel:
         self.watches_code = not load().kvm_watch_code()
         """Whether code that a monitor rewrites is seen by its guest; else userfaultfd(2) is forbidden here."""
         self.faults = FaultPlan(faults)
+        self.sees_all_calls = bool(self.faults.calls)
+        """Every ioctl is answered here, the library answers none by itself: some are to fail, or all are logged."""
         self._numbers = itertools.count(1)
         self._started = monotonic_ns(), host_ticks()
 

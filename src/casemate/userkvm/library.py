@@ -14,7 +14,7 @@ from casemate.errors import HostError
 RUN_BYTES, PAGE = 3 * 4096, 4096
 SET_STACK = "PyUnstable_ThreadState_SetStackProtection"
 """What Python 3.14 has to be told a stack by; its first releases have no such call."""
-_RANGES, _ZONES, CODE_SLOTS = 256, 64, 64
+_RANGES, _ZONES, CODE_SLOTS, LINES = 256, 64, 64, 24
 
 IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)
 LoopCallback = CFUNCTYPE(None, c_uint64)
@@ -69,6 +69,8 @@ class Inside(ctypes.Structure):
         ("tickets", c_uint32),
         ("turn", c_uint32),
         ("others_wait", c_uint64),
+        ("is_low", c_uint8 * LINES),
+        ("lowered", c_uint64 * 2),
     )
 
     def set_zones(self, zones: list[tuple[int, int, bool]]) -> bool:
@@ -180,6 +182,7 @@ def load() -> Any:
     library.kvm_watch_vcpu.argtypes = (c_uint64, c_int)
     library.kvm_register_descriptor.argtypes = (c_int, c_int, c_uint64)
     library.kvm_descriptor.argtypes = (c_int, c_uint64, ctypes.c_char_p)
+    library.kvm_watch_lines.argtypes, library.kvm_watch_lines.restype = (c_uint64, c_void_p), None
     library.kvm_leave.argtypes = (c_uint64, c_uint32, c_long)
     library.kvm_exit_port.argtypes = (c_uint64, c_int, c_uint32, c_uint32, c_uint32)
     library.kvm_exit_port.restype = c_uint32

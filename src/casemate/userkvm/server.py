@@ -61,6 +61,7 @@ class Server:
         self.summary = Summary(self.kernel, self._system, self._tracer)
         self._sev: Descriptor | None = None
         self._log = None if options.log is None else CallLog(Path(options.log))
+        self.kernel.sees_all_calls |= self._log is not None or self._tracer is not None
         self._left: set[int] = set()
         """VMs whose own descriptor was closed."""
         self._socket = None if options.socket is None else _connect(options.socket)

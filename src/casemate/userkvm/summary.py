@@ -10,7 +10,9 @@ from time import monotonic_ns
 from typing import Any
 
 from casemate.abi.kvm.capabilities import Capability
+from casemate.abi.kvm.ioctls import Ioctl
 from casemate.host.clock import NANOSECONDS
+from casemate.userkvm.call_log import call_name
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Count
 from casemate.userkvm.system import System
@@ -33,6 +35,7 @@ class Summary:
     def keep(self, vm: Vm) -> None:
         """A VM is about to go."""
         self._gone.append(self._vm(vm))
+        self.calls.update(_answered_by_library(vm))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as of now."""
@@ -49,11 +52,17 @@ class Summary:
                 {"asked_of": who, "capability": _capability(number), "answer": value}
                 for (who, number), value in sorted(asked.items())
             ],
-            "ioctls": dict(self.calls.most_common()),
+            "ioctls": dict(self._calls().most_common()),
             "unknown_ioctls": dict(self.unknown.most_common()),
             "injected_faults": dict(self._kernel.faults.injected),
             "messages": self._kernel.said,
         }
+
+    def _calls(self) -> Counter[str]:
+        calls = self.calls.copy()
+        for vm in list(self._system.vms.values()):
+            calls.update(_answered_by_library(vm))
+        return calls
 
     def _vm(self, vm: Vm) -> dict[str, Any]:
         return {
@@ -99,6 +108,11 @@ class Summary:
             for name, place in names.items()
             if vm.vcpus
         }
+
+
+def _answered_by_library(vm: Vm) -> dict[str, int]:
+    names = call_name(Ioctl.IRQ_LINE), call_name(Ioctl.IRQ_LINE_STATUS)
+    return {name: count for name, count in zip(names, vm.inside.lowered, strict=True) if count}
 
 
 def _capability(number: int) -> str:

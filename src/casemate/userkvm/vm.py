@@ -6,6 +6,7 @@ So the modelled VM is made when a vCPU or a launch needs it, and gets the slots 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping
 from errno import EEXIST, EINVAL, ENOENT, ENOSPC, ENOTTY, ENXIO
@@ -228,6 +229,9 @@ class Vm(VmMemory):
             raise Refused(EINVAL, "there are vCPUs")
         self.chips = Irqchip(self.kernel.clock)
         self.chips.place(self.inside, has_pit=False)
+        if not self.kernel.sees_all_calls:
+            self.chips.show_lines(self.inside)
+            load().kvm_watch_lines(self.number, ctypes.addressof(self.inside))
         self.irqfds = Irqfds(self.chips.set_level)
 
     def _irqchip(self, errno: int = ENXIO) -> Irqchip:
@@ -270,6 +274,7 @@ class Vm(VmMemory):
             else:
                 raise Refused(EINVAL, f"a route of type {entry.type}")
         with chips.lock:
+            chips.forget_lines()
             chips.routes = routes or ({} if isinstance(chips, SplitIrqchip) else default_routes())
 
     @answers(Ioctl.GET_IRQCHIP, IrqchipStruct)
@@ -296,6 +301,7 @@ class Vm(VmMemory):
         elif not any(bytes(value.chip)[: _PIC_VECTOR_AT + 1]):
             chips.reset()
         else:
+            chips.forget_lines()
             self.legacy.set_pic_state(value.chip_id, bytes(value.chip), chips.write_port, self._pulse)
 
     def _pulse(self, line: int) -> None:

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -29,10 +30,11 @@ static int (*next_sigaction)(int, const struct sigaction *, struct sigaction *);
 /* ---- descriptors: anonymous files, known by their inodes, for they may be duplicated ---- */
 
 enum { MOST = 4096, KVM_TYPE = 0xae, SEV_TYPE = 'S', KVM_RUN = 0xae80 };
+static const u32 KVM_IRQ_LINE = 0x4008ae61, KVM_IRQ_LINE_STATUS = 0xc008ae67;
 /* The C library has fstat under other names in other versions. */
 static int describe_open(int fd, struct stat64 *result) { return syscall(SYS_fstat, fd, result); }
 
-static struct object { u64 inode, id; u8 kind; pid_t owner; } objects[MOST];
+static struct object { u64 inode, id; u8 kind; pid_t owner; struct inside *inside; } objects[MOST];
 static int highest;
 
 EXPORT int kvm_register_descriptor(int fd, int kind, u64 id) {
@@ -40,7 +42,7 @@ EXPORT int kvm_register_descriptor(int fd, int kind, u64 id) {
     if (!describe_open(fd, &found))
         for (int i = 0; i < MOST; i++)
             if (__sync_bool_compare_and_swap(&objects[i].kind, NO_KIND, kind)) {
-                objects[i].id = id, objects[i].owner = getpid();
+                objects[i].id = id, objects[i].owner = getpid(), objects[i].inside = 0;
                 __atomic_store_n(&objects[i].inode, found.st_ino, __ATOMIC_RELEASE);
                 if (i >= highest) highest = i + 1;
                 return 1;
@@ -55,6 +57,12 @@ int descriptor(enum kind kind, u64 id, size_t size, const char *name) {
     find_close()(fd);
     errno = EMFILE;
     return -1;
+}
+
+/* A VM has interrupt controllers, and what is known of their lines. */
+EXPORT void kvm_watch_lines(u64 vm, struct inside *inside) {
+    for (int i = 0; i < highest; i++)
+        if (objects[i].kind == VM && objects[i].id == vm) objects[i].inside = inside;
 }
 
 EXPORT int kvm_descriptor(int kind, u64 id, const char *name) { return descriptor(kind, id, 0, name); }
@@ -211,6 +219,21 @@ __asm__(".globl stat64\n.type stat64,@function\n.set stat64,stat\n.globl __xstat
 
 /* ---- KVM itself ---- */
 
+/* Monitors lower an interrupt line at each access to a device, and mostly it is low. */
+static int lowers_low_line(const struct object *object, u32 request, u64 argument) {
+    struct inside *inside = object->inside;
+    int with_status = request == KVM_IRQ_LINE_STATUS;
+    struct { u32 number_or_status, level; } line;
+    struct iovec ours = {&line, sizeof line}, theirs = {(void *)argument, sizeof line};
+    if (object->kind != VM || !inside || (!with_status && request != KVM_IRQ_LINE)) return 0;
+    if (process_vm_readv(getpid(), &ours, 1, &theirs, 1, 0) != sizeof line) return 0;
+    if (line.level || line.number_or_status >= LINES || !inside->is_low[line.number_or_status]) return 0;
+    line.number_or_status = 1; /* "delivered", as Python answers */
+    if (with_status && process_vm_writev(getpid(), &ours, 1, &theirs, 1, 0) != sizeof line) return 0;
+    __sync_fetch_and_add(&inside->lowered[with_status], 1);
+    return 1;
+}
+
 EXPORT int ioctl(int fd, unsigned long request, ...) {
     va_list rest;
     va_start(rest, request);
@@ -225,6 +248,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...) {
         return -1;
     }
     if (object->kind == VCPU && request == KVM_RUN) return run_vcpu((struct vcpu *)object->id);
+    if (lowers_low_line(object, request, argument)) return 0;
     struct cancellation before = forbid_cancel();
     long result = python_ioctl(object->kind, object->id, request, argument);
     allow_cancel(before);

@@ -22,7 +22,7 @@ typedef uint64_t u64;
 enum kind { NO_KIND, SYSTEM, VM, VCPU, SEV, GUEST_MEMFD };
 
 enum { PAGE = 4096, RUN_BYTES = 3 * PAGE, RUN_UNION = 32, RANGES = 256, ZONES = 64 };
-enum { COALESCED_PAGE = 2 };
+enum { COALESCED_PAGE = 2, LINES = 24 };
 enum { RUN_WINDOW_WANTED = 0, RUN_READY = 12, RUN_IF = 13, EFLAGS_IF = 9 }; /* in kvm_run; a bit */
 enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it always is */
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
@@ -44,6 +44,10 @@ struct inside {
     /* vCPUs in KVM_RUN execute one at a time, in the order in which they come (vcpu.c). */
     volatile u32 tickets, turn; /* of who came last, and whose turn it is */
     u64 *others_wait;           /* for the engines: whether another vCPU waits for its turn; or 0 where there is one */
+
+    /* Interrupt lines that are known to be low, and how often KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS lowered such a one */
+    volatile u8 is_low[LINES];
+    u64 lowered[2];
 };
 
 /* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */
