@@ -6,7 +6,9 @@ import errno
 import os
 import random
 import resource
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -131,23 +133,26 @@ def test_flash_file_close_brings_changes_to_the_disk(image: Path, monkeypatch: p
     assert len(synced) == 1
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """Files may not grow over 8 KiB: writes fail as on a full disk."""
-    import signal
-
+    """Files may not grow over 8 KiB: writes fail as on a full disk, those of the test's runner, too."""
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0x2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, old)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
 
 
-def test_flash_file_write_back_failure_names_file_and_offset(image: Path, small_disk: None) -> None:
+def test_flash_file_write_back_failure_names_file_and_offset(image: Path) -> None:
     file = FlashFile.open(image, readonly=False)
     file.write_back(0x1000, b"fits")
-    with pytest.raises(HostError, match=r"pwrite failed: .*VARS\.fd at offset 0x3000") as caught:
+    with (
+        small_disk(),
+        pytest.raises(HostError, match=r"pwrite failed: .*VARS\.fd at offset 0x3000") as caught,
+    ):
         file.write_back(0x3000, b"does not")
     assert caught.value.errno == errno.EFBIG
     file.close()
@@ -166,18 +171,16 @@ def test_new_files_have_the_permissions_of_new_files(image: Path, tmp_path: Path
     assert (tmp_path / "guest.fd").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_copy_template_on_a_full_disk_leaves_nothing(image: Path, tmp_path: Path, small_disk: None) -> None:
-    with pytest.raises(HostError, match=r"copying .*VARS\.fd to .*guest\.fd"):
+def test_copy_template_on_a_full_disk_leaves_nothing(image: Path, tmp_path: Path) -> None:
+    with small_disk(), pytest.raises(HostError, match=r"copying .*VARS\.fd to .*guest\.fd"):
         copy_template(image, tmp_path / "guest.fd")
     assert [path.name for path in tmp_path.iterdir()] == ["VARS.fd"]
 
 
-def test_copy_template_keeps_the_old_target_if_it_fails(
-    image: Path, tmp_path: Path, small_disk: None
-) -> None:
+def test_copy_template_keeps_the_old_target_if_it_fails(image: Path, tmp_path: Path) -> None:
     target = tmp_path / "guest.fd"
     target.write_bytes(b"old")
-    with pytest.raises(HostError):
+    with small_disk(), pytest.raises(HostError):
         copy_template(image, target)
     assert target.read_bytes() == b"old"
 
