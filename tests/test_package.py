@@ -32,7 +32,7 @@ TEXTS = [
 ]
 
 LAYERS = (
-    {"abi", "address", "errors", "events", "files", "native", "version"},
+    {"abi", "address", "errors", "events", "files", "native", "submodules", "version"},
     {"firmware", "host", "linux", "qemu"},
     {"memory", "digest", "guests"},
     {"devices", "owner"},

@@ -66,7 +66,7 @@ class VcpuMsrs(DebuggedGuest):
             chips = self.vm.chips
             entry.data = 0 if chips is None else chips.lapics[self.index].record.deadline
         elif kind == ENGINE and not self.vm.is_protected:
-            entry.data = self._engine.uc.msr_read(index)
+            entry.data = self._engine.uc.read_msr(index)
         elif kind != UNKNOWN:
             entry.data = self._engine.msrs.read(index)
         elif index in SETTABLE_MSRS:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
-from unicorn import unicorn_const
-
 from casemate.abi.kvm.exit_reasons import InternalErrorSuberror
 from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.address import GuestRange
@@ -32,6 +30,7 @@ from casemate.host.model.cpu.records import (
     PortWrite,
     WriteDecider,
 )
+from casemate.host.model.cpu.unicorn_api import unicorn_const
 from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.slots import SlotTable
 from casemate.host.slots import MemorySlot

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from unicorn import x86_const
-
 from casemate.abi.kvm.structs import Regs, Sregs
 from casemate.abi.kvm.write_outcome import WriteOutcome
 from casemate.address import PAGE_SIZE, Gpa
 from casemate.host.hypervisor import IoBus
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import WRITE, Engine
+from casemate.host.model.cpu.unicorn_api import x86_const
 from casemate.host.model.slots import SlotTable
 
 _LEGACY_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from ctypes import c_uint32, c_uint64
 from typing import Protocol
 
-from unicorn import Uc, unicorn_const, x86_const
-
 from casemate.errors import HostError
 from casemate.host.model.cpu.hooks import create_cpu, env_of
 from casemate.host.model.cpu.processor import (
@@ -16,6 +14,7 @@ from casemate.host.model.cpu.processor import (
     Processor,
     everything,
 )
+from casemate.host.model.cpu.unicorn_api import Uc, x86_const
 
 C_BIT = 39
 """Position of the encryption bit; the engine's CPU has 40 physical bits, hosts use 47 or 51."""
@@ -40,20 +39,16 @@ def new_cpu(mode: int, processor: Processor) -> Uc:
 
     Raises UnsupportedError where there is no modelled CPU, HostError where there is no memory for one.
     """
-    cpu = Uc(unicorn_const.UC_ARCH_X86, mode)
-    cpu.ctl_set_cpu_model(x86_const.UC_CPU_X86_EPYC)
+    cpu = Uc(mode)
+    cpu.set_model(x86_const.UC_CPU_X86_EPYC)
     try:
-        create_cpu(cpu._uch.value)
+        create_cpu(cpu.handle)
     except HostError:
-        _given_up.append(cpu)
+        cpu.keep_open()
         raise
-    _become(env_of(cpu._uch.value), processor)
-    cpu.reg_write(x86_const.UC_X86_REG_EDX, processor.model.signature)
+    _become(env_of(cpu.handle), processor)
+    cpu.write_register(x86_const.UC_X86_REG_EDX, processor.model.signature)
     return cpu
-
-
-_given_up: list[Uc] = []
-"""Engines that must not even be closed."""
 
 
 def _become(env: int, processor: Processor) -> None:

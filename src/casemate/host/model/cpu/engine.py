@@ -10,9 +10,6 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from unicorn import unicorn_const, x86_const
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
@@ -21,6 +18,7 @@ from casemate.host.model.cpu.cpuid import new_cpu
 from casemate.host.model.cpu.hooks import EngineHooks, hook_address
 from casemate.host.model.cpu.msr import ModelSpecificRegisters
 from casemate.host.model.cpu.processor import Processor
+from casemate.host.model.cpu.unicorn_api import unicorn_const, x86_const
 
 READ = unicorn_const.UC_PROT_READ
 WRITE = unicorn_const.UC_PROT_WRITE
@@ -46,8 +44,8 @@ RDI = x86_const.UC_X86_REG_RDI
 RESET_IP = 0xFFF0
 _RESET_CS = 0xF000
 _RESET_CS_BASE = 0xFFFF0000
-_RESET_TABLE = (0, 0, 0xFFFF, 0)
-"""Selector, base, limit and flags of a descriptor table register."""
+_RESET_LIMIT = 0xFFFF
+"""Of the descriptor tables."""
 _SEGMENT = struct.Struct("<I4xQ")
 """Selector and base, as the engine keeps a segment."""
 _SEGMENT_BYTES = 24
@@ -72,23 +70,23 @@ class Engine:
         self._scratch_ref = ctypes.byref(self._scratch)
         self._batches: dict[tuple[int, ...], unicorn_api.RegisterBatch] = {}
         real_mode = new_cpu(unicorn_const.UC_MODE_16, processor)
-        real_mode.reg_write(CS, _RESET_CS)
-        real_mode.reg_write(IDTR, _RESET_TABLE)
-        real_mode.reg_write(GDTR, _RESET_TABLE)
-        self._reset_state = real_mode.context_save()
-        self._state = real_mode.context_save()
+        real_mode.write_register(CS, _RESET_CS)
+        real_mode.write_table(IDTR, 0, _RESET_LIMIT)
+        real_mode.write_table(GDTR, 0, _RESET_LIMIT)
+        self._reset_state = real_mode.save()
+        self._state = real_mode.save()
         self._cs_base_at = self._start_below_four_gib()
         self.uc = new_cpu(unicorn_const.UC_MODE_64, processor)
-        self.uc.ctl_exits_enabled(True)
-        self.handle: int = self.uc._uch.value
-        self.uc.context_restore(self._reset_state)  # only now has the engine a CPU to attach to
+        self.uc.enable_exits()
+        self.handle = self.uc.handle
+        self.uc.restore(self._reset_state)  # only now has the engine a CPU to attach to
         self.hooks = EngineHooks(self.handle, msrs, processor)
         self._ram: dict[int, tuple[int, int]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Real mode with the registers of RESET#. The caller starts execution at ``RESET_IP``."""
-        self.uc.context_restore(self._reset_state)
+        self.uc.restore(self._reset_state)
         self.write(RIP, RESET_IP)
         self.msrs.reset()
         self.hooks.reset_delivery()
@@ -96,7 +94,7 @@ class Engine:
     def init(self) -> None:
         """What INIT leaves: the registers of RESET#, and the time-stamp counter and the model's MSRs as they were."""
         offset = self.hooks.tsc_offset
-        self.uc.context_restore(self._reset_state)
+        self.uc.restore(self._reset_state)
         self.hooks.tsc_offset = offset
         self.write(RIP, RESET_IP)
         self.hooks.reset_delivery()
@@ -175,13 +173,12 @@ class Engine:
 
     def table_register(self, register: int) -> tuple[int, int]:
         """Base and limit of IDTR or GDTR."""
-        _, base, limit, _ = self.uc.reg_read(register)
-        return int(base), int(limit)
+        return self.uc.read_table(register)
 
     def set_msr(self, index: int, value: int) -> None:
         """Set a model-specific register from outside."""
         if not self.msrs.write(index, value):
-            self.uc.msr_write(index, value)
+            self.uc.write_msr(index, value)
 
     def instruction_address(self) -> int:
         """Linear address of the next instruction; code segments are taken to be flat outside of real mode."""
@@ -223,14 +220,14 @@ class Engine:
         at = state.find(_SEGMENT.pack(_RESET_CS, _RESET_CS << 4)) + 8
         if at < 8:
             raise InternalError("this build of the engine keeps its code segment elsewhere")
-        ctypes.c_uint64.from_address(_address_of(self._reset_state) + at).value = _RESET_CS_BASE
+        ctypes.c_uint64.from_address(self._reset_state.address + at).value = _RESET_CS_BASE
         return at
 
     def segment_base(self, name: str) -> int:
         """The hidden base of the segment register ``cs``, ``ds``, ..."""
-        self.uc.context_update(self._state)
+        self.uc.save(self._state)
         at = self._cs_base_at - _SEGMENT_BYTES * _SEGMENTS_BEFORE_CS[name]
-        return ctypes.c_uint64.from_address(_address_of(self._state) + at).value
+        return ctypes.c_uint64.from_address(self._state.address + at).value
 
     def code_bits(self) -> int:
         """Width of the code that runs: 64 in long mode, else by the code segment's descriptor; 16 in real mode."""
@@ -303,12 +300,12 @@ class Engine:
 
     def flush_translations(self) -> None:
         """Forget all translated code; only while not executing."""
-        self.uc.ctl_flush_tb()
+        self.uc.flush_blocks()
         self.hooks.translations_flushed()
 
     def drop_translation(self, start: int, end: int) -> None:
         """Forget translated code in ``[start, end)`` (guest-virtual)."""
-        self.uc.ctl_remove_cache(start, end)
+        self.uc.drop_blocks(start, end)
 
     @staticmethod
     def error_text(error: int) -> str:
@@ -318,7 +315,3 @@ class Engine:
     def _check(self, call: str, error: int) -> None:
         if error:
             raise InternalError(f"{call}: {self.error_text(error)}")
-
-
-def _address_of(state: Any) -> int:
-    return ctypes.cast(state.context, ctypes.c_void_p).value or 0

@@ -17,8 +17,6 @@ from functools import cache
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
-from unicorn import unicorn_const, x86_const
-
 from casemate import native
 from casemate.address import GuestRange
 from casemate.errors import HostError, UnsupportedError
@@ -41,7 +39,14 @@ from casemate.host.model.cpu.records import (
     RamRecord,
     TakePrograms,
 )
-from casemate.host.model.cpu.unicorn_api import emu_stop, hook_add, host_ticks, library
+from casemate.host.model.cpu.unicorn_api import (
+    emu_stop,
+    hook_add,
+    host_ticks,
+    library,
+    unicorn_const,
+    x86_const,
+)
 
 REFUSED_WRITE, SHARED_ACCESS, UNDONE_PORT = 0x2600, 0x2601, 0x2603
 """Pseudo exceptions: a write that was undone, an access of an SNP guest that needs a page shared, IN or OUT undone,

@@ -9,12 +9,11 @@ import ctypes
 from collections.abc import Iterable
 from ctypes import c_uint32, c_uint64
 
-from unicorn import x86_const
-
 from casemate.abi.kvm.structs import Regs, Segment, Sregs
 from casemate.abi.x86 import msr
 from casemate.host.model.cpu import engine as registers
 from casemate.host.model.cpu.engine import Engine
+from casemate.host.model.cpu.unicorn_api import x86_const
 
 _GENERAL = {name: getattr(x86_const, f"UC_X86_REG_{name.upper()}") for name, *_ in Regs._fields_}
 _CR3 = x86_const.UC_X86_REG_CR3
@@ -95,7 +94,7 @@ class CpuState:
         engine.write(registers.CR4, values.cr4)
         engine.write(_CR3, values.cr3)
         engine.write(registers.CR2, values.cr2)
-        engine.uc.msr_write(msr.EFER, values.efer & ~_EFER_LMA)
+        engine.uc.write_msr(msr.EFER, values.efer & ~_EFER_LMA)
         engine.write(registers.CR0, values.cr0)
         engine.hooks.cr8 = values.cr8
         for name, held in zip(_SEGMENTS, self._segments, strict=False):
@@ -118,39 +117,34 @@ class CpuState:
     def fxsave(self) -> bytes:
         """x87 and SSE registers as FXSAVE64 writes them (512 bytes)."""
         uc, area = self._engine.uc, bytearray(_FXSAVE_BYTES)
-        area[0:2] = uc.reg_read(_FPCW).to_bytes(2, "little")
-        area[2:4] = uc.reg_read(_FPSW).to_bytes(2, "little")
-        tags, top = uc.reg_read(_FPTAG), uc.reg_read(_FPSW) >> _TOP & 7
+        area[0:2] = uc.read_register(_FPCW).to_bytes(2, "little")
+        area[2:4] = uc.read_register(_FPSW).to_bytes(2, "little")
+        tags, top = uc.read_register(_FPTAG), uc.read_register(_FPSW) >> _TOP & 7
         area[4] = sum(1 << number for number in range(8) if tags >> 2 * number & 3 != _EMPTY)
-        area[24:28] = uc.reg_read(_MXCSR).to_bytes(4, "little")
+        area[24:28] = uc.read_register(_MXCSR).to_bytes(4, "little")
         area[28:32] = (0xFFFF).to_bytes(4, "little")
         for number in range(8):
-            mantissa, exponent = uc.reg_read(_FP + (top + number) % 8)
             at = _ST_AT + 16 * number
-            area[at : at + 10] = mantissa.to_bytes(8, "little") + exponent.to_bytes(2, "little")
+            area[at : at + 10] = uc.read_register(_FP + (top + number) % 8, 10).to_bytes(10, "little")
         for number in range(16):
             at = _XMM_AT + 16 * number
-            area[at : at + 16] = uc.reg_read(_XMM + number).to_bytes(16, "little")
+            area[at : at + 16] = uc.read_register(_XMM + number, 16).to_bytes(16, "little")
         return bytes(area)
 
     def set_fxsave(self, area: bytes) -> None:
         """Set them."""
         uc, top = self._engine.uc, int.from_bytes(area[2:4], "little") >> _TOP & 7
-        uc.reg_write(_FPCW, int.from_bytes(area[0:2], "little"))
-        uc.reg_write(_FPSW, int.from_bytes(area[2:4], "little"))
+        uc.write_register(_FPCW, int.from_bytes(area[0:2], "little"))
+        uc.write_register(_FPSW, int.from_bytes(area[2:4], "little"))
         for number in range(8):
             at = _ST_AT + 16 * number
-            value = (
-                int.from_bytes(area[at : at + 8], "little"),
-                int.from_bytes(area[at + 8 : at + 10], "little"),
-            )
-            uc.reg_write(_FP + (top + number) % 8, value)
+            uc.write_register(_FP + (top + number) % 8, int.from_bytes(area[at : at + 10], "little"), 10)
         for number in range(16):
             at = _XMM_AT + 16 * number
-            uc.reg_write(_XMM + number, int.from_bytes(area[at : at + 16], "little"))
+            uc.write_register(_XMM + number, int.from_bytes(area[at : at + 16], "little"), 16)
         tags = sum((0 if area[4] >> number & 1 else _EMPTY) << 2 * number for number in range(8))
-        uc.reg_write(_FPTAG, tags)
-        uc.reg_write(_MXCSR, int.from_bytes(area[24:28], "little") & 0xFFFF)
+        uc.write_register(_FPTAG, tags)
+        uc.write_register(_MXCSR, int.from_bytes(area[24:28], "little") & 0xFFFF)
 
 
 def _show(held: _Segment, shown: Segment) -> None:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
-from unicorn import x86_const
-
 from casemate.abi.kvm.structs import Regs, Segment
 from casemate.abi.sev.vmsa import SaveArea, VmcbSegment
 from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE
 from casemate.host.model.cpu.engine import Engine
 from casemate.host.model.cpu.state import CpuState
+from casemate.host.model.cpu.unicorn_api import x86_const
 from casemate.host.model.snp.page_states import LARGE, PageStates
 
 _SVME = 1 << 12
@@ -118,9 +117,9 @@ def load_save_area(engine: Engine, area: SaveArea) -> None:
     state.set_regs(regs)
     state.xcr0 = area.xcr0 or 1
     for index, name in zip(_REGISTERS, _FIELDS, strict=True):
-        engine.uc.msr_write(index, getattr(area, name))
-    engine.uc.reg_write(x86_const.UC_X86_REG_MXCSR, area.mxcsr)
-    engine.uc.reg_write(x86_const.UC_X86_REG_FPCW, area.x87_fcw)
+        engine.uc.write_msr(index, getattr(area, name))
+    engine.uc.write_register(x86_const.UC_X86_REG_MXCSR, area.mxcsr)
+    engine.uc.write_register(x86_const.UC_X86_REG_FPCW, area.x87_fcw)
 
 
 def _take(held: VmcbSegment, shown: Segment) -> None:
