@@ -23,6 +23,10 @@ REAL(openat, int, int, const char *, int, ...)
 REAL(fopen, FILE *, const char *, const char *)
 REAL(ioctl, int, int, unsigned long, ...)
 REAL(close, int, int)
+REAL(dup2, int, int, int)
+REAL(dup3, int, int, int, int)
+REAL(close_range, int, unsigned, unsigned, int)
+REAL(closefrom, void, int)
 REAL(mprotect, int, void *, size_t, int)
 REAL(access, int, const char *, int)
 static int (*next_sigaction)(int, const struct sigaction *, struct sigaction *);
@@ -75,6 +79,19 @@ static struct object *object_of(int fd) {
     return 0;
 }
 
+/* The vCPU that KVM_RUN found behind a number; forgotten where the C library gives the number to another file. */
+enum { REMEMBERED = 1024 };
+static struct object *runs[REMEMBERED];
+
+static struct object *remembered(int fd) {
+    struct object *object = (unsigned)fd < REMEMBERED ? runs[fd] : 0;
+    return object && object->kind == VCPU ? object : 0;
+}
+
+static void remember(int fd, struct object *object) {
+    if ((unsigned)fd < REMEMBERED) runs[fd] = object;
+}
+
 static int is_open_elsewhere(u64 inode) {
     int is_open = 0;
     DIR *folder = opendir("/proc/self/fd");
@@ -100,16 +117,49 @@ static void release(struct object *object) {
     python_release(kind, id);
 }
 
-EXPORT int close(int fd) {
-    struct object *object = object_of(fd);
-    int result = find_close()(fd), saved = errno;
-    if (object && !result && object->owner == getpid()) {
+/* A descriptor of it was closed. */
+static void leave(struct object *object) {
+    int saved = errno;
+    if (object && object->owner == getpid()) {
         struct cancellation before = forbid_cancel();
         if (!is_open_elsewhere(object->inode)) release(object);
         allow_cancel(before);
     }
     errno = saved;
+}
+
+EXPORT int close(int fd) {
+    struct object *object = object_of(fd);
+    remember(fd, 0);
+    int result = find_close()(fd);
+    if (!result) leave(object);
     return result;
+}
+
+EXPORT int dup2(int fd, int number) {
+    struct object *object = fd == number ? 0 : object_of(number);
+    remember(number, 0);
+    int result = find_dup2()(fd, number);
+    if (result >= 0) leave(object);
+    return result;
+}
+
+EXPORT int dup3(int fd, int number, int flags) {
+    struct object *object = object_of(number);
+    remember(number, 0);
+    int result = find_dup3()(fd, number, flags);
+    if (result >= 0) leave(object);
+    return result;
+}
+
+EXPORT int close_range(unsigned first, unsigned last, int flags) {
+    for (unsigned fd = first; fd <= last && fd < REMEMBERED; fd++) remember(fd, 0);
+    return find_close_range()(first, last, flags);
+}
+
+EXPORT void closefrom(int first) {
+    for (int fd = first < 0 ? 0 : first; fd < REMEMBERED; fd++) remember(fd, 0);
+    find_closefrom()(first);
 }
 
 /* ---- files ---- */
@@ -241,13 +291,17 @@ EXPORT int ioctl(int fd, unsigned long request, ...) {
     va_end(rest);
     request = (u32)request;
     u8 type = request >> 8;
-    struct object *object = type == KVM_TYPE || type == SEV_TYPE ? object_of(fd) : 0;
+    struct object *object = request == KVM_RUN ? remembered(fd) : 0;
+    if (!object) object = type == KVM_TYPE || type == SEV_TYPE ? object_of(fd) : 0;
     if (!object) return find_ioctl()(fd, request, argument);
     if (object->owner != getpid()) {
         errno = EIO; /* as of a VM of another address space */
         return -1;
     }
-    if (object->kind == VCPU && request == KVM_RUN) return run_vcpu((struct vcpu *)object->id);
+    if (object->kind == VCPU && request == KVM_RUN) {
+        remember(fd, object);
+        return run_vcpu((struct vcpu *)object->id);
+    }
     if (lowers_low_line(object, request, argument)) return 0;
     struct cancellation before = forbid_cancel();
     long result = python_ioctl(object->kind, object->id, request, argument);
