@@ -93,11 +93,33 @@ def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     assert len(vm["violations"]) == 1
 
 
+def test_memory_of_a_guest_is_read_and_written_for_a_debugger_where_its_policy_allows_it(
+    run_vmm: Vmm,
+) -> None:
+    allowed, forbidden = run_vmm("sev_debug").stdout.split("policy ")[1:]
+    assert allowed.splitlines() == [
+        "0x0",
+        "too early Input/output error 2",
+        "write ok 0",
+        "read ok 0",
+        "nowhere Cannot allocate memory 0",
+        "to nowhere Bad address 0",
+        "nothing Invalid argument 0",
+        "right all, hidden from the host yes",
+    ]
+    assert forbidden.splitlines() == [
+        "0x1",
+        *(f"{what} Input/output error 7" for what in ("too early", "write", "read", "nowhere", "to nowhere")),
+        "nothing Invalid argument 0",
+        "right not all, hidden from the host yes",
+    ]
+
+
 def test_debug_and_migration_commands_fail_as_kernel_and_firmware_refuse_them(run_vmm: Vmm) -> None:
     lines = run_vmm("refused_commands").stdout.splitlines()
     assert lines == [
         "plain: debug Inappropriate ioctl for device 0, send Inappropriate ioctl for device 0",
         "policy 0x9: no length Invalid argument 0",
         "policy 0x9: debug Input/output error 7, send Input/output error 7, receive Input/output error 21",
-        "policy 0x0: debug Input/output error 21, send Input/output error 21, receive Input/output error 21",
+        "policy 0x0: debug Input/output error 2, send Input/output error 21, receive Input/output error 21",
     ]

@@ -34,8 +34,8 @@ _KVM = (_KVM_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D)
 CLOCK, CLOCK2 = 1 << 0, 1 << 3
 _NO_IO_DELAY, _STABLE_CLOCK = 1 << 1, 1 << 24
 """Paravirtual features: the clock by its old registers and by its new ones, on all vCPUs alike; ports need no pause."""
-SUPPORTED_XCR0 = 3
-"""x87 and SSE."""
+SUPPORTED_XCR0 = native_leaf(_EXTENDED_STATE, 0).eax
+"""What XSAVE saves: x87, SSE and, where the engine has it, the keys of protection (Intel SDM volume 1, 13.2)."""
 ENCRYPTION_LEAF = Leaf(0b11010, C_BIT | 1 << 6, 15, 1)
 """SEV, SEV-ES and SNP; one physical bit less; 15 guests; the first ASID of SEV alone."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from errno import EINVAL, EIO, ENOTTY
 from typing import Protocol
 
@@ -45,6 +46,9 @@ class LaunchedVm(VcpuOwner, Protocol):
     vcpus: dict[int, Vcpu]
     policy: int
     digest: str | None
+
+    def guest_stopped(self) -> AbstractContextManager[None]:
+        """No vCPU executes meanwhile."""
 
 
 _ERROR_AT = 16
@@ -208,13 +212,30 @@ def _snp_launch_finish(vm: LaunchedVm, address: int) -> None:
         vm.kernel.keep_certificates(processor.certificates())
 
 
-def _debug(vm: LaunchedVm, address: int) -> None:
-    """The kernel's own checks, then the firmware's: NODBG forbids it, and this firmware has not got it."""
-    _sev(vm)
+def _decrypt(vm: LaunchedVm, address: int) -> None:
+    for processor, guest, monitor, size in _debugged(vm, address, is_read=True):
+        copy_out(monitor, processor.debug_decrypt(Hva(guest), size))
+
+
+def _encrypt(vm: LaunchedVm, address: int) -> None:
+    with vm.guest_stopped():
+        for processor, guest, monitor, size in _debugged(vm, address, is_read=False):
+            processor.debug_encrypt(Hva(guest), copy_in(monitor, size))
+
+
+def _debugged(vm: LaunchedVm, address: int, *, is_read: bool) -> Iterator[tuple[ModelSev, int, int, int]]:
+    """Where memory of the guest and of the monitor is, up to a page at a time."""
+    processor = _sev(vm)
     value = SevDbg.from_bytes(copy_in(address, SevDbg.SIZE))
     if not value.len or value.src_uaddr + value.len >> 64 or not value.dst_uaddr:
         raise Refused(EINVAL, "length or addresses")
-    raise _not_allowed(vm, "KVM_SEV_DBG_DECRYPT or _ENCRYPT", SevPolicy.NODBG)
+    addresses = value.src_uaddr, value.dst_uaddr
+    guest, monitor = addresses if is_read else addresses[::-1]
+    at = 0
+    while at < value.len:
+        size = min(PAGE_SIZE - (guest + at) % PAGE_SIZE, value.len - at)
+        yield processor, guest + at, monitor + at, size
+        at += size
 
 
 def _send(vm: LaunchedVm, _address: int) -> None:
@@ -252,8 +273,8 @@ _COMMANDS: dict[int, Callable[[LaunchedVm, int], None]] = {
     SevCommand.RECEIVE_UPDATE_VMSA: _receive,
     SevCommand.RECEIVE_FINISH: _receive,
     SevCommand.GUEST_STATUS: _guest_status,
-    SevCommand.DBG_DECRYPT: _debug,
-    SevCommand.DBG_ENCRYPT: _debug,
+    SevCommand.DBG_DECRYPT: _decrypt,
+    SevCommand.DBG_ENCRYPT: _encrypt,
     SevCommand.SNP_LAUNCH_START: _snp_launch_start,
     SevCommand.SNP_LAUNCH_UPDATE: _snp_launch_update,
     SevCommand.SNP_LAUNCH_FINISH: _snp_launch_finish,

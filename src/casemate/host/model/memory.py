@@ -133,11 +133,18 @@ class PhysicalMemory:
 
         The pages around it become the guest's alone. Call it before the host's bytes change, and before the guest runs.
         """
+        before = self._private.count
         pages = self._private.add(hva, plaintext)
+        if self._private.count == before:
+            return
         for slot in self._table.slots.values():
             if slot.hva < pages.stop and pages.start < slot.hva + slot.range.size:
                 self._unmap(slot)
                 self._map(slot)
+
+    def plaintext(self, hva: Hva, size: int) -> bytes:
+        """What a guest reads of its own memory where the host has these bytes."""
+        return b"".join(ctypes.string_at(*piece) for piece in self._private.cut(hva, size))
 
     def fill(self, gpa: int, contents: bytes) -> None:
         """Write into memory that is the guest's alone, before it runs; within one slot."""

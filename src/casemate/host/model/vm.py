@@ -109,7 +109,7 @@ class ModelVm:
             self.secure_processor = ModelSev(
                 era,
                 setup,
-                self._memory.make_private,
+                self._memory,
                 sev_es=protected,
                 lock_limit=lock_limit,
                 platform=platform,

@@ -83,7 +83,7 @@ class ModelPsp:
         if not plaintext or len(plaintext) % BLOCK_SIZE:
             raise _refusal(command, SevStatus.INVALID_LEN)
         self._digest.update(plaintext)
-        return self._encrypt(address, plaintext)
+        return self.encrypt(address, plaintext)
 
     def launch_update_vmsa(self, page: bytes) -> None:
         """Extend the digest by one save area."""
@@ -117,12 +117,18 @@ class ModelPsp:
             raise _refusal(command, SevStatus.BAD_MEASUREMENT)
         cipher = Cipher(algorithms.AES(self._keys.tek), modes.CTR(bytes(header.iv))).decryptor()
         secret = cipher.update(data) + cipher.finalize()
-        return secret, self._encrypt(address, secret)
+        return secret, self.encrypt(address, secret)
 
     def launch_finish(self) -> None:
         """The guest may run."""
         self._expect(SevCommand.LAUNCH_FINISH, GuestState.LAUNCH_SECRET)
         self.state = GuestState.RUNNING
+
+    def debug(self, command: SevCommand) -> None:
+        """Whether memory of the guest may be decrypted, or changed: its policy says it, and it was launched."""
+        if self._policy & SevPolicy.NODBG:
+            raise _refusal(command, SevStatus.POLICY_FAILURE)
+        self._expect(command, GuestState.RUNNING)
 
     def _open(self, session: LaunchSession) -> TransportKeys:
         command = SevCommand.LAUNCH_START
@@ -150,7 +156,8 @@ class ModelPsp:
         if self.state is not state:
             raise _refusal(command, SevStatus.INVALID_GUEST_STATE, f"it is {self.state}, not {state}")
 
-    def _encrypt(self, address: int, plaintext: bytes) -> bytes:
+    def encrypt(self, address: int, plaintext: bytes) -> bytes:
+        """The ciphertext of whole blocks of 16 bytes that belongs at ``address``."""
         # The address is the tweak, as in hardware: equal contents look different wherever they lie.
         ciphertext = []
         at = 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from errno import EINVAL, ENOMEM, ENOTTY
+from typing import Protocol
 
 from casemate.abi.kernel_eras import KernelEra
 from casemate.abi.kvm.vm_types import VmType
-from casemate.abi.sev.commands import GuestState, SevCommand
+from casemate.abi.sev.commands import BLOCK_SIZE, GuestState, SevCommand
 from casemate.address import PAGE_SIZE, Hva
 from casemate.errors import HostError
 from casemate.host import vma
@@ -20,10 +21,20 @@ from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, Sev
 _REGISTER = "KVM_MEMORY_ENCRYPT_REG_REGION (modelled)"
 
 
+class GuestView(Protocol):
+    """What the guest sees of memory that the host has encrypted."""
+
+    def make_private(self, hva: Hva, plaintext: bytes) -> None:
+        """From now on it reads ``plaintext`` where the host sees other bytes."""
+
+    def plaintext(self, hva: Hva, size: int) -> bytes:
+        """What it reads there."""
+
+
 class ModelSev:
     """Implements ``casemate.host.secure_processor.SecureProcessor`` for one VM.
 
-    ``make_private`` is told what the guest reads where memory was encrypted. ``lock_limit`` bytes may be pinned
+    ``view`` is told what the guest reads where memory was encrypted. ``lock_limit`` bytes may be pinned
     (RLIMIT_MEMLOCK); None is no limit, since the model locks nothing and so needs no privilege.
     """
 
@@ -31,7 +42,7 @@ class ModelSev:
         self,
         era: KernelEra,
         setup: SevSetup,
-        make_private: Callable[[Hva, bytes], None],
+        view: GuestView,
         *,
         sev_es: bool,
         lock_limit: int | None = None,
@@ -43,7 +54,7 @@ class ModelSev:
         legacy = setup.vm_type is VmType.DEFAULT
         self._features = era.legacy_vmsa_features if legacy else setup.vmsa_features
         self._saves_fpu = era.init2_saves_fpu and not legacy
-        self._make_private = make_private
+        self._view = view
         self._lock_limit = lock_limit
         self._locked = 0
         self.starts: list[int] = []
@@ -74,7 +85,8 @@ class ModelSev:
 
     def launch_update_data(self, hva: Hva, size: int) -> None:
         """Pin, encrypt in place, unpin."""
-        self._pin_update(SevCommand.LAUNCH_UPDATE_DATA, hva, size)
+        writable = self._era.launch_update_pins_for_writing
+        self._pin_update(SevCommand.LAUNCH_UPDATE_DATA, hva, size, writable=writable)
         plaintext = ctypes.string_at(hva, size)
         self._encrypted(hva, plaintext, self.psp.launch_update_data(hva, plaintext))
 
@@ -92,20 +104,37 @@ class ModelSev:
 
     def launch_secret(self, header: bytes, hva: Hva, data: bytes) -> None:
         """Pin, put the secret in place, unpin."""
-        self._pin_update(SevCommand.LAUNCH_SECRET, hva, len(data))
+        writable = self._era.launch_update_pins_for_writing
+        self._pin_update(SevCommand.LAUNCH_SECRET, hva, len(data), writable=writable)
         self._encrypted(hva, *self.psp.launch_secret(header, hva, data))
 
     def launch_finish(self) -> None:
         """The guest may run."""
         self.psp.launch_finish()
 
+    def debug_decrypt(self, hva: Hva, size: int) -> bytes:
+        """What the guest reads there, if its policy lets it be debugged."""
+        self.psp.debug(SevCommand.DBG_DECRYPT)
+        self._pin_update(SevCommand.DBG_DECRYPT, hva, size, writable=False)
+        return self._view.plaintext(hva, size)
+
+    def debug_encrypt(self, hva: Hva, plaintext: bytes) -> None:
+        """Have the guest read ``plaintext`` there, likewise; the blocks of 16 bytes around it stay what they are."""
+        self.psp.debug(SevCommand.DBG_ENCRYPT)
+        self._pin_update(SevCommand.DBG_ENCRYPT, hva, len(plaintext), writable=True)
+        before = hva % BLOCK_SIZE
+        start, size = Hva(hva - before), before + len(plaintext)
+        blocks = bytearray(self._view.plaintext(start, size + -size % BLOCK_SIZE))
+        blocks[before:size] = plaintext
+        self._encrypted(start, bytes(blocks), self.psp.encrypt(start, bytes(blocks)))
+
     def _encrypted(self, hva: Hva, plaintext: bytes, ciphertext: bytes) -> None:
-        self._make_private(hva, plaintext)
+        self._view.make_private(hva, plaintext)
         ctypes.memmove(hva, ciphertext, len(ciphertext))
 
-    def _pin_update(self, command: SevCommand, hva: Hva, size: int) -> None:
+    def _pin_update(self, command: SevCommand, hva: Hva, size: int, *, writable: bool) -> None:
         before = self._locked
-        self._pin(_name(command), hva, size, writable=self._era.launch_update_pins_for_writing)
+        self._pin(_name(command), hva, size, writable=writable)
         self._locked = before
 
     def _pin(self, call: str, hva: Hva, size: int, *, writable: bool) -> None:
