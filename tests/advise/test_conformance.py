@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ RAM = KvmStep(StepKind.SLOT, slot=0, gpa=0, hva=RAM_HVA, size=16 * MIB, writable
 FLASH = KvmStep(StepKind.SLOT, slot=1, gpa=(1 << 32) - MIB, hva=FLASH_HVA, size=MIB, writable=False)
 GONE = KvmStep(StepKind.SLOT, slot=1)
 LIFTED = KvmStep(StepKind.MAPPING, hva=FLASH_HVA, size=MIB, writable=True)
-ARMED = replace(LIFTED, writable=False)
+ARMED = LIFTED._replace(writable=False)
 RUN = KvmStep(StepKind.RUN)
 FAULT = KvmStep(StepKind.FAULT, errno=14)
 
@@ -60,16 +59,16 @@ def test_launch_of_the_mail_keeps_every_rule() -> None:
     assert broken(WHOLE) == set()
 
 
-ROM = replace(FLASH, readonly=True)
+ROM = FLASH._replace(readonly=True)
 
 
 @pytest.mark.parametrize(
     ("rule", "steps"),
     [
-        ("capability-of-vm", [replace(ASKED, of_vm=False), RAM, ROM, RUN]),
-        ("readonly-where-offered", [ASKED, RAM, replace(ROM, errno=22), RUN]),
-        ("slot-changed-by-deletion", [RAM, replace(RAM, size=32 * MIB, errno=22), RUN]),
-        ("slot-changed-by-deletion", [replace(ASKED, value=1), FLASH, ROM, RUN]),
+        ("capability-of-vm", [ASKED._replace(of_vm=False), RAM, ROM, RUN]),
+        ("readonly-where-offered", [ASKED, RAM, ROM._replace(errno=22), RUN]),
+        ("slot-changed-by-deletion", [RAM, RAM._replace(size=32 * MIB, errno=22), RUN]),
+        ("slot-changed-by-deletion", [ASKED._replace(value=1), FLASH, ROM, RUN]),
         ("launch-order", instead(START, UPDATE, START)),
         ("launch-order", without(INIT)),
         ("lifted-for-itself", [INIT, START, RAM, FLASH, LIFTED, ARMED]),
@@ -77,21 +76,21 @@ ROM = replace(FLASH, readonly=True)
         ("writable-without-slot", [*WHOLE, GONE]),
         ("launch-order", without(FINISH)),
         ("launch-order", [*WHOLE, UPDATE]),
-        ("update-writable", instead(UPDATE, replace(UPDATE, writable=False, errno=12))),
-        ("update-writable", instead(SECRET, replace(SECRET, writable=False, errno=12))),
+        ("update-writable", instead(UPDATE, UPDATE._replace(writable=False, errno=12))),
+        ("update-writable", instead(SECRET, SECRET._replace(writable=False, errno=12))),
         (
             "update-writable",
             instead(INIT, INIT, KvmStep(StepKind.REGION, hva=FLASH_HVA, size=MIB, writable=False)),
         ),
-        ("vmsa-once", instead(VMSA, VMSA, replace(VMSA, errno=22))),
+        ("vmsa-once", instead(VMSA, VMSA, VMSA._replace(errno=22))),
         ("secret-after-measure", instead(VMSA, SECRET, VMSA)),
         ("flash-protected", without(ARMED)),
-        ("flash-protected", [RAM, replace(FLASH, writable=True), RUN]),
+        ("flash-protected", [RAM, FLASH._replace(writable=True), RUN]),
         ("flash-protected", [*WHOLE[: WHOLE.index(RUN) + 1], LIFTED, RUN]),
         ("lifted-for-itself", instead(UPDATE, UPDATE, HASHES)),
-        ("ram-never-armed", instead(HASHES, HASHES, replace(ARMED, hva=RAM_HVA + 0xC000, size=0x1000))),
-        ("whole-slot", instead(ARMED, replace(ARMED, size=MIB // 2))),
-        ("whole-slot", instead(ARMED, replace(ARMED, hva=FLASH_HVA - 1, size=MIB + 1))),
+        ("ram-never-armed", instead(HASHES, HASHES, ARMED._replace(hva=RAM_HVA + 0xC000, size=0x1000))),
+        ("whole-slot", instead(ARMED, ARMED._replace(size=MIB // 2))),
+        ("whole-slot", instead(ARMED, ARMED._replace(hva=FLASH_HVA - 1, size=MIB + 1))),
         ("fault-is-final", [*WHOLE, FAULT, RUN]),
     ],
 )
@@ -103,7 +102,7 @@ def test_firmware_in_ram_is_never_to_be_protected() -> None:
     steps = [ASKED, INIT, START, RAM, FLASH, VMSA, MEASURE, FINISH, RUN]
     assert broken(steps, is_bios=True) == {"bios-never-armed"}
     assert (
-        broken([replace(FLASH, writable=True) if step is FLASH else step for step in steps], is_bios=True)
+        broken([FLASH._replace(writable=True) if step is FLASH else step for step in steps], is_bios=True)
         == set()
     )
 
@@ -113,13 +112,13 @@ def test_fault_may_be_answered_by_lifting_the_protection() -> None:
 
 
 def test_second_address_of_flash_is_flash() -> None:
-    alias = replace(FLASH, slot=2, gpa=0xE0000, hva=FLASH_HVA + MIB - 0x20000, size=0x20000)
+    alias = FLASH._replace(slot=2, gpa=0xE0000, hva=FLASH_HVA + MIB - 0x20000, size=0x20000)
     first_run = WHOLE.index(RUN) + 1
     assert broken(instead(FLASH, FLASH, alias)[: first_run + 1]) == set()
 
 
 def test_plain_guests_with_readonly_slots_keep_the_rules() -> None:
-    assert broken([replace(ASKED, value=1), RAM, ROM, RUN, GONE, LIFTED, RUN, ROM, RUN]) == set()
+    assert broken([ASKED._replace(value=1), RAM, ROM, RUN, GONE, LIFTED, RUN, ROM, RUN]) == set()
 
 
 def test_steps_survive_json_and_runs_in_a_row_are_one() -> None:

@@ -89,14 +89,14 @@ def test_regions_are_registered_while_they_are_writable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pins", [True, False])
 def test_launch_works_whether_or_not_registering_pins_for_writing(tmp_path: Path, pins: bool) -> None:
-    era = replace(find_era("linux-6.18"), register_region_pins_for_writing=pins)
+    era = find_era("linux-6.18")._replace(register_region_pins_for_writing=pins)
     outcome = Launch(sev_es(write_guest(tmp_path, tell(7)), write_variables(tmp_path)), DEBUG_SWAP, era).run()
     assert outcome.report["exit_port"] == 7
 
 
 @pytest.mark.parametrize("pins", [True, False])
 def test_registering_protected_memory_depends_on_the_pin(tmp_path: Path, pins: bool) -> None:
-    era = replace(find_era("linux-6.18"), register_region_pins_for_writing=pins)
+    era = find_era("linux-6.18")._replace(register_region_pins_for_writing=pins)
     guest = Launch(sev_es(write_guest(tmp_path, tell(7))), DEBUG_SWAP, era)
     with guest.assembled() as machine:
         mapping = machine.platform.flash[0].memory._backing.writable

@@ -279,7 +279,7 @@ def test_snp_and_tdx_with_flash_are_refused_before_any_file_is_read(tmp_path: Pa
 def test_plain_guest_without_readonly_slots_is_refused(tmp_path: Path, flash: bool) -> None:
     path = write_guest(tmp_path, tell(0))
     spec = MachineSpec(code=path) if flash else MachineSpec(bios=path)
-    era = replace(find_era("linux-6.18"), open_readonly_memory=False)
+    era = find_era("linux-6.18")._replace(open_readonly_memory=False)
     with pytest.raises(UnsupportedError, match="read-only memory slots") as refused:
         Launch(spec, era=era).run()
     assert refused.value.exit_code == 5

@@ -6,8 +6,7 @@ guests only; ``source only`` means that nobody here did, for want of hardware.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.abi.kvm.vm_types import VmType
 from casemate.abi.kvm.write_outcome import WriteOutcome
@@ -18,9 +17,8 @@ _SOURCE_ONLY = "source only"
 _LAB = "kvm_amd 6.1, 6.12, 7.3"
 
 
-@dataclass(frozen=True, slots=True)
-class KernelEra:
-    """One release as this table has it; a test may ``replace`` a field to see what depends on it."""
+class KernelEra(NamedTuple):
+    """One release as this table has it; a test may ``_replace`` a field to see what depends on it."""
 
     name: str
     vm_types: frozenset[VmType]
@@ -46,8 +44,7 @@ class KernelEra:
         return self.protected_readonly_slot if vm_type in PROTECTED_TYPES else self.open_readonly_memory
 
 
-@dataclass(frozen=True, slots=True)
-class Behaviour:
+class Behaviour(NamedTuple):
     """One row: ``values`` by the first release that has them, the oldest first."""
 
     field: str

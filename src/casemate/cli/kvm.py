@@ -17,7 +17,6 @@ import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -113,7 +112,7 @@ def run_vmm(
     """
     with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
         collector = _Collector(Path(folder, "summary"))
-        program, environment = _prepare(command, replace(options, socket=str(collector.path)))
+        program, environment = _prepare(command, options._replace(socket=str(collector.path)))
         code = _Child([str(program), *command[1:]], environment, collector, show).wait()
         collector.close()
     return code, collector.last()
@@ -260,7 +259,7 @@ def vmm_environment(options: Options) -> dict[str, str]:
         "CASEMATE_KVM_START": _START,
         "CASEMATE_KVM_PATH": json.dumps([path for path in sys.path if path]),
         "CASEMATE_KVM_ENGINE": str(libraries[0]),
-        OPTIONS: json.dumps(asdict(options)),
+        OPTIONS: json.dumps(options._asdict()),
     } | ({"CASEMATE_KVM_SEV": "1"} if options.has_sev else {})
 
 

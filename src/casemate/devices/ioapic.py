@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.devices.lapic import DeliveryMode, Lapic
 
@@ -22,8 +22,7 @@ RTE_MASKED = 1 << 16
 RTE_WRITABLE = 0xFF00_0000_0001_AFFF
 
 
-@dataclass(frozen=True, slots=True)
-class IoapicState:
+class IoapicState(NamedTuple):
     """IOREGSEL, the ID register, the level of each pin as a bit, and the redirection table."""
 
     selected: int

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 
 class StepKind(StrEnum):
@@ -28,8 +27,7 @@ class StepKind(StrEnum):
     """KVM_RUN failed with EFAULT."""
 
 
-@dataclass(frozen=True, slots=True)
-class KvmStep:
+class KvmStep(NamedTuple):
     """One step; ``writable`` is whether the mapping that it is about takes writes (None: it has none)."""
 
     kind: StepKind
@@ -51,15 +49,15 @@ class KvmStep:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return self._asdict()
 
 
-@dataclass(slots=True)
 class KvmTrace:
     """The steps of one VM, in their order; ``copy`` gets each at once, so that a process that dies leaves them."""
 
-    steps: list[KvmStep] = field(default_factory=list)
-    copy: TextIO | None = None
+    def __init__(self, copy: TextIO | None = None) -> None:
+        self.steps: list[KvmStep] = []
+        self.copy = copy
 
     def begin(self) -> None:
         """Another VM is made."""

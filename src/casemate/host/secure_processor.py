@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from casemate.abi.kvm.vm_types import VmType
@@ -14,8 +13,7 @@ CERTIFICATE_SIZE = 2084
 """Bytes of a certificate of the platform (AMD 55766 SEV API 0.24, table 109)."""
 
 
-@dataclass(frozen=True, slots=True)
-class SevSetup:
+class SevSetup(NamedTuple):
     """How a VM is set up for SEV before its first vCPU.
 
     The default type means KVM_SEV_INIT or KVM_SEV_ES_INIT, any other KVM_SEV_INIT2, which alone takes features.
@@ -25,8 +23,7 @@ class SevSetup:
     vmsa_features: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TransportKeys:
+class TransportKeys(NamedTuple):
     """What guest owner and firmware agreed on, 16 bytes each: ``tek`` encrypts secrets, ``tik`` authenticates."""
 
     tek: bytes
@@ -43,8 +40,7 @@ class LaunchSession(NamedTuple):
     blob: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformCertificates:
+class PlatformCertificates(NamedTuple):
     """What a platform exports: the PDH certificate; behind it PEK, OCA and CEK, then AMD's ASK and ARK or nothing."""
 
     pdh: bytes
@@ -60,8 +56,7 @@ class PlatformCertificates:
         return self.pdh + self.chain
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuReset:
+class VcpuReset(NamedTuple):
     """Where one vCPU starts (CS base and IP in one), and its CPUID signature (EDX at reset)."""
 
     address: int

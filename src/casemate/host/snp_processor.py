@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from casemate.abi.sev.commands import GuestState
@@ -16,22 +15,21 @@ GOSVW_SIZE, HOST_DATA_SIZE = 16, 32
 """Bytes of the guest-visible workarounds and of the host's data."""
 
 
-@dataclass(slots=True)
 class SnpUpdate:
     """SNP_LAUNCH_UPDATE of ``size`` bytes at ``gpa``, copied from ``hva``; advanced by the pages that are done."""
 
-    gpa: Gpa
-    hva: Hva
-    size: int
-    page_type: SnpPageType
+    def __init__(self, gpa: Gpa, hva: Hva, size: int, page_type: SnpPageType) -> None:
+        self.gpa = gpa
+        self.hva = hva
+        self.size = size
+        self.page_type = page_type
 
     def advance(self, size: int) -> None:
         """So many bytes are done."""
         self.gpa, self.hva, self.size = Gpa(self.gpa + size), Hva(self.hva + size), self.size - size
 
 
-@dataclass(frozen=True, slots=True)
-class SnpFinish:
+class SnpFinish(NamedTuple):
     """Inputs of SNP_LAUNCH_FINISH; empty ID block and authentication: the host starts any guest."""
 
     id_block: bytes = b""

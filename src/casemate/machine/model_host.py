@@ -9,7 +9,6 @@ from casemate.abi.kernel_eras import NEWEST, find_era
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Hypervisor
 from casemate.host.model.hypervisor import ModelHypervisor
-from casemate.host.model.sev.platform import ModelPlatform
 from casemate.machine.spec import MachineSpec
 
 
@@ -22,5 +21,4 @@ def model_host(
     spec: MachineSpec, era: str = "", platform: Path | None = None
 ) -> Callable[[GuestClock], Hypervisor]:
     """What makes the modelled host for a guest; its platform's keys are in the folder ``platform``, or new ones."""
-    keys = None if platform is None else ModelPlatform(platform)
-    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=keys, cpu=spec.cpu)
+    return lambda clock: ModelHypervisor(clock, era=era or NEWEST, platform=platform, cpu=spec.cpu)

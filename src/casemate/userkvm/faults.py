@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.sev.commands import SevCommand
@@ -15,8 +15,7 @@ _FIRMWARE = "fw:"
 _NAMES = {each.kernel_name for each in (*Ioctl, *SevCommand)}
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """``call`` fails at its ``number``-th time, counted from 1, with ``errno``; ``firmware`` is a command's status."""
 
     call: str

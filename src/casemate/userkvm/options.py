@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 OPTIONS = "CASEMATE_KVM_OPTIONS"
 """The variable, with ``Options`` as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """``log`` is a file, ``socket`` where summaries go; ``faults`` are rules as ``faults.parse_fault`` takes them."""
 
     era: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +30,7 @@ class FeatureBit(NamedTuple):
     bit: int
 
 
-@dataclass(frozen=True, slots=True)
-class CpuModel:
+class CpuModel(NamedTuple):
     """A processor as QEMU describes it; ``level`` and ``xlevel`` are its highest leaves."""
 
     name: str
@@ -51,8 +49,7 @@ class CpuModel:
         return signature_of(self.family, self.model, self.stepping)
 
 
-@dataclass(frozen=True, slots=True)
-class CpuChoice:
+class CpuChoice(NamedTuple):
     """A model, and the features that it is to have and not to have; ``enforce`` refuses to leave any out."""
 
     model: str

@@ -10,7 +10,7 @@ import ctypes
 import mmap
 from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from casemate.address import PAGE_SIZE, Hva
 from casemate.errors import HostError
@@ -64,14 +64,13 @@ class SeparateMemory:
         self._mappings.clear()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Run:
+class _Run(NamedTuple):
     """Pages of host range ``[start, end)``, kept in ``shadow`` at ``address``."""
 
     start: int
     end: int
-    address: int = field(compare=False)
-    shadow: mmap.mmap = field(compare=False)
+    address: int
+    shadow: mmap.mmap
 
 
 class PrivatePages:

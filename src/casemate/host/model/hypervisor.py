@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from errno import EINVAL
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
@@ -37,7 +38,7 @@ class ModelHypervisor:
         era: str | KernelEra = NEWEST,
         lock_limit: int | None = None,
         raises_vc: bool = True,
-        platform: ModelPlatform | None = None,
+        platform: ModelPlatform | Path | None = None,
         cpu: CpuChoice | None = None,
     ) -> None:
         self._cpu = cpu

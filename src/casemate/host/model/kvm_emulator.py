@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from casemate.abi.kvm.structs import Regs, Sregs
@@ -114,8 +113,7 @@ _ADDRESS_BITS = {64: (64, 32), 32: (32, 16), 16: (16, 32)}
 _STATE = (registers.RIP, registers.RCX, registers.RDX, registers.RDI, registers.RFLAGS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ins:
+class _Ins(NamedTuple):
     """One INS and the registers that it is about; ``step`` is the bytes of an element, negative downwards."""
 
     rip: int
@@ -133,7 +131,7 @@ class _Ins:
         return abs(self.step)
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """Elements that are left."""
         return self.rcx & (1 << self.address_bits) - 1 if self.repeats else 1
 
@@ -142,14 +140,14 @@ class _Ins:
         in_page = self.rdi % PAGE_SIZE
         if self.step > 0:
             in_page = PAGE_SIZE - in_page
-        return max(1, min(in_page, _READ_AHEAD // self.size, self.count))
+        return max(1, min(in_page, _READ_AHEAD // self.size, self.elements))
 
     def after(self, done: int) -> dict[int, int]:
         """The registers once ``done`` elements are written."""
         values = {registers.RDI: self._moved(self.rdi, done * self.step)}
         if self.repeats:
             values[registers.RCX] = self._moved(self.rcx, -done)
-        if done >= self.count:
+        if done >= self.elements:
             values[registers.RIP] = self.rip + self.length & (1 << self.code_bits) - 1
         return values
 

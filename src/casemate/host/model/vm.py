@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from errno import EEXIST, EINVAL
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
@@ -67,7 +68,7 @@ class ModelVm:
         *,
         lock_limit: int | None = None,
         raises_vc: bool = True,
-        platform: ModelPlatform | None = None,
+        platform: ModelPlatform | Path | None = None,
         cpuid: CpuidTable | None = None,
         cpu: CpuChoice | None = None,
     ) -> None:

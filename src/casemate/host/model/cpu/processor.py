@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from casemate.abi.guest_kind import GuestKind
@@ -87,8 +86,7 @@ class Leaf(NamedTuple):
 _ZERO = Leaf(0, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Processor:
+class Processor(NamedTuple):
     """What one modelled processor is and has."""
 
     model: CpuModel

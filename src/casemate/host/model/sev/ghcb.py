@@ -9,7 +9,7 @@ import ctypes
 import struct
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from casemate.abi.sev import ghcb
 from casemate.abi.sev.ghcb import ExitCode, MsrRequest
@@ -45,18 +45,17 @@ _OF_SNP = frozenset(
 _ALWAYS_NEEDED = (ghcb.SW_EXIT_CODE, ghcb.SW_EXIT_INFO_1, ghcb.SW_EXIT_INFO_2)
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """The guest asked for its own end, or for something that no host does; ``text`` says what."""
 
     text: str
 
 
-@dataclass(slots=True)
 class JumpTable:
     """Where the guest's firmware said that its other vCPUs find where to go (AMD 56421, 4.3.1); 0 is nowhere."""
 
-    address: int = 0
+    def __init__(self) -> None:
+        self.address = 0
 
 
 class GhcbServer:

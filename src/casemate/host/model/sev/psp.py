@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -28,7 +29,7 @@ BUILD = 21
 
 
 class ModelPsp:
-    """The context of one guest. ``random`` gives keys and nonces.
+    """The context of one guest. ``random`` gives keys and nonces, ``platform`` is one, or the folder of its keys.
 
     Every command raises FirmwareStatusError with the status that the firmware would answer.
     """
@@ -40,9 +41,9 @@ class ModelPsp:
         *,
         sev_es: bool,
         random: Callable[[int], bytes] = os.urandom,
-        platform: ModelPlatform | None = None,
+        platform: ModelPlatform | Path | None = None,
     ) -> None:
-        self.platform = platform or ModelPlatform()
+        self.platform = platform if isinstance(platform, ModelPlatform) else ModelPlatform(platform)
         self.state = GuestState.UNINIT
         self._sev_es = sev_es
         self._random = random

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from errno import EINVAL, ENOMEM, ENOTTY
+from pathlib import Path
 from typing import Protocol
 
 from casemate.abi.kernel_eras import KernelEra
@@ -46,7 +47,7 @@ class ModelSev:
         *,
         sev_es: bool,
         lock_limit: int | None = None,
-        platform: ModelPlatform | None = None,
+        platform: ModelPlatform | Path | None = None,
     ) -> None:
         self.psp = ModelPsp(sev_es=sev_es, platform=platform)
         self._era = era

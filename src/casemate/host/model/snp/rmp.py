@@ -5,7 +5,6 @@ A pure state machine: pages are numbers, instructions return what the processor 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -62,17 +61,21 @@ class Validation(NamedTuple):
     changed: bool
 
 
-@dataclass(slots=True)
 class RmpEntry:
     """One entry; ``gpa`` and ``asid`` are 0 for pages that are not assigned."""
 
-    assigned: bool = False
-    validated: bool = False
-    immutable: bool = False
-    vmsa: bool = False
-    gpa: int = 0
-    asid: int = 0
-    permissions: list[int] = field(default_factory=lambda: [ALL_PERMISSIONS, 0, 0, 0])
+    __slots__ = ("asid", "assigned", "gpa", "immutable", "permissions", "validated", "vmsa")
+
+    def __init__(
+        self, *, assigned: bool = False, immutable: bool = False, gpa: int = 0, asid: int = 0
+    ) -> None:
+        self.assigned = assigned
+        self.immutable = immutable
+        self.validated = self.vmsa = False
+        self.gpa = gpa
+        self.asid = asid
+        self.permissions = [ALL_PERMISSIONS, 0, 0, 0]
+        """Of each VMPL."""
 
     @property
     def state(self) -> PageState:
