@@ -93,6 +93,17 @@ def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     assert len(vm["violations"]) == 1
 
 
+def test_vector_that_waits_is_told_even_where_kvm_run_returns_at_once(run_vmm: Vmm) -> None:
+    assert run_vmm("queued_interrupt").stdout.split("\n") == [
+        "port 0x80: ready 1",
+        "at once: Interrupted system call, ready 0",
+        "once more: File exists",
+        "port 0x90: ready 0",
+        "hlt: ready 1",
+        "",
+    ]
+
+
 def test_memory_of_a_guest_is_read_and_written_for_a_debugger_where_its_policy_allows_it(
     run_vmm: Vmm,
 ) -> None:

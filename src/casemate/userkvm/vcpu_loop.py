@@ -86,6 +86,10 @@ class SignalControl:
             ctypes.memset(slot.seen, 0, slot.pages)
         return True
 
+    def defers_interrupts(self) -> bool:
+        """A new state came in the middle of the access, or it is to be completed without anything else."""
+        return bool(self._record.abandoned)
+
     def others_wait(self) -> bool:
         """Another vCPU has a ticket."""
         return bool(self._inside.tickets - self._inside.turn & 0xFFFFFFFF > 1)

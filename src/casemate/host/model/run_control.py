@@ -25,6 +25,9 @@ class RunControl(Protocol):
     def take_stale(self) -> bool:
         """Whether code was written to from outside since this was last asked: nothing translated is to be executed."""
 
+    def defers_interrupts(self) -> bool:
+        """Whether the guest stands in an access that is being undone: an interrupt comes behind it."""
+
     def others_wait(self) -> bool:
         """Whether another vCPU, of another thread, waits until this one is not executing."""
 
@@ -61,6 +64,10 @@ class ThreadControl:
 
     def take_stale(self) -> bool:
         """Who writes says so to the VM (``memory_written``)."""
+        return False
+
+    def defers_interrupts(self) -> bool:
+        """No access is undone."""
         return False
 
     def others_wait(self) -> bool:

@@ -460,7 +460,9 @@ class ModelVcpu:
     def _acknowledge(self) -> int:
         try:
             interrupts = self._interrupts
-            return interrupts.acknowledge() if interrupts is not None and interrupts.pending() else NO_VECTOR
+            if interrupts is None or self._control.defers_interrupts() or not interrupts.pending():
+                return NO_VECTOR
+            return interrupts.acknowledge()
         except BaseException as error:
             self._engine.hooks.fail(error)
             return NO_VECTOR

@@ -377,6 +377,7 @@ static void start(struct vcpu *v) {
 static int return_at_once(struct vcpu *v) {
     if (v->pending && !v->latched) v->answer = answer_of(v, v->pending), v->latched = 1;
     v->counts[COUNT_IMMEDIATE]++;
+    show_readiness(v); /* KVM_INTERRUPT may have given a vector meanwhile */
     errno = EINTR;
     return -1;
 }
