@@ -206,6 +206,8 @@ typedef uint8_t u8;
     X(helper_into, void, (void *env, int length)) \
     X(helper_pause, void, (void *env, int length)) \
     CMPXCHG_HELPERS(X) \
+    X(helper_pcmpestri_xmm, void, (void *env, void *first, void *second, u32 control)) \
+    X(helper_pcmpestrm_xmm, void, (void *env, void *first, void *second, u32 control)) \
     X(helper_lookup_tb_ptr, void *, (void *env)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 

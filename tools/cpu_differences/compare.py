@@ -1,0 +1,182 @@
+"""Where hosts differ over a stream, and over which of its instructions (Intel SDM volume 2, flags affected)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from iced_x86 import RflagsBits
+
+from tools.cpu_differences.hosts import Host
+from tools.cpu_differences.monitor import Batch, Result
+from tools.cpu_differences.streams import Stream
+
+_INVALID_OPCODE = 6
+_RESUME = 1 << 16
+_FLAGS = {"CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "DF": 10, "OF": 11}
+_CONDITIONS = {"C0": 8, "C1": 9, "C2": 10, "C3": 14}
+
+Answers = Mapping[str, Result | None]
+"""What each host answers about a case; None is no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What one instruction of a stream makes differ."""
+
+    kind: str
+    """``fault``, ``registers``, ``flags``, ``xmm``, ``mxcsr``, ``x87``, ``memory`` or ``resume``."""
+    odd: tuple[str, ...]
+    """The hosts that most others do not agree with; all of them if there is no such majority."""
+    stream: Stream
+    """It ends with that instruction."""
+    values: Mapping[str, str]
+    """By host, for people."""
+
+    @property
+    def mnemonic(self) -> str:
+        """In lower case."""
+        return self.stream.mnemonic(len(self.stream.code) - 1)
+
+
+def run_everywhere(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> list[Answers]:
+    """Answers about each stream. Raises HostError."""
+    if not streams:
+        return []
+    batch = Batch(streams)
+    columns = {name: host(batch) for name, host in hosts.items()}
+    return [
+        _believable(stream, {name: column[index] for name, column in columns.items()})
+        for index, stream in enumerate(streams)
+    ]
+
+
+def find_differences(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> list[Difference]:
+    """Those of each stream, at one instruction that makes some. Raises HostError."""
+    answers = run_everywhere(hosts, streams)
+    differing = [index for index, stream in enumerate(streams) if _kinds(stream, answers[index])]
+    # Of each, a length at which all agree, and one at which they do not.
+    bounds = {index: (0, len(streams[index].code)) for index in differing}
+    found = {index: answers[index] for index in differing}
+    while open_ones := [index for index, (low, high) in bounds.items() if high - low > 1]:
+        middles = {index: sum(bounds[index]) // 2 for index in open_ones}
+        halves = [streams[index].beginning(middles[index]) for index in open_ones]
+        for index, stream, answer in zip(open_ones, halves, run_everywhere(hosts, halves), strict=True):
+            low, high = bounds[index]
+            if _kinds(stream, answer):
+                bounds[index], found[index] = (low, middles[index]), answer
+            else:
+                bounds[index] = (middles[index], high)
+    return [
+        Difference(kind, odd, stream, _values(stream, kind, found[index]))
+        for index, (_, length) in bounds.items()
+        for stream in [streams[index].beginning(length)]
+        for kind, odd in _kinds(stream, found[index]).items()
+    ]
+
+
+def _believable(stream: Stream, answers: Mapping[str, Result]) -> Answers:
+    """A KVM that interprets what it should let the processor execute, as a fault's instruction, knows few of them."""
+    kvm = answers.get("kvm")
+    if kvm is None or (
+        stream.bits == 64
+        and (kvm.vector != _INVALID_OPCODE or any(_end(answers[name]) == _end(kvm) for name in answers if name != "kvm"))
+    ):
+        return answers
+    return {**answers, "kvm": None}
+
+
+def _end(result: Result) -> tuple[int, int]:
+    return result.vector, result.rip
+
+
+def _kinds(stream: Stream, answers: Answers) -> dict[str, tuple[str, ...]]:
+    """Who is alone, by the kind of what differs; of faults nothing else is looked at."""
+    aspects = {name: _aspects(stream, result) for name, result in answers.items() if result is not None}
+    found = {}
+    for kind in next(iter(aspects.values()), ()):
+        values: dict[object, list[str]] = {}
+        for name, each in aspects.items():
+            values.setdefault(each[kind], []).append(name)
+        if len(values) > 1:
+            most = max(map(len, values.values()))
+            majorities = [names for names in values.values() if len(names) == most]
+            agreed = majorities[0] if len(majorities) == 1 else []
+            found[kind] = tuple(name for name in aspects if name not in agreed)
+            if kind == "fault":
+                break
+    return found
+
+
+def _aspects(stream: Stream, result: Result) -> dict[str, object]:
+    """What is compared, without what nobody defines."""
+    undefined = stream.undefined[_executed(stream, result)]
+    count, mask = (16, (1 << 64) - 1) if stream.bits == 64 else (8, 0xFFFFFFFF)
+    return {
+        "fault": (result.vector, result.error, result.rip, result.cr2),
+        "registers": tuple(value & mask for value in result.registers[:count]),
+        "flags": result.flags & _defined(_FLAGS, undefined),
+        "xmm": result.vectors,
+        "mxcsr": result.mxcsr,
+        "x87": _x87(result.x87, undefined),
+        "memory": result.memory,
+        "resume": result.flags & _RESUME,
+    }
+
+
+def _executed(stream: Stream, result: Result) -> int:
+    """How many instructions were."""
+    if result.at_end:
+        return len(stream.code)
+    at = 0
+    for index, code in enumerate(stream.code):
+        if at >= result.rip:
+            return index
+        at += len(code)
+    return len(stream.code)
+
+
+def _defined(bits: Mapping[str, int], undefined: int) -> int:
+    return sum(1 << bit for name, bit in bits.items() if not undefined & getattr(RflagsBits, name))
+
+
+def _x87(state: bytes, undefined: int) -> tuple[object, ...]:
+    """Control word, status word, tags, and the registers that are not empty."""
+    control, status, tags = struct.unpack_from("<HHB", state)
+    top = status >> 11 & 7
+    status &= ~sum(1 << bit for bit in _CONDITIONS.values()) | _defined(_CONDITIONS, undefined)
+    stack = [state[5 + 10 * index : 15 + 10 * index] for index in range(8)]
+    return (
+        control,
+        status,
+        tags,
+        *(value for index, value in enumerate(stack) if tags >> ((top + index) & 7) & 1),
+    )
+
+
+def _values(stream: Stream, kind: str, answers: Answers) -> dict[str, str]:
+    """The parts that differ."""
+    aspects = {name: _aspects(stream, result)[kind] for name, result in answers.items() if result is not None}
+    return {name: _shown(kind, value, list(aspects.values())) for name, value in aspects.items()}
+
+
+def _shown(kind: str, value: object, all_values: Sequence[object]) -> str:
+    if kind == "fault" and isinstance(value, tuple):
+        return "vector {}, error {:#x}, at byte {}, CR2 {:#x}".format(*value)
+    if isinstance(value, int):
+        return f"{value:#x}"
+    if isinstance(value, bytes):
+        parts = [value[at : at + 16].hex() for at in range(0, len(value), 16)]
+        others = [[each[at : at + 16].hex() for at in range(0, len(value), 16)] for each in all_values if isinstance(each, bytes)]
+        return ", ".join(
+            f"{index * 16:#x}: {part}" for index, part in enumerate(parts) if any(other[index] != part for other in others)
+        )
+    if isinstance(value, tuple):
+        tuples = [each for each in all_values if isinstance(each, tuple)]
+        return ", ".join(
+            f"{index}: {part.hex() if isinstance(part, bytes) else hex(part)}"
+            for index, part in enumerate(value)
+            if any(len(other) <= index or other[index] != part for other in tuples)
+        )
+    return str(value)
