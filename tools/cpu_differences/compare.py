@@ -6,17 +6,35 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from iced_x86 import RflagsBits
+from iced_x86 import Instruction, RflagsBits
 
 from tools.cpu_differences.hosts import Host
 from tools.cpu_differences.monitor import Batch, Result
-from tools.cpu_differences.streams import Stream
+from tools.cpu_differences.streams import Stream, decoded, mnemonic_name, uses_mmx
 
 _INVALID_OPCODE = 6
 _RESUME = 1 << 16
+_WRITE = 1 << 1
+"""Of a page fault's error code."""
+_EXCEPTIONS = 0x3F
+"""Of MXCSR and of the status word of x87: flags that nothing else depends on as long as exceptions are masked."""
 _FLAGS = {"CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "DF": 10, "OF": 11}
-_CONDITIONS = {"C0": 8, "C1": 9, "C2": 10, "C3": 14}
+_CONDITIONS = {"C0": 8, "C2": 10, "C3": 14}
+_ROUNDED_UP = 1 << 9
+"""C1, which tells how a result was rounded."""
 
+KINDS = {
+    "fault": "how the stream ended: the vector, where, and the address of a page fault",
+    "access": "whether a page fault tells of a write",
+    "registers": "general registers",
+    "flags": "flags that the instructions define",
+    "xmm": "registers of SSE",
+    "mxcsr": "control bits of MXCSR",
+    "x87": "control word, status word, tags and registers of x87 and MMX",
+    "memory": "the page of data",
+    "resume": "the resume flag of a fault",
+    "exceptions": "flags of exceptions of SSE and x87, and C1; looked at where nothing else differs",
+}
 Answers = Mapping[str, Result | None]
 """What each host answers about a case; None is no answer."""
 
@@ -26,18 +44,28 @@ class Difference:
     """What one instruction of a stream makes differ."""
 
     kind: str
-    """``fault``, ``registers``, ``flags``, ``xmm``, ``mxcsr``, ``x87``, ``memory`` or ``resume``."""
-    odd: tuple[str, ...]
-    """The hosts that most others do not agree with; all of them if there is no such majority."""
+    """One of ``KINDS``."""
+    groups: tuple[tuple[str, ...], ...]
+    """The hosts that agree with each other; most of them first."""
     stream: Stream
     """It ends with that instruction."""
     values: Mapping[str, str]
     """By host, for people."""
 
     @property
+    def code(self) -> bytes:
+        """That instruction."""
+        return self.stream.code[-1]
+
+    @property
+    def instruction(self) -> Instruction:
+        """The same, decoded."""
+        return decoded(self.stream.bits, self.code)
+
+    @property
     def mnemonic(self) -> str:
         """In lower case."""
-        return self.stream.mnemonic(len(self.stream.code) - 1)
+        return mnemonic_name(self.instruction.mnemonic)
 
 
 def run_everywhere(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> list[Answers]:
@@ -56,6 +84,7 @@ def find_differences(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> li
     """Those of each stream, at one instruction that makes some. Raises HostError."""
     answers = run_everywhere(hosts, streams)
     differing = [index for index, stream in enumerate(streams) if _kinds(stream, answers[index])]
+    hard = {index for index in differing if _is_hard(_kinds(streams[index], answers[index]))}
     # Of each, a length at which all agree, and one at which they do not.
     bounds = {index: (0, len(streams[index].code)) for index in differing}
     found = {index: answers[index] for index in differing}
@@ -64,15 +93,15 @@ def find_differences(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> li
         halves = [streams[index].beginning(middles[index]) for index in open_ones]
         for index, stream, answer in zip(open_ones, halves, run_everywhere(hosts, halves), strict=True):
             low, high = bounds[index]
-            if _kinds(stream, answer):
+            if _is_hard(_kinds(stream, answer)) or (_kinds(stream, answer) and index not in hard):
                 bounds[index], found[index] = (low, middles[index]), answer
             else:
                 bounds[index] = (middles[index], high)
     return [
-        Difference(kind, odd, stream, _values(stream, kind, found[index]))
+        Difference(kind, groups, stream, _values(stream, kind, found[index]))
         for index, (_, length) in bounds.items()
         for stream in [streams[index].beginning(length)]
-        for kind, odd in _kinds(stream, found[index]).items()
+        for kind, groups in _kinds(stream, found[index]).items()
     ]
 
 
@@ -91,22 +120,24 @@ def _end(result: Result) -> tuple[int, int]:
     return result.vector, result.rip
 
 
-def _kinds(stream: Stream, answers: Answers) -> dict[str, tuple[str, ...]]:
-    """Who is alone, by the kind of what differs; of faults nothing else is looked at."""
+def _kinds(stream: Stream, answers: Answers) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Who agrees with whom, by the kind of what differs; of faults nothing else is looked at."""
     aspects = {name: _aspects(stream, result) for name, result in answers.items() if result is not None}
     found = {}
-    for kind in next(iter(aspects.values()), ()):
-        values: dict[object, list[str]] = {}
+    for kind in KINDS:
+        groups: dict[object, list[str]] = {}
         for name, each in aspects.items():
-            values.setdefault(each[kind], []).append(name)
-        if len(values) > 1:
-            most = max(map(len, values.values()))
-            majorities = [names for names in values.values() if len(names) == most]
-            agreed = majorities[0] if len(majorities) == 1 else []
-            found[kind] = tuple(name for name in aspects if name not in agreed)
+            groups.setdefault(each[kind], []).append(name)
+        if len(groups) > 1:
+            found[kind] = tuple(sorted(map(tuple, groups.values()), key=len, reverse=True))
             if kind == "fault":
                 break
-    return found
+    return {kind: groups for kind, groups in found.items() if kind != "exceptions"} or found
+
+
+def _is_hard(kinds: Mapping[str, object]) -> bool:
+    """Whether there is more to see than exceptions, which are no one instruction's: they stay."""
+    return bool(kinds) and "exceptions" not in kinds
 
 
 def _aspects(stream: Stream, result: Result) -> dict[str, object]:
@@ -114,14 +145,16 @@ def _aspects(stream: Stream, result: Result) -> dict[str, object]:
     undefined = stream.undefined[_executed(stream, result)]
     count, mask = (16, (1 << 64) - 1) if stream.bits == 64 else (8, 0xFFFFFFFF)
     return {
-        "fault": (result.vector, result.error, result.rip, result.cr2),
+        "fault": (result.vector, result.error & ~_WRITE, result.rip, result.cr2),
+        "access": result.error & _WRITE,
         "registers": tuple(value & mask for value in result.registers[:count]),
         "flags": result.flags & _defined(_FLAGS, undefined),
         "xmm": result.vectors,
-        "mxcsr": result.mxcsr,
-        "x87": _x87(result.x87, undefined),
+        "mxcsr": result.mxcsr & ~_EXCEPTIONS,
+        "x87": _x87(result.x87, undefined, _register_bytes(stream)),
         "memory": result.memory,
         "resume": result.flags & _RESUME,
+        "exceptions": (result.mxcsr & _EXCEPTIONS, result.x87[2] & _EXCEPTIONS, result.x87[3] & _ROUNDED_UP >> 8),
     }
 
 
@@ -141,12 +174,17 @@ def _defined(bits: Mapping[str, int], undefined: int) -> int:
     return sum(1 << bit for name, bit in bits.items() if not undefined & getattr(RflagsBits, name))
 
 
-def _x87(state: bytes, undefined: int) -> tuple[object, ...]:
+def _register_bytes(stream: Stream) -> int:
+    """How much of an x87 register is compared: MMX sets the rest on a processor alone (LIMITATIONS.md)."""
+    return 8 if any(uses_mmx(decoded(stream.bits, code)) for code in stream.code) else 10
+
+
+def _x87(state: bytes, undefined: int, size: int) -> tuple[object, ...]:
     """Control word, status word, tags, and the registers that are not empty."""
     control, status, tags = struct.unpack_from("<HHB", state)
     top = status >> 11 & 7
-    status &= ~sum(1 << bit for bit in _CONDITIONS.values()) | _defined(_CONDITIONS, undefined)
-    stack = [state[5 + 10 * index : 15 + 10 * index] for index in range(8)]
+    status &= ~_EXCEPTIONS & ~_ROUNDED_UP & ~sum(1 << bit for bit in _CONDITIONS.values()) | _defined(_CONDITIONS, undefined)
+    stack = [state[5 + 10 * index : 5 + 10 * index + size] for index in range(8)]
     return (
         control,
         status,

@@ -52,6 +52,8 @@ _LEFT_OUT = {
     "LAR LSL VERR VERW SGDT SIDT SLDT STR SMSW ARPL LDS LES LFS LGS LSS": "tables of the guest's own kernel",
     "RCPPS RCPSS RSQRTPS RSQRTSS": "approximations, of which each processor has its own",
     "FXSAVE FXSAVE64 FXRSTOR FXRSTOR64 FNSAVE FNSTENV FRSTOR FLDENV": "addresses of x87 code that nobody keeps alike",
+    "FLDCW": "exceptions, which all stay masked",
+    "EXTRQ INSERTQ": "operands of most values, of which nobody says what they do",
     "MASKMOVQ MASKMOVDQU MONITOR MWAIT RDTSC RDPMC UD0 UD1": "faults and stores that are the implementation's",
 }
 LEFT_OUT = {getattr(Mnemonic, name): reason for names, reason in _LEFT_OUT.items() for name in names.split()}
@@ -72,6 +74,7 @@ _MAPS = {
 _PREFIXES = {MandatoryPrefix.P66: b"\x66", MandatoryPrefix.PF2: b"\xf2", MandatoryPrefix.PF3: b"\xf3"}
 _SEGMENTS = range(Register.ES, Register.GS + 1)
 _WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+_READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
 _ADDRESS_MASKS = {CodeSize.CODE16: 0xFFFF, CodeSize.CODE32: 0xFFFFFFFF}
 _BY_COUNT = {
     getattr(Mnemonic, name) for name in "SHL SHR SAL SAR ROL ROR RCL RCR SHLD SHRD".split()
@@ -123,18 +126,18 @@ class Stream:
             self.memory,
         )
 
-    def text(self, index: int) -> str:
-        """One of its instructions for people."""
-        return f"{decoded(self.bits, self.code[index])}"
-
-    def mnemonic(self, index: int) -> str:
-        """In lower case."""
-        return mnemonic_name(decoded(self.bits, self.code[index]).mnemonic)
-
 
 def decoded(bits: int, code: bytes) -> Instruction:
     """The first instruction of ``code``."""
     return Decoder(bits, code, ip=CODE).decode()
+
+
+def uses_mmx(instruction: Instruction) -> bool:
+    """Whether it makes all of the x87 registers valid, or empty."""
+    return instruction.mnemonic == Mnemonic.EMMS or any(
+        instruction.op_kind(index) == OpKind.REGISTER and Register.MM0 <= instruction.op_register(index) <= Register.MM7
+        for index in range(instruction.op_count)
+    )
 
 
 @cache
@@ -182,6 +185,11 @@ class _Maker:
             for index, value in enumerate(self.registers[: self.count])
         }
         self.undefined = [0]
+        depth = rng.choice((0, 2, 3, 4, 5, 6, 8))
+        self.stack = [index < depth for index in range(8)]
+        """Which of ST0 to ST7 are not empty."""
+        self.in_mmx = False
+        self.floating = self._floating()
         self.info = InstructionInfoFactory()
 
     def make(self) -> Stream:
@@ -198,7 +206,7 @@ class _Maker:
             tuple(self.undefined),
             tuple(self.registers),
             2 | rng.getrandbits(12) & 0x8D5 | (0x400 if rng.random() < 0.2 else 0),
-            self._floating(),
+            self.floating,
             rng.randbytes(PAGE_SIZE),
         )
 
@@ -216,14 +224,12 @@ class _Maker:
         control = 0x37F
         if rng.random() < 0.2:
             control ^= rng.choice((0, 0x100, 0x200, 0x300)) | rng.choice((0, 0x400, 0x800, 0xC00))
-        if rng.random() < 0.1:
-            control &= ~(1 << rng.randrange(6))
         mxcsr = 0x1F80
         if rng.random() < 0.2:
             mxcsr ^= rng.choice((0, 0x2000, 0x4000, 0x6000)) | rng.choice((0, 0x40, 0x8000)) | rng.randrange(64)
-        if rng.random() < 0.1:
-            mxcsr &= ~(1 << rng.randrange(7, 13) | 0x3F)
-        head = struct.pack("<HHBxHQQII", control, rng.randrange(8) << 11, rng.getrandbits(8), 0, 0, 0, mxcsr, 0)
+        top = rng.randrange(8)
+        tags = sum(full << ((top + index) & 7) for index, full in enumerate(self.stack))
+        head = struct.pack("<HHBxHQQII", control, top << 11, tags, 0, 0, 0, mxcsr, 0)
         stack = b"".join(self._extended() + bytes(6) for _ in range(8))
         vectors = b"".join(self._vector() for _ in range(16))
         return (head + stack + vectors).ljust(512, b"\0")
@@ -270,7 +276,7 @@ class _Maker:
             second = wide << 7 | rng.randrange(16) << 3 | code
             head = bytes((0xC4, (~extension & 7) << 5 | number, second))
             return head + opcode + operand
-        for chance, choices in ((0.1, b"\x66"), (0.03, b"\xf0"), (0.03, b"\x2e\x36\x3e\x26\x64\x65"), (0.02, b"\x67")):
+        for chance, choices in ((0.1 / (1 + 9 * bool(prefix)), b"\x66"), (0.03, b"\xf0"), (0.03, b"\x2e\x36\x3e\x26\x64\x65"), (0.02, b"\x67")):
             if rng.random() < chance:
                 prefix = bytes((rng.choice(choices),)) + prefix
         if info.can_use_rep_prefix and rng.random() < 0.4:
@@ -317,6 +323,7 @@ class _Maker:
             or instruction.is_privileged
             or not FEATURES.issuperset(instruction.cpuid_features())
             or instruction.rflags_read & self.undefined[-1]
+            or (instruction.mnemonic in (Mnemonic.SHLD, Mnemonic.SHRD) and OpCodeInfo(instruction.code).operand_size == 16)
         ):
             return False
         for index in range(instruction.op_count):
@@ -326,8 +333,51 @@ class _Maker:
             count = self.known.get(Register.RCX)
             if instruction.is_string_instruction and (count is None or count > 64):
                 return False
+        if self._faults_on_stack(instruction):
+            return False
         places = self.info.info(instruction).used_memory()
         return all(self._is_there(place) for place in places) or self.rng.random() < _WILD
+
+    def _faults_on_stack(self, instruction: Instruction) -> bool:
+        """Whether it reads an empty register of x87, or one of MMX, or pushes onto one that is not empty."""
+        change = instruction.fpu_stack_increment_info()
+        if self.in_mmx and instruction.mnemonic != Mnemonic.FNINIT and (
+            change.increment or self._stack_operands(instruction, _READS)
+        ):
+            return True
+        if change.increment < 0 and instruction.mnemonic != Mnemonic.FDECSTP and not all(
+            not full for full in self.stack[change.increment :]
+        ):
+            return True
+        return any(not self.stack[number] for number in self._stack_operands(instruction, _READS))
+
+    def _stack_operands(self, instruction: Instruction, accesses: tuple[int, ...]) -> list[int]:
+        """Numbers of the x87 registers that it accesses in these ways."""
+        return [
+            used.register - Register.ST0
+            for used in self.info.info(instruction).used_registers()
+            if Register.ST0 <= used.register <= Register.ST7 and used.access in accesses
+        ]
+
+    def _note_stack(self, instruction: Instruction) -> None:
+        change, mnemonic = instruction.fpu_stack_increment_info(), instruction.mnemonic
+        if uses_mmx(instruction):
+            self.in_mmx = mnemonic != Mnemonic.EMMS
+            self.stack = [mnemonic != Mnemonic.EMMS] * 8
+        elif mnemonic == Mnemonic.FNINIT:
+            self.in_mmx = False
+            self.stack = [False] * 8
+        elif mnemonic in (Mnemonic.FINCSTP, Mnemonic.FDECSTP):
+            self.stack = [*self.stack[change.increment :], *self.stack[: change.increment]]
+        else:
+            for number in self._stack_operands(instruction, _WRITES):
+                self.stack[number] = True
+            if change.increment > 0:
+                self.stack = self.stack[change.increment :] + [False] * change.increment
+            elif change.increment < 0:
+                self.stack = [True] * -change.increment + self.stack[: change.increment]
+            if mnemonic in (Mnemonic.FFREE, Mnemonic.FFREEP):
+                self.stack[instruction.op_register(0) - Register.ST0] = False
 
     def _is_there(self, place: Any) -> bool:
         address = place.displacement
@@ -345,6 +395,7 @@ class _Maker:
 
     def _note(self, instruction: Instruction) -> None:
         """What is known and defined behind it."""
+        self._note_stack(instruction)
         stack = self.known.get(Register.RSP)
         for used in self.info.info(instruction).used_registers():
             if used.access in _WRITES:

@@ -68,6 +68,10 @@ typedef uint8_t u8;
 #define ENV_FMASK 0x12f8
 #define ENV_TPR 0x15b4 /* v_tpr, four bits: helper_write_crN */
 #define ENV_XCR0 0x1328 /* xcr0: helper_xgetbv */
+#define ENV_X87_TOP 0x25c  /* fpstt, fptags: helper_enter_mmx, its stores */
+#define ENV_X87_TAGS 0x264 /* a byte for each register, 0 where it is full */
+#define ENV_X87_REGISTERS 0x270 /* fpregs: helper_fmov_STN_ST0 */
+#define X87_REGISTERS_BYTES 0x80
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
 #define ENV_IS_INT 0x150c     /* exception_is_int: third load there */
 #define ENV_VENDOR 0x15f0     /* cpuid_vendor1: cpu_x86_cpuid */
@@ -188,6 +192,30 @@ typedef uint8_t u8;
     X(helper_cmpxchg16b, void, (void *env, u64 at, u32 cc_op)) \
     X(helper_cmpxchg16b_unlocked, void, (void *env, u64 at, u32 cc_op))
 
+/* What numeric.c mends. */
+#define OF_VECTORS (void *env, void *to, void *from)
+#define SSSE3_HELPERS(X) \
+    X(helper_pshufb_mmx, void, OF_VECTORS) X(helper_phaddw_mmx, void, OF_VECTORS) X(helper_phaddd_mmx, void, OF_VECTORS) \
+    X(helper_phaddsw_mmx, void, OF_VECTORS) X(helper_pmaddubsw_mmx, void, OF_VECTORS) X(helper_phsubw_mmx, void, OF_VECTORS) \
+    X(helper_phsubd_mmx, void, OF_VECTORS) X(helper_phsubsw_mmx, void, OF_VECTORS) X(helper_psignb_mmx, void, OF_VECTORS) \
+    X(helper_psignw_mmx, void, OF_VECTORS) X(helper_psignd_mmx, void, OF_VECTORS) X(helper_pmulhrsw_mmx, void, OF_VECTORS) \
+    X(helper_pabsb_mmx, void, OF_VECTORS) X(helper_pabsw_mmx, void, OF_VECTORS) X(helper_pabsd_mmx, void, OF_VECTORS)
+#define HORIZONTAL_HELPERS(X) \
+    X(helper_phaddw_xmm, void, OF_VECTORS) X(helper_phaddd_xmm, void, OF_VECTORS) X(helper_phaddsw_xmm, void, OF_VECTORS) \
+    X(helper_phsubw_xmm, void, OF_VECTORS) X(helper_phsubd_xmm, void, OF_VECTORS) X(helper_phsubsw_xmm, void, OF_VECTORS)
+#define NUMERIC_HELPERS(X) \
+    SSSE3_HELPERS(X) HORIZONTAL_HELPERS(X) \
+    X(helper_pcmpestri_xmm, void, (void *env, void *first, void *second, u32 control)) \
+    X(helper_pcmpestrm_xmm, void, (void *env, void *first, void *second, u32 control)) \
+    X(helper_palignr_mmx, void, (void *env, void *to, void *from, i32 count)) \
+    X(helper_emms, void, (void *env)) \
+    X(helper_fmov_STN_ST0, void, (void *env, i32 number)) \
+    X(helper_fistt_ST0, i32, (void *env)) \
+    X(helper_fisttl_ST0, i32, (void *env)) \
+    X(helper_fisttll_ST0, i64, (void *env)) \
+    X(helper_fcomi_ST0_FT0, void, (void *env)) \
+    X(helper_fucomi_ST0_FT0, void, (void *env))
+
 /* Functions that translated code calls: ours are put into the calls when they are translated. */
 #define HELPERS(X) \
     X(helper_rdmsr, void, (void *env)) \
@@ -206,8 +234,7 @@ typedef uint8_t u8;
     X(helper_into, void, (void *env, int length)) \
     X(helper_pause, void, (void *env, int length)) \
     CMPXCHG_HELPERS(X) \
-    X(helper_pcmpestri_xmm, void, (void *env, void *first, void *second, u32 control)) \
-    X(helper_pcmpestrm_xmm, void, (void *env, void *first, void *second, u32 control)) \
+    NUMERIC_HELPERS(X) \
     X(helper_lookup_tb_ptr, void *, (void *env)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 
