@@ -58,7 +58,10 @@ def main() -> int:
             if sys.stderr.isatty():
                 print(f"\r{report.streams} of {options.streams} streams", end="", file=sys.stderr, flush=True)
     except HostError as error:
-        print(f"cpu_differences: error: stream {options.first + report.streams} or later: {error}", file=sys.stderr)
+        print(
+            f"cpu_differences: error: stream {options.first + report.streams} or later: {error}",
+            file=sys.stderr,
+        )
         return 1
     if sys.stderr.isatty():
         print(end="\r\033[K", file=sys.stderr)

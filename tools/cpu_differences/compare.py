@@ -35,6 +35,10 @@ KINDS = {
     "resume": "the resume flag of a fault",
     "exceptions": "flags of exceptions of SSE and x87, and C1; looked at where nothing else differs",
 }
+BATCH = 1000
+"""Cases for one start of each guest."""
+Groups = tuple[tuple[str, ...], ...]
+"""The hosts that agree with each other; most of them first."""
 Answers = Mapping[str, Result | None]
 """What each host answers about a case; None is no answer."""
 
@@ -45,8 +49,7 @@ class Difference:
 
     kind: str
     """One of ``KINDS``."""
-    groups: tuple[tuple[str, ...], ...]
-    """The hosts that agree with each other; most of them first."""
+    groups: Groups
     stream: Stream
     """It ends with that instruction."""
     values: Mapping[str, str]
@@ -70,38 +73,37 @@ class Difference:
 
 def run_everywhere(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> list[Answers]:
     """Answers about each stream. Raises HostError."""
-    if not streams:
-        return []
-    batch = Batch(streams)
-    columns = {name: host(batch) for name, host in hosts.items()}
-    return [
-        _believable(stream, {name: column[index] for name, column in columns.items()})
-        for index, stream in enumerate(streams)
-    ]
+    found: list[Answers] = []
+    for start in range(0, len(streams), BATCH):
+        part = streams[start : start + BATCH]
+        columns = {name: host(Batch(part)) for name, host in hosts.items()}
+        for index, stream in enumerate(part):
+            answers = {name: column[index] for name, column in columns.items()}
+            found.append(_believable(stream, answers))
+    return found
 
 
 def find_differences(hosts: Mapping[str, Host], streams: Sequence[Stream]) -> list[Difference]:
-    """Those of each stream, at one instruction that makes some. Raises HostError."""
-    answers = run_everywhere(hosts, streams)
-    differing = [index for index, stream in enumerate(streams) if _kinds(stream, answers[index])]
-    hard = {index for index in differing if _is_hard(_kinds(streams[index], answers[index]))}
-    # Of each, a length at which all agree, and one at which they do not.
-    bounds = {index: (0, len(streams[index].code)) for index in differing}
-    found = {index: answers[index] for index in differing}
-    while open_ones := [index for index, (low, high) in bounds.items() if high - low > 1]:
-        middles = {index: sum(bounds[index]) // 2 for index in open_ones}
-        halves = [streams[index].beginning(middles[index]) for index in open_ones]
-        for index, stream, answer in zip(open_ones, halves, run_everywhere(hosts, halves), strict=True):
-            low, high = bounds[index]
-            if _is_hard(_kinds(stream, answer)) or (_kinds(stream, answer) and index not in hard):
-                bounds[index], found[index] = (low, middles[index]), answer
-            else:
-                bounds[index] = (middles[index], high)
+    """Those of each stream, at the first of its instructions that makes some. Raises HostError."""
+    found, to_narrow = [], []
+    for stream, answers in zip(streams, run_everywhere(hosts, streams), strict=True):
+        kinds = _kinds(stream, answers)
+        if "exceptions" in kinds:  # they stay, so that the instruction is of no interest
+            found += _differences(stream, answers, kinds)
+        elif kinds:
+            to_narrow += [stream.beginning(length + 1) for length in range(len(stream.code))]
+    seen = set()
+    for stream, answers in zip(to_narrow, run_everywhere(hosts, to_narrow), strict=True):
+        kinds = _kinds(stream, answers)
+        if kinds and "exceptions" not in kinds and stream.number not in seen:
+            seen.add(stream.number)
+            found += _differences(stream, answers, kinds)
+    return found
+
+
+def _differences(stream: Stream, answers: Answers, kinds: Mapping[str, Groups]) -> list[Difference]:
     return [
-        Difference(kind, groups, stream, _values(stream, kind, found[index]))
-        for index, (_, length) in bounds.items()
-        for stream in [streams[index].beginning(length)]
-        for kind, groups in _kinds(stream, found[index]).items()
+        Difference(kind, groups, stream, _values(stream, kind, answers)) for kind, groups in kinds.items()
     ]
 
 
@@ -110,7 +112,10 @@ def _believable(stream: Stream, answers: Mapping[str, Result]) -> Answers:
     kvm = answers.get("kvm")
     if kvm is None or (
         stream.bits == 64
-        and (kvm.vector != _INVALID_OPCODE or any(_end(answers[name]) == _end(kvm) for name in answers if name != "kvm"))
+        and (
+            kvm.vector != _INVALID_OPCODE
+            or any(_end(answers[name]) == _end(kvm) for name in answers if name != "kvm")
+        )
     ):
         return answers
     return {**answers, "kvm": None}
@@ -120,7 +125,7 @@ def _end(result: Result) -> tuple[int, int]:
     return result.vector, result.rip
 
 
-def _kinds(stream: Stream, answers: Answers) -> dict[str, tuple[tuple[str, ...], ...]]:
+def _kinds(stream: Stream, answers: Answers) -> dict[str, Groups]:
     """Who agrees with whom, by the kind of what differs; of faults nothing else is looked at."""
     aspects = {name: _aspects(stream, result) for name, result in answers.items() if result is not None}
     found = {}
@@ -133,11 +138,6 @@ def _kinds(stream: Stream, answers: Answers) -> dict[str, tuple[tuple[str, ...],
             if kind == "fault":
                 break
     return {kind: groups for kind, groups in found.items() if kind != "exceptions"} or found
-
-
-def _is_hard(kinds: Mapping[str, object]) -> bool:
-    """Whether there is more to see than exceptions, which are no one instruction's: they stay."""
-    return bool(kinds) and "exceptions" not in kinds
 
 
 def _aspects(stream: Stream, result: Result) -> dict[str, object]:
@@ -154,7 +154,11 @@ def _aspects(stream: Stream, result: Result) -> dict[str, object]:
         "x87": _x87(result.x87, undefined, _register_bytes(stream)),
         "memory": result.memory,
         "resume": result.flags & _RESUME,
-        "exceptions": (result.mxcsr & _EXCEPTIONS, result.x87[2] & _EXCEPTIONS, result.x87[3] & _ROUNDED_UP >> 8),
+        "exceptions": (
+            result.mxcsr & _EXCEPTIONS,
+            result.x87[2] & _EXCEPTIONS,
+            result.x87[3] & _ROUNDED_UP >> 8,
+        ),
     }
 
 
@@ -183,7 +187,9 @@ def _x87(state: bytes, undefined: int, size: int) -> tuple[object, ...]:
     """Control word, status word, tags, and the registers that are not empty."""
     control, status, tags = struct.unpack_from("<HHB", state)
     top = status >> 11 & 7
-    status &= ~_EXCEPTIONS & ~_ROUNDED_UP & ~sum(1 << bit for bit in _CONDITIONS.values()) | _defined(_CONDITIONS, undefined)
+    status &= ~_EXCEPTIONS & ~_ROUNDED_UP & ~sum(1 << bit for bit in _CONDITIONS.values()) | _defined(
+        _CONDITIONS, undefined
+    )
     stack = [state[5 + 10 * index : 5 + 10 * index + size] for index in range(8)]
     return (
         control,
@@ -206,9 +212,15 @@ def _shown(kind: str, value: object, all_values: Sequence[object]) -> str:
         return f"{value:#x}"
     if isinstance(value, bytes):
         parts = [value[at : at + 16].hex() for at in range(0, len(value), 16)]
-        others = [[each[at : at + 16].hex() for at in range(0, len(value), 16)] for each in all_values if isinstance(each, bytes)]
+        others = [
+            [each[at : at + 16].hex() for at in range(0, len(value), 16)]
+            for each in all_values
+            if isinstance(each, bytes)
+        ]
         return ", ".join(
-            f"{index * 16:#x}: {part}" for index, part in enumerate(parts) if any(other[index] != part for other in others)
+            f"{index * 16:#x}: {part}"
+            for index, part in enumerate(parts)
+            if any(other[index] != part for other in others)
         )
     if isinstance(value, tuple):
         tuples = [each for each in all_values if isinstance(each, tuple)]

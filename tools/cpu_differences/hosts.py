@@ -1,14 +1,18 @@
-"""Who runs the guest: the model, this machine's KVM, QEMU's TCG (qemu-system-x86_64(1), Linux Documentation/virt/kvm/api.rst)."""
+"""Who runs the guest: the model, this machine's KVM, QEMU's TCG (qemu-system-x86_64(1), virt/kvm/api.rst)."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+
+from support.assembler import assemble
+from support.guest_rig import Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.errors import CasemateError
@@ -18,8 +22,6 @@ from casemate.host.hypervisor import Vm
 from casemate.host.kvm.hypervisor import KvmHypervisor
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.memory.backing import Backing
-from support.assembler import assemble
-from support.guest_rig import Rig
 from tools.cpu_differences.monitor import END_PORT, START, WINDOWS, Batch, Result
 
 LIMIT = 60
@@ -77,8 +79,7 @@ def on_qemu(batch: Batch) -> list[Result]:
         memory.write_bytes(batch.low_memory() + batch.windows())
         image.write_bytes(make_image(assemble(START, 64), 64))
         size = -(-memory.stat().st_size >> 20) << 20
-        with memory.open("r+b") as file:
-            file.truncate(size)
+        os.truncate(memory, size)
         line = [QEMU, "-accel", "tcg", "-cpu", "max", "-M", "pc,memory-backend=ram", "-m", f"{size >> 20}M"]
         line += ["-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path={memory}"]
         line += ["-bios", str(image), "-device", f"isa-debug-exit,iobase={END_PORT:#x},iosize=1"]

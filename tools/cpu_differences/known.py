@@ -1,4 +1,4 @@
-"""Differences that are understood: which hosts are wrong, and where the manual says what is right (Intel SDM, AMD APM)."""
+"""Differences that are understood: who is wrong, and where the manual says what is right (Intel SDM, AMD APM)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def _is_of_16_bytes(difference: Difference) -> bool:
 
 
 def _is_on_stack(difference: Difference) -> bool:
-    return difference.instruction.memory_segment == Register.SS
+    instruction = difference.instruction
+    return instruction.is_stack_instruction or instruction.memory_segment == Register.SS
 
 
 def _has_memory(difference: Difference) -> bool:
@@ -85,7 +86,7 @@ _STATE = ("registers", "flags", "xmm", "mxcsr", "x87", "memory")
 KNOWN = (
     Known(
         "exception flags",
-        "the model keeps none of SSE and few of x87, QEMU 7.2 not all; neither says by C1 how x87 rounded (SDM 1, 8.1.3, 10.2.3)",
+        "the model keeps few, QEMU 7.2 not all; neither tells by C1 how x87 rounded (SDM 1, 8.1.3, 10.2.3)",
         ("exceptions",),
         _BOTH,
         _any,
@@ -147,7 +148,13 @@ KNOWN = (
         _BOTH,
         _is_on_stack,
     ),
-    Known("BZHI", "an index of all of the bits or more clears some (SDM 2, BZHI)", ("registers", "flags"), ("model",), _is("bzhi")),
+    Known(
+        "BZHI",
+        "an index of all of the bits or more clears some (SDM 2, BZHI)",
+        ("registers", "flags"),
+        ("model",),
+        _is("bzhi"),
+    ),
     Known("BLSI", "CF is the opposite (SDM 2, BLSI)", ("flags",), _BOTH, _is("blsi")),
     Known(
         "LAHF, SAHF",
@@ -156,7 +163,16 @@ KNOWN = (
         ("model",),
         lambda difference: _has_rex(difference) and difference.mnemonic in ("lahf", "sahf"),
     ),
-    Known("LOCK NEG", "the model's flags are of the operand (SDM 2, NEG)", ("flags",), ("model",), _is("neg")),
+    Known(
+        "CMPXCHG",
+        "the model clears the upper half of a destination of 32 bits that is not changed (APM 3, CMPXCHG)",
+        ("registers",),
+        ("model",),
+        _is("cmpxchg"),
+    ),
+    Known(
+        "LOCK NEG", "the model's flags are of the operand (SDM 2, NEG)", ("flags",), ("model",), _is("neg")
+    ),
     Known(
         "BSF, BSR",
         "of zero they leave all of the register alone on AMD's processors (APM 3, BSF)",
@@ -200,6 +216,25 @@ KNOWN = (
         _is("minps minpd minss minsd maxps maxpd maxss maxsd"),
     ),
     Known(
+        "two NaNs",
+        "the result is the first operand; both take the one with the larger fraction, as x87 does (SDM 1, 4.8.3.5)",
+        ("xmm",),
+        _BOTH,
+        _is(
+            "addps addpd addss addsd subps subpd subss subsd mulps mulpd mulss mulsd divps divpd divss divsd "
+            "addsubps addsubpd haddps haddpd hsubps hsubpd dpps dppd"
+        ),
+    ),
+    Known(
+        "KVM's emulator",
+        "a KVM that interprets user mode takes the wrong address for SHLD relative to RIP (SDM 2, 2.2.1.6)",
+        ("memory", "flags"),
+        ("kvm",),
+        lambda difference: (
+            difference.mnemonic in ("shld", "shrd") and difference.instruction.is_ip_rel_memory_operand
+        ),
+    ),
+    Known(
         "REX and MMX",
         "QEMU 7.2 takes the bits of a REX prefix for those of an MMX register (SDM 2, 2.2.1.2)",
         _STATE,
@@ -208,12 +243,12 @@ KNOWN = (
     ),
     Known(
         "QEMU's own",
-        "what QEMU 7.2 does and the model does no more, or never did: flags of FCOMI, tags of FST, EMMS, lengths of PCMPESTRI, ...",
+        "QEMU 7.2: flags of FCOMI and ADCX, tags of FST, EMMS, lengths of PCMPESTRI, 66 with MOVBE and BSWAP",
         _STATE,
         ("qemu",),
         _is(
-            "fcomi fcomip fucomi fucomip emms fst fstp fisttp cmpxchg8b cmpxchg16b movbe bswap "
-            "pcmpestri pcmpestri64 pcmpestrm pcmpestrm64 adcx adox"
+            "fcomi fcomip fucomi fucomip emms fst fstp fstpnce fisttp cmpxchg8b cmpxchg16b movbe bswap "
+            "fbld pcmpestri pcmpestri64 pcmpestrm pcmpestrm64 adcx adox"
         ),
     ),
 )

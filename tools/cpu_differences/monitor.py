@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from casemate.address import PAGE_SIZE
 from support.assembler import assemble
+
+from casemate.address import PAGE_SIZE
 from tools.cpu_differences.streams import Stream
 
 MONITOR, SETUP, STUBS, IDT, GDT = 0x10000, 0x10800, 0x11000, 0x12000, 0x13000
@@ -44,7 +45,7 @@ _SAVED_AT, _STACK_TOP = 0x200, 0x800
 """In the first page, and in that of the state, which starts with what is popped."""
 _ORDER = (0, 1, 2, 3, *range(5, 16))
 """Numbers of the general registers in the order in which they are pushed; RSP is in the frame."""
-_NAMES = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+_NAMES = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
 _PUSHED = len(_ORDER) + 8
 """Quadwords of a state: CR2, the registers, the vector, the error code and the frame."""
 
@@ -120,7 +121,7 @@ class Batch:
 
 @cache
 def _stubs() -> bytes:
-    """The first code of each vector, 16 bytes apart: it pushes an error code if the processor has none, and the vector."""
+    """What each vector executes first, 16 bytes apart: pushes of a zero for a missing error code, and of the vector."""
     code = b""
     for vector in range(_VECTORS):
         error = "" if vector in _WITH_ERROR_CODE else "push 0;"

@@ -7,14 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.cpu_differences.compare import Difference, find_differences
+from tools.cpu_differences.compare import BATCH, Difference, find_differences
 from tools.cpu_differences.hosts import HOSTS, Host, HostError
 from tools.cpu_differences.known import explanation
 from tools.cpu_differences.monitor import Batch
 from tools.cpu_differences.streams import make_streams
-
-BATCH = 1000
-"""Streams for one start of each guest."""
 
 
 @dataclass(slots=True)
@@ -56,10 +53,14 @@ class Report:
         """For people; with the known differences one by one if ``all_of_them``."""
         lines = [f"{name} is left out: {reason}" for name, reason in self.missing.items()]
         hosts = ", ".join(self.hosts)
-        lines.append(f"seed {self.seed}: {self.streams} streams of {self.instructions} instructions on {hosts}")
+        lines.append(
+            f"seed {self.seed}: {self.streams} streams of {self.instructions} instructions on {hosts}"
+        )
         lines += [f"{count:6} known: {name}" for name, count in self.known.most_common()]
         lines.append(f"{len(self.new):6} new")
-        lines += [_line(difference, known) for difference, known in self.found if all_of_them or known is None]
+        lines += [
+            _line(difference, known) for difference, known in self.found if all_of_them or known is None
+        ]
         return "\n".join(lines)
 
 

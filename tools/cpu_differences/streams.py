@@ -36,6 +36,12 @@ from iced_x86 import (
 
 from casemate.address import PAGE_SIZE
 
+
+def mnemonics(names: str) -> frozenset[int]:
+    """iced-x86's numbers of the names in a text."""
+    return frozenset(getattr(Mnemonic, name) for name in names.split())
+
+
 FEATURES = frozenset(
     getattr(CpuidFeature, name)
     for name in (
@@ -56,7 +62,7 @@ _LEFT_OUT = {
     "EXTRQ INSERTQ": "operands of most values, of which nobody says what they do",
     "MASKMOVQ MASKMOVDQU MONITOR MWAIT RDTSC RDPMC UD0 UD1": "faults and stores that are the implementation's",
 }
-LEFT_OUT = {getattr(Mnemonic, name): reason for names, reason in _LEFT_OUT.items() for name in names.split()}
+LEFT_OUT = {mnemonic: why for names, why in _LEFT_OUT.items() for mnemonic in mnemonics(names)}
 """Mnemonics of those features that are not drawn, and why."""
 
 MAX_LENGTH = 20
@@ -64,7 +70,7 @@ MAX_LENGTH = 20
 CODE, DATA = 0x10001000, 0x10002000
 """Where code and data are while a stream is made; it runs in any window of that shape."""
 
-_GENERAL = [getattr(Register, f"R{name}") for name in "AX CX DX BX SP BP SI DI 8 9 10 11 12 13 14 15".split()]
+_GENERAL = [full for number in range(16) for full in [RegisterInfo(Register.AX + number).full_register]]
 _MAPS = {
     OpCodeTableKind.NORMAL: (0, b""),
     OpCodeTableKind.T0F: (1, b"\x0f"),
@@ -76,15 +82,23 @@ _SEGMENTS = range(Register.ES, Register.GS + 1)
 _WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
 _READS = (OpAccess.READ, OpAccess.COND_READ, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
 _ADDRESS_MASKS = {CodeSize.CODE16: 0xFFFF, CodeSize.CODE32: 0xFFFFFFFF}
-_BY_COUNT = {
-    getattr(Mnemonic, name) for name in "SHL SHR SAL SAR ROL ROR RCL RCR SHLD SHRD".split()
-}  # fmt: skip
+_BY_COUNT = mnemonics("SHL SHR SAL SAR ROL ROR RCL RCR SHLD SHRD")
 """They leave all flags alone if they shift by nothing."""
+_BIT_STRINGS = mnemonics("BT BTC BTR BTS")
 _WILD = 0.02
 """How often an operand may be in memory that is not there."""
-_NUMBERS = (0, 1, 2, 7, 31, 63, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0x7FFFFFFF, 0x80000000, (1 << 63) - 1, 1 << 63)
-_DOUBLES = (0, 1 << 63, 0x3FF << 52, 0xBFF << 52, 0x7FF << 52, 0xFFF << 52, 0x7FF8 << 48, (0x7FF << 52) + 1, 1, 1 << 51)
-_SINGLES = (0, 1 << 31, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 1, 1 << 22)
+_NUMBERS = (
+    *(0, 1, 2, 7, 31, 63, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000),
+    *(0x7FFFFFFF, 0x80000000, (1 << 63) - 1, 1 << 63),
+)
+_DOUBLES = (
+    *(0, 1 << 63, 0x3FF << 52, 0xBFF << 52, 0x7FF << 52, 0xFFF << 52),
+    *(0x7FF8 << 48, (0x7FF << 52) + 1, 1, 1 << 51),
+)
+_SINGLES = (
+    *(0, 1 << 31, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000),
+    *(0x7FC00000, 0x7F800001, 1, 1 << 22),
+)
 
 
 class Value(NamedTuple):
@@ -135,7 +149,8 @@ def decoded(bits: int, code: bytes) -> Instruction:
 def uses_mmx(instruction: Instruction) -> bool:
     """Whether it makes all of the x87 registers valid, or empty."""
     return instruction.mnemonic == Mnemonic.EMMS or any(
-        instruction.op_kind(index) == OpKind.REGISTER and Register.MM0 <= instruction.op_register(index) <= Register.MM7
+        instruction.op_kind(index) == OpKind.REGISTER
+        and Register.MM0 <= instruction.op_register(index) <= Register.MM7
         for index in range(instruction.op_count)
     )
 
@@ -143,7 +158,9 @@ def uses_mmx(instruction: Instruction) -> bool:
 @cache
 def mnemonic_name(mnemonic: int) -> str:
     """In lower case."""
-    return next(name.lower() for name in dir(Mnemonic) if name.isupper() and getattr(Mnemonic, name) == mnemonic)
+    return next(
+        name.lower() for name in dir(Mnemonic) if name.isupper() and getattr(Mnemonic, name) == mnemonic
+    )
 
 
 @cache
@@ -163,7 +180,14 @@ def opcodes() -> tuple[OpCodeInfo, ...]:
         instruction = Instruction()
         instruction.code = info.code
         if FEATURES.issuperset(instruction.cpuid_features()) and instruction.flow_control == FlowControl.NEXT:
-            key = (info.encoding, info.table, info.mandatory_prefix, info.op_code, info.group_index, info.rm_group_index)
+            key = (
+                info.encoding,
+                info.table,
+                info.mandatory_prefix,
+                info.op_code,
+                info.group_index,
+                info.rm_group_index,
+            )
             found.setdefault(key, info)
     return tuple(found.values())
 
@@ -226,7 +250,9 @@ class _Maker:
             control ^= rng.choice((0, 0x100, 0x200, 0x300)) | rng.choice((0, 0x400, 0x800, 0xC00))
         mxcsr = 0x1F80
         if rng.random() < 0.2:
-            mxcsr ^= rng.choice((0, 0x2000, 0x4000, 0x6000)) | rng.choice((0, 0x40, 0x8000)) | rng.randrange(64)
+            mxcsr ^= (
+                rng.choice((0, 0x2000, 0x4000, 0x6000)) | rng.choice((0, 0x40, 0x8000)) | rng.randrange(64)
+            )
         top = rng.randrange(8)
         tags = sum(full << ((top + index) & 7) for index, full in enumerate(self.stack))
         head = struct.pack("<HHBxHQQII", control, top << 11, tags, 0, 0, 0, mxcsr, 0)
@@ -276,7 +302,12 @@ class _Maker:
             second = wide << 7 | rng.randrange(16) << 3 | code
             head = bytes((0xC4, (~extension & 7) << 5 | number, second))
             return head + opcode + operand
-        for chance, choices in ((0.1 / (1 + 9 * bool(prefix)), b"\x66"), (0.03, b"\xf0"), (0.03, b"\x2e\x36\x3e\x26\x64\x65"), (0.02, b"\x67")):
+        for chance, choices in (
+            (0.1 / (1 + 9 * bool(prefix)), b"\x66"),
+            (0.03, b"\xf0"),
+            (0.03, b"\x2e\x36\x3e\x26\x64\x65"),
+            (0.02, b"\x67"),
+        ):
             if rng.random() < chance:
                 prefix = bytes((rng.choice(choices),)) + prefix
         if info.can_use_rep_prefix and rng.random() < 0.4:
@@ -292,7 +323,11 @@ class _Maker:
         if info.op_code_len == 2:
             return tail, 0
         reg = info.group_index if info.group_index >= 0 else rng.randrange(8)
-        extension = rng.randrange(8) & (5 if info.group_index < 0 else 1) if self.bits == 64 and rng.random() < 0.5 else 0
+        extension = (
+            rng.randrange(8) & (5 if info.group_index < 0 else 1)
+            if self.bits == 64 and rng.random() < 0.5
+            else 0
+        )
         if info.rm_group_index >= 0:
             return bytes((0xC0 | reg << 3 | info.rm_group_index,)) + tail, extension
         pointers = [number for number in range(self.count) if self._points(number)]
@@ -304,7 +339,11 @@ class _Maker:
         base = rng.choice(pointers)
         extension = extension & 4 | base >> 3
         mode = 0x40 if base & 7 == 5 or rng.random() < 0.6 else 0
-        small = [number for number in range(self.count) if number != 4 and self.known.get(_GENERAL[number], 256) < 256]
+        small = [
+            number
+            for number in range(self.count)
+            if number != 4 and self.known.get(_GENERAL[number], 256) < 256
+        ]
         if base & 7 == 4 or (small and rng.random() < 0.3):
             index = rng.choice(small) if small and rng.random() < 0.7 else 4
             extension |= (index >> 3) << 1
@@ -323,7 +362,10 @@ class _Maker:
             or instruction.is_privileged
             or not FEATURES.issuperset(instruction.cpuid_features())
             or instruction.rflags_read & self.undefined[-1]
-            or (instruction.mnemonic in (Mnemonic.SHLD, Mnemonic.SHRD) and OpCodeInfo(instruction.code).operand_size == 16)
+            or (
+                instruction.mnemonic in (Mnemonic.SHLD, Mnemonic.SHRD)
+                and OpCodeInfo(instruction.code).operand_size == 16
+            )
         ):
             return False
         for index in range(instruction.op_count):
@@ -333,7 +375,7 @@ class _Maker:
             count = self.known.get(Register.RCX)
             if instruction.is_string_instruction and (count is None or count > 64):
                 return False
-        if self._faults_on_stack(instruction):
+        if self._faults_on_stack(instruction) or not self._is_bit_there(instruction):
             return False
         places = self.info.info(instruction).used_memory()
         return all(self._is_there(place) for place in places) or self.rng.random() < _WILD
@@ -341,13 +383,19 @@ class _Maker:
     def _faults_on_stack(self, instruction: Instruction) -> bool:
         """Whether it reads an empty register of x87, or one of MMX, or pushes onto one that is not empty."""
         change = instruction.fpu_stack_increment_info()
-        if self.in_mmx and instruction.mnemonic != Mnemonic.FNINIT and (
-            change.increment or self._stack_operands(instruction, _READS)
+        if (
+            self.in_mmx
+            and instruction.mnemonic != Mnemonic.FNINIT
+            and (change.increment or self._stack_operands(instruction, _READS))
         ):
             return True
-        if change.increment < 0 and instruction.mnemonic != Mnemonic.FDECSTP and not all(
-            not full for full in self.stack[change.increment :]
+        if (
+            change.increment < 0
+            and instruction.mnemonic != Mnemonic.FDECSTP
+            and not all(not full for full in self.stack[change.increment :])
         ):
+            return True
+        if mnemonic_name(instruction.mnemonic).startswith("fcmov") and not self.stack[0]:
             return True
         return any(not self.stack[number] for number in self._stack_operands(instruction, _READS))
 
@@ -372,12 +420,22 @@ class _Maker:
         else:
             for number in self._stack_operands(instruction, _WRITES):
                 self.stack[number] = True
+            if mnemonic in (Mnemonic.FFREE, Mnemonic.FFREEP):
+                self.stack[instruction.op_register(0) - Register.ST0] = False
             if change.increment > 0:
                 self.stack = self.stack[change.increment :] + [False] * change.increment
             elif change.increment < 0:
                 self.stack = [True] * -change.increment + self.stack[: change.increment]
-            if mnemonic in (Mnemonic.FFREE, Mnemonic.FFREEP):
-                self.stack[instruction.op_register(0) - Register.ST0] = False
+
+    def _is_bit_there(self, instruction: Instruction) -> bool:
+        """Whether a bit of a string in memory, whose number is in a register, is near."""
+        if (
+            instruction.mnemonic not in _BIT_STRINGS
+            or instruction.op0_kind != OpKind.MEMORY
+            or instruction.op1_kind != OpKind.REGISTER
+        ):
+            return True
+        return self.known.get(RegisterInfo(instruction.op1_register).full_register, 1 << 63) < 512
 
     def _is_there(self, place: Any) -> bool:
         address = place.displacement
@@ -405,4 +463,7 @@ class _Maker:
         defined = instruction.rflags_written | instruction.rflags_cleared | instruction.rflags_set
         if instruction.mnemonic in _BY_COUNT or instruction.has_rep_prefix or instruction.has_repne_prefix:
             defined = RflagsBits.NONE
-        self.undefined.append(self.undefined[-1] & ~defined | instruction.rflags_undefined)
+        undefined = instruction.rflags_undefined
+        if instruction.mnemonic in (Mnemonic.RCL, Mnemonic.RCR):  # even by as many bits as change nothing
+            undefined |= RflagsBits.OF
+        self.undefined.append(self.undefined[-1] & ~defined | undefined)

@@ -72,6 +72,8 @@ typedef uint8_t u8;
 #define ENV_X87_TAGS 0x264 /* a byte for each register, 0 where it is full */
 #define ENV_X87_REGISTERS 0x270 /* fpregs: helper_fmov_STN_ST0 */
 #define X87_REGISTERS_BYTES 0x80
+#define ENV_X87_FLUSH 0x30c /* flush_to_zero of fp_status, and of sse_status: update_mxcsr_status stores the first, and the */
+#define ENV_SSE_FLUSH 0x32c /* byte behind the second */
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
 #define ENV_IS_INT 0x150c     /* exception_is_int: third load there */
 #define ENV_VENDOR 0x15f0     /* cpuid_vendor1: cpu_x86_cpuid */
@@ -168,6 +170,7 @@ typedef uint8_t u8;
 #define REPLACED(X) \
     X(tlb_set_page_with_attrs, void, (void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size)) \
     X(tlb_set_dirty, void, (void *cpu, u64 va)) \
+    X(update_mxcsr_status, void, (void *env)) \
     X(tlb_flush_by_mmuidx, void, (void *cpu, u16 modes)) \
     X(tlb_flush_page_by_mmuidx, void, (void *cpu, u64 va, u16 modes)) \
     X(tb_flush_jmp_cache, void, (void *cpu, u64 va)) \

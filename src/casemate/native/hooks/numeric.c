@@ -27,6 +27,13 @@ void h_helper_pcmpestrm_xmm(void *env, void *first, void *second, u32 control) {
     compare(e_helper_pcmpestrm_xmm, env, first, second, control);
 }
 
+/* MXCSR.FZ makes small results of SSE zero; the engine does it to x87 instead. */
+void h_update_mxcsr_status(void *env) {
+    e_update_mxcsr_status(env);
+    AT(u8, env, ENV_SSE_FLUSH) = AT(u8, env, ENV_X87_FLUSH);
+    AT(u8, env, ENV_X87_FLUSH) = 0;
+}
+
 /* PHADD and PHSUB of a register and itself: the engine reads what it has already written. */
 
 struct vector { u64 low, high; };
