@@ -70,7 +70,8 @@ MAX_LENGTH = 20
 CODE, DATA = 0x10001000, 0x10002000
 """Where code and data are while a stream is made; it runs in any window of that shape."""
 
-_GENERAL = [full for number in range(16) for full in [RegisterInfo(Register.AX + number).full_register]]
+_NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
+_GENERAL = [getattr(Register, name) for name in _NAMES]
 _MAPS = {
     OpCodeTableKind.NORMAL: (0, b""),
     OpCodeTableKind.T0F: (1, b"\x0f"),
