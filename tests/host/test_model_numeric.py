@@ -14,7 +14,7 @@ from support.assembler import assemble
 from casemate.address import PAGE_SIZE
 from tools.cpu_differences.hosts import HOSTS, HostError
 from tools.cpu_differences.monitor import Batch, Result
-from tools.cpu_differences.streams import Stream, Value
+from tools.cpu_differences.streams import DATA, Stream
 
 FLAGS = 0x8D5
 ALL_FLAGS = 2 | FLAGS
@@ -52,9 +52,7 @@ def stream(
 ) -> Stream:
     """A case of one piece of 64-bit code; RSI points to ``memory``, all flags are set."""
     head = struct.pack("<HHBxHQQII", 0x37F, TOP << 11, tags, 0, 0, 0, mxcsr, 0)
-    registers = [Value(0)] * 16
-    registers[0], registers[2] = Value(rax), Value(rdx)
-    registers[4], registers[6] = Value(0x800, is_pointer=True), Value(0, is_pointer=True)
+    registers = [rax, 0, rdx, 0, DATA + 0x800, 0, DATA, 0, *[0] * 8]
     return Stream(
         0,
         64,

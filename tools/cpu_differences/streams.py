@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from iced_x86 import (
     Code,
@@ -67,8 +67,9 @@ LEFT_OUT = {mnemonic: why for names, why in _LEFT_OUT.items() for mnemonic in mn
 
 MAX_LENGTH = 20
 """Instructions of a stream."""
-CODE, DATA = 0x10001000, 0x10002000
-"""Where code and data are while a stream is made; it runs in any window of that shape."""
+USER = 0x10000000
+CODE, DATA = USER + 0x1000, USER + 0x2000
+"""The pages of code, which is read-only, and of data; there is nothing around them."""
 
 _NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{number}" for number in range(8, 16)))
 _GENERAL = [getattr(Register, name) for name in _NAMES]
@@ -102,13 +103,6 @@ _SINGLES = (
 )
 
 
-class Value(NamedTuple):
-    """A register's first value; a pointer is relative to the page of data."""
-
-    number: int
-    is_pointer: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Code of 64 or of 32 bits, and what it begins with."""
@@ -120,7 +114,7 @@ class Stream:
     """Each instruction."""
     undefined: tuple[int, ...]
     """The flags that nobody defines after so many instructions, in iced-x86's bits; one more than instructions."""
-    registers: tuple[Value, ...]
+    registers: tuple[int, ...]
     """RAX, RCX, ... R15, in the order of their numbers."""
     flags: int
     floating: bytes
@@ -205,10 +199,7 @@ class _Maker:
         self.bits = 64 if rng.random() < 0.85 else 32
         self.count = 16 if self.bits == 64 else 8
         self.registers = [self._register(index) for index in range(16)]
-        self.known = {
-            _GENERAL[index]: value.number + value.is_pointer * DATA
-            for index, value in enumerate(self.registers[: self.count])
-        }
+        self.known = {_GENERAL[index]: value for index, value in enumerate(self.registers[: self.count])}
         self.undefined = [0]
         depth = rng.choice((0, 2, 3, 4, 5, 6, 8))
         self.stack = [index < depth for index in range(8)]
@@ -235,14 +226,14 @@ class _Maker:
             rng.randbytes(PAGE_SIZE),
         )
 
-    def _register(self, index: int) -> Value:
+    def _register(self, index: int) -> int:
         rng = self.rng
         if index == 4 or rng.random() < 0.5:
-            return Value((0x800 + rng.randrange(-0x400, 0x400)) & (-16 if rng.random() < 0.6 else -1), True)
+            return DATA + (0x800 + rng.randrange(-0x400, 0x400)) & (-16 if rng.random() < 0.6 else -1)
         number = rng.choice(_NUMBERS) if rng.random() < 0.6 else rng.getrandbits(64)
         if rng.random() < 0.2:
             number = -number & (1 << 64) - 1
-        return Value(number if self.bits == 64 else number & 0xFFFFFFFF)
+        return number if self.bits == 64 else number & 0xFFFFFFFF
 
     def _floating(self) -> bytes:
         rng = self.rng
