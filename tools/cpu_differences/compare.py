@@ -108,17 +108,13 @@ def _differences(stream: Stream, answers: Answers, kinds: Mapping[str, Groups]) 
 
 
 def _believable(stream: Stream, answers: Mapping[str, Result]) -> Answers:
-    """A KVM that interprets what it should let the processor execute, as a fault's instruction, knows few of them."""
+    """A KVM that interprets what the processor should execute, as code of 32 bits and what faults, knows too little."""
     kvm = answers.get("kvm")
-    if kvm is None or (
-        stream.bits == 64
-        and (
-            kvm.vector != _INVALID_OPCODE
-            or any(_end(answers[name]) == _end(kvm) for name in answers if name != "kvm")
-        )
-    ):
-        return answers
-    return {**answers, "kvm": None}
+    is_interpreted = kvm is not None and (
+        stream.bits == 32
+        or (kvm.vector == _INVALID_OPCODE and any(_end(answer) != _end(kvm) for answer in answers.values()))
+    )
+    return {**answers, "kvm": None} if is_interpreted else answers
 
 
 def _end(result: Result) -> tuple[int, int]:

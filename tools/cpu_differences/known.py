@@ -76,6 +76,15 @@ def _has_memory(difference: Difference) -> bool:
     return any(instruction.op_kind(index) == OpKind.MEMORY for index in range(instruction.op_count))
 
 
+def _has_less_than_64_bits(difference: Difference) -> bool:
+    control = int.from_bytes(difference.stream.floating[:2], "little")
+    return control & 0x300 != 0x300 and difference.mnemonic.startswith("f")
+
+
+def _has_rex_before_another(difference: Difference) -> bool:
+    return _has_rex(difference) and difference.stream.bits == 64 and _prefixes(difference)[-1] & 0xF0 != 0x40
+
+
 def _rex_on_mmx(difference: Difference) -> bool:
     return _has_rex(difference) and uses_mmx(difference.instruction)
 
@@ -142,6 +151,20 @@ KNOWN = (
         _is("enter"),
     ),
     Known(
+        "ENTER of 16 bits",
+        "the upper half of EBP is another with each (SDM 2, ENTER)",
+        ("registers",),
+        _BOTH,
+        _is("enter"),
+    ),
+    Known(
+        "order of CMPS",
+        "of two operands that fault it is the other one that does (SDM 2, CMPS)",
+        ("fault",),
+        _BOTH,
+        lambda difference: difference.instruction.is_string_instruction,
+    ),
+    Known(
         "#SS",
         "addresses that are not canonical are #GP where the stack's segment is used, too (SDM 3, 6.15)",
         ("fault",),
@@ -149,11 +172,11 @@ KNOWN = (
         _is_on_stack,
     ),
     Known(
-        "BZHI",
-        "an index of all of the bits or more clears some (SDM 2, BZHI)",
+        "BZHI, BEXTR",
+        "of as many bits as there are, or more, the model clears the last one (SDM 2, BZHI, BEXTR)",
         ("registers", "flags"),
         ("model",),
-        _is("bzhi"),
+        _is("bzhi bextr"),
     ),
     Known("BLSI", "CF is the opposite (SDM 2, BLSI)", ("flags",), _BOTH, _is("blsi")),
     Known(
@@ -226,13 +249,51 @@ KNOWN = (
         ),
     ),
     Known(
-        "KVM's emulator",
-        "a KVM that interprets user mode takes the wrong address for SHLD relative to RIP (SDM 2, 2.2.1.6)",
-        ("memory", "flags"),
-        ("kvm",),
+        "faults of MMX",
+        "the change to MMX mode stays, though the operand in memory faults (SDM 3, 6.5)",
+        ("x87",),
+        _BOTH,
+        lambda difference: uses_mmx(difference.instruction) and _has_memory(difference),
+    ),
+    Known(
+        "substrings",
+        "PCMPESTRI and its like: the model finds some at the wrong place (SDM 2, 4.1.4)",
+        ("registers", "flags", "xmm"),
+        ("model",),
+        lambda difference: (
+            difference.mnemonic.startswith(("pcmpestr", "pcmpistr"))
+            and difference.instruction.immediate8 >> 2 & 3 == 3
+        ),
+    ),
+    Known(
+        "SHLD and RIP",
+        "QEMU 7.2 forgets the last byte of SHLD and SHRD in addresses relative to RIP (SDM 2, 2.2.1.6)",
+        ("memory", "flags", "registers"),
+        ("qemu",),
         lambda difference: (
             difference.mnemonic in ("shld", "shrd") and difference.instruction.is_ip_rel_memory_operand
         ),
+    ),
+    Known(
+        "precision of x87",
+        "QEMU 7.2 rounds loads to less than 64 bits, and other results twice (SDM 1, 8.1.5.2)",
+        ("x87", "memory"),
+        ("qemu",),
+        _has_less_than_64_bits,
+    ),
+    Known(
+        "REX before another prefix",
+        "it counts for nothing; QEMU 7.2 keeps some of it (SDM 2, 2.2.1)",
+        _STATE,
+        ("qemu",),
+        _has_rex_before_another,
+    ),
+    Known(
+        "PDEP of 32 bits",
+        "the model takes 64 bits of the mask, if it is in a register (SDM 2, PDEP)",
+        ("registers",),
+        ("model",),
+        _is("pdep"),
     ),
     Known(
         "REX and MMX",
@@ -248,7 +309,7 @@ KNOWN = (
         ("qemu",),
         _is(
             "fcomi fcomip fucomi fucomip emms fst fstp fstpnce fisttp cmpxchg8b cmpxchg16b movbe bswap "
-            "fbld pcmpestri pcmpestri64 pcmpestrm pcmpestrm64 adcx adox"
+            "fbld crc32 rcl rcr pcmpestri pcmpestri64 pcmpestrm pcmpestrm64 adcx adox"
         ),
     ),
 )

@@ -124,6 +124,7 @@ typedef uint8_t u8;
 #define LABEL_PRESENT 1     /* TCGLabel, first bit: gen_set_label */
 #define BLOCK_PC_NEXT 0x10  /* DisasContextBase.pc_next: translator_loop, after it called the operation at 0 */
 #define BLOCK_CC_OP 0x74    /* DisasContext.cc_op: i386_tr_insn_start, the second argument that it gives to tcg_gen_op2 */
+#define BLOCK_RIP_OFFSET 0xb4 /* DisasContext.rip_offset: disas_insn, its first store of 0 there */
 #define BLOCK_INSTRUCTIONS 0x1c /* num_insns, with the one being translated; max_insns: translator_loop, before that */
 #define BLOCK_LIMIT 0x20
 #define OPERATIONS 7        /* of TranslatorOps; the first is init_disas_context */
