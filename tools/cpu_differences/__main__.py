@@ -50,7 +50,8 @@ def main() -> int:
     hosts, missing = available(options.hosts)
     if len(hosts) < 2:
         for name, reason in missing.items():
-            print(f"cpu_differences: error: {name}: {reason}", file=sys.stderr)
+            print(f"cpu_differences: {name} cannot run: {reason}", file=sys.stderr)
+        print("cpu_differences: error: one host cannot be compared, name others by --hosts", file=sys.stderr)
         return 5
     report = Report(options.seed, hosts, missing)
     try:
