@@ -14,7 +14,7 @@ from support.assembler import assemble
 from casemate.address import PAGE_SIZE
 from tools.cpu_differences.hosts import HOSTS, HostError
 from tools.cpu_differences.monitor import Batch, Result
-from tools.cpu_differences.streams import DATA, Stream
+from tools.cpu_differences.streams import CODE, DATA, Stream
 
 FLAGS = 0x8D5
 ALL_FLAGS = 2 | FLAGS
@@ -161,10 +161,23 @@ def test_small_results_of_sse_are_flushed_if_mxcsr_says_so(host: Any, mxcsr: int
     assert (struct.unpack_from("<d", found.vectors)[0] == 0) == is_zero
 
 
-def test_flushing_is_not_for_x87(host: Any) -> None:
-    least, quarter = struct.pack("<QH6x", 1 << 63, 1), struct.pack("<d", 0.25)  # the least normal number
-    code = (
-        "db 0xdb, 0x2e; fmul qword [rsi + 16]; db 0xdb, 0x7e, 0x20"  # fld tbyte [rsi]; fstp tbyte [rsi + 32]
+@pytest.mark.parametrize(
+    ("code", "last", "rax"),
+    [
+        (b"\x0f\xa4\x05", 16, 0),  # shld [rip + distance], eax, 16
+        (b"\x0f\xac\x05", 16, 0),  # shrd
+        (b"\xc4\xe3\x7b\xf0\x05", 0, 0x44332211),  # rorx eax, [rip + distance], 0
+    ],
+    ids=["shld", "shrd", "rorx"],
+)
+def test_addresses_are_relative_to_the_end_of_an_instruction_with_a_number(
+    host: Any, code: bytes, last: int, rax: int
+) -> None:
+    distance = DATA + 4 - (CODE + len(code) + 5)
+    source = ", ".join(map(hex, (*code, *struct.pack("<i", distance), last)))
+    found = result(host, stream(f"db {source}", memory=b"\xcc\xcc\xcc\xcc\x11\x22\x33\x44\xcc\xcc"))
+    expected = {0x0FA4: b"\0\0\x11\x22", 0x0FAC: b"\x33\x44\0\0"}.get(
+        int.from_bytes(code[:2]), b"\x11\x22\x33\x44"
     )
-    found = result(host, stream(code, mxcsr=MASKED | FLUSH_TO_ZERO, memory=least + quarter))
-    assert found.memory[32:42] == struct.pack("<QH", 1 << 61, 0)
+    assert found.memory[:10] == b"\xcc" * 4 + expected + b"\xcc" * 2
+    assert found.registers[0] == rax

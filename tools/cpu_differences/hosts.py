@@ -24,7 +24,7 @@ from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.memory.backing import Backing
 from tools.cpu_differences.monitor import END_PORT, START, WINDOWS, Batch, Result
 
-LIMIT = 60
+LIMIT = 300
 """Seconds after which a guest is taken to hang."""
 QEMU = "qemu-system-x86_64"
 

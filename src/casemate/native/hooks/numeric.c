@@ -27,7 +27,7 @@ void h_helper_pcmpestrm_xmm(void *env, void *first, void *second, u32 control) {
     compare(e_helper_pcmpestrm_xmm, env, first, second, control);
 }
 
-/* MXCSR.FZ makes small results of SSE zero; the engine does it to x87 instead. */
+/* MXCSR.FZ makes small results of SSE zero; the engine tells x87 of it instead. */
 void h_update_mxcsr_status(void *env) {
     e_update_mxcsr_status(env);
     AT(u8, env, ENV_SSE_FLUSH) = AT(u8, env, ENV_X87_FLUSH);
