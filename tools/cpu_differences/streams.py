@@ -194,6 +194,8 @@ def make_streams(seed: int, first: int, count: int) -> Iterator[Stream]:
 
 
 class _Maker:
+    """Makes one stream, and keeps in mind what is known behind the instructions that it has so far."""
+
     def __init__(self, rng: random.Random, number: int) -> None:
         self.rng, self.number = rng, number
         self.bits = 64 if rng.random() < 0.85 else 32
@@ -384,7 +386,7 @@ class _Maker:
         if (
             change.increment < 0
             and instruction.mnemonic != Mnemonic.FDECSTP
-            and not all(not full for full in self.stack[change.increment :])
+            and any(self.stack[change.increment :])
         ):
             return True
         if mnemonic_name(instruction.mnemonic).startswith("fcmov") and not self.stack[0]:
