@@ -68,6 +68,12 @@ typedef uint8_t u8;
 #define ENV_FMASK 0x12f8
 #define ENV_TPR 0x15b4 /* v_tpr, four bits: helper_write_crN */
 #define ENV_XCR0 0x1328 /* xcr0: helper_xgetbv */
+#define ENV_X87_TOP 0x25c  /* fpstt, fptags: helper_enter_mmx, its stores */
+#define ENV_X87_TAGS 0x264 /* a byte for each register, 0 where it is full */
+#define ENV_X87_REGISTERS 0x270 /* fpregs: helper_fmov_STN_ST0 */
+#define X87_REGISTERS_BYTES 0x80
+#define ENV_X87_FLUSH 0x30c /* flush_to_zero of fp_status, and of sse_status: update_mxcsr_status stores the first, and the */
+#define ENV_SSE_FLUSH 0x32c /* byte behind the second */
 #define ENV_ERROR_CODE 0x1508 /* error_code: second load of x86_cpu_do_interrupt, less CPU_ENV */
 #define ENV_IS_INT 0x150c     /* exception_is_int: third load there */
 #define ENV_VENDOR 0x15f0     /* cpuid_vendor1: cpu_x86_cpuid */
@@ -118,6 +124,7 @@ typedef uint8_t u8;
 #define LABEL_PRESENT 1     /* TCGLabel, first bit: gen_set_label */
 #define BLOCK_PC_NEXT 0x10  /* DisasContextBase.pc_next: translator_loop, after it called the operation at 0 */
 #define BLOCK_CC_OP 0x74    /* DisasContext.cc_op: i386_tr_insn_start, the second argument that it gives to tcg_gen_op2 */
+#define BLOCK_RIP_OFFSET 0xb4 /* DisasContext.rip_offset: disas_insn, its first store of 0 there */
 #define BLOCK_INSTRUCTIONS 0x1c /* num_insns, with the one being translated; max_insns: translator_loop, before that */
 #define BLOCK_LIMIT 0x20
 #define OPERATIONS 7        /* of TranslatorOps; the first is init_disas_context */
@@ -164,6 +171,7 @@ typedef uint8_t u8;
 #define REPLACED(X) \
     X(tlb_set_page_with_attrs, void, (void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size)) \
     X(tlb_set_dirty, void, (void *cpu, u64 va)) \
+    X(update_mxcsr_status, void, (void *env)) \
     X(tlb_flush_by_mmuidx, void, (void *cpu, u16 modes)) \
     X(tlb_flush_page_by_mmuidx, void, (void *cpu, u64 va, u16 modes)) \
     X(tb_flush_jmp_cache, void, (void *cpu, u64 va)) \
@@ -188,6 +196,30 @@ typedef uint8_t u8;
     X(helper_cmpxchg16b, void, (void *env, u64 at, u32 cc_op)) \
     X(helper_cmpxchg16b_unlocked, void, (void *env, u64 at, u32 cc_op))
 
+/* What numeric.c mends. */
+#define OF_VECTORS (void *env, void *to, void *from)
+#define SSSE3_HELPERS(X) \
+    X(helper_pshufb_mmx, void, OF_VECTORS) X(helper_phaddw_mmx, void, OF_VECTORS) X(helper_phaddd_mmx, void, OF_VECTORS) \
+    X(helper_phaddsw_mmx, void, OF_VECTORS) X(helper_pmaddubsw_mmx, void, OF_VECTORS) X(helper_phsubw_mmx, void, OF_VECTORS) \
+    X(helper_phsubd_mmx, void, OF_VECTORS) X(helper_phsubsw_mmx, void, OF_VECTORS) X(helper_psignb_mmx, void, OF_VECTORS) \
+    X(helper_psignw_mmx, void, OF_VECTORS) X(helper_psignd_mmx, void, OF_VECTORS) X(helper_pmulhrsw_mmx, void, OF_VECTORS) \
+    X(helper_pabsb_mmx, void, OF_VECTORS) X(helper_pabsw_mmx, void, OF_VECTORS) X(helper_pabsd_mmx, void, OF_VECTORS)
+#define HORIZONTAL_HELPERS(X) \
+    X(helper_phaddw_xmm, void, OF_VECTORS) X(helper_phaddd_xmm, void, OF_VECTORS) X(helper_phaddsw_xmm, void, OF_VECTORS) \
+    X(helper_phsubw_xmm, void, OF_VECTORS) X(helper_phsubd_xmm, void, OF_VECTORS) X(helper_phsubsw_xmm, void, OF_VECTORS)
+#define NUMERIC_HELPERS(X) \
+    SSSE3_HELPERS(X) HORIZONTAL_HELPERS(X) \
+    X(helper_pcmpestri_xmm, void, (void *env, void *first, void *second, u32 control)) \
+    X(helper_pcmpestrm_xmm, void, (void *env, void *first, void *second, u32 control)) \
+    X(helper_palignr_mmx, void, (void *env, void *to, void *from, i32 count)) \
+    X(helper_emms, void, (void *env)) \
+    X(helper_fmov_STN_ST0, void, (void *env, i32 number)) \
+    X(helper_fistt_ST0, i32, (void *env)) \
+    X(helper_fisttl_ST0, i32, (void *env)) \
+    X(helper_fisttll_ST0, i64, (void *env)) \
+    X(helper_fcomi_ST0_FT0, void, (void *env)) \
+    X(helper_fucomi_ST0_FT0, void, (void *env))
+
 /* Functions that translated code calls: ours are put into the calls when they are translated. */
 #define HELPERS(X) \
     X(helper_rdmsr, void, (void *env)) \
@@ -206,6 +238,7 @@ typedef uint8_t u8;
     X(helper_into, void, (void *env, int length)) \
     X(helper_pause, void, (void *env, int length)) \
     CMPXCHG_HELPERS(X) \
+    NUMERIC_HELPERS(X) \
     X(helper_lookup_tb_ptr, void *, (void *env)) \
     X(helper_check_exit_request, void, (void *uc, u32 kind))
 

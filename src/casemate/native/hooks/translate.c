@@ -157,6 +157,13 @@ static int since_vex(u32 window, int is_64_bit) {
     return map == 3 && byte != 0xf0 ? 3 : 0;
 }
 
+/* Addresses relative to RIP are so to the next instruction. Of SHLD and SHRD by a number, and of RORX, the engine does not
+   know at the address that a byte is still to come. Since how many bytes such an opcode is read, 0 for others. */
+static int since_shift_by_number(u32 window) {
+    if ((window & 0xfff7) == 0x0fa4) return 1;
+    return window >> 24 == 0xc4 && (window >> 16 & 0x1f) == 3 && (window & 0xff) == 0xf0 ? 3 : 0;
+}
+
 static void look_at(struct cpu *c, u64 at, u8 byte) {
     u32 window = c->window = at == c->window_end ? c->window << 8 | byte : byte;
     c->window_end = at + 1;
@@ -167,6 +174,8 @@ static void look_at(struct cpu *c, u64 at, u8 byte) {
     } else if ((window & 0xfffe00) == 0x0f0000) {
         look_at_store(c, at, window);
     } else {
+        int shift = since_shift_by_number(window);
+        if (shift && prefixes(c, at - shift) >= 0) AT(i32, c->block, BLOCK_RIP_OFFSET) = 1;
         int bytes = since_vex(window, !!(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CS64));
         if (bytes && prefixes(c, at - bytes) >= 0) refuse(c, VECTOR_UD, 0);
     }
