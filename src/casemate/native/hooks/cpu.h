@@ -261,6 +261,10 @@ HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused)
 HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
 HIDDEN int is_executing(struct cpu *c);
 HIDDEN char *fast_entry(void *cpu, int mode, u64 va);
+HIDDEN char *victim_entry(void *cpu, int mode, int number);
+HIDDEN int mode_of(void *env);
+HIDDEN void call_with_cpu(struct cpu *c, void *function, u32 value);
+HIDDEN void translate_repetition(struct cpu *c, u64 at, u32 window);
 HIDDEN void begin_turn(struct cpu *c);
 HIDDEN void go_on(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);

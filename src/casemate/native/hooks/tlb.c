@@ -36,7 +36,7 @@ char *fast_entry(void *cpu, int mode, u64 va) {
     return AT(char *, cpu, FAST_TLB(mode) + 8) + (va >> 12 << 6 & AT(u64, cpu, FAST_TLB(mode)));
 }
 
-static char *victim_entry(void *cpu, int mode, int number) {
+char *victim_entry(void *cpu, int mode, int number) {
     return (char *)cpu + VICTIM_TLB(mode) + number * ENTRY_BYTES;
 }
 
