@@ -285,6 +285,7 @@ EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     struct cpu *outer = executing;
     executing = c;
     c->stamp++;
+    forget_walks(c);
     begin_turn(c);
     look_for_interrupts(c);
     int error = emu_start(uc, rip, 0, 0, 0);
