@@ -9,7 +9,9 @@ from support.assembler import assemble
 from support.guest_rig import ModelRig
 
 from casemate.guests.entry import CODE64, PAGE_TABLES
-from casemate.host.exits import Hlt
+from casemate.host.exits import DebugEvent, Hlt
+from casemate.host.model.cpu.engine import RCX, RDI
+from casemate.host.model.vcpu import ModelVcpu
 
 HALTED = Hlt(interrupts_enabled=False)
 IDT_POINTER, IDT, HANDLER, PAGE_FAULT, DEBUG = 0x1000, 0x200000, 0x201000, 14, 1
@@ -216,3 +218,13 @@ def test_segments_of_32_bit_code_have_bases(segment: str, source: int, target: i
         rig.put(source, pattern)
         assert rig.run() == HALTED
         assert rig.ram_at(target, len(pattern)) == pattern
+
+
+@pytest.mark.parametrize("instruction", ["rep stosb", "rep movsb"])
+def test_a_watched_byte_stops_the_guest_behind_its_element(instruction: str) -> None:
+    code = f"mov esi, {SOURCE}; mov edi, {SOURCE + 0x100}; mov ecx, 0x80; {instruction}; hlt"
+    with Rig(code) as rig:
+        assert isinstance(rig.vcpu, ModelVcpu)
+        rig.vcpu.engine.set_breakpoints([], [(SOURCE + 0x123, 1, False)])
+        assert isinstance(rig.run(), DebugEvent)
+        assert rig.vcpu.engine.read_many((RCX, RDI)) == [0x80 - 0x24, SOURCE + 0x124]
