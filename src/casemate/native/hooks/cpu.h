@@ -87,6 +87,10 @@ struct known_blocks {
 /* Entries of the TLB that a load of CR3 removes, and which regions of 2 MiB have entries of large pages, by a hash (tlb.c). */
 enum { LOCALS = 256, LARGE_REGIONS = 1 << 15 };
 
+/* Entries of page tables that entries of the TLB were made from (walks.c). */
+enum { LEVELS = 5, WALKED = 512, WALKED_PLACES = 1024 };
+struct walked { u64 *at, value; };
+
 struct cpu {
     u64 cpu, env;       /* the engine's CPUState and CPUX86State */
     struct cpu *next;   /* of the same cell */
@@ -132,6 +136,11 @@ struct cpu {
     u64 locals[LOCALS]; /* page and mode */
     u64 has_large;
     u64 large[LARGE_REGIONS / 64];
+    u64 level_count;    /* of the walk that goes on; LEVELS + 1 if not all are known */
+    struct walked levels[LEVELS];
+    u64 walked_count;   /* WALKED + 1 if not all are known */
+    struct walked walked[WALKED];
+    u16 walked_places[WALKED_PLACES]; /* by a hash, where in the list an entry is */
 
     struct known_blocks *blocks;
     void *context;      /* the engine's TCGContext */
@@ -261,6 +270,13 @@ HIDDEN int apic_reads_msr(struct cpu *c, u32 index, u64 *value, int *is_refused)
 HIDDEN int apic_writes_msr(struct cpu *c, u32 index, u64 value, int *is_refused);
 HIDDEN int is_executing(struct cpu *c);
 HIDDEN char *fast_entry(void *cpu, int mode, u64 va);
+HIDDEN char *victim_entry(void *cpu, int mode, int number);
+HIDDEN int mode_of(void *env);
+HIDDEN void call_with_cpu(struct cpu *c, void *function, u32 value);
+HIDDEN void translate_repetition(struct cpu *c, u64 at, u32 window);
+HIDDEN void note_walk(struct cpu *c);
+HIDDEN int walks_are_as_before(struct cpu *c);
+HIDDEN void forget_walks(struct cpu *c);
 HIDDEN void begin_turn(struct cpu *c);
 HIDDEN void go_on(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);

@@ -43,11 +43,14 @@ typedef uint8_t u8;
 #define ENV_RDX 0x10
 #define ENV_RBX 0x18
 #define ENV_RSP 0x20
+#define ENV_RSI 0x30
+#define ENV_RDI 0x38
 #define ENV_R11 0x58
 #define ENV_RIP 0x80
 #define ENV_EFLAGS 0x88
 #define ENV_CC_SRC 0x98 /* cc_src: the stores of helper_rdrand */
 #define ENV_CC_OP 0xa8  /* cc_op: helper_cmpxchg16b, its argument for cpu_cc_compute_all */
+#define ENV_DF 0xac     /* df, 1 or -1: what translated code of STOS adds to RDI */
 #define ENV_HFLAGS 0xb0 /* hflags: cpu_ldub_code, first load */
 #define ENV_ES 0xb8
 #define ENV_CS 0xd0     /* segs[R_CS]; segments are 24 bytes, in the order ES, CS, SS, DS, FS, GS, LDT, TR, GDT, IDT */
@@ -105,6 +108,7 @@ typedef uint8_t u8;
 #define ENTRY_CODE 0x10
 #define ENTRY_WRITE 8     /* addr_write: the page, or -1, and flags in the bits below; tlb_set_dirty */
 #define ENTRY_PHYSICAL 0x18 /* paddr: tlb_set_page_with_attrs, its last stores */
+#define ENTRY_ADDEND 0x20 /* addend: what translated code adds to an address that it found in the entry */
 #define ENTRY_SPARE 0x28  /* the engine leaves the rest alone: there, its last store but one is at 0x20; copies are of all */
 #define WRITE_IS_SLOW 0x400u /* TLB_NOTDIRTY: tlb_reset_dirty_by_vaddr sets it */
 #define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */

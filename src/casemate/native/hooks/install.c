@@ -69,9 +69,16 @@ EXPORT u64 hooks_group_size(void) { return sizeof(struct group); }
 EXPORT u64 hooks_msrs_size(void) { return sizeof(struct msrs); }
 EXPORT const char *hooks_sources(void) { return SOURCES; }
 
+/* There are ten thousand names, so they are compared by a number first. */
+static u32 names[HOOKS];
+
+static u32 number_of(u32 number, const char *name) {
+    while (*name) number = number * 33 + (u8)*name++;
+    return number;
+}
+
 static int is_named(const char *name, const struct hook *hook) {
     const char *expected = hook->name;
-    if (AT(u32, name, 0) != AT(u32, expected, 0)) return 0; /* there are ten thousand names, and none of ours is shorter */
     while (*expected && *name == *expected) name++, expected++;
     if (*expected) return 0;
     expected = hook->suffix;
@@ -153,8 +160,10 @@ static void for_each_place(char *base, const struct tables *t,
             int is_slot = r->kind == RELOCATION_JUMP_SLOT;
             if (!r->symbol || (!is_slot && r->kind != RELOCATION_GLOB_DAT && r->kind != RELOCATION_64)) continue;
             const struct elf_symbol *symbol = &t->symbols[r->symbol];
+            const char *name = t->names + symbol->name;
+            u32 number = number_of(0, name);
             for (int h = 0; h < HOOKS; h++)
-                if (is_named(t->names + symbol->name, &hooks[h])) visit(base, symbol, (void **)(base + r->offset), h, is_slot);
+                if (names[h] == number && is_named(name, &hooks[h])) visit(base, symbol, (void **)(base + r->offset), h, is_slot);
         }
     }
 }
@@ -185,6 +194,7 @@ EXPORT const char *hooks_install(char *base) {
     if (!is_known) return "the engine is not the known build of Unicorn 2.1.4";
     if (!jumps_to_originals()) return "the hooks were compiled without tail calls";
     if (!find_tables(base, dynamic, &t)) return "the engine's dynamic section is incomplete";
+    for (int h = 0; h < HOOKS; h++) names[h] = number_of(number_of(0, hooks[h].name), hooks[h].suffix);
     for_each_place(base, &t, note_original);
     for (int h = 0; h < HOOKS; h++)
         if (!found[h]) return hooks[h].name;

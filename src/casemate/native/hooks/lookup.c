@@ -22,7 +22,8 @@ void h_tb_flush_jmp_cache(void *cpu, u64 va) {
     e_tb_flush_jmp_cache(cpu, va);
 }
 
-static int mode_of(void *env) {
+/* Whose table of the TLB an access of the guest's goes through. */
+int mode_of(void *env) {
     u32 hidden = AT(u32, env, ENV_HFLAGS);
     if ((hidden & HIDDEN_CPL) == CPL_USER) return USER;
     return hidden & HIDDEN_SMAP && !(AT(u32, env, ENV_EFLAGS) & EFLAGS_AC) ? SUPERVISOR : SUPERVISOR_NO_SMAP;

@@ -94,6 +94,7 @@ void h_helper_wrmsr(void *env) {
         if (policy == MSR_PLAIN) *value_of(c, index) = value;
         if (policy >= MSR_CONSTANT) return;
         if (is_refused(c, env, index, value)) raise(c, VECTOR_GP, 0, CALLER);
+        if (index == MSR_EFER) forget_walks(c); /* its NXE */
         if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
     }
     TAIL e_helper_wrmsr(env);

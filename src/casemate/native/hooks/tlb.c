@@ -10,16 +10,6 @@ enum { CR4_PGE = 1 << 7, PTE_GLOBAL = 1 << 8, ENTRY_IS_GLOBAL = 1 };
 
 static u8 *code_mark(struct cpu *c, u64 pa) { return &c->code_pages[pa >> 12 & (PAGES - 1)]; }
 
-int h_x86_cpu_tlb_fill(void *cpu, u64 va, int size, int kind, int mmu, int probe, uintptr_t ra) {
-    struct cpu *c = find_cpu((u64)cpu);
-    if (!c) return e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
-    c->fill_kind = kind, c->fill_is_probe = probe; /* the function that enters the page is not told */
-    c->table_bits = c->entry_bits = c->leaf = 0, c->is_walking = 1;
-    int is_entered = e_x86_cpu_tlb_fill(cpu, va, size, kind, mmu, probe, ra);
-    c->is_walking = 0;
-    return is_entered;
-}
-
 /* AMD APM volume 2, 15.36.7 and 15.34.5. Code, page tables and everything before long mode are private whatever the
    guest's page tables say: they get the C-bit. */
 static u64 check_rights(struct cpu *c, u64 pa) {
@@ -36,7 +26,7 @@ char *fast_entry(void *cpu, int mode, u64 va) {
     return AT(char *, cpu, FAST_TLB(mode) + 8) + (va >> 12 << 6 & AT(u64, cpu, FAST_TLB(mode)));
 }
 
-static char *victim_entry(void *cpu, int mode, int number) {
+char *victim_entry(void *cpu, int mode, int number) {
     return (char *)cpu + VICTIM_TLB(mode) + number * ENTRY_BYTES;
 }
 
@@ -81,15 +71,16 @@ static void remove_locals(struct cpu *c) {
             char *entry = victim_entry(cpu, mode, number);
             if (!is_empty(entry) && AT(u64, entry, ENTRY_SPARE) != ENTRY_IS_GLOBAL) empty(entry);
         }
-    c->local_count = 0;
+    c->local_count = c->walked_count = 0;
     c->stamp++;
     for (int at = 0; at < JUMP_CACHE_BYTES; at += 8) AT(u64, cpu, CPU_JUMP_CACHE + at) = 0;
 }
 
 void h_cpu_x86_update_cr3(void *env, u64 value) {
     struct cpu *c = cpu_of_env(env);
-    int keeps_globals = c && is_executing(c) && c->local_count <= LOCALS && AT(u64, env, ENV_CR4) & CR4_PGE;
-    if (keeps_globals && AT(u64, env, ENV_CR0) & CR0_PG) {
+    int is_ours = c && is_executing(c) && AT(u64, env, ENV_CR0) & CR0_PG;
+    if (is_ours && value == AT(u64, env, ENV_CR3) && walks_are_as_before(c)) return;
+    if (is_ours && c->local_count <= LOCALS && AT(u64, env, ENV_CR4) & CR4_PGE) {
         AT(u64, env, ENV_CR3) = value;
         remove_locals(c);
     } else {
@@ -118,7 +109,7 @@ void h_tlb_flush_by_mmuidx(void *cpu, u16 modes) {
     if (c) {
         c->stamp++;
         if (modes == (1 << MODES) - 1) {
-            c->local_count = 0;
+            c->local_count = c->walked_count = 0;
             for (int i = 0; c->has_large && i < LARGE_REGIONS / 64; i++) c->large[i] = 0;
             c->has_large = 0;
         }
@@ -133,8 +124,15 @@ void h_tlb_flush_page_by_mmuidx(void *cpu, u64 va, u16 modes) {
     else e_tlb_flush_page_by_mmuidx(cpu, va, modes);
 }
 
+/* The engine makes the first store through an entry slow, to see whether there is code on the page. It is known that there is
+   none, and that none will come without an entry being made for it. */
+static void make_fast(char *entry) {
+    if ((AT(u64, entry, ENTRY_WRITE) & (PAGE - 1)) == WRITE_IS_SLOW) AT(u64, entry, ENTRY_WRITE) &= ~(u64)WRITE_IS_SLOW;
+}
+
 void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, int mmu, u64 size) {
     struct cpu *c = find_cpu((u64)cpu);
+    int is_marked = 0;
     if (c) {
         if (c->is_walking) pa |= c->entry_bits;
         if (c->rights) pa = check_rights(c, pa);
@@ -149,10 +147,14 @@ void h_tlb_set_page_with_attrs(void *cpu, u64 va, u64 pa, u32 attrs, int prot, i
                 prot &= ~EXECUTABLE;
             }
         }
+        is_marked = *mark;
     }
     if (c && size == LARGE) note_large(c, va), size = PAGE;
     e_tlb_set_page_with_attrs(cpu, va, pa, attrs, prot, mmu, size);
-    if (c) note_entry(c, va, mmu);
+    if (!c) return;
+    note_entry(c, va, mmu);
+    note_walk(c);
+    if (!is_marked) make_fast(fast_entry(cpu, mmu, va));
 }
 
 static int is_code(struct cpu *c, char *entry, u64 va) {
@@ -235,51 +237,4 @@ void h_tlb_reset_dirty_by_vaddr(void *cpu, u64 start, u64 length) {
             make_slow(fast_entry(cpu, mode, page), start, length);
         for (int number = 0; number < VICTIMS; number++) make_slow(victim_entry(cpu, mode, number), start, length);
     }
-}
-
-/* Where the host has memory of the guest, or 0 if that is not in one piece. Python keeps the list, largest first. */
-u8 *host_address(struct cpu *c, u64 gpa, u64 size) {
-    for (u64 i = 0; i < c->ram_count; i++) {
-        struct ram *ram = &c->ram[i];
-        if (gpa - ram->start < ram->size && ram->size - (gpa - ram->start) >= size) return ram->host + (gpa - ram->start);
-    }
-    return 0;
-}
-
-/* Page walks: the engine would look through its memory map for each level, and takes bits from 40 on to be reserved. Those
-   that the processor has are kept from it, and are in the addresses that it gets from an entry. */
-
-static u64 as_private(struct cpu *c, u64 gpa) { return c->rights ? gpa | 1ull << C_BIT : gpa; }
-
-u32 h_x86_ldl_phys(void *cpu, u64 gpa) {
-    struct cpu *c = find_cpu((u64)cpu);
-    if (c) {
-        gpa = as_private(c, gpa);
-        u8 *host = host_address(c, gpa, 4);
-        if (host) return c->leaf = *(u32 *)host;
-        c->reads_table = 1;
-    }
-    u32 value = e_x86_ldl_phys(cpu, gpa);
-    if (c) c->reads_table = 0, c->leaf = value;
-    return value;
-}
-
-u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
-    struct cpu *c = find_cpu((u64)cpu);
-    if (!c) return e_x86_ldq_phys(cpu, gpa);
-    if (c->is_walking) gpa |= c->table_bits = c->entry_bits;
-    gpa = as_private(c, gpa);
-    u8 *host = host_address(c, gpa, 8);
-    c->reads_table = !host;
-    u64 entry = host ? *(u64 *)host : e_x86_ldq_phys(cpu, gpa);
-    c->reads_table = 0;
-    if (!c->is_walking) return entry;
-    c->entry_bits = entry & c->wide_bits, c->leaf = entry;
-    return entry & ~c->wide_bits;
-}
-
-void h_x86_stl_phys_notdirty(void *cpu, u64 gpa, u32 value) {
-    struct cpu *c = find_cpu((u64)cpu);
-    if (c && c->is_walking) gpa |= c->table_bits;
-    e_x86_stl_phys_notdirty(cpu, c ? as_private(c, gpa) : gpa, value);
 }

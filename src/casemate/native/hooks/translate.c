@@ -79,6 +79,16 @@ static void call_lookup(struct cpu *c, void *s, void *result) {
     e_tcg_temp_free_internal(s, ours[0]);
 }
 
+/* A call of our own, which is made as one of a helper that may change every register. */
+void call_with_cpu(struct cpu *c, void *function, u32 value) {
+    void *s = c->context, *model = (void *)e_helper_syscall;
+    void *arguments[2] = {(char *)s + e_tcg_const_i64(s, (u64)c), (char *)s + e_tcg_const_i32(s, value)};
+    e_tcg_gen_callN(s, model, 0, 2, arguments);
+    AT(void *, AT(char *, s, TCG_LAST_OP) - OP_LINK, OP_ARGUMENTS + 8 * 2) = function;
+    e_tcg_temp_free_internal(s, arguments[0]);
+    e_tcg_temp_free_internal(s, arguments[1]);
+}
+
 /* It stands in the list of helpers only for the pair's sake. */
 void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
 
@@ -167,6 +177,7 @@ static int since_shift_by_number(u32 window) {
 static void look_at(struct cpu *c, u64 at, u8 byte) {
     u32 window = c->window = at == c->window_end ? c->window << 8 | byte : byte;
     c->window_end = at + 1;
+    if ((byte & 0xfe) == 0xa4 || (byte & 0xfe) == 0xaa) translate_repetition(c, at, window);
     if ((window & 0xfffe) == 0x0f08 && c->flags & RAISES_VC && !(AT(u32, c->env, ENV_HFLAGS) & HIDDEN_CPL)) {
         if (prefixes(c, at - 1) >= 0) refuse(c, VECTOR_VC, byte == 8 ? EXIT_INVD : EXIT_WBINVD);
     } else if (is_bit_test(window)) {
@@ -283,6 +294,7 @@ EXPORT int hooks_run(struct cpu *c, void *uc, u64 rip) {
     struct cpu *outer = executing;
     executing = c;
     c->stamp++;
+    forget_walks(c);
     begin_turn(c);
     look_for_interrupts(c);
     int error = emu_start(uc, rip, 0, 0, 0);

@@ -30,6 +30,7 @@ from casemate.host.model.cpu.records import (
     KNOWN_BLOCKS_BYTES,
     PAGES,
     RAMS,
+    WALKED,
     CpuidAnswer,
     CpuRecord,
     GroupRecord,
@@ -351,6 +352,7 @@ class EngineHooks:
         """What is mapped now: size and host address by guest-physical address."""
         record = self.record
         record.ghcb = 0
+        record.walked_count = WALKED + 1
         record.stamp, record.flushed = (
             record.stamp + 1 & 0xFFFFFFFF,
             0xFFFFFFFF,

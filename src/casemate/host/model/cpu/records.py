@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import CFUNCTYPE, c_int, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, c_int, c_uint16, c_uint32, c_uint64, c_void_p
 
 PAGES = 1 << 24
 """Bytes of the table of pages that code came from; pages beyond share them."""
 EXIT_CODES, RAMS = 0x800, 64
 _LEAVES, _PROGRAMS, _SITES, _NOTED = 256, 1024, 256, 4096
 _LOCALS, _LARGE_REGIONS, _PAGE_STAMPS = 256, 1 << 15, 1024
+WALKED = 512
 BREAKPOINTS = 4
 KNOWN_BLOCKS_BYTES = 8192 * (32 + 8)
 """``struct known_blocks``."""
@@ -60,6 +61,10 @@ class Watch(ctypes.Structure):
     """``struct watch``: data whose accesses a debugger is told of."""
 
     _fields_ = (("start", c_uint64), ("end", c_uint64), ("sees_reads", c_uint64))
+
+
+class _Walked(ctypes.Structure):
+    _fields_ = (("at", c_uint64), ("value", c_uint64))
 
 
 class CpuRecord(ctypes.Structure):
@@ -113,6 +118,11 @@ class CpuRecord(ctypes.Structure):
         ("locals", c_uint64 * _LOCALS),
         ("has_large", c_uint64),
         ("large", c_uint64 * (_LARGE_REGIONS // 64)),
+        ("level_count", c_uint64),
+        ("levels", _Walked * 5),
+        ("walked_count", c_uint64),
+        ("walked", _Walked * WALKED),
+        ("walked_places", c_uint16 * 1024),
         ("blocks", c_uint64),
         ("context", c_uint64),
         ("stamp", c_uint32),
