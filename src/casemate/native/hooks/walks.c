@@ -99,8 +99,9 @@ u64 h_x86_ldq_phys(void *cpu, u64 gpa) {
 
 /* The walk itself says that a page was accessed or written to. */
 static void note_update(struct cpu *c, u64 *host) {
+    if (!host || c->level_count > LEVELS) return; /* a walk that is not remembered */
     struct walked *before = c->walked_count == UNKNOWN ? 0 : known(c, host);
-    for (u64 level = 0; level < c->level_count && level < LEVELS; level++) {
+    for (u64 level = 0; level < c->level_count; level++) {
         struct walked *read = &c->levels[level];
         if (read->at != host) continue;
         if (before && before->value == read->value) before->value = *host;
