@@ -213,19 +213,20 @@ def _snp_launch_finish(vm: LaunchedVm, address: int) -> None:
 
 
 def _decrypt(vm: LaunchedVm, address: int) -> None:
-    for processor, guest, monitor, size in _debugged(vm, address, is_read=True):
+    processor = _sev(vm)
+    for guest, monitor, size in _debugged(address, is_read=True):
         copy_out(monitor, processor.debug_decrypt(Hva(guest), size))
 
 
 def _encrypt(vm: LaunchedVm, address: int) -> None:
+    processor = _sev(vm)
     with vm.guest_stopped():
-        for processor, guest, monitor, size in _debugged(vm, address, is_read=False):
+        for guest, monitor, size in _debugged(address, is_read=False):
             processor.debug_encrypt(Hva(guest), copy_in(monitor, size))
 
 
-def _debugged(vm: LaunchedVm, address: int, *, is_read: bool) -> Iterator[tuple[ModelSev, int, int, int]]:
+def _debugged(address: int, *, is_read: bool) -> Iterator[tuple[int, int, int]]:
     """Where memory of the guest and of the monitor is, up to a page at a time."""
-    processor = _sev(vm)
     value = SevDbg.from_bytes(copy_in(address, SevDbg.SIZE))
     if not value.len or value.src_uaddr + value.len >> 64 or not value.dst_uaddr:
         raise Refused(EINVAL, "length or addresses")
@@ -234,23 +235,19 @@ def _debugged(vm: LaunchedVm, address: int, *, is_read: bool) -> Iterator[tuple[
     at = 0
     while at < value.len:
         size = min(PAGE_SIZE - (guest + at) % PAGE_SIZE, value.len - at)
-        yield processor, guest + at, monitor + at, size
+        yield guest + at, monitor + at, size
         at += size
 
 
 def _send(vm: LaunchedVm, _address: int) -> None:
     _sev(vm)
-    raise _not_allowed(vm, "KVM_SEV_SEND_...", SevPolicy.NOSEND)
+    status = SevStatus.POLICY_FAILURE if vm.policy & SevPolicy.NOSEND else SevStatus.UNSUPPORTED
+    raise refused("KVM_SEV_SEND_... (modelled)", status)
 
 
 def _receive(vm: LaunchedVm, _address: int) -> None:
     _sev(vm)
     raise refused("KVM_SEV_RECEIVE_... (modelled)", SevStatus.UNSUPPORTED)
-
-
-def _not_allowed(vm: LaunchedVm, command: str, flag: SevPolicy) -> FirmwareStatusError:
-    status = SevStatus.POLICY_FAILURE if vm.policy & flag else SevStatus.UNSUPPORTED
-    return refused(f"{command} (modelled)", status)
 
 
 _COMMANDS: dict[int, Callable[[LaunchedVm, int], None]] = {

@@ -131,7 +131,8 @@ class PhysicalMemory:
     def make_private(self, hva: Hva, plaintext: bytes) -> None:
         """The guest goes on to read ``plaintext`` where the host sees what is at ``hva`` from now on.
 
-        The pages around it become the guest's alone. Call it before the host's bytes change, and before the guest runs.
+        The pages around it become the guest's alone. Call it before the host's bytes change, and while the guest does
+        not run.
         """
         before = self._private.count
         pages = self._private.add(hva, plaintext)

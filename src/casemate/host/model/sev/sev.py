@@ -86,8 +86,7 @@ class ModelSev:
 
     def launch_update_data(self, hva: Hva, size: int) -> None:
         """Pin, encrypt in place, unpin."""
-        writable = self._era.launch_update_pins_for_writing
-        self._pin_update(SevCommand.LAUNCH_UPDATE_DATA, hva, size, writable=writable)
+        self._pin_update(SevCommand.LAUNCH_UPDATE_DATA, hva, size)
         plaintext = ctypes.string_at(hva, size)
         self._encrypted(hva, plaintext, self.psp.launch_update_data(hva, plaintext))
 
@@ -105,8 +104,7 @@ class ModelSev:
 
     def launch_secret(self, header: bytes, hva: Hva, data: bytes) -> None:
         """Pin, put the secret in place, unpin."""
-        writable = self._era.launch_update_pins_for_writing
-        self._pin_update(SevCommand.LAUNCH_SECRET, hva, len(data), writable=writable)
+        self._pin_update(SevCommand.LAUNCH_SECRET, hva, len(data))
         self._encrypted(hva, *self.psp.launch_secret(header, hva, data))
 
     def launch_finish(self) -> None:
@@ -116,13 +114,13 @@ class ModelSev:
     def debug_decrypt(self, hva: Hva, size: int) -> bytes:
         """What the guest reads there, if its policy lets it be debugged."""
         self.psp.debug(SevCommand.DBG_DECRYPT)
-        self._pin_update(SevCommand.DBG_DECRYPT, hva, size, writable=False)
+        self._pin_meanwhile(SevCommand.DBG_DECRYPT, hva, size, writable=False)
         return self._view.plaintext(hva, size)
 
     def debug_encrypt(self, hva: Hva, plaintext: bytes) -> None:
         """Have the guest read ``plaintext`` there, likewise; the blocks of 16 bytes around it stay what they are."""
         self.psp.debug(SevCommand.DBG_ENCRYPT)
-        self._pin_update(SevCommand.DBG_ENCRYPT, hva, len(plaintext), writable=True)
+        self._pin_meanwhile(SevCommand.DBG_ENCRYPT, hva, len(plaintext), writable=True)
         before = hva % BLOCK_SIZE
         start, size = Hva(hva - before), before + len(plaintext)
         blocks = bytearray(self._view.plaintext(start, size + -size % BLOCK_SIZE))
@@ -133,7 +131,10 @@ class ModelSev:
         self._view.make_private(hva, plaintext)
         ctypes.memmove(hva, ciphertext, len(ciphertext))
 
-    def _pin_update(self, command: SevCommand, hva: Hva, size: int, *, writable: bool) -> None:
+    def _pin_update(self, command: SevCommand, hva: Hva, size: int) -> None:
+        self._pin_meanwhile(command, hva, size, writable=self._era.launch_update_pins_for_writing)
+
+    def _pin_meanwhile(self, command: SevCommand, hva: Hva, size: int, *, writable: bool) -> None:
         before = self._locked
         self._pin(_name(command), hva, size, writable=writable)
         self._locked = before
