@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib.util
 import json
 import os
 import shlex
@@ -241,13 +240,13 @@ def modelled_environment(era: str | None, faults: tuple[str, ...], *, has_sev: b
 def vmm_environment(options: Options) -> dict[str, str]:
     """What a program's environment must have for its KVM to be modelled. Raises UnsupportedError."""
     python = _shared_python()
-    engine = importlib.util.find_spec("unicorn")
-    if engine is None or engine.origin is None:
+    try:
+        engine = native.engine()
+    except ModuleNotFoundError:
         raise UnsupportedError(
             "the package unicorn is not installed", "install casemate with its dependencies"
-        )
-    libraries = sorted(Path(engine.origin).parent.glob("lib/libunicorn.so*"))
-    if not libraries or not native.KVM.exists():
+        ) from None
+    if not engine.exists() or not native.KVM.exists():
         raise UnsupportedError(
             "casemate's library for other VMMs was not built", "install casemate's wheel for Linux on x86-64"
         )
@@ -258,7 +257,7 @@ def vmm_environment(options: Options) -> dict[str, str]:
         "CASEMATE_KVM_HOME": sys.base_prefix,
         "CASEMATE_KVM_START": _START,
         "CASEMATE_KVM_PATH": json.dumps([path for path in sys.path if path]),
-        "CASEMATE_KVM_ENGINE": str(libraries[0]),
+        "CASEMATE_KVM_ENGINE": str(engine),
         OPTIONS: json.dumps(options._asdict()),
     } | ({"CASEMATE_KVM_SEV": "1"} if options.has_sev else {})
 

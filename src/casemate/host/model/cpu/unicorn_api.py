@@ -7,13 +7,13 @@ they leak when the memory map changes hundreds of times.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 import weakref
 from ctypes import c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import TYPE_CHECKING, Any
 
-from casemate.submodules import load_submodules, package_folder
+from casemate import native
+from casemate.submodules import load_submodules
 
 if TYPE_CHECKING:
     from unicorn import unicorn_const, x86_const
@@ -22,9 +22,7 @@ else:
 
 __all__ = ["Uc", "hook_add", "host_ticks", "library", "unicorn_const", "x86_const"]
 
-_folder = os.environ.get("LIBUNICORN_PATH") or f"{package_folder('unicorn')}/lib"
-library = ctypes.CDLL(f"{_folder}/libunicorn.so.2")
-"""What the package brought, or where the variable says that another build is, as the binding takes it."""
+library = ctypes.CDLL(str(native.engine()))
 
 
 def _declare(name: str, *argument_types: Any) -> Any:
