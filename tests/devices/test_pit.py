@@ -226,3 +226,30 @@ def test_port_61_refresh_toggles_and_speaker_bits_read_back() -> None:
         seen.add(value >> 4 & 1)
         clock.skip(15_085)
     assert seen == {0, 1}
+
+
+class BusyClock(ManualClock):
+    """A clock of a machine that runs something else whenever it was read."""
+
+    def now(self) -> int:
+        self.time += SECOND
+        return self.time
+
+
+def test_pit_counts_that_are_over_before_their_write_ends_raise_their_interrupt() -> None:
+    timer = Timer()
+    timer.pit = Pit(BusyClock())
+    timer.pit.irq = timer.drive
+    timer.start(0, 2)
+    timer.pit.advance(100 * SECOND)
+    assert timer.edges == 1
+
+
+@pytest.mark.parametrize("control", [0x00, 0x40, 0x70, 0xC2, 0xD0], ids=hex)
+def test_pit_commands_that_program_nothing_lose_no_edge_that_is_due(control: int) -> None:
+    timer = Timer()
+    timer.start(0, 2)
+    timer.clock.time = at_tick(5)
+    timer.write(3, control)
+    timer.pit.advance(timer.clock.now())
+    assert timer.edges == 1

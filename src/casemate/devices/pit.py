@@ -76,17 +76,16 @@ class Pit:
         """A byte of a count, or a control word."""
         if size != 1:
             return False
-        if offset < 3:
-            self.channels[offset].write(value)
-        else:
-            self._write_control(value)
-        if offset in (0, 3):
+        now = self._clock.now()  # before the count starts: its first edge may be over when the write is
+        is_programmed = self.channels[offset].write(value) if offset < 3 else self._write_control(value)
+        if is_programmed and offset in (0, 3):
             self.owed = 0
-            self.next_edge = self.channels[0].next_rise(self._clock.now())
+            self.next_edge = self.channels[0].next_rise(now)
             self.on_timer(self.next_edge)
         return True
 
-    def _write_control(self, value: int) -> None:
+    def _write_control(self, value: int) -> bool:
+        """Whether it is for the way in which channel 0 counts."""
         select, access, mode = value >> 6, value >> 4 & 3, value >> 1 & 7
         if select == READ_BACK:
             for number, channel in enumerate(self.channels):
@@ -99,6 +98,8 @@ class Pit:
             self.channels[select].latch()
         else:
             self.channels[select].set_mode(access, mode if mode < 6 else mode - 4, bool(value & 1))
+            return select == 0
+        return False
 
 
 class Port61:

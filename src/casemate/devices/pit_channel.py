@@ -37,17 +37,18 @@ class PitChannel:
         self._start: int | None = None
         self._elapsed = 0
 
-    def write(self, value: int) -> None:
-        """A byte of the count; the last one starts counting."""
+    def write(self, value: int) -> bool:
+        """A byte of the count; whether it is the last one, which starts counting."""
         if self._access == 3 and self._low is None:
             self._low = value
-            return
+            return False
         raw = value << 8 | (self._low or 0) if self._access != 1 else value
         self._low = None
         modulus = 10_000 if self._bcd else 0x10000
         self._count = (_from_bcd(raw) if self._bcd else raw) or modulus
         self._elapsed = 0
         self._start = self._clock.now() if self.gate and self.mode not in TRIGGERED_MODES else None
+        return True
 
     def set_gate(self, gate: bool) -> None:
         """Drive the gate: low stops modes 0, 2, 3, 4; a rising edge triggers 1, 5 and restarts 2, 3."""
@@ -126,7 +127,7 @@ class PitChannel:
             return NEVER
         edge = self._count if self.mode != 4 else self._count + 1
         if self.mode in PERIODIC_MODES:
-            edge *= self._ticks(after) // edge + 1
+            edge *= max(self._ticks(after), 0) // edge + 1
         elif self._ticks(after) >= edge:
             return NEVER
         return self._start + _ticks_to_ns(edge)

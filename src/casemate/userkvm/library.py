@@ -37,16 +37,16 @@ class Kind(IntEnum):
 
 
 class Count(IntEnum):
-    """Places where ``VcpuRecord.counts`` is."""
+    """Places where ``VcpuRecord.counts`` is; the first four are those that KVM_GET_STATS_FD has."""
 
     IO = 0
     MMIO = 1
-    OTHER = 2
-    INTERRUPTED = 3
-    RUNS = 4
-    IMMEDIATE = 5
-    INSIDE = 6
-    EXITS = 7
+    INTERRUPTED = 2
+    EXITS = 3
+    OTHER = 4
+    RUNS = 5
+    IMMEDIATE = 6
+    INSIDE = 7
 
 
 class _Range(ctypes.Structure):

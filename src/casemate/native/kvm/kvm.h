@@ -28,7 +28,7 @@ enum { RUN_APIC_BASE = 24, APIC_BASE = 0xfee00900 }; /* in kvm_run, and what it 
 enum { KVM_EXIT_UNKNOWN = 0, KVM_EXIT_IO = 2, KVM_EXIT_MMIO = 6, KVM_EXIT_INTR = 10 };
 
 /* Counters of one vCPU, by why KVM_RUN returned or was asked for. */
-enum { COUNT_IO, COUNT_MMIO, COUNT_OTHER, COUNT_INTERRUPTED, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNT_EXITS, COUNTS };
+enum { COUNT_IO, COUNT_MMIO, COUNT_INTERRUPTED, COUNT_EXITS, COUNT_OTHER, COUNT_RUNS, COUNT_IMMEDIATE, COUNT_INSIDE, COUNTS };
 enum { STATS_DATA = 1024 }; /* where they are in the file of KVM_GET_STATS_FD */
 
 struct range { u64 start, end; };

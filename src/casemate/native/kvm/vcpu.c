@@ -165,9 +165,15 @@ static void show_readiness(struct vcpu *v) {
     v->run[RUN_READY] = v->run[RUN_IF] && !v->queued;
 }
 
+/* The sum first: whoever reads meanwhile sees at least as many exits as exits of each kind. */
+static void count_exit(struct vcpu *v, int kind) {
+    v->counts[COUNT_EXITS]++;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    v->counts[kind]++;
+}
+
 static void leave(struct vcpu *v, long result) {
     v->result = result;
-    v->counts[COUNT_EXITS]++;
     show_readiness(v);
     note_code(v);
     end_turn(v);
@@ -183,12 +189,15 @@ static void leave(struct vcpu *v, long result) {
 /* KVM_RUN returns; called by Python, on the coroutine's stack. */
 EXPORT void kvm_leave(struct vcpu *v, u32 reason, long result) {
     *(u32 *)(v->run + 8) = reason;
-    v->counts[result == -EINTR ? COUNT_INTERRUPTED : COUNT_OTHER]++;
+    count_exit(v, result == -EINTR ? COUNT_INTERRUPTED : COUNT_OTHER);
     leave(v, result);
 }
 
 /* KVM_RUN returns as it was interrupted, whatever it reported before stays. */
-EXPORT void kvm_pause(struct vcpu *v) { leave(v, -EINTR); }
+EXPORT void kvm_pause(struct vcpu *v) {
+    v->counts[COUNT_EXITS]++;
+    leave(v, -EINTR);
+}
 
 /* A new state came while an access waited: the engine is to be left, before the access where that can be. */
 static u64 give_up(struct vcpu *v, u64 kind) {
@@ -203,7 +212,7 @@ static void yield_to_signals(struct vcpu *v) {
     v->in_access = 1;
     while (v->stop_wanted && !v->abandoned) {
         *(u32 *)(v->run + 8) = KVM_EXIT_INTR;
-        v->counts[COUNT_INTERRUPTED]++;
+        count_exit(v, COUNT_INTERRUPTED);
         leave(v, -EINTR);
     }
 }
@@ -219,7 +228,7 @@ static u64 answer_of(struct vcpu *v, u64 kind) {
 /* One access of the guest, whose details are in kvm_run, and its answer. */
 static u64 ask_user(struct vcpu *v, u64 kind) {
     *(u32 *)(v->run + 8) = kind;
-    v->counts[kind == KVM_EXIT_IO ? COUNT_IO : COUNT_MMIO]++;
+    count_exit(v, kind == KVM_EXIT_IO ? COUNT_IO : COUNT_MMIO);
     v->pending = kind, v->latched = 0;
     leave(v, 0);
     v->pending = 0;
