@@ -16,8 +16,8 @@ VCPU_STATS = {
     "signal_exits": Count.INTERRUPTED,
     "exits": Count.EXITS,
 }
-"""The kernel's names of what the library counts, by the place of the number: without a gap, since monitors (QEMU) read as
-many numbers as there are names. A run that ends is an exit here.
+"""The kernel's names of what the library counts, by the place of the number; QEMU reads no more numbers than there are
+names, so there is no gap. A run that ends is an exit here.
 """
 VM_STATS = {"remote_tlb_flush": 0, "remote_tlb_flush_requests": 1}
 """No host flushes a modelled TLB."""
