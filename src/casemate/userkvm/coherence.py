@@ -18,26 +18,27 @@ class CodeWatch:
         self._record = record
         self._library = load()
         self._marks = marks
-        self._seen: list[mmap.mmap] = []
+        self._seen: dict[MemorySlot, mmap.mmap] = {}
+        """Which pages of a slot are protected."""
         record.fetches = fetches
         self._library.kvm_watch_vcpu(address, 1)
 
     def set(self, slots: list[MemorySlot]) -> None:
         """These are the slots now; between two runs. What cannot be watched is left out."""
         self._record.code_count = 0
-        self._seen.clear()
         largest = sorted(filter(_has_marks, slots), key=lambda slot: -slot.range.size)[:CODE_SLOTS]
-        watched = [slot for slot in largest if not self._library.kvm_watch_memory(slot.hva, slot.range.size)]
-        for number, slot in enumerate(watched):
-            pages = slot.range.size // PAGE_SIZE
-            seen = mmap.mmap(-1, max(pages, PAGE_SIZE))
-            self._seen.append(seen)
-            code = self._record.code[number]
-            code.host, code.pages = slot.hva, pages
+        seen = {
+            slot: self._seen.get(slot) or mmap.mmap(-1, max(slot.range.size // PAGE_SIZE, PAGE_SIZE))
+            for slot in largest
+            if slot in self._seen or not self._library.kvm_watch_memory(slot.hva, slot.range.size)
+        }
+        for code, (slot, pages) in zip(self._record.code, seen.items(), strict=False):
+            code.host, code.pages = slot.hva, slot.range.size // PAGE_SIZE
             code.marks = self._marks + slot.range.start // PAGE_SIZE % PAGES
-            code.seen = ctypes.addressof(ctypes.c_char.from_buffer(seen))
-        self._record.code_count = len(watched)
+            code.seen = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        self._record.code_count = len(seen)
         self._record.must_protect = 1
+        self._seen = seen
 
 
 def _has_marks(slot: MemorySlot) -> bool:

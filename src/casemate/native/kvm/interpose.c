@@ -79,6 +79,22 @@ static struct object *object_of(int fd) {
     return 0;
 }
 
+/* This process, without a system call: what is known of it is gone in one that was forked off. Not in one that shares this
+   one's memory (vfork), which is served as this one is, as by KVM. */
+static pid_t this_process(void) {
+    static pid_t *known;
+    if (!known) {
+        void *page = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (page == MAP_FAILED) return getpid();
+        if (madvise(page, PAGE, MADV_WIPEONFORK) || !__sync_bool_compare_and_swap(&known, 0, page)) {
+            munmap(page, PAGE);
+            return getpid();
+        }
+    }
+    if (!*known) *known = getpid();
+    return *known;
+}
+
 /* The vCPU that KVM_RUN found behind a number; forgotten where the C library gives the number to another file. */
 enum { REMEMBERED = 1024 };
 static struct object *runs[REMEMBERED];
@@ -294,7 +310,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...) {
     struct object *object = request == KVM_RUN ? remembered(fd) : 0;
     if (!object) object = type == KVM_TYPE || type == SEV_TYPE ? object_of(fd) : 0;
     if (!object) return find_ioctl()(fd, request, argument);
-    if (object->owner != getpid()) {
+    if (object->owner != this_process()) {
         errno = EIO; /* as of a VM of another address space */
         return -1;
     }
