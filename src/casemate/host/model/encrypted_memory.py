@@ -83,14 +83,12 @@ class PrivatePages:
         """Keep ``plaintext``, and what its pages hold around it; returns the host range of these pages."""
         start = hva - hva % PAGE_SIZE
         end = -(-(hva + len(plaintext)) // PAGE_SIZE) * PAGE_SIZE
-        for page in range(start, end, PAGE_SIZE):
-            if self._find(page) is None:
-                self._copy(page, self._gap_end(page, end))
-        for page in range(start, end, PAGE_SIZE):
-            first, last = max(page, hva), min(page + PAGE_SIZE, hva + len(plaintext))
-            run = self._find(page)
-            assert run is not None
-            ctypes.memmove(run.address + first - run.start, plaintext[first - hva : last - hva], last - first)
+        view, at = memoryview(plaintext), start
+        while at < end:
+            run = self._find(at) or self._keep(at, self._gap_end(at, end))
+            first, last = max(at, hva), min(run.end, hva + len(plaintext))
+            run.shadow[first - run.start : last - run.start] = view[first - hva : last - hva]
+            at = run.end
         return range(start, end)
 
     @property
@@ -119,8 +117,13 @@ class PrivatePages:
     def _gap_end(self, page: int, end: int) -> int:
         return min([end, *(run.start for run in self._runs if run.start > page)])
 
-    def _copy(self, start: int, end: int) -> None:
-        shadow = mmap.mmap(-1, end - start)
+    def _keep(self, start: int, end: int) -> _Run:
+        """A run of pages that are about to be filled, but for what the first and the last one hold around that."""
+        shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        shadow = mmap.mmap(-1, end - start, flags=shared)
         address = ctypes.addressof(ctypes.c_char.from_buffer(shadow))
-        ctypes.memmove(address, start, end - start)
-        insort(self._runs, _Run(start, end, address, shadow))
+        for page in (start, end - PAGE_SIZE):
+            ctypes.memmove(address + page - start, page, PAGE_SIZE)
+        run = _Run(start, end, address, shadow)
+        insort(self._runs, run)
+        return run
