@@ -137,14 +137,28 @@ def test_psp_refuses_what_is_no_whole_blocks(address: int, size: int, status: Se
     assert psp.digest == hashlib.sha256().digest()
 
 
+def encrypted(psp: ModelPsp, address: int, plaintext: bytes) -> bytes:
+    """What the host sees."""
+    target = bytearray(len(plaintext))
+    psp.encrypt(address, plaintext, memoryview(target))
+    return bytes(target)
+
+
 def test_psp_encrypts_with_the_address_and_a_key_of_its_own() -> None:
     one, other = started(), started()
     data = bytes(8192)
-    ciphertext = one.launch_update_data(0x1000, data)
-    assert len(ciphertext) == len(data)
+    ciphertext = encrypted(one, 0x1000, data)
     assert ciphertext[:4096] != ciphertext[4096:], "equal pages look different"
-    assert ciphertext[4096:] == one.launch_update_data(0x2000, data[4096:])
-    assert ciphertext != other.launch_update_data(0x1000, data)
+    assert ciphertext[4096:] == encrypted(one, 0x2000, data[4096:])
+    assert ciphertext != encrypted(other, 0x1000, data)
+
+
+@pytest.mark.parametrize("size", [16, 1 << 20, (1 << 20) + 16])
+def test_psp_encrypts_memory_in_place(size: int) -> None:
+    psp, memory = started(), bytearray(size)
+    psp.encrypt(0x3000, memoryview(memory), memoryview(memory))
+    assert memory == encrypted(psp, 0x3000, bytes(size))
+    assert memory != bytes(size)
 
 
 def test_psp_measures_with_a_fresh_nonce_over_the_digest() -> None:
@@ -171,11 +185,8 @@ def test_psp_without_a_session_has_keys_that_nobody_knows() -> None:
 def test_psp_hands_the_secret_to_the_guest() -> None:
     psp = started()
     mac, _ = psp.launch_measure()
-    secret, ciphertext = psp.launch_secret(
-        packet(mac, b"open sesame 1234")[0], 0, packet(mac, b"open sesame 1234")[1]
-    )
-    assert secret == b"open sesame 1234"
-    assert ciphertext != secret
+    header, data = packet(mac, b"open sesame 1234")
+    assert psp.launch_secret(header, 0, data) == b"open sesame 1234"
 
 
 @pytest.mark.parametrize("what", ["mac", "iv", "data", "measurement", "keys"])

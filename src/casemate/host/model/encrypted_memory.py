@@ -79,7 +79,7 @@ class PrivatePages:
     def __init__(self) -> None:
         self._runs: list[_Run] = []
 
-    def add(self, hva: Hva, plaintext: bytes) -> range:
+    def add(self, hva: Hva, plaintext: bytes | memoryview) -> range:
         """Keep ``plaintext``, and what its pages hold around it; returns the host range of these pages."""
         start = hva - hva % PAGE_SIZE
         end = -(-(hva + len(plaintext)) // PAGE_SIZE) * PAGE_SIZE

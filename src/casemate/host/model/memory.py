@@ -128,7 +128,7 @@ class PhysicalMemory:
                 if not writable:
                     self._intercept_writes(slot)
 
-    def make_private(self, hva: Hva, plaintext: bytes) -> None:
+    def make_private(self, hva: Hva, plaintext: bytes | memoryview) -> None:
         """The guest goes on to read ``plaintext`` where the host sees what is at ``hva`` from now on.
 
         The pages around it become the guest's alone. Call it before the host's bytes change, and while the guest does

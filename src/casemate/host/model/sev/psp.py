@@ -19,13 +19,13 @@ from casemate.abi.sev.secret import MEASURE_CONTEXT, SecretHeader, secret_mac_me
 from casemate.abi.sev.session import KEY_SIZE, SessionBlob, mac, policy_message, wrapping_keys
 from casemate.abi.sev.signatures import parse_certificate, shared_secret
 from casemate.abi.sev.status import SevStatus, refused
-from casemate.address import PAGE_SIZE
 from casemate.errors import FirmwareStatusError
 from casemate.host.model.sev.platform import API, ModelPlatform
 from casemate.host.secure_processor import LaunchMeasurement, LaunchSession, TransportKeys
 
 BUILD = 21
 """The build that the model claims; it has what that one has of launch commands."""
+_CHUNK = 1 << 20
 
 
 class ModelPsp:
@@ -75,16 +75,15 @@ class ModelPsp:
         self._memory_key = self._random(KEY_SIZE)
         self.state = GuestState.LAUNCH_UPDATE
 
-    def launch_update_data(self, address: int, plaintext: bytes) -> bytes:
-        """Extend the digest; returns the ciphertext that belongs at ``address``."""
+    def launch_update_data(self, address: int, plaintext: bytes | memoryview) -> None:
+        """Extend the digest by what is at ``address``, which is to be encrypted."""
         command = SevCommand.LAUNCH_UPDATE_DATA
         self._expect(command, GuestState.LAUNCH_UPDATE)
         if address % BLOCK_SIZE:
             raise _refusal(command, SevStatus.INVALID_ADDRESS)
-        if not plaintext or len(plaintext) % BLOCK_SIZE:
+        if not len(plaintext) or len(plaintext) % BLOCK_SIZE:
             raise _refusal(command, SevStatus.INVALID_LEN)
         self._digest.update(plaintext)
-        return self.encrypt(address, plaintext)
 
     def launch_update_vmsa(self, page: bytes) -> None:
         """Extend the digest by one save area."""
@@ -102,8 +101,8 @@ class ModelPsp:
         self.state = GuestState.LAUNCH_SECRET
         return LaunchMeasurement(self._measurement, nonce)
 
-    def launch_secret(self, packet: bytes, address: int, data: bytes) -> tuple[bytes, bytes]:
-        """Check a packet; returns the secret and the ciphertext of it that belongs at ``address``."""
+    def launch_secret(self, packet: bytes, address: int, data: bytes) -> bytes:
+        """Check a packet; returns the secret, which is to be encrypted at ``address``."""
         command = SevCommand.LAUNCH_SECRET
         self._expect(command, GuestState.LAUNCH_SECRET)
         if len(packet) != SecretHeader.SIZE or not 0 < len(data) <= MAX_SECRET or len(data) % BLOCK_SIZE:
@@ -117,8 +116,7 @@ class ModelPsp:
         if not hmac.compare_digest(mac(self._keys.tik, message), bytes(header.mac)):
             raise _refusal(command, SevStatus.BAD_MEASUREMENT)
         cipher = Cipher(algorithms.AES(self._keys.tek), modes.CTR(bytes(header.iv))).decryptor()
-        secret = cipher.update(data) + cipher.finalize()
-        return secret, self.encrypt(address, secret)
+        return cipher.update(data) + cipher.finalize()
 
     def launch_finish(self) -> None:
         """The guest may run."""
@@ -157,12 +155,14 @@ class ModelPsp:
         if self.state is not state:
             raise _refusal(command, SevStatus.INVALID_GUEST_STATE, f"it is {self.state}, not {state}")
 
-    def encrypt(self, address: int, plaintext: bytes) -> bytes:
-        """The ciphertext of whole blocks of 16 bytes that belongs at ``address``."""
+    def encrypt(self, address: int, plaintext: bytes | memoryview, target: memoryview) -> None:
+        """Make ``target``, which is at ``address``, the ciphertext of whole blocks of 16 bytes; it may be the plaintext."""
         # A stream that depends on the address, so that equal contents look different wherever they lie. The hardware's
         # mode works on blocks; of the model's ciphertext nobody needs more than that it says nothing.
         stream = modes.CTR((address // BLOCK_SIZE).to_bytes(BLOCK_SIZE, "big"))
-        return Cipher(algorithms.AES(self._memory_key), stream).encryptor().update(plaintext)
+        cipher = Cipher(algorithms.AES(self._memory_key), stream).encryptor()
+        for at in range(0, len(plaintext), _CHUNK):
+            target[at : at + _CHUNK] = cipher.update(plaintext[at : at + _CHUNK])
 
 
 def _refusal(command: SevCommand, status: SevStatus, detail: str = "") -> FirmwareStatusError:

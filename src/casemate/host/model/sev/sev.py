@@ -25,7 +25,7 @@ _REGISTER = "KVM_MEMORY_ENCRYPT_REG_REGION (modelled)"
 class GuestView(Protocol):
     """What the guest sees of memory that the host has encrypted."""
 
-    def make_private(self, hva: Hva, plaintext: bytes) -> None:
+    def make_private(self, hva: Hva, plaintext: bytes | memoryview) -> None:
         """From now on it reads ``plaintext`` where the host sees other bytes."""
 
     def plaintext(self, hva: Hva, size: int) -> bytes:
@@ -87,8 +87,9 @@ class ModelSev:
     def launch_update_data(self, hva: Hva, size: int) -> None:
         """Pin, encrypt in place, unpin."""
         self._pin_update(SevCommand.LAUNCH_UPDATE_DATA, hva, size)
-        plaintext = ctypes.string_at(hva, size)
-        self._encrypted(hva, plaintext, self.psp.launch_update_data(hva, plaintext))
+        memory = _memory(hva, size)
+        self.psp.launch_update_data(hva, memory)
+        self._encrypt(hva, memory)
 
     def launch_update_vmsa(self, vcpus: Sequence[VcpuReset]) -> None:
         """Save areas from reset state; ENOTTY for a guest without."""
@@ -105,7 +106,7 @@ class ModelSev:
     def launch_secret(self, header: bytes, hva: Hva, data: bytes) -> None:
         """Pin, put the secret in place, unpin."""
         self._pin_update(SevCommand.LAUNCH_SECRET, hva, len(data))
-        self._encrypted(hva, *self.psp.launch_secret(header, hva, data))
+        self._encrypt(hva, self.psp.launch_secret(header, hva, data))
 
     def launch_finish(self) -> None:
         """The guest may run."""
@@ -125,11 +126,11 @@ class ModelSev:
         start, size = Hva(hva - before), before + len(plaintext)
         blocks = bytearray(self._view.plaintext(start, size + -size % BLOCK_SIZE))
         blocks[before:size] = plaintext
-        self._encrypted(start, bytes(blocks), self.psp.encrypt(start, bytes(blocks)))
+        self._encrypt(start, bytes(blocks))
 
-    def _encrypted(self, hva: Hva, plaintext: bytes, ciphertext: bytes) -> None:
+    def _encrypt(self, hva: Hva, plaintext: bytes | memoryview) -> None:
         self._view.make_private(hva, plaintext)
-        ctypes.memmove(hva, ciphertext, len(ciphertext))
+        self.psp.encrypt(hva, plaintext, _memory(hva, len(plaintext)))
 
     def _pin_update(self, command: SevCommand, hva: Hva, size: int) -> None:
         self._pin_meanwhile(command, hva, size, writable=self._era.launch_update_pins_for_writing)
@@ -160,3 +161,8 @@ class ModelSev:
 
 def _name(command: SevCommand) -> str:
     return f"{command.kernel_name} (modelled)"
+
+
+def _memory(hva: int, size: int) -> memoryview:
+    """Host memory, which was found to be there."""
+    return memoryview((ctypes.c_char * size).from_address(hva)).cast("B")
