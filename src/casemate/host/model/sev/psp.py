@@ -156,7 +156,7 @@ class ModelPsp:
             raise _refusal(command, SevStatus.INVALID_GUEST_STATE, f"it is {self.state}, not {state}")
 
     def encrypt(self, address: int, plaintext: bytes | memoryview, target: memoryview) -> None:
-        """Make ``target``, at ``address``, the ciphertext of whole blocks of 16 bytes; it may be the plaintext itself."""
+        """Make ``target``, at ``address``, the ciphertext of whole 16-byte blocks; it may be the plaintext itself."""
         # A stream that depends on the address, so that equal contents look different wherever they lie. The hardware's
         # mode works on blocks; of the model's ciphertext nobody needs more than that it says nothing.
         stream = modes.CTR((address // BLOCK_SIZE).to_bytes(BLOCK_SIZE, "big"))
