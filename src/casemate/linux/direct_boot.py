@@ -122,12 +122,13 @@ def _gaps(ram: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> Iterator[t
 
 
 def _kernel_piece(kernel: LinuxKernel) -> Piece:
-    first = min(segment.gpa for segment in kernel.segments)
-    end = max(segment.gpa + len(segment.data) for segment in kernel.segments)
-    data = bytearray((end - first + PAGE_SIZE - 1) & -PAGE_SIZE)
-    for segment in kernel.segments:
-        data[segment.gpa - first : segment.gpa - first + len(segment.data)] = segment.data
-    return Piece("kernel", first, memoryview(data))
+    segments = sorted(kernel.segments, key=lambda segment: segment.gpa)
+    first = at = segments[0].gpa
+    parts: list[bytes | memoryview] = []
+    for segment in segments:
+        parts += [bytes(max(0, segment.gpa - at)), segment.data[max(0, at - segment.gpa) :]]
+        at = max(at, segment.gpa + len(segment.data))
+    return Piece("kernel", first, b"".join([*parts, bytes((first - at) % PAGE_SIZE)]))
 
 
 def _boot_params(
