@@ -37,7 +37,7 @@ PAGE = 4096
 class NoView:
     """Of a guest that never runs."""
 
-    def make_private(self, hva: Hva, plaintext: bytes) -> None:
+    def make_private(self, hva: Hva, plaintext: bytes | memoryview) -> None:
         """Nothing to do."""
 
     def plaintext(self, hva: Hva, size: int) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from support.confidential_launches import MIB
 
 from casemate.abi.guest_kind import GuestKind
@@ -102,6 +103,18 @@ def test_report_shows_the_predicted_digest(bios: Path, vcpus: int, features: tup
     image = prepared.image
     bits = 0x21 if features else 0x1
     assert prepared.digest == predict_digest(plan_snp(image, vcpus, options.signature, features=bits))
+
+
+def test_launch_makes_no_keys_of_certificates_that_nobody_wants(
+    bios: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = Mock(wraps=rsa.generate_private_key)
+    monkeypatch.setattr(rsa, "generate_private_key", generate)
+    record, *_ = launched(snp(bios))
+    assert record.attestation is not None
+    assert not generate.called
+    assert record.attestation.certificates.ark.startswith(b"-----BEGIN")
+    assert generate.call_count == 2
 
 
 def test_kernel_is_measured_in_its_page(bios: Path, tmp_path: Path) -> None:

@@ -119,10 +119,7 @@ class SnpFinished(SnpStarted):
         )
 
     def _attestation(self) -> Attestation | None:
-        certificates = self.processor.certificates()
-        if self.report is None or certificates is None:
-            return None
-        return Attestation(self.report, certificates)
+        return None if self.report is None else Attestation(self.report, self.processor.certificates)
 
 
 def describe_pages(pages: SnpPages) -> str:

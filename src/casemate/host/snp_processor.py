@@ -79,5 +79,5 @@ class SnpProcessor(Protocol):
     def guest_report(self, report_data: bytes) -> bytes | None:
         """A report as the guest would get it, for 64 bytes of its own; None where only a running guest can ask."""
 
-    def certificates(self) -> Certificates | None:
-        """Those of the signer, None where the host has none."""
+    def certificates(self) -> Certificates:
+        """Those of who signs reports. Raises UnsupportedError where the host has none."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casemate.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casemate.host.snp_processor import Certificates
 
 
@@ -48,11 +51,17 @@ class Ending(Enum):
         return self.value[1]
 
 
-class Attestation(NamedTuple):
-    """An SNP guest's report, as it would be given to the guest now, and the certificates of who signed it."""
+class Attestation:
+    """An SNP guest's report (1184 bytes), as it would be given to the guest now, and its signer's certificates."""
 
-    report: bytes
-    certificates: Certificates
+    def __init__(self, report: bytes, ask_certificates: Callable[[], Certificates]) -> None:
+        self.report = report
+        self._ask_certificates = ask_certificates
+
+    @cached_property
+    def certificates(self) -> Certificates:
+        """Asked for when they are first wanted, since a modelled chip takes a second to make them."""
+        return self._ask_certificates()
 
 
 class LaunchRecord(NamedTuple):

@@ -19,6 +19,7 @@ from casemate.abi.kvm.structs import MEM_GUEST_MEMFD, MEM_READONLY, MEMORY_ATTRI
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.abi.sev.snp_pages import CpuidPage
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
+from casemate.errors import UnsupportedError
 from casemate.host.kvm import ioctl
 from casemate.host.kvm.sev import SevCommands
 from casemate.host.kvm.sev_device import Ioctl as SevIoctl
@@ -26,7 +27,7 @@ from casemate.host.kvm.sev_device import SevDevice
 from casemate.host.kvm.snp_cpuid import snp_table, without_refused
 from casemate.host.secure_processor import SevSetup, VcpuReset
 from casemate.host.slots import MemorySlot
-from casemate.host.snp_processor import SnpFinish, SnpUpdate
+from casemate.host.snp_processor import Certificates, SnpFinish, SnpUpdate
 
 PlaceVcpus = Callable[[Sequence[VcpuReset]], None]
 
@@ -146,8 +147,11 @@ class KvmSnp:
     def guest_report(self, report_data: bytes) -> None:
         """Only the running guest can ask."""
 
-    def certificates(self) -> None:
-        """The host's administrator may have some; the kernel has none."""
+    def certificates(self) -> Certificates:
+        """Raises UnsupportedError: the kernel has none."""
+        raise UnsupportedError(
+            "KVM has no certificates of its signer", "ask the host's administrator for them"
+        )
 
     def close(self) -> None:
         """Give the private memory back."""
