@@ -58,13 +58,14 @@ def test_what_cannot_be_written_is_an_error_of_whoever_prints() -> None:
 
 def test_what_cannot_be_written_in_the_end_is_an_error_too() -> None:
     stack = ExitStack()
-    put = file_output(Path("/dev/full"), stack)
-    print_bytes(put, b"prompt> ")
+    output = stack.enter_context(GatheredOutput(file_output(Path("/dev/full"), stack)))
+    print_bytes(output.put, b"prompt> ")
     with pytest.raises(HostError, match="No space"):
         stack.close()
 
 
 def test_files_are_complete_when_the_run_is_over(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        print_bytes(file_output(tmp_path / "log", stack), b"line\nrest")
+        output = stack.enter_context(GatheredOutput(file_output(tmp_path / "log", stack)))
+        print_bytes(output.put, b"line\nrest")
     assert (tmp_path / "log").read_bytes() == b"line\nrest"

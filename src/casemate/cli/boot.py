@@ -18,7 +18,14 @@ from casemate.cli.boot_spec import make_spec
 from casemate.cli.boot_text import FIRMWARE_PHASES, KERNEL_PHASES, summary
 from casemate.cli.confidential_arguments import validate_launch_words
 from casemate.cli.confinement import Confinement
-from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
+from casemate.cli.serial_choice import (
+    GatheredOutput,
+    file_output,
+    is_stdio,
+    serial_line,
+    serial_output,
+    somebody_types,
+)
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
 from casemate.machine.boot import Attachments
 from casemate.machine.host_choice import choose_host, validate_host
@@ -156,6 +163,7 @@ def _boot(
         if monitor is not None:
             stack.callback(monitor.close)
             monitor.open()
+        debug = file_output(args.debugcon, stack) if args.debugcon else None
         line = serial_line(args, stack, started)
         serial = line.write if line else serial_output(args, stack, started)
         interactive = serial is not None and is_stdio(args) and somebody_types(args)
@@ -168,6 +176,9 @@ def _boot(
                 lambda: started[0].console, lambda: started[0].state.end(Ending.LEFT)
             ).wait
             stack.enter_context(raw_terminal())
+
+        def gathered(output: Callable[[bytes], None] | None) -> Callable[[bytes], None] | None:
+            return stack.enter_context(GatheredOutput(output)).put if output else None
 
         def wait(finished: threading.Event, seconds: float) -> None:
             status.tick()
@@ -195,8 +206,8 @@ def _boot(
             typed=args.type,
             prompt=args.prompt,
             attachments=Attachments(
-                output=status.before(serial) if serial else None,
-                debug_output=file_output(args.debugcon, stack) if args.debugcon else None,
+                output=line.write if line else gathered(status.before(serial) if serial else None),
+                debug_output=gathered(debug),
                 on_phase=status.phase,
                 on_start=lambda machine: _start(machine, started, cut_power, monitor),
                 confine=confinement.enter,

@@ -65,8 +65,7 @@ def serial_output(
     if where == "stdio":
         if args.json:
             raise SpecError("--json and --serial stdio both want standard output", "use --serial file:PATH")
-        write = _stdout_output(lambda: bool(started) and started[0].state.ending is not None)
-        return stack.enter_context(GatheredOutput(write)).put
+        return _stdout_output(lambda: bool(started) and started[0].state.ending is not None)
     kind, _, path = where.partition(":")
     if kind != "file" or not path:
         raise SpecError(f"--serial {where!r} is not known", "use stdio, none, file:PATH, pty or unix:PATH")
@@ -148,7 +147,7 @@ class GatheredOutput:
 
 
 def file_output(path: Path, stack: ExitStack) -> Callable[[bytes], None]:
-    """Writes to the file, which ``stack`` completes and closes. Raises HostError."""
+    """Writes to the file, which ``stack`` closes. Raises HostError."""
     try:
         file = path.open("wb", buffering=0)
     except OSError as error:
@@ -162,4 +161,4 @@ def file_output(path: Path, stack: ExitStack) -> Callable[[bytes], None]:
         except OSError as error:
             raise HostError("write", error.errno or 0, str(path), "make room on the disk") from error
 
-    return stack.enter_context(GatheredOutput(write)).put
+    return write
