@@ -50,7 +50,6 @@ _SPIN_NS = 50_000
 """What passes for each sixteen PAUSEs, which take four microseconds."""
 _LOOK_SECONDS = 0.002
 """How often somebody looks whether what was asked for was heard."""
-_RFLAGS_IF = 1 << 9
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
@@ -238,7 +237,7 @@ class ModelVcpu:
         self.activity = Activity.HALTED if halted else Activity.RUNS
 
     def _takes_interrupts(self) -> bool:
-        return self._interrupts is not None and bool(self._engine.read(registers.RFLAGS) & _RFLAGS_IF)
+        return self._interrupts is not None and self._engine.hooks.takes_interrupts
 
     def _is_interrupted(self) -> bool:
         return self._interrupts is not None and self._interrupts.pending()
