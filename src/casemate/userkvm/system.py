@@ -125,7 +125,7 @@ class System(Descriptor):
     @answers(Ioctl.GET_MSRS)
     def get_msrs(self, address: int) -> int:
         """Of the features."""
-        return answer_msrs(address, _read_feature)
+        return answer_msrs(address, _read_feature, is_read=True)
 
     @answers(Ioctl.GET_SUPPORTED_CPUID)
     def get_cpuid(self, address: int) -> None:

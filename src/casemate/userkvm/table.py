@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from ctypes import c_size_t, c_ssize_t, c_ulong, c_void_p
@@ -55,18 +56,18 @@ def _copy(call: Any, ours: int, theirs: int, size: int) -> None:
         raise Refused(EFAULT, f"{size} bytes at {theirs:#x} cannot be reached")
 
 
-def answer_msrs(address: int, take: Callable[[MsrEntry], bool]) -> int:
+def answer_msrs(address: int, take: Callable[[MsrEntry], bool], *, is_read: bool) -> int:
     """Show ``take`` the entries of ``kvm_msrs`` up to the first that it refuses; returns how many it took."""
     count = int.from_bytes(copy_in(address, 4), "little")
     if count >= _MAX_MSRS:
         raise Refused(E2BIG, f"{count} registers")
-    for done in range(count):
-        place = address + 8 + MsrEntry.SIZE * done
-        entry = MsrEntry.from_bytes(copy_in(place, MsrEntry.SIZE))
-        if not take(entry):
-            return done
-        copy_out(place, entry.to_bytes())
-    return count
+    data = copy_in(address + 8, MsrEntry.SIZE * count)
+    places = range(0, len(data), MsrEntry.SIZE)
+    entries = [MsrEntry.from_bytes(data[at : at + MsrEntry.SIZE]) for at in places]
+    taken = sum(1 for _ in itertools.takewhile(take, entries))
+    if is_read:
+        copy_out(address + 8, b"".join(entry.to_bytes() for entry in entries))
+    return taken
 
 
 def copy_out_cpuid(address: int, entries: Sequence[CpuidEntry2]) -> None:

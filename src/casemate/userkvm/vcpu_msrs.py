@@ -51,12 +51,12 @@ class VcpuMsrs(DebuggedGuest):
     @answers(Ioctl.GET_MSRS)
     def get_msrs(self, address: int) -> int:
         """Those that are known, up to the first that is not; returns how many."""
-        return answer_msrs(address, self._read_msr)
+        return answer_msrs(address, self._read_msr, is_read=True)
 
     @answers(Ioctl.SET_MSRS)
     def set_msrs(self, address: int) -> int:
         """Likewise."""
-        return answer_msrs(address, self._write_msr)
+        return answer_msrs(address, self._write_msr, is_read=False)
 
     def _read_msr(self, entry: MsrEntry) -> bool:
         index, kind = entry.index, self._engine.msrs.kind(entry.index)
