@@ -94,7 +94,10 @@ class Rmp:
         self._entries: dict[int, RmpEntry] = {}
 
     def __getitem__(self, page: int) -> RmpEntry:
-        return self._entries.setdefault(page, RmpEntry())
+        entry = self._entries.get(page)
+        if entry is None:
+            entry = self._entries[page] = RmpEntry()
+        return entry
 
     def validated(self, pages: range) -> list[int]:
         """Those of ``pages`` that a guest took."""
