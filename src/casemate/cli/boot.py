@@ -20,6 +20,7 @@ from casemate.cli.confidential_arguments import validate_launch_words
 from casemate.cli.confinement import Confinement
 from casemate.cli.serial_choice import file_output, is_stdio, serial_line, serial_output, somebody_types
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
+from casemate.files import json_text
 from casemate.machine.boot import Attachments
 from casemate.machine.host_choice import choose_host, validate_host
 from casemate.machine.outcome import Ending, LaunchRecord, Outcome
@@ -205,6 +206,7 @@ def _boot(
                 real_time=interactive or line is not None,
                 attending=monitor is not None,
                 ends_at_prompt=not interactive and line is None and monitor is None,
+                digests=bool(args.json or args.report),
             ),
             on_created=created,
             on_launched=launched,
@@ -230,9 +232,7 @@ def _start(
 
 def _print(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
-        import json
-
-        print(json.dumps(outcome.to_json(), indent=2))
+        print(json_text(outcome.to_json()))
     else:
         sys.stdout.flush()
         text = summary(outcome, verbose=args.verbose)

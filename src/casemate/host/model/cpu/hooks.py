@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
+import os
 import threading
 from collections.abc import Callable
 from ctypes import c_int32, c_uint8, c_uint32, c_uint64, c_void_p
@@ -96,8 +96,8 @@ def _hooks() -> Any:
 
 @cache
 def _install() -> Any:
-    if platform.machine() != "x86_64":
-        raise _cannot(f"it needs an x86-64 computer, this is {platform.machine()}")
+    if (machine := os.uname().machine) != "x86_64":
+        raise _cannot(f"it needs an x86-64 computer, this is {machine}")
     try:
         hooks = ctypes.CDLL(str(native.HOOKS))
     except OSError as error:
