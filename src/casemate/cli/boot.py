@@ -89,12 +89,10 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
     cut: CutRequest | None = args.cut_power_at
     cut_power: Callable[[Machine], None] | None = None
     if cut is not None:
-        from casemate.cli.power_cuts import cutter, print_cuts, validate_cut
-
-        validate_cut(spec)
+        cut.validate(spec)
         if cut.number is None:
-            return print_cuts(spec, cut, args.until, args.json)
-        cut_power = cutter(cut)
+            return cut.print_all(spec, args.until, args.json)
+        cut_power = cut.attach
     choice = choose_host(
         args.host, spec, launch.platform_folder if launch else None, own_process=args.own_process
     )

@@ -1,7 +1,5 @@
 """How a run ended and what was seen (docs/guide/boot.md has the JSON form)."""
 
-from __future__ import annotations
-
 import os
 import time
 from enum import Enum
@@ -48,11 +46,11 @@ class Ending(Enum):
         return self.value[1]
 
 
-class Attestation(NamedTuple):
+class Attestation:
     """An SNP guest's report, as it would be given to the guest now, and the certificates of who signed it."""
 
-    report: bytes
-    certificates: Certificates
+    def __init__(self, report: bytes, certificates: "Certificates") -> None:
+        self.report, self.certificates = report, certificates
 
 
 class LaunchRecord(NamedTuple):

@@ -1,7 +1,5 @@
 """What to do about a guest access that ended in a memory fault (docs/design/protection.md)."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.events import AccessPath, Violation, ViolationKind
@@ -121,7 +119,7 @@ def _plain_write_length(machine: Machine) -> int | None:
     return None if found is None else found.plain_write_length
 
 
-def _instruction(machine: Machine, rip: int | None = None) -> GuestInstruction | None:
+def _instruction(machine: Machine, rip: int | None = None) -> "GuestInstruction | None":
     from casemate.host.instruction import GuestInstruction
 
     found = machine.vcpus.current.code_at_rip(rip)

@@ -1,7 +1,5 @@
 """What ``casemate kvm`` tells the monitor's process, by an environment variable (docs/design/user-space-kvm.md)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 OPTIONS = "CASEMATE_KVM_OPTIONS"

@@ -1,7 +1,5 @@
 """A modelled vCPU: runs the engine, delivers interrupts, waits in HLT (Linux api.rst, KVM_RUN)."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -107,8 +105,8 @@ class ModelVcpu:
         interrupts: InterruptController | None,
         clock: GuestClock,
         visibility: HostVisibility,
-        ghcb: GhcbServer | None = None,
-        page_instructions: PageInstructions | None = None,
+        ghcb: "GhcbServer | None" = None,
+        page_instructions: "PageInstructions | None" = None,
         control: RunControl | None = None,
         group: Group | None = None,
     ) -> None:

@@ -1,7 +1,5 @@
 """A modelled virtual machine: physical memory, and CPUs on an engine each (Linux api.rst of KVM)."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from errno import EEXIST, EINVAL
@@ -65,7 +63,7 @@ class ModelVm:
         *,
         lock_limit: int | None = None,
         raises_vc: bool = True,
-        platform: ModelPlatform | Path | None = None,
+        platform: "ModelPlatform | Path | None" = None,
         cpuid: CpuidTable | None = None,
         cpu: CpuChoice | None = None,
     ) -> None:
@@ -98,9 +96,9 @@ class ModelVm:
         self._protected = self._protect() if protected else None
         self.secure_processor: ModelSev | None = None
         if encrypted and kind is not GuestKind.SNP:
-            from casemate.host.model.sev.sev import ModelSev
+            from casemate.host.model.sev import sev
 
-            self.secure_processor = ModelSev(
+            self.secure_processor = sev.ModelSev(
                 era,
                 setup,
                 self._memory,
@@ -109,13 +107,13 @@ class ModelVm:
                 platform=platform,
             )
 
-    def _protect(self) -> ProtectedGuest:
+    def _protect(self) -> "ProtectedGuest":
         from casemate.host.model.protected_guest import ProtectedGuest
 
         setup = self._setup if self._kind is GuestKind.SNP else None
         return ProtectedGuest(self._slots, self._memory, self._cpuid, self._vcpus, self._first.engine, setup)
 
-    def _make_cpu(self, number: int) -> _Cpu:
+    def _make_cpu(self, number: int) -> "_Cpu":
         era, protected = self._era, self.capabilities.has_protected_state
         msrs = _registers(self._kind, self._setup, self._processor, is_bsp=not number)
         engine = Engine(msrs, self._processor)
@@ -135,12 +133,12 @@ class ModelVm:
         return _Cpu(engine, intercepts, msrs)
 
     @property
-    def page_states(self) -> PageStates | None:
+    def page_states(self) -> "PageStates | None":
         """Of an SNP guest's pages."""
         return None if self._protected is None else self._protected.page_states
 
     @property
-    def snp_processor(self) -> ModelSnp | None:
+    def snp_processor(self) -> "ModelSnp | None":
         """Of an SNP guest."""
         return None if self._protected is None else self._protected.snp_processor
 
@@ -269,7 +267,7 @@ class ModelVm:
             vcpu.join(self._group)
         return vcpu
 
-    def _add_cpu(self, number: int) -> _Cpu:
+    def _add_cpu(self, number: int) -> "_Cpu":
         cpu = self._make_cpu(number)
         self._cpus.append(cpu)
         self._memory.add_cpu(cpu.engine, cpu.intercepts)

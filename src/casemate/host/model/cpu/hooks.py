@@ -4,8 +4,6 @@
 missing, or the engine is another build, or the computer another kind, there is no modelled CPU.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os
@@ -210,7 +208,7 @@ class EngineHooks:
             if not self._hooks.hooks_attach(ctypes.byref(self.record)):
                 raise _cannot("the engine keeps the functions of its CPU elsewhere")
 
-    def join(self, first: EngineHooks, group: GroupRecord) -> None:
+    def join(self, first: "EngineHooks", group: GroupRecord) -> None:
         """Be one of the CPUs of a guest, of which ``first`` is another, or this one. Before it executes anything."""
         self._code_pages, self._shares_marks = first._code_pages, True
         self.record.code_pages = first.record.code_pages
@@ -338,7 +336,7 @@ class EngineHooks:
         rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
         return rights
 
-    def share_pages(self, first: EngineHooks, rights: PageRights) -> None:
+    def share_pages(self, first: "EngineHooks", rights: PageRights) -> None:
         """The table is that of another CPU of the guest."""
         self._rights, self.record.rights = first._rights, first.record.rights
         rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
