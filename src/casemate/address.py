@@ -1,7 +1,5 @@
 """Guest-physical and host-virtual addresses and half-open ranges of them (Linux Documentation/virt/kvm/api.rst)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, NewType, Self
 
 Gpa = NewType("Gpa", int)
@@ -46,7 +44,7 @@ class GuestRange(_Bounds):
         """Whether all of ``[gpa, gpa + size)`` lies inside."""
         return self.start <= gpa and gpa + size <= self.start + self.size
 
-    def intersection(self, other: GuestRange) -> GuestRange | None:
+    def intersection(self, other: "GuestRange") -> "GuestRange | None":
         """The part that both ranges share, or None."""
         start, end = max(self.start, other.start), min(self.end, other.end)
         return GuestRange(start, end - start) if start < end else None

@@ -8,6 +8,7 @@ import stat
 from binascii import a2b_base64
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from casemate.errors import HostError, ImageError
 
@@ -15,6 +16,13 @@ LARGEST_DOCUMENT = 64 << 20
 """Bytes; more has no key, certificate, report, launch plan or domain."""
 LARGEST_KERNEL = 1 << 30
 """Bytes."""
+
+
+def json_text(document: dict[str, Any]) -> str:
+    """A document as it is printed and written."""
+    import json
+
+    return json.dumps(document, indent=2)
 
 
 def read_file(path: str | Path, limit: int = LARGEST_DOCUMENT, remedy: str = "check the path") -> bytes:

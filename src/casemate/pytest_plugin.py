@@ -227,7 +227,7 @@ def modelled_kvm() -> ModelledKvm:
     def environment(
         era: str | None = None, *, faults: tuple[str, ...] = (), has_sev: bool = True
     ) -> dict[str, str]:
-        from casemate.cli.kvm import modelled_environment
+        from casemate.cli.vmm_environment import modelled_environment
 
         return os.environ | modelled_environment(era, faults, has_sev=has_sev)
 

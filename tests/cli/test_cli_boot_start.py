@@ -31,9 +31,18 @@ OTHERS_ALONE = (
     "hashlib",
     "inspect",
     "json",
+    "lzma",
     "socket",
 )
 """What confidential guests, flash, kernels, the model, QEMU's command line and documents need, and their making."""
+TEXT_ANNOTATIONS = """
+import sys, typing
+for module in [each for name, each in sys.modules.items() if name.startswith("casemate.")]:
+    for made in vars(module).values():
+        if isinstance(made, type) and issubclass(made, tuple) and made.__module__ == module.__name__:
+            if any(isinstance(each, typing.ForwardRef) for each in made.__annotations__.values()):
+                print(f"{module.__name__}.{made.__name__}")
+"""
 
 
 def loaded(code: str, *words: str) -> set[str]:
@@ -62,4 +71,13 @@ def test_plain_boot_on_kvm_loads_nothing_heavy(tmp_path: Path) -> None:
     # In the sandbox it loads what it could not load later.
     (tmp_path / "leave.bin").write_bytes(LEAVE)
     line = ["boot", "--host", "kvm", "--no-sandbox", "--memory", "16M", "--bios", str(tmp_path / "leave.bin")]
-    assert_light(loaded("from casemate.cli import start; start()", *line, "--serial", "none"))
+    modules = loaded("from casemate.cli import start; start()", *line, "--serial", "none")
+    assert_light(modules)
+    assert not modules & {"hashlib", "json", "lzma"}
+
+
+@pytest.mark.parametrize("start", [", ".join(PARTS), "casemate.userkvm.server", "casemate.cli.kvm"])
+def test_named_tuples_of_a_start_have_no_annotations_to_compile(start: str) -> None:
+    command = [sys.executable, "-c", f"import {start}\n{TEXT_ANNOTATIONS}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -35,6 +35,24 @@ def test_exit_code_is_that_of_the_command() -> None:
     assert kvm("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
 
 
+def test_quiet_command_loads_nothing_that_waits_for_summaries() -> None:
+    line = [sys.executable, "-X", "importtime", "-m", "casemate", "kvm", "--quiet", "--", "true"]
+    rows = subprocess.run(line, capture_output=True, text=True, check=True).stderr.splitlines()
+    modules = {row.rpartition("|")[2].strip() for row in rows}
+    assert "casemate.cli.vmm_environment" in modules
+    unwanted = {"casemate.abi.kvm.ioctls", "casemate.userkvm.library", "casemate.userkvm.report"}
+    assert not modules & {*unwanted, "html", "socket", "subprocess", "tempfile", "threading"}
+
+
+def test_monitor_loads_nothing_for_confidential_guests_before_it_has_one() -> None:
+    code = "import sys\nfrom casemate.userkvm import server\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(ran.stdout.split())
+    assert "casemate.host.model.vm" in modules
+    unwanted = {"casemate.evidence", "casemate.host.model.protected_guest", "casemate.host.model.sev.ghcb"}
+    assert not modules & {*unwanted, "casemate.host.model.snp.rmp", "cryptography", "dataclasses", "platform"}
+
+
 def test_first_line_says_that_everything_is_modelled() -> None:
     assert "/dev/kvm is modelled" in kvm("--", "true").stderr.splitlines()[0]
 

@@ -18,8 +18,9 @@ from casemate.guests.entry import make_image
 
 BUILD_ID = bytes.fromhex("44285d3e80527122e9e361928189385906ec813e")
 AARCH64 = """
-import platform, sys
-platform.machine = lambda: "aarch64"
+import os, sys
+names = os.uname()
+os.uname = lambda: os.uname_result((*names[:4], "aarch64"))
 from casemate.cli import main
 sys.exit(main(sys.argv[1:]))
 """

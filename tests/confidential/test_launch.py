@@ -269,7 +269,7 @@ def test_firmware_that_changes_after_it_was_planned_is_refused(tmp_path: Path) -
 
     def change(moment: str, machine: Machine) -> None:
         if moment == "REG_REGION" and machine.firmware[0].data == path.read_bytes():
-            machine.firmware[0] = machine.firmware[0]._replace(data=bytes(IMAGE_SIZE))
+            machine.firmware[0].data = bytes(IMAGE_SIZE)
 
     with pytest.raises(ImageError, match="changed between planning"):
         Launch(sev_es(path), DEBUG_SWAP, at=change).run()

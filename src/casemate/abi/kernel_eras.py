@@ -4,8 +4,6 @@
 guests only; ``source only`` means that nobody here did, for want of hardware.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from casemate.abi.kvm.vm_types import VmType

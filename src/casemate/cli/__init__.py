@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     def run() -> int:
         args = parse(arguments)
         args.command_line, args.own_process = ["casemate", *arguments], own_process
+        if own_process:
+            _collect_garbage()
         return load_command(args.command).run(args)
 
     return exit_code_of(run)
@@ -60,7 +62,7 @@ def exit_code_of(run: Callable[[], int]) -> int:
 def start() -> NoReturn:
     """The process ``casemate``: ``main`` with the standard streams as they should be, before and after."""
     _open_closed_streams()
-    gc.freeze()  # what is loaded by now stays: nobody needs to look there for garbage while the command is loaded
+    gc.disable()  # what is loaded stays: nobody needs to look there for garbage
     try:
         code: int | str | None = main(own_process=True)
     except SystemExit as asked:  # by argparse
@@ -68,6 +70,12 @@ def start() -> NoReturn:
     code = _flush(code)
     gc.freeze()  # nor on the way out, where Python looks at everything: a tenth of a short command's time
     sys.exit(code)
+
+
+def _collect_garbage() -> None:
+    """From now on, and only of what comes."""
+    gc.freeze()
+    gc.enable()
 
 
 def _open_closed_streams() -> None:

@@ -27,6 +27,7 @@ from casemate.cli.serial_choice import (
     somebody_types,
 )
 from casemate.cli.terminal import Keyboard, StatusLine, raw_terminal, width_of, wrapped
+from casemate.files import json_text
 from casemate.machine.boot import Attachments
 from casemate.machine.host_choice import choose_host, validate_host
 from casemate.machine.outcome import Ending, LaunchRecord, Outcome
@@ -95,12 +96,10 @@ def run_on(args: argparse.Namespace, around: Callable[[Hypervisor], Hypervisor])
     cut: CutRequest | None = args.cut_power_at
     cut_power: Callable[[Machine], None] | None = None
     if cut is not None:
-        from casemate.cli.power_cuts import cutter, print_cuts, validate_cut
-
-        validate_cut(spec)
+        cut.validate(spec)
         if cut.number is None:
-            return print_cuts(spec, cut, args.until, args.json)
-        cut_power = cutter(cut)
+            return cut.print_all(spec, args.until, args.json)
+        cut_power = cut.attach
     choice = choose_host(
         args.host, spec, launch.platform_folder if launch else None, own_process=args.own_process
     )
@@ -216,6 +215,7 @@ def _boot(
                 real_time=interactive or line is not None,
                 attending=monitor is not None,
                 ends_at_prompt=not interactive and line is None and monitor is None,
+                digests=bool(args.json or args.report),
             ),
             on_created=created,
             on_launched=launched,
@@ -241,9 +241,7 @@ def _start(
 
 def _print(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
-        import json
-
-        print(json.dumps(outcome.to_json(), indent=2))
+        print(json_text(outcome.to_json()))
     else:
         sys.stdout.flush()
         text = summary(outcome, verbose=args.verbose)

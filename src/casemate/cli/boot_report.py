@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.errors import SpecError
-from casemate.files import write_whole
+from casemate.files import json_text, write_whole
 
 SUFFIXES = (".html", ".json")
 
@@ -34,7 +34,5 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
 
         text = render_html(document)
     else:
-        import json
-
-        text = json.dumps(document, indent=2)
+        text = json_text(document)
     write_whole(path, text.encode("utf-8", "replace"), f"writing the report {path}")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from casemate.cli.broker import Broker
 
 _LOADED_BEFORE = (
-    "hashlib",
     "encodings.utf_16_le",
+    "casemate.host.instruction",
     "casemate.host.write_target",
 )
 """What a running guest may cause to be loaded, and no module can be loaded inside."""
@@ -31,6 +31,7 @@ class Confinement:
         sockets = [Path(text[5:]) for text in (args.qmp, args.serial) if text and text.startswith("unix:")]
         self._needed = [
             *_LOADED_BEFORE,
+            *(["hashlib"] if args.json or args.report else ()),
             *(["json"] if args.json else ()),
             *(["textwrap"] if sys.stderr.isatty() else ()),
         ]

@@ -16,9 +16,9 @@ from casemate.abi.kernel_eras import ERAS, NEWEST
 from casemate.advise.conformance import Judgement, Verdict, judge
 from casemate.advise.rule import Finding, Severity
 from casemate.advise.sarif import sarif_of
-from casemate.cli.kvm import run_vmm
 from casemate.cli.parser import parse
 from casemate.cli.serial_choice import is_stdio
+from casemate.cli.vmm_child import run_vmm
 from casemate.errors import SpecError
 from casemate.evidence.kvm_trace import KvmStep, StepKind, read_copy
 from casemate.userkvm.options import Options

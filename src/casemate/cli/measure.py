@@ -30,7 +30,7 @@ from casemate.digest.sev_init import SevInit
 from casemate.digest.steps import UpdateVmsa
 from casemate.digest.trace import running_digests, trace_digest
 from casemate.errors import SpecError
-from casemate.files import write_file
+from casemate.files import json_text, write_file
 from casemate.firmware.image import FirmwareImage
 
 if TYPE_CHECKING:
@@ -291,8 +291,6 @@ def _print_json(
     measurement: bytes | None,
     identity: SignedIdBlock | None,
 ) -> None:
-    import json
-
     steps = [
         {
             "what": step.what,
@@ -312,7 +310,7 @@ def _print_json(
         "identity": identity_to_dict(identity) if identity else None,
         "steps": steps,
     }
-    print(json.dumps(document, indent=2))
+    print(json_text(document))
 
 
 def _encode(value: bytes, encoding: str) -> str:

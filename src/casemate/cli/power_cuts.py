@@ -7,7 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 
 from casemate.cli.terminal import progress
@@ -29,6 +29,34 @@ class CutRequest:
     number: int | None
     most: int
 
+    def validate(self, spec: MachineSpec) -> None:
+        """Check that there is something to cut. Raises SpecError if not."""
+        if spec.variables is None:
+            raise SpecError("--cut-power-at needs a variable store in flash", "give --code and --vars")
+        if spec.kind.is_confidential:
+            raise SpecError("--cut-power-at is for plain guests", "leave --guest out")
+
+    def attach(self, machine: Machine) -> None:
+        """Make a machine lose its power, before it runs."""
+        PowerCut(self.number or 1).attach(machine)
+
+    def print_all(self, spec: MachineSpec, until: str | None, as_json: bool) -> int:
+        """Judge cuts of one boot, and print a table.
+
+        Returns 0, or the exit code of the signal that ended it early. Raises SpecError if the boot itself does not get
+        to ``until``.
+        """
+        report = judge_cuts(
+            spec, self.most, until or _UNTIL, lambda numbers: progress(numbers, len(numbers), "cuts judged")
+        )
+        if as_json:
+            cuts = [asdict(judgement) for judgement in report.judgements]
+            print(json.dumps({"commands": report.commands, "cuts": cuts}, indent=2))
+        else:
+            print(f"{report.commands} flash commands, {len(report.judgements)} cuts")
+            print(table(report.judgements))
+        return report.exit_code
+
 
 def cut_request(text: str) -> CutRequest:
     """An argparse type: ``N``, ``random:SEED``, ``all`` or ``all:COUNT``."""
@@ -40,41 +68,6 @@ def cut_request(text: str) -> CutRequest:
     if text.isdecimal() and int(text):
         return CutRequest(int(text), 0)
     raise argparse.ArgumentTypeError(f"{text!r} is no cut: give N, random:SEED, all, or all:COUNT")
-
-
-def validate_cut(spec: MachineSpec) -> None:
-    """Check that there is something to cut. Raises SpecError if not."""
-    if spec.variables is None:
-        raise SpecError("--cut-power-at needs a variable store in flash", "give --code and --vars")
-    if spec.kind.is_confidential:
-        raise SpecError("--cut-power-at is for plain guests", "leave --guest out")
-
-
-def cutter(request: CutRequest) -> Callable[[Machine], None]:
-    """What makes a machine lose its power, to be called before it runs."""
-
-    return PowerCut(request.number or 1).attach
-
-
-def print_cuts(spec: MachineSpec, request: CutRequest, until: str | None, as_json: bool) -> int:
-    """Judge cuts of one boot, and print a table.
-
-    Returns 0, or the exit code of the signal that ended it early. Raises SpecError if the boot itself does not get
-    to ``until``.
-    """
-    report = judge_cuts(
-        spec,
-        request.most,
-        until or _UNTIL,
-        lambda numbers: progress(numbers, len(numbers), "cuts judged"),
-    )
-    if as_json:
-        cuts = [asdict(judgement) for judgement in report.judgements]
-        print(json.dumps({"commands": report.commands, "cuts": cuts}, indent=2))
-    else:
-        print(f"{report.commands} flash commands, {len(report.judgements)} cuts")
-        print(table(report.judgements))
-    return report.exit_code
 
 
 def table(judgements: Sequence[Judgement]) -> str:

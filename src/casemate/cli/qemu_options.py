@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from casemate.cli.cpu_option import processor_of
 from casemate.errors import SpecError
 from casemate.qemu.command_line import options_of, parse_fields
 
@@ -120,8 +121,6 @@ def _vcpus(option: str, value: str) -> dict[str, object]:
 
 
 def _cpu(_option: str, value: str) -> dict[str, object]:
-    from casemate.cli.cpu_option import processor_of
-
     return {"cpu": processor_of(value)}
 
 

@@ -1,7 +1,5 @@
 """The I/O APIC: 24 interrupt inputs routed to the local APIC (Intel 82093AA data sheet, 290566; ICH9: 316972, 13.5)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from casemate.devices.lapic import DeliveryMode, Lapic

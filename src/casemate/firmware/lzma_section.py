@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import lzma
 
-from casemate.firmware import guids
-
 LZMA_MEMORY = 40 << 20
 """Bytes that a decoder may use; edk2 packs with a dictionary of 16 MiB. A stream that needs more is an LZMAError."""
 
-_GUID_DEFINED_SECTION = 0x02
+_STEP = 128 << 10
 
 
 def open_decoder() -> lzma.LZMADecompressor:
@@ -18,12 +16,17 @@ def open_decoder() -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(format=lzma.FORMAT_ALONE, memlimit=LZMA_MEMORY)
 
 
-def find_lzma_stream(data: bytes) -> int | None:
-    """Offset of the first LZMA stream that a firmware section in ``data`` holds, or None."""
-    position = data.find(guids.LZMA_SECTION)
-    while position >= 0:
-        start = position - 4
-        if start >= 0 and data[start + 3] == _GUID_DEFINED_SECTION:
-            return start + int.from_bytes(data[position + 16 : position + 18], "little")
-        position = data.find(guids.LZMA_SECTION, position + 1)
-    return None
+def head_contains(stream: bytes, wanted: bytes, limit: int) -> bool:
+    """Whether the first ``limit`` bytes of a stream, or what is left of them if it is damaged, have ``wanted``."""
+    decoder = open_decoder()
+    head, feed = bytearray(), stream
+    try:
+        while len(head) < limit and not decoder.eof and wanted not in head:
+            piece = decoder.decompress(feed, _STEP)
+            if not piece:
+                break
+            head += piece
+            feed = b""
+    except lzma.LZMAError:
+        pass  # a damaged stream: whatever came before the damage still counts
+    return wanted in head

@@ -7,34 +7,33 @@ not, against 100 ms for the whole stream. File names say as much, but lie once s
 
 from __future__ import annotations
 
-import lzma
-
 from casemate.firmware import guids
-from casemate.firmware.lzma_section import find_lzma_stream, open_decoder
 
 _HEAD = 1 << 20
 """Bytes; the PEI volume ends below this in every OVMF layout (OvmfPkg/OvmfPkgX64.fdf)."""
-_STEP = 128 << 10
+_GUID_DEFINED_SECTION = 0x02
 
 
 def requires_smm(data: bytes) -> bool:
     """Whether the image starts only on a board with SMM; False for what is no edk2 image at all."""
     if guids.SMM_ACCESS_PEIM in data:
         return True
-    stream = find_lzma_stream(data)
-    return stream is not None and guids.SMM_ACCESS_PEIM in _unpack_head(data, stream)
+    stream = _find_lzma_stream(data)
+    if stream is None:
+        return False
+    from casemate.firmware.lzma_section import (
+        head_contains,
+    )  # loads lzma, and a small test has no such section
+
+    return head_contains(data[stream:], guids.SMM_ACCESS_PEIM, _HEAD)
 
 
-def _unpack_head(data: bytes, stream: int) -> bytes:
-    decoder = open_decoder()
-    head, feed = bytearray(), data[stream:]
-    try:
-        while len(head) < _HEAD and not decoder.eof and guids.SMM_ACCESS_PEIM not in head:
-            piece = decoder.decompress(feed, _STEP)
-            if not piece:
-                break
-            head += piece
-            feed = b""
-    except lzma.LZMAError:
-        pass  # a damaged stream: whatever came before the damage still counts
-    return bytes(head)
+def _find_lzma_stream(data: bytes) -> int | None:
+    """Where the first one is that a firmware section holds."""
+    position = data.find(guids.LZMA_SECTION)
+    while position >= 0:
+        start = position - 4
+        if start >= 0 and data[start + 3] == _GUID_DEFINED_SECTION:
+            return start + int.from_bytes(data[position + 16 : position + 18], "little")
+        position = data.find(guids.LZMA_SECTION, position + 1)
+    return None

@@ -1,7 +1,5 @@
 """The header that starts every firmware volume (UEFI PI 1.8 vol. 3, 2.2.2 EFI_FIRMWARE_VOLUME_HEADER)."""
 
-from __future__ import annotations
-
 import struct
 from typing import NamedTuple
 

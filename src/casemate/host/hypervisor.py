@@ -1,7 +1,5 @@
 """The seam between casemate and whatever executes a guest: hypervisor, VM, vCPU (Linux api.rst of KVM)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -104,7 +102,7 @@ class InterruptController(Protocol):
     executing: int
     """Of the first vCPU's: which one's turn it is."""
 
-    def of(self, number: int) -> InterruptController:
+    def of(self, number: int) -> "InterruptController":
         """The interrupt sources of vCPU ``number``; these are the first one's."""
 
     def deadline(self) -> int | None:
@@ -128,7 +126,7 @@ class VcpuRunner(Protocol):
     def number(self) -> int:
         """Of the vCPU that runs, or ran last."""
 
-    def run(self) -> VmExit:
+    def run(self) -> "VmExit":
         """Execute the guest until something happens that the bus cannot handle."""
 
     def stop(self) -> None:
@@ -170,18 +168,18 @@ class Vm(Protocol):
     """One virtual machine, made for a ``GuestKind``."""
 
     @property
-    def capabilities(self) -> VmCapabilities:
+    def capabilities(self) -> "VmCapabilities":
         """What this VM answered."""
 
     @property
-    def secure_processor(self) -> SecureProcessor | None:
+    def secure_processor(self) -> "SecureProcessor | None":
         """Who launches a SEV or SEV-ES guest, None for others."""
 
     @property
-    def snp_processor(self) -> SnpProcessor | None:
+    def snp_processor(self) -> "SnpProcessor | None":
         """Who launches an SNP guest, None for others."""
 
-    def add_slot(self, slot: MemorySlot) -> None:
+    def add_slot(self, slot: "MemorySlot") -> None:
         """Back a guest range with host memory.
 
         Raises HostError: EEXIST on overlap, EINVAL on misalignment or a live number.
@@ -190,16 +188,16 @@ class Vm(Protocol):
     def delete_slot(self, number: int) -> None:
         """Remove a live slot; accesses to its range become MMIO. Raises HostError ENOENT if there is none."""
 
-    def mapping_changed(self, hva: Hva, size: int) -> None:
+    def mapping_changed(self, hva: "Hva", size: int) -> None:
         """The mapping under ``[hva, hva + size)`` changed its protection (a kernel has an MMU notifier for it)."""
 
-    def coalesce_mmio(self, where: GuestRange, *, enabled: bool) -> None:
+    def coalesce_mmio(self, where: "GuestRange", *, enabled: bool) -> None:
         """Whether writes to ``where``, which has no slot, may reach the bus late.
 
         They still do so in order, and before any other access that follows them and before ``run`` returns.
         """
 
-    def answer_programs(self, where: GuestRange, take: Callable[[list[FlashProgram]], None]) -> None:
+    def answer_programs(self, where: "GuestRange", take: Callable[[list[FlashProgram]], None]) -> None:
         """The flash unit at ``where`` just made a program and is ready: the host may answer further ones by itself.
 
         It does so until anything else is asked of the unit or of another device, or ``run`` returns, and calls ``take``
@@ -209,14 +207,14 @@ class Vm(Protocol):
     def deliver_coalesced(self) -> None:
         """Let coalesced writes reach the bus soon, though the guest makes no other access; from any thread."""
 
-    def watch_writes(self, hva: Hva, size: int, on_write: Callable[[Hva], None]) -> None:
+    def watch_writes(self, hva: "Hva", size: int, on_write: "Callable[[Hva], None]") -> None:
         """Call ``on_write`` with the page, on any thread, before a write of the guest to ``[hva, hva + size)`` is made.
 
         Only behind slots over this mapping; the write is tried when it returns, and must then fail. Raises
         UnsupportedError, with a remedy, where the host cannot.
         """
 
-    def memory_written(self, gpa: Gpa, size: int) -> None:
+    def memory_written(self, gpa: "Gpa", size: int) -> None:
         """The VMM written into guest memory: code translated from it is stale (the CPU of a real host snoops this)."""
 
     def create_vcpu(
@@ -257,7 +255,7 @@ class Hypervisor(Protocol):
     """Whether SNP guests run here, or are only launched."""
 
     @property
-    def vm_types(self) -> frozenset[VmType]:
+    def vm_types(self) -> "frozenset[VmType]":
         """What KVM_CREATE_VM takes (KVM_CAP_VM_TYPES)."""
 
     @property
@@ -272,10 +270,12 @@ class Hypervisor(Protocol):
     def c_bit(self) -> int | None:
         """Position of the encryption bit in page tables of guests of SEV, or None where there are none."""
 
-    def expected_capabilities(self, kind: GuestKind, sev: SevSetup | None = None) -> VmCapabilities | None:
+    def expected_capabilities(
+        self, kind: "GuestKind", sev: "SevSetup | None" = None
+    ) -> "VmCapabilities | None":
         """What such a VM would answer, without making it; None where only the VM can say."""
 
-    def create_vm(self, kind: GuestKind, sev: SevSetup | None = None) -> Vm:
+    def create_vm(self, kind: "GuestKind", sev: "SevSetup | None" = None) -> Vm:
         """A VM for this kind of guest, ready for its launch.
 
         Raises UnsupportedError if this host has no such guests, HostError if KVM refuses ``sev``.

@@ -5,8 +5,6 @@ memory. It may open no path, make no socket, start no program and signal nobody 
 force for all threads, Landlock for the caller and the threads that it starts, which those of the vCPUs are.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

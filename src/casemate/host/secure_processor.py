@@ -1,7 +1,5 @@
 """The secure processor as a launch sees it: KVM's SEV commands of one VM (Linux x86/amd-memory-encryption.rst)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -47,7 +45,7 @@ class PlatformCertificates(NamedTuple):
     chain: bytes
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> PlatformCertificates:
+    def from_bytes(cls, data: bytes) -> "PlatformCertificates":
         """Certificates one behind the other, the PDH first."""
         return cls(data[:CERTIFICATE_SIZE], data[CERTIFICATE_SIZE:])
 

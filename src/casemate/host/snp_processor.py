@@ -1,7 +1,5 @@
 """The secure processor as an SNP launch sees it: KVM's commands of one VM (Linux x86/amd-memory-encryption.rst)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 

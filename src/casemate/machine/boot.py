@@ -31,6 +31,7 @@ class Attachments:
     - ``wait`` is what the caller's thread does meanwhile, called again and again with the end's event, and seconds.
     - ``real_time``: idle time is waited for, not skipped, for somebody at the console.
     - ``attending``: somebody may act on a guest that says that it cannot go on; otherwise that ends the run.
+    - ``digests``: somebody may read the digests of the firmware in the report; without them they are None.
     - ``ends_at_prompt``: nobody will ever type; with neither ``until`` nor ``typed``, the first prompt ends the run.
     """
 
@@ -46,11 +47,13 @@ class Attachments:
         real_time: bool = False,
         attending: bool = False,
         ends_at_prompt: bool = False,
+        digests: bool = True,
     ) -> None:
         self.output, self.debug_output = output, debug_output
         self.on_phase, self.on_start, self.on_close = on_phase, on_start, on_close
         self.confine, self.wait = confine, wait
         self.real_time, self.attending, self.ends_at_prompt = real_time, attending, ends_at_prompt
+        self.digests = digests
 
 
 def boot(
@@ -98,7 +101,7 @@ def boot(
                 facts = {"why": host_why, "sandbox": attached.confine() if attached.confine else None}
                 if attached.on_start:
                     attached.on_start(machine)
-                return run(machine, timeout, attached.wait, watchdog, launch, facts)
+                return run(machine, timeout, attached.wait, watchdog, launch, facts, attached.digests)
         finally:
             if attached.on_close:
                 attached.on_close()

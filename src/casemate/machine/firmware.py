@@ -1,9 +1,7 @@
 """Firmware files opened for a machine: flash units with locks, or one ``--bios`` image (QEMU hw/i386/pc_sysfw.c)."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from casemate.address import FOUR_GIB, Gpa
 from casemate.firmware.bios import validate_bios
@@ -15,16 +13,14 @@ if TYPE_CHECKING:
     from casemate.linux.direct_boot import DirectBoot
 
 
-class FirmwareFile(NamedTuple):
+class FirmwareFile:
     """One image, where it goes, and its lock; a ``--bios`` image has no lock, for nobody writes it back."""
 
-    path: Path | str
-    gpa: Gpa
-    data: bytes
-    file: FlashFile | None = None
+    def __init__(self, path: Path | str, gpa: Gpa, data: bytes, file: "FlashFile | None" = None) -> None:
+        self.path, self.gpa, self.data, self.file = path, gpa, data, file
 
 
-def open_firmware(spec: MachineSpec, linux: DirectBoot | None = None) -> list[FirmwareFile]:
+def open_firmware(spec: MachineSpec, linux: "DirectBoot | None" = None) -> list[FirmwareFile]:
     """The images of ``spec``, the topmost first, checked; entry code where there is no firmware.
 
     Raises ImageError or SpecError.

@@ -1,7 +1,5 @@
 """Which host runs a guest, from the word of ``--host``, and why (docs/guide/boot.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +19,7 @@ _ANYWHERE = "the modelled host needs no privilege and no special CPU"
 class HostChoice(NamedTuple):
     """What makes the host, and the line that says why it was taken."""
 
-    make: Callable[[GuestClock], Hypervisor]
+    make: Callable[[GuestClock], "Hypervisor"]
     why: str
 
 
@@ -80,7 +78,7 @@ def _automatic(spec: MachineSpec, own_process: bool) -> HostChoice:
 
 def _model(
     spec: MachineSpec, era: str = "", platform: Path | None = None
-) -> Callable[[GuestClock], Hypervisor]:
+) -> Callable[[GuestClock], "Hypervisor"]:
     from casemate.machine.model_host import model_host
 
     return model_host(spec, era, platform)

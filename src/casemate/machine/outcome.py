@@ -1,7 +1,5 @@
 """How a run ended and what was seen (docs/guide/boot.md has the JSON form)."""
 
-from __future__ import annotations
-
 import os
 import time
 from enum import Enum
@@ -54,12 +52,12 @@ class Ending(Enum):
 class Attestation:
     """An SNP guest's report (1184 bytes), as it would be given to the guest now, and its signer's certificates."""
 
-    def __init__(self, report: bytes, ask_certificates: Callable[[], Certificates]) -> None:
+    def __init__(self, report: bytes, ask_certificates: "Callable[[], Certificates]") -> None:
         self.report = report
         self._ask_certificates = ask_certificates
 
     @cached_property
-    def certificates(self) -> Certificates:
+    def certificates(self) -> "Certificates":
         """Asked for when they are first wanted, since a modelled chip takes a second to make them."""
         return self._ask_certificates()
 

@@ -1,7 +1,5 @@
 """Keeps what devices and memory report while a guest runs, in bounded memory (docs/design/events.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,7 +54,7 @@ class Recorder(EventSink):
         """Host time since the start."""
         return monotonic() - self._started
 
-    def watch_flash(self, unit: int, log: FlashLog) -> None:
+    def watch_flash(self, unit: int, log: "FlashLog") -> None:
         """Expect commands of a flash unit, and keep them in its log."""
         self.flash[unit] = log
 

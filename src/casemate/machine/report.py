@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from casemate.machine.machine import Machine
@@ -12,12 +13,18 @@ from casemate.machine.violation import owner
 if TYPE_CHECKING:
     from casemate.machine.flash_unit import FlashUnit
 
+    _Digest = Callable[[bytes | memoryview], str | None]
 
-def make_report(machine: Machine, launch: LaunchRecord, host_facts: dict[str, Any]) -> dict[str, Any]:
+
+def make_report(
+    machine: Machine, launch: LaunchRecord, host_facts: dict[str, Any], *, digests: bool = True
+) -> dict[str, Any]:
     """Everything about a machine after its run but how it ended.
 
-    ``host_facts`` goes into ``host``: why it was taken, and the sandbox that the guest ran in.
+    ``host_facts`` goes into ``host``: why it was taken, and the sandbox that the guest ran in. Without ``digests``
+    those of its firmware are None.
     """
+    digest_of = _sha256 if digests else _no_digest
     return {
         "warnings": [*machine.warnings, *launch.warnings],
         "host": {
@@ -34,8 +41,8 @@ def make_report(machine: Machine, launch: LaunchRecord, host_facts: dict[str, An
             "features": list(launch.features),
             "resets": machine.state.resets,
         },
-        "flash": [_flash(machine, unit) for unit in machine.platform.flash],
-        "bios": _bios(machine),
+        "flash": [_flash(machine, unit, digest_of) for unit in machine.platform.flash],
+        "bios": _bios(machine, digest_of),
         "kernel": _kernel(machine),
         "protection_changes": machine.recorder.protection_count,
         "protection_audit": [_change(timed) for timed in machine.recorder.protection],
@@ -79,24 +86,24 @@ def _protection(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _flash(machine: Machine, unit: FlashUnit) -> dict[str, Any]:
+def _flash(machine: Machine, unit: FlashUnit, digest_of: _Digest) -> dict[str, Any]:
     return {
         "unit": unit.number,
         "file": str(unit.source.path),
-        "input_sha256": _sha256(unit.source.data),
+        "input_sha256": digest_of(unit.source.data),
         # Memory that was encrypted in place shows ciphertext; a read-only unit still is what its file is.
-        "sha256": _sha256(unit.source.data if unit.device.readonly else unit.memory.view),
+        "sha256": digest_of(unit.source.data if unit.device.readonly else unit.memory.view),
         "gpa": unit.source.gpa,
         "size": unit.memory.size,
         "readonly": unit.device.readonly,
     } | _protection(machine)
 
 
-def _bios(machine: Machine) -> dict[str, Any] | None:
+def _bios(machine: Machine, digest_of: _Digest) -> dict[str, Any] | None:
     if machine.spec.bios is None:
         return None
     image = machine.firmware[0]
-    digest = _sha256(image.data)
+    digest = digest_of(image.data)
     return {
         "file": str(image.path),
         "input_sha256": digest,
@@ -110,6 +117,10 @@ def _sha256(data: bytes | memoryview) -> str:
     from hashlib import sha256
 
     return sha256(data).hexdigest()
+
+
+def _no_digest(data: bytes | memoryview) -> None:
+    """Of what nobody is going to read."""
 
 
 def _kernel(machine: Machine) -> dict[str, Any] | None:

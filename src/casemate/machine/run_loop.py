@@ -53,8 +53,10 @@ class Run:
         watchdog: float | None = None,
         launch: LaunchRecord | None = None,
         host_facts: dict[str, Any] | None = None,
+        digests: bool = True,
     ) -> None:
         self._machine = machine
+        self._digests = digests
         self._timeout = timeout
         self._launch = launch or LaunchRecord()
         self._host_facts = host_facts or {}
@@ -170,7 +172,7 @@ class Run:
         if ending is Ending.STUCK:
             detail = self._watchdog.cause()
         text = bytes(machine.console.text).decode(errors="replace")
-        report = make_report(machine, self._launch, self._host_facts)
+        report = make_report(machine, self._launch, self._host_facts, digests=self._digests)
         value, status = machine.platform.devices.exit_port.value, None
         if machine.spec.test_device and ending is Ending.EXIT_PORT and value is not None:
             status = status_of(value)
@@ -196,12 +198,14 @@ def run(
     watchdog: float | None = None,
     launch: LaunchRecord | None = None,
     host_facts: dict[str, Any] | None = None,
+    digests: bool = True,
 ) -> Outcome:
     """Run an assembled machine; ``timeout`` in seconds, ``watchdog`` as for ``Watchdog``. See ``Run``.
 
-    ``launch`` is what its launch showed, ``host_facts`` more about the host, both for the report.
+    ``launch`` is what its launch showed, ``host_facts`` more about the host, both for the report; ``digests`` says
+    whether that has those of the firmware.
     """
-    return Run(machine, timeout, watchdog, launch, host_facts).run(wait)
+    return Run(machine, timeout, watchdog, launch, host_facts, digests).run(wait)
 
 
 def _wait(finished: threading.Event, seconds: float) -> None:

@@ -1,13 +1,14 @@
 """What to do about a guest access that ended in a memory fault (docs/design/protection.md)."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.events import AccessPath, Violation, ViolationKind
 from casemate.host.exits import MemoryFault
 from casemate.machine.machine import Machine
 from casemate.memory.protection import OnWrite
+
+if TYPE_CHECKING:
+    from casemate.host.instruction import GuestInstruction
 
 _MMIO_PATHS = (AccessPath.READONLY_SLOT, AccessPath.NO_SLOT, AccessPath.EMULATOR)
 
@@ -87,14 +88,8 @@ def describe(machine: Machine, violation: Violation) -> str:
 
 def instruction_text(machine: Machine, rip: int | None = None) -> str | None:
     """The instruction at ``rip``, or that the vCPU stands on; None where nobody can know."""
-    from casemate.host.decoder import Decoder, Formatter, FormatterSyntax
-
-    found = machine.vcpus.current.code_at_rip(rip)
-    if found is None:
-        return None
-    code, bits = found
-    instruction = Decoder(bits, code, ip=rip or machine.vcpus.current.rip() or 0).decode()
-    return Formatter(FormatterSyntax.INTEL).format(instruction) if instruction else None
+    found = _instruction(machine, rip)
+    return None if found is None else found.text
 
 
 def owner(machine: Machine, violation: Violation) -> str | None:
@@ -120,13 +115,12 @@ def _suspects(machine: Machine) -> str:
 
 
 def _plain_write_length(machine: Machine) -> int | None:
-    from casemate.host.decoder import MOV, Decoder, OpKind
+    found = _instruction(machine)
+    return None if found is None else found.plain_write_length
 
-    found = machine.vcpus.current.code_at_rip()
-    if found is None:
-        return None
-    code, bits = found
-    instruction = Decoder(bits, code).decode()
-    # MOV to memory has no other effect; anything else (XCHG, string, read-modify-write) would have half happened.
-    plain = instruction.mnemonic == MOV and instruction.op0_kind == OpKind.MEMORY
-    return instruction.len if plain else None
+
+def _instruction(machine: Machine, rip: int | None = None) -> "GuestInstruction | None":
+    from casemate.host.instruction import GuestInstruction
+
+    found = machine.vcpus.current.code_at_rip(rip)
+    return None if found is None else GuestInstruction(*found, rip or machine.vcpus.current.rip() or 0)

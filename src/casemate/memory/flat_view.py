@@ -1,7 +1,5 @@
 """The flat view: what the guest finds at every address, overlaps resolved (QEMU docs/devel/memory.rst)."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Faults on demand: the n-th call of an ioctl fails as it is told to (docs/guide/kvm.md)."""
 
-from __future__ import annotations
-
 import errno
 from collections import Counter
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 KVM_IOEVENTFD and KVM_IRQFD. Both keep a descriptor of their own of what they were given, as the kernel keeps the file.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import threading

@@ -3,8 +3,6 @@
 All calls hold one lock, for interrupts come from any thread of the monitor.
 """
 
-from __future__ import annotations
-
 import ctypes
 import threading
 from collections.abc import Callable
@@ -108,7 +106,7 @@ class Irqchip:
     def on_deadline(self, hear: Callable[[int], None]) -> None:
         self._controller.on_deadline = hear
 
-    def of(self, number: int) -> Irqchip | LockedInterrupts:
+    def of(self, number: int) -> "Irqchip | LockedInterrupts":
         """What vCPU ``number`` asks."""
         return LockedInterrupts(self._controller.of(number), self.lock) if number else self
 
@@ -244,7 +242,7 @@ class LockedInterrupts:
         self.lapic = own.lapic
         self.executing = 0
 
-    def of(self, number: int) -> LockedInterrupts:
+    def of(self, number: int) -> "LockedInterrupts":
         """The same for vCPU ``number``."""
         return LockedInterrupts(self._own.of(number), self._lock)
 

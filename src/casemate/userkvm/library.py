@@ -10,10 +10,9 @@ from typing import Any
 
 from casemate import native
 from casemate.errors import HostError
+from casemate.userkvm.options import SET_STACK
 
 RUN_BYTES, PAGE = 3 * 4096, 4096
-SET_STACK = "PyUnstable_ThreadState_SetStackProtection"
-"""What Python 3.14 has to be told a stack by; its first releases have no such call."""
 _RANGES, _ZONES, CODE_SLOTS, LINES = 256, 64, 64, 24
 
 IoctlCallback = CFUNCTYPE(c_long, c_int, c_uint64, c_ulong, c_ulong)

@@ -1,11 +1,11 @@
 """What ``casemate kvm`` tells the monitor's process, by an environment variable (docs/design/user-space-kvm.md)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 OPTIONS = "CASEMATE_KVM_OPTIONS"
 """The variable, with ``Options`` as JSON."""
+SET_STACK = "PyUnstable_ThreadState_SetStackProtection"
+"""What Python 3.14 has to be told a stack by; its first releases have no such call."""
 
 
 class Options(NamedTuple):

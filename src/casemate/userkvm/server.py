@@ -14,7 +14,7 @@ import threading
 from errno import EBADF, EINVAL, EIO
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
@@ -39,8 +39,10 @@ from casemate.userkvm.options import OPTIONS, Options
 from casemate.userkvm.summary import Summary
 from casemate.userkvm.system import System
 from casemate.userkvm.table import Descriptor, Refused
-from casemate.userkvm.trace import Tracer
 from casemate.userkvm.vm import Vm
+
+if TYPE_CHECKING:
+    from casemate.userkvm.trace import Tracer
 
 _kept: list[Any] = []
 """Callbacks that the library has."""
@@ -57,7 +59,7 @@ class Server:
             platform=None if options.platform is None else Path(options.platform),
         )
         self._system = System(self.kernel)
-        self._tracer = Tracer() if options.traces else None
+        self._tracer = _tracer() if options.traces else None
         self.summary = Summary(self.kernel, self._system, self._tracer)
         self._sev: Descriptor | None = None
         self._log = None if options.log is None else CallLog(Path(options.log))
@@ -204,6 +206,12 @@ class Server:
         """On a thread of its own."""
         if self._socket is not None:
             threading.Thread(target=self.listen, name="casemate-summary", daemon=True).start()
+
+
+def _tracer() -> Tracer:
+    from casemate.userkvm.trace import Tracer
+
+    return Tracer()
 
 
 def _connect(path: str) -> socket.socket | None:

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate.abi.kvm.capabilities import Capability
 from casemate.abi.kvm.ioctls import Ioctl
@@ -16,8 +16,10 @@ from casemate.userkvm.call_log import call_name
 from casemate.userkvm.kernel import Kernel
 from casemate.userkvm.library import Count
 from casemate.userkvm.system import System
-from casemate.userkvm.trace import Tracer
 from casemate.userkvm.vm import Vm
+
+if TYPE_CHECKING:
+    from casemate.userkvm.trace import Tracer
 
 
 class Summary:

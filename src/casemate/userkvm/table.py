@@ -1,7 +1,5 @@
 """Which ioctls a descriptor answers, and how their arguments come and go (Linux asm-generic/ioctl.h, api.rst)."""
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import os

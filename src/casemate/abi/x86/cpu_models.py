@@ -4,8 +4,6 @@
 ``CpuChoice`` is the value of ``--cpu`` in QEMU's spelling.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import json
@@ -60,7 +58,7 @@ class CpuChoice(NamedTuple):
     """Bits of guest-physical addresses, from 40 to 52; None is 40."""
 
     @classmethod
-    def parse(cls, text: str) -> CpuChoice:
+    def parse(cls, text: str) -> "CpuChoice":
         """``EPYC-Milan,+smap,-pku``, as QEMU's ``-cpu``. Raises SpecError with the nearest name that there is."""
         name, *words = text.split(",")
         find_model(name)

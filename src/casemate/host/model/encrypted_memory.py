@@ -4,8 +4,6 @@ The modelled CPU knows no encryption. Private pages of SEV and SEV-ES guests are
 at addresses with the C-bit by a second mapping of the same memory; those of SNP guests lie in other memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 from bisect import insort

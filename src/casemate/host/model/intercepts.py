@@ -6,8 +6,6 @@ A write that its slot does not take is either made on the bus at once, and ignor
 instruction; then ``finish`` does the rest while the engine stands between two instructions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, cast
 

@@ -9,8 +9,6 @@ What no memory takes becomes MMIO, in pieces of at most 8 bytes. Downwards KVM w
 forgotten the others when the guest comes back to the instruction.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable, Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Which host memory lies behind a guest-physical address of a modelled VM (Linux virt/kvm/kvm_main.c)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from casemate.address import Gpa

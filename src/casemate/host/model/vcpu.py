@@ -1,11 +1,9 @@
 """A modelled vCPU: runs the engine, delivers interrupts, waits in HLT (Linux api.rst, KVM_RUN)."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.x86 import msr
@@ -42,9 +40,11 @@ from casemate.host.model.hypercalls import VMCALL, VMMCALL
 from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.run_control import RunControl, ThreadControl
-from casemate.host.model.sev.ghcb import GhcbServer
-from casemate.host.model.snp.instructions import PVALIDATE, RMPADJUST, PageInstructions
 from casemate.host.model.ticker import Ticker
+
+if TYPE_CHECKING:
+    from casemate.host.model.sev.ghcb import GhcbServer
+    from casemate.host.model.snp.instructions import PageInstructions
 
 _SPIN_NS = 50_000
 """What passes for each sixteen PAUSEs, which take four microseconds."""
@@ -104,8 +104,8 @@ class ModelVcpu:
         interrupts: InterruptController | None,
         clock: GuestClock,
         visibility: HostVisibility,
-        ghcb: GhcbServer | None = None,
-        page_instructions: PageInstructions | None = None,
+        ghcb: "GhcbServer | None" = None,
+        page_instructions: "PageInstructions | None" = None,
         control: RunControl | None = None,
         group: Group | None = None,
     ) -> None:
@@ -514,7 +514,7 @@ class ModelVcpu:
         elif code == _VMGEXIT and self.ghcb is not None:
             ended = self.ghcb.serve()
             text = None if ended is None else ended.text
-        elif code in (PVALIDATE, RMPADJUST) and self._page_instructions is not None:
+        elif self._page_instructions is not None and code in self._page_instructions.codes:
             if self._engine.privilege():
                 return UNDEFINED
             text = self._page_instructions.execute(code)

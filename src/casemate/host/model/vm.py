@@ -1,7 +1,5 @@
 """A modelled virtual machine: physical memory, and CPUs on an engine each (Linux api.rst of KVM)."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from errno import EEXIST, EINVAL
@@ -28,21 +26,18 @@ from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.kvm_emulator import PortInput, WriteJudge
 from casemate.host.model.memory import PhysicalMemory
 from casemate.host.model.run_control import RunControl
-from casemate.host.model.sev.ghcb import GhcbServer, JumpTable
 from casemate.host.model.sev.msrs import SevMsrs
 from casemate.host.model.slots import SlotTable
-from casemate.host.model.snp.ap_creation import ApCreation
-from casemate.host.model.snp.instructions import PageInstructions
-from casemate.host.model.snp.page_states import PageStates
-from casemate.host.model.snp.requests import SnpRequests
 from casemate.host.model.vcpu import HostVisibility, ModelVcpu
 from casemate.host.model.vcpu_group import CpuGroup, VcpuGroup
 from casemate.host.secure_processor import SevSetup
 from casemate.host.slots import MemorySlot
 
 if TYPE_CHECKING:
+    from casemate.host.model.protected_guest import ProtectedGuest
     from casemate.host.model.sev.platform import ModelPlatform
     from casemate.host.model.sev.sev import ModelSev
+    from casemate.host.model.snp.page_states import PageStates
     from casemate.host.model.snp.snp import ModelSnp
 
 
@@ -68,7 +63,7 @@ class ModelVm:
         *,
         lock_limit: int | None = None,
         raises_vc: bool = True,
-        platform: ModelPlatform | Path | None = None,
+        platform: "ModelPlatform | Path | None" = None,
         cpuid: CpuidTable | None = None,
         cpu: CpuChoice | None = None,
     ) -> None:
@@ -98,16 +93,12 @@ class ModelVm:
         self._visibility = HostVisibility(kind.is_confidential, protected, self._may_run, self._starts)
         self._vcpus: list[ModelVcpu] = []
         self._group: CpuGroup | None = None
-        self._jump_table = JumpTable()
+        self._protected = self._protect() if protected else None
         self.secure_processor: ModelSev | None = None
-        self.snp_processor: ModelSnp | None = None
-        self._page_states: PageStates | None = None
-        if kind is GuestKind.SNP:
-            self._make_snp(setup)
-        elif kind.is_confidential:
-            from casemate.host.model.sev.sev import ModelSev
+        if encrypted and kind is not GuestKind.SNP:
+            from casemate.host.model.sev import sev
 
-            self.secure_processor = ModelSev(
+            self.secure_processor = sev.ModelSev(
                 era,
                 setup,
                 self._memory,
@@ -116,16 +107,13 @@ class ModelVm:
                 platform=platform,
             )
 
-    def _make_snp(self, setup: SevSetup) -> None:
-        from casemate.host.model.snp.snp import ASID, ModelSnp
+    def _protect(self) -> "ProtectedGuest":
+        from casemate.host.model.protected_guest import ProtectedGuest
 
-        self.snp_processor = ModelSnp(setup, self._memory.fill, self._cpuid)
-        self._rights = self._first.engine.hooks.check_pages()
-        self._page_states = PageStates(self.snp_processor.rmp, ASID, self._rights)
-        features = setup.vmsa_features | SevFeatures.SNP_ACTIVE
-        self._aps = ApCreation(self._vcpus, self._page_states, features, self._memory.read_private)
+        setup = self._setup if self._kind is GuestKind.SNP else None
+        return ProtectedGuest(self._slots, self._memory, self._cpuid, self._vcpus, self._first.engine, setup)
 
-    def _make_cpu(self, number: int) -> _Cpu:
+    def _make_cpu(self, number: int) -> "_Cpu":
         era, protected = self._era, self.capabilities.has_protected_state
         msrs = _registers(self._kind, self._setup, self._processor, is_bsp=not number)
         engine = Engine(msrs, self._processor)
@@ -145,9 +133,14 @@ class ModelVm:
         return _Cpu(engine, intercepts, msrs)
 
     @property
-    def page_states(self) -> PageStates | None:
+    def page_states(self) -> "PageStates | None":
         """Of an SNP guest's pages."""
-        return self._page_states
+        return None if self._protected is None else self._protected.page_states
+
+    @property
+    def snp_processor(self) -> "ModelSnp | None":
+        """Of an SNP guest."""
+        return None if self._protected is None else self._protected.snp_processor
 
     def _starts(self) -> list[int]:
         launched = self.snp_processor or self.secure_processor
@@ -156,8 +149,8 @@ class ModelVm:
     def _may_run(self) -> bool:
         if self.snp_processor is not None:
             running = self.snp_processor.state is GuestState.RUNNING
-            if running and self._page_states is not None:
-                self._page_states.begin(self.snp_processor.memory)
+            if running and self.page_states is not None:
+                self.page_states.begin(self.snp_processor.memory)
             return running
         return self.secure_processor is None or self.secure_processor.state is GuestState.RUNNING
 
@@ -250,16 +243,11 @@ class ModelVm:
         cpu = self._first if not number else self._add_cpu(number)
         cpu.intercepts.bus = bus
         cpu.engine.hooks.answer_cpuid(cpuid.answer)
-        snp = instructions = ghcb = None
-        if self._page_states is not None and self.snp_processor is not None:
-            hooks = cpu.engine.hooks
-            snp = SnpRequests(
-                self._slots, self._page_states, self.snp_processor.psp, self._aps, lambda: hooks.refused_gpa
-            )
-            instructions = PageInstructions(cpu.engine, self._page_states)
-        if isinstance(cpu.msrs, SevMsrs) and self.capabilities.has_protected_state:
-            ghcb = GhcbServer(self._slots, cpu.msrs, cpuid, bus, self._jump_table, snp)
-            cpu.engine.hooks.serve_ghcb()
+        instructions = ghcb = None
+        if self._protected is not None:
+            instructions = self._protected.instructions(cpu.engine)
+            if isinstance(cpu.msrs, SevMsrs):
+                ghcb = self._protected.ghcb_server(cpu.engine, cpu.msrs, cpuid, bus)
         vcpu = ModelVcpu(
             number,
             cpu.engine,
@@ -279,12 +267,12 @@ class ModelVm:
             vcpu.join(self._group)
         return vcpu
 
-    def _add_cpu(self, number: int) -> _Cpu:
+    def _add_cpu(self, number: int) -> "_Cpu":
         cpu = self._make_cpu(number)
         self._cpus.append(cpu)
         self._memory.add_cpu(cpu.engine, cpu.intercepts)
-        if self._page_states is not None:
-            cpu.engine.hooks.share_pages(self._first.engine.hooks, self._rights)
+        if self._protected is not None:
+            self._protected.share_pages(cpu.engine)
         return cpu
 
     def vcpu_facts(self) -> list[VcpuFacts]:
@@ -298,8 +286,8 @@ class ModelVm:
     def guest_requests(self) -> dict[str, dict[str, int]]:
         """VMGEXITs by request and #VCs by exit code, most frequent first, and pages by who can read them."""
         views = {"pages": self._memory.count_views()} if self.secure_processor is not None else {}
-        if self._page_states is not None:
-            views = {"pages": self._page_states.count_views(), "page_states": dict(self._page_states.counts)}
+        if self.page_states is not None:
+            views = {"pages": self.page_states.count_views(), "page_states": dict(self.page_states.counts)}
         if not any(vcpu.ghcb for vcpu in self._vcpus):
             return views
         raised, requests = Counter[int](), Counter[str]()

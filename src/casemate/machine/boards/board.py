@@ -1,7 +1,5 @@
 """A board: which devices it has and where (docs/design/machine.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What a debugger of the host's wants of a modelled CPU, for its hooks (``native/hooks/delivery.c``; Linux api.rst)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 

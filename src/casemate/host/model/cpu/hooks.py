@@ -4,11 +4,9 @@
 missing, or the engine is another build, or the computer another kind, there is no modelled CPU.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
-import platform
+import os
 import threading
 from collections.abc import Callable
 from ctypes import c_int32, c_uint8, c_uint32, c_uint64, c_void_p
@@ -97,8 +95,8 @@ def _hooks() -> Any:
 
 @cache
 def _install() -> Any:
-    if platform.machine() != "x86_64":
-        raise _cannot(f"it needs an x86-64 computer, this is {platform.machine()}")
+    if (machine := os.uname().machine) != "x86_64":
+        raise _cannot(f"it needs an x86-64 computer, this is {machine}")
     try:
         hooks = ctypes.CDLL(str(native.HOOKS))
     except OSError as error:
@@ -211,7 +209,7 @@ class EngineHooks:
             if not self._hooks.hooks_attach(ctypes.byref(self.record)):
                 raise _cannot("the engine keeps the functions of its CPU elsewhere")
 
-    def join(self, first: EngineHooks, group: GroupRecord) -> None:
+    def join(self, first: "EngineHooks", group: GroupRecord) -> None:
         """Be one of the CPUs of a guest, of which ``first`` is another, or this one. Before it executes anything."""
         self._code_pages, self._shares_marks = first._code_pages, True
         self.record.code_pages = first.record.code_pages
@@ -344,7 +342,7 @@ class EngineHooks:
         rights.emptied_by.append(lambda: _tlb_flush(self._cpu))
         return rights
 
-    def share_pages(self, first: EngineHooks, rights: PageRights) -> None:
+    def share_pages(self, first: "EngineHooks", rights: PageRights) -> None:
         """The table is that of another CPU of the guest."""
         self._rights, self.record.rights = first._rights, first.record.rights
         rights.emptied_by.append(lambda: _tlb_flush(self._cpu))

@@ -3,8 +3,6 @@
 What CPUID offers is executed, and what it hides is #UD where the manual says so.
 """
 
-from __future__ import annotations
-
 import functools
 import struct
 from typing import NamedTuple

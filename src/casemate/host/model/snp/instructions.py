@@ -20,6 +20,8 @@ _VMSA = 1 << 16
 class PageInstructions:
     """Executes them for one engine."""
 
+    codes = (PVALIDATE, RMPADJUST)
+
     def __init__(self, engine: Engine, states: PageStates) -> None:
         self._engine = engine
         self.states = states
