@@ -19,6 +19,7 @@ from casemate.host.clock import GuestClock
 from casemate.host.exits import Hlt, VmExit
 from casemate.host.hypervisor import InterruptController, Vm
 from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.vm import ModelVm
 from casemate.host.slots import MemorySlot
@@ -151,14 +152,13 @@ class Rig:
 RULES_ON = "CASEMATE_RULES_ON"
 """``kvm`` has a ``ModelRig`` be on this machine's KVM: what the model is held to is then asked of a processor."""
 _LOOK_SECONDS = 0.02
-_HLT = b"\xf4"
 
 
 class ModelRig(Rig):
     """A ``Rig`` on the modelled host, or on the one that the environment's CASEMATE_RULES_ON names.
 
-    KVM with interrupt controllers of its own keeps a halted vCPU. So there it is woken again and again, and has halted
-    when it stands behind the same HLT twice; it cannot go on then.
+    KVM with interrupt controllers of its own keeps a halted vCPU. So there it is woken again and again, to see whether
+    it has halted; it cannot go on then.
     """
 
     vm: ModelVm
@@ -172,7 +172,6 @@ class ModelRig(Rig):
         cpu: str = "max",
     ):
         self._halts_in_kernel = os.environ.get(RULES_ON, "model") == "kvm"
-        self._stands_at: int | None = None
         self._has_halted = False
         if self._halts_in_kernel:
             if cpu != "max" and (cpu, loaded_vendor_module()) != ("EPYC", "kvm_amd"):
@@ -206,9 +205,7 @@ class ModelRig(Rig):
 
     def _look(self) -> None:
         """On the vCPU's thread, whenever it was woken."""
-        rip = self.vcpu.rip()
-        behind = self.vcpu.code_at_rip(rip - 1) if rip else None
-        if behind is not None and behind[0].startswith(_HLT) and rip == self._stands_at:
+        assert isinstance(self.vcpu, KvmVcpu)
+        if self.vcpu.is_halted():
             self._has_halted = True
             self.vcpu.stop()
-        self._stands_at = rip
