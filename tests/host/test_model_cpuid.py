@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.assembler import assemble
+from support.guest_rig import ModelRig
 from test_model_delivery import DUMP, HALTED, HANDLER, USER, Delivery, enter_user
 
 from casemate.abi.guest_kind import GuestKind
@@ -131,6 +132,26 @@ def test_every_feature_that_is_offered_has_its_test() -> None:
 @pytest.mark.parametrize("feature", [*REFUSED, *EXECUTED_ANYWAY])
 def test_offered_feature_does_not_fault(feature: str) -> None:
     assert vector_of({**REFUSED, **EXECUTED_ANYWAY}[feature], f"max,+3dnow,+{feature}") is None
+
+
+@pytest.mark.parametrize(
+    ("instruction", "source", "cpu", "result"),
+    [
+        ("lzcnt", 0x10, "max", 27),
+        ("lzcnt", 0x10, "max,-abm", 4),
+        ("lzcnt", 0x10, "SandyBridge", 4),
+        ("tzcnt", 0, "max", 32),
+        ("tzcnt", 0, "max,-bmi1", 7),
+    ],
+)
+def test_counts_of_zeros_are_bit_scans_where_the_processor_has_them_not(
+    instruction: str, source: int, cpu: str, result: int
+) -> None:
+    with ModelRig(
+        f"mov eax, 7; mov ecx, {source}; {instruction} eax, ecx; out 0x80, eax; hlt", cpu=cpu
+    ) as rig:
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("out", 0x80, 4, result)]
 
 
 @pytest.mark.parametrize("feature", REFUSED)

@@ -20,6 +20,7 @@ from test_model_delivery import (
     TSS,
     UNMAPPED,
     USER,
+    USER_CS,
     USER_STACK,
     Delivery,
     enter_user,
@@ -321,14 +322,21 @@ def test_sysenter_enters_the_kernel_and_sysexit_leaves_it() -> None:
         assert (user_cs, user_stack) == (USER_CS_OF_SYSEXIT, USER_STACK - 8)
 
 
-@pytest.mark.parametrize(("cpu", "code", "vector"), [("EPYC", KERNEL_CS, 6), ("max", 0, 13)])
+@pytest.mark.parametrize(("cpu", "code", "vector"), [("EPYC", KERNEL_CS, 6), ("EPYC", 0, 6), ("max", 0, 13)])
 def test_sysenter_is_refused_by_amd_in_long_mode_and_where_it_is_not_set_up(
     cpu: str, code: int, vector: int
 ) -> None:
     with Delivery(write_msr(SYSENTER_CS, code) + enter_user(), "sysenter", cpu=cpu) as rig:
         rig.gate(vector)
         assert rig.run() == HALTED
-        assert rig.frame()[0 if vector == 6 else 1] == USER
+        assert rig.frame()[:2] == ((USER, USER_CS) if vector == 6 else (0, USER))
+
+
+def test_sysenter_registers_of_amd_have_32_bits() -> None:
+    setting = write_msr(SYSENTER_EIP, NOT_CANONICAL | 0x1234)
+    with Delivery(f"{setting} rdmsr; mov [{DUMP}], eax; mov [{DUMP + 4}], edx; hlt", cpu="EPYC") as rig:
+        assert rig.run() == HALTED
+        assert rig.word(DUMP) == 0x1234
 
 
 def test_five_levels_of_page_tables_reach_what_four_do_not() -> None:

@@ -16,8 +16,10 @@ from casemate.abi.x86.cpu_models import CpuChoice
 from casemate.address import FOUR_GIB, Gpa, GuestRange, Hva
 from casemate.guests.entry import IMAGE_SIZE, Bits, make_image
 from casemate.host.clock import GuestClock
-from casemate.host.exits import VmExit
+from casemate.host.exits import Hlt, VmExit
 from casemate.host.hypervisor import InterruptController, Vm
+from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.host.kvm.vcpu import KvmVcpu
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.model.vm import ModelVm
 from casemate.host.slots import MemorySlot
@@ -149,10 +151,15 @@ class Rig:
 
 RULES_ON = "CASEMATE_RULES_ON"
 """``kvm`` has a ``ModelRig`` be on this machine's KVM: what the model is held to is then asked of a processor."""
+_LOOK_SECONDS = 0.02
 
 
 class ModelRig(Rig):
-    """A ``Rig`` on the modelled host, or on the one that the environment's CASEMATE_RULES_ON names."""
+    """A ``Rig`` on the modelled host, or on the one that the environment's CASEMATE_RULES_ON names.
+
+    KVM with interrupt controllers of its own keeps a halted vCPU. So there it is woken again and again, to see whether
+    it has halted; it cannot go on then.
+    """
 
     vm: ModelVm
 
@@ -164,10 +171,41 @@ class ModelRig(Rig):
         interrupts: ScriptedInterrupts | None = None,
         cpu: str = "max",
     ):
-        if os.environ.get(RULES_ON, "model") == "kvm":
-            if cpu != "max":
+        self._halts_in_kernel = os.environ.get(RULES_ON, "model") == "kvm"
+        self._has_halted = False
+        if self._halts_in_kernel:
+            if cpu != "max" and (cpu, loaded_vendor_module()) != ("EPYC", "kvm_amd"):
                 pytest.skip(f"KVM's processor is this machine's, not {cpu}")
-            vm: Vm = kvm_or_skip().create_vm(GuestKind.PLAIN)
+            if interrupts is not None:
+                pytest.skip("KVM's interrupts come from its own controllers")
+            kvm = kvm_or_skip().create_vm(GuestKind.PLAIN)
+            kvm.watch(self._look)
+            vm: Vm = kvm
         else:
             vm = ModelHypervisor(GuestClock(), cpu=CpuChoice.parse(cpu)).create_vm(GuestKind.PLAIN)
         super().__init__(code, bits, vm, interrupts)
+
+    def run(self) -> VmExit:
+        """As ``Rig.run``."""
+        if not self._halts_in_kernel:
+            return super().run()
+        has_ended = threading.Event()
+        waker = threading.Thread(target=self._wake_until, args=(has_ended,))
+        waker.start()
+        try:
+            vm_exit = super().run()
+        finally:
+            has_ended.set()
+            waker.join()
+        return Hlt(interrupts_enabled=False) if self._has_halted else vm_exit
+
+    def _wake_until(self, has_ended: threading.Event) -> None:
+        while not has_ended.wait(_LOOK_SECONDS):
+            self.vcpu.wake()
+
+    def _look(self) -> None:
+        """On the vCPU's thread, whenever it was woken."""
+        assert isinstance(self.vcpu, KvmVcpu)
+        if self.vcpu.is_halted():
+            self._has_halted = True
+            self.vcpu.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from contextlib import closing
 
 import pytest
 
@@ -20,6 +21,7 @@ from casemate.guests.entry import CODE32, CODE64, Bits
 from casemate.host.clock import GuestClock
 from casemate.host.hypervisor import Vm
 from casemate.host.kvm.modules import loaded_vendor_module
+from casemate.host.kvm.system import KvmSystem
 from casemate.host.model.hypervisor import ModelHypervisor
 from support.assembler import assemble
 from support.guest_rig import Rig, RigBus
@@ -37,6 +39,15 @@ ID, TPR, PPR, EOI, SVR, IRR, ESR, ICR, ICR_HIGH, LVT_TIMER, LINT0, LVT_ERROR, TI
 IOREGSEL, IOWIN, IOAPIC_EOI = IOAPIC_BASE, IOAPIC_BASE + 0x10, IOAPIC_BASE + 0x40
 TO_SELF = 0x44000
 """The command of a fixed interrupt to the sender; the vector is to be added."""
+_X2APIC = 1 << 21
+"""Of leaf 1, ECX."""
+
+
+def offers_x2apic() -> bool:
+    """Whether this machine's KVM lets a guest know of it."""
+    kvm_or_skip()
+    with closing(KvmSystem()) as system:
+        return any(leaf.function == 1 and leaf.ecx & _X2APIC for leaf in system.supported_cpuid())
 
 
 class PcBus(RigBus):

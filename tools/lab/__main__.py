@@ -15,6 +15,13 @@ from pathlib import Path
 from tools.lab.initramfs import build_initramfs
 from tools.lab.kernel import PACKAGE, LabError, fetch_kernel
 
+_RULES = (
+    "tests/contract/test_contract_interrupts.py",
+    "tests/host/test_model_manual.py",
+    "tests/host/test_model_delivery.py",
+)
+"""Tests of what the manuals say that can be asked of a KVM, too."""
+
 
 def main() -> int:
     """The command's exit code; 124 if its time was over, 125 if the rig failed."""
@@ -25,8 +32,15 @@ def main() -> int:
     )
     parser.add_argument("--memory", default="3G", metavar="SIZE", help="of the outer machine (%(default)s)")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds (%(default)s)")
+    parser.add_argument(
+        "--rules",
+        action="store_true",
+        help="instead of a command: the tests of the manual's rules, with a table of what KVM does",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     args = parser.parse_args()
+    if args.rules:
+        args.command = [sys.executable, "-m", "pytest", "-p", "tools.lab.rules", *(args.command or _RULES)]
     if not args.command:
         parser.error("no command")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "casemate" / "lab"

@@ -36,6 +36,7 @@ from casemate.host.slots import MemorySlot
 if TYPE_CHECKING:
     from casemate.host.hypervisor import IoBus
 
+_MP_STATE_HALTED = 3
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
 """In 32-bit words."""
@@ -148,6 +149,11 @@ class KvmVcpu:
     def rip(self) -> int | None:
         """The instruction pointer, or None where it is sealed."""
         return None if self._protected else int(self._regs().rip)
+
+    def is_halted(self) -> bool:
+        """Whether it waits in HLT, which the kernel does not tell by itself; on the thread that runs it."""
+        state = read_block(self._fd, Ioctl.GET_MP_STATE, 4)
+        return int.from_bytes(state, "little") == _MP_STATE_HALTED
 
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""

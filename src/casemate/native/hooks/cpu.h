@@ -243,6 +243,12 @@ static inline int is_canonical(void *env, u64 address) {
     return (u64)((int64_t)(address << unused) >> unused) == address;
 }
 
+/* Whether the processor says that it is AMD's, or Hygon's, which is the same. */
+static inline int is_amd(void *env) {
+    u32 vendor = AT(u32, env, ENV_VENDOR);
+    return vendor == 0x68747541 /* Auth */ || vendor == 0x6f677948 /* Hygo */;
+}
+
 HIDDEN void begin_delivery(struct cpu *c, u32 vector, u32 int_length);
 HIDDEN void end_delivery(struct cpu *c);
 HIDDEN void abandon_delivery(struct cpu *c);

@@ -180,11 +180,12 @@ void h_helper_syscall(void *env, i32 length) {
 
 /* AMD's processors have it outside of long mode only. */
 void h_helper_sysenter(void *env, i32 length) {
-    enum { IF = 1 << 9, VM = 1 << 17, AMD = 0x68747541 };
+    enum { IF = 1 << 9, VM = 1 << 17 };
     u32 code = AT(u32, env, ENV_SYSENTER_CS) & 0xfffc, is_long = !!(AT(u32, env, ENV_HFLAGS) & HIDDEN_LMA);
     (void)length;
-    if (!code || (is_long && AT(u32, env, ENV_VENDOR) == AMD)) {
-        e_raise_exception_err_ra(env, code ? VECTOR_UD : VECTOR_GP, 0, CALLER);
+    int is_unknown = is_long && is_amd(env);
+    if (is_unknown || !code) {
+        e_raise_exception_err_ra(env, is_unknown ? VECTOR_UD : VECTOR_GP, 0, CALLER);
         NEVER_RETURNS;
     }
     AT(u64, env, ENV_EFLAGS) &= ~(u64)(IF | VM | RF); /* the others are kept apart, and may not be up to date */

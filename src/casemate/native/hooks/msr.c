@@ -93,6 +93,10 @@ void h_helper_wrmsr(void *env) {
         if (wrmsr_of_apic(c, CALLER)) return;
         if (policy == MSR_PLAIN) *value_of(c, index) = value;
         if (policy >= MSR_CONSTANT) return;
+        if ((index == MSR_SYSENTER_ESP || index == MSR_SYSENTER_EIP) && is_amd(env)) { /* they are of 32 bits there */
+            AT(u64, env, index == MSR_SYSENTER_ESP ? ENV_SYSENTER_ESP : ENV_SYSENTER_EIP) = (u32)value;
+            return;
+        }
         if (is_refused(c, env, index, value)) raise(c, VECTOR_GP, 0, CALLER);
         if (index == MSR_EFER) forget_walks(c); /* its NXE */
         if (policy == MSR_UNKNOWN) count_unknown(c->msrs, index);
