@@ -36,7 +36,6 @@ _FLAGS = [
         "-fno-stack-protector",
         "-fno-asynchronous-unwind-tables",
     ),
-    "-ftls-model=initial-exec",
     *("-Wall", "-Wextra", "-Wl,--build-id=none", "-s"),
 ]
 _FREESTANDING = ["-nostdlib", "-ffreestanding", "-fno-builtin"]

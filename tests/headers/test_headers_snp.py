@@ -240,7 +240,7 @@ def test_cpuid_of_a_vcpu_becomes_a_table_that_firmware_takes() -> None:
         Rig(cpuid=[CpuidEntry2(function=n) for n in range(65)]).snp.cpuid_table()
 
 
-def test_whole_launch_goes_by_ioctl_in_its_order(tmp_path: Path) -> None:
+def test_whole_launch_goes_by_ioctl_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sections = ((0x800000, 0x9000, 1), (0x80D000, 0x1000, 2), (0x80E000, 0x1000, 3))
     bios = tmp_path / "snp.fd"
     bios.write_bytes(ImageBuilder().reset_block(0x80B004).sev_metadata(*sections).build())
@@ -248,7 +248,7 @@ def test_whole_launch_goes_by_ioctl_in_its_order(tmp_path: Path) -> None:
     spec = MachineSpec(bios=bios, kind=GuestKind.SNP, memory=16 << 20)
     prepared = prepare(spec, LaunchOptions(), host)
     with Machine(prepared.spec, host, GuestClock(), Console(recorder), recorder) as machine:
-        machine.vm.snp_processor = rig.snp  # type: ignore[misc]
+        monkeypatch.setattr(type(machine.vm), "snp_processor", rig.snp)
         record = launch(machine, prepared)
         assert record.attestation is None
         assert record.measurement is not None
