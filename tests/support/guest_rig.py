@@ -26,6 +26,7 @@ from casemate.host.slots import MemorySlot
 from casemate.memory.backing import Backing
 from support.assembler import assemble
 from support.hosts import kvm_or_skip
+from tools.lab.rules import RULES_ON
 
 RAM_SIZE = 4 << 20
 PROTECTED = 0x300000
@@ -149,8 +150,6 @@ class Rig:
         self.ram.close()
 
 
-RULES_ON = "CASEMATE_RULES_ON"
-"""``kvm`` has a ``ModelRig`` be on this machine's KVM: what the model is held to is then asked of a processor."""
 _LOOK_SECONDS = 0.02
 
 

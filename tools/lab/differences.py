@@ -22,6 +22,7 @@ _UPPER_HALF = (
 _NOT_CANONICAL = "processor: QEMU takes addresses that are not canonical, and KVM does not intercept them"
 _NO_RF = "processor: QEMU pushes no resume flag; KVM does for the faults that it delivers itself"
 _GATE = "processor: QEMU's error code has 16 times the vector and no EXT, and RIP is behind INT"
+_NO_SYSENTER = "AMD's processors have no SYSENTER in long mode"
 _RESERVED_X2APIC = "KVM: it takes any value for the task priority and the end of an interrupt"
 
 DIFFERENCES = (
@@ -51,12 +52,12 @@ DIFFERENCES = (
     Difference(
         "sysenter_enters_the_kernel_and_sysexit_leaves_it",
         "",
-        "AMD's processors have no SYSENTER in long mode",
+        _NO_SYSENTER,
     ),
     Difference(
         "sysenter_is_refused_by_amd_in_long_mode_and_where_it_is_not_set_up",
         "max",
-        "AMD's processors have no SYSENTER in long mode",
+        _NO_SYSENTER,
     ),
     Difference(
         "sysenter_registers_of_amd_have_32_bits",

@@ -13,7 +13,8 @@ import pytest
 
 from tools.lab.differences import DIFFERENCES
 
-_RULES_ON = "CASEMATE_RULES_ON"
+RULES_ON = "CASEMATE_RULES_ON"
+"""``kvm`` has the rigs of these tests be on the machine's KVM."""
 _OUTCOMES = {
     "passed": "passed",
     "skipped": "skipped",
@@ -33,7 +34,7 @@ class _Case(NamedTuple):
 def pytest_configure(config: pytest.Config) -> None:
     """The rules are asked of KVM."""
     del config
-    os.environ[_RULES_ON] = "kvm"
+    os.environ[RULES_ON] = "kvm"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,9 +21,7 @@ def requires_smm(data: bytes) -> bool:
     stream = _find_lzma_stream(data)
     if stream is None:
         return False
-    from casemate.firmware.lzma_section import (
-        head_contains,
-    )  # loads lzma, and a small test has no such section
+    from casemate.firmware.lzma_section import head_contains  # loads lzma
 
     return head_contains(data[stream:], guids.SMM_ACCESS_PEIM, _HEAD)
 

@@ -30,6 +30,7 @@ from casemate.host.exits import (
     Shutdown,
     VmExit,
 )
+from casemate.host.model.cpu.hooks import EFLAGS_IF
 from casemate.userkvm.library import PAGE, Inside, VcpuRecord, load
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from casemate.userkvm.legacy_chips import LegacyChips
 
 
-_EFLAGS_IF = 1 << 9
-
-
 def is_window_wanted(record: VcpuRecord) -> bool:
     """The monitor wants to inject an interrupt as soon as that can be."""
     return bool(record.eflags and c_uint8.from_address(record.run).value)
@@ -49,7 +47,7 @@ def is_window_wanted(record: VcpuRecord) -> bool:
 
 def is_window_open(record: VcpuRecord) -> bool:
     """The guest would take one now."""
-    return not record.queued and bool(c_uint64.from_address(record.eflags).value & _EFLAGS_IF)
+    return not record.queued and bool(c_uint64.from_address(record.eflags).value & EFLAGS_IF)
 
 
 class SignalControl:

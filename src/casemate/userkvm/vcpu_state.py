@@ -6,6 +6,7 @@ import struct
 from errno import EINVAL
 
 from casemate.abi.kvm.ioctls import Ioctl
+from casemate.abi.kvm.structs import MpState
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.vcpu import Activity
 from casemate.userkvm.cpuid import SUPPORTED_XCR0
@@ -19,8 +20,8 @@ _XCRS, _XCRS_BYTES, _MAX_XCRS = struct.Struct("<IIIIQ"), 392, 16
 MP_STATES = {
     Activity.RUNS: 0,
     Activity.WAITS: 1,
-    Activity.HALTED: 3,
-    Activity.STOPPED: 3,
+    Activity.HALTED: MpState.HALTED,
+    Activity.STOPPED: MpState.HALTED,
     Activity.DESTROYED: 8,
     Activity.HELD: 9,
 }

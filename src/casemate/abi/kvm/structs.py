@@ -301,6 +301,8 @@ class MpState(Struct):
     """``kvm_mp_state``."""
 
     SIZE, SOURCE = 4, _KVM_H
+    HALTED = 3
+    """KVM_MP_STATE_HALTED."""
     _fields_ = (("mp_state", c_uint32),)
 
 

@@ -17,6 +17,7 @@ from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import (
     RUN_UNION,
     CpuidEntry2,
+    MpState,
     Regs,
     RunFailEntry,
     RunInternal,
@@ -36,7 +37,6 @@ from casemate.host.slots import MemorySlot
 if TYPE_CHECKING:
     from casemate.host.hypervisor import IoBus
 
-_MP_STATE_HALTED = 3
 _IMMEDIATE_EXIT = 1
 _EXIT_REASON = 2
 """In 32-bit words."""
@@ -152,8 +152,8 @@ class KvmVcpu:
 
     def is_halted(self) -> bool:
         """Whether it waits in HLT, which the kernel does not tell by itself; on the thread that runs it."""
-        state = read_block(self._fd, Ioctl.GET_MP_STATE, 4)
-        return int.from_bytes(state, "little") == _MP_STATE_HALTED
+        state = MpState.from_bytes(read_block(self._fd, Ioctl.GET_MP_STATE, MpState.SIZE))
+        return bool(state.mp_state == MpState.HALTED)
 
     def set_rip(self, rip: int) -> None:
         """Go on elsewhere."""

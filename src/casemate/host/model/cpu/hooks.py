@@ -66,8 +66,8 @@ _ENV_OLD_EXCEPTION, _ENV_RIP, _ENV_TSC_OFFSET, _ENV_TPR, _ENV_FEATURES_1_ECX = (
     0x1608,
 )
 _ENV_EFLAGS, _ENV_CS, _LAPIC_TPR = 0x88, 0xD0, 0x80
-_EFLAGS_IF = 1 << 9
 """Of version 2.1.4, which the library makes sure of; ``native/hooks/engine.h`` says how to find such numbers."""
+EFLAGS_IF = 1 << 9
 _RAISES_VC, _RAISES_VC_DR7, _SERVES_GHCB = 1, 2, 4
 _SERVED = ("0x7b", "0x72", "0x7c", "0x80000001", "0x80000002", "msr 0x004")
 ABORTED = unicorn_const.UC_ERR_RESOURCE
@@ -288,7 +288,7 @@ class EngineHooks:
     @property
     def takes_interrupts(self) -> bool:
         """RFLAGS.IF."""
-        return bool(c_uint64.from_address(self.eflags_at).value & _EFLAGS_IF)
+        return bool(c_uint64.from_address(self.eflags_at).value & EFLAGS_IF)
 
     @property
     def exchange_at(self) -> int:
