@@ -64,7 +64,8 @@ def _do(args: argparse.Namespace, command: list[str]) -> int:
     recipes = [RECIPES[name] for name in names]
     if args.command == "list":
         for recipe in recipes:
-            print(f"{recipe.name:14} {root_folder(recipe) if is_made(recipe) else '-':50} {recipe.what}")
+            place = str(root_folder(recipe)) if is_made(recipe) else "-"
+            print(f"{recipe.name:14} {place:50} {recipe.what}")
         return 0
     if args.command == "make":
         for recipe in recipes:
