@@ -23,6 +23,7 @@ SKIP = "48ff0425 00200000 48830424"  # inc qword [COUNT]; add qword [rsp], (byte
 GIVE_UP = """
 import ctypes, sys
 from unicorn import unicorn_const
+from casemate.host.model.cpu import unicorn_api
 from casemate.guests.actions import tell
 from casemate.guests.entry import make_image
 from casemate.host.model.cpu.engine import Engine
@@ -31,8 +32,9 @@ from casemate.machine.spec import MachineSpec
 start = Engine.start
 
 def with_hook(engine, rip):
-    # The engine's abort is called at each instruction, in place of one that fails an assertion there.
-    engine.hook(unicorn_const.UC_HOOK_CODE, "hooks_abort")
+    # The engine's own function that aborts is called at each instruction, in place of one that finds a reason to.
+    aborts = ctypes.cast(unicorn_api.library.cpu_abort_x86_64, ctypes.c_void_p).value
+    unicorn_api.hook_add(engine.handle, unicorn_const.UC_HOOK_CODE, aborts)
     return start(engine, rip)
 
 open(sys.argv[1], "wb").write(make_image(tell(7), 64))

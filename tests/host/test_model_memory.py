@@ -111,6 +111,16 @@ def test_deleted_slot_becomes_mmio_and_returns() -> None:
         assert rig.ram_at(PROTECTED, 1) == b"\x5a"
 
 
+def test_access_of_eight_bytes_where_no_memory_is_comes_as_one() -> None:
+    value, nowhere = 0x1122_3344_5566_7788, 0x70_0000
+    code = f"48b8 {value.to_bytes(8, 'little').hex()} bb {nowhere.to_bytes(4, 'little').hex()}"
+    with ModelRig(bytes.fromhex(code + "488903 488b0b 48890c25 00002000 f4"), 64) as rig:
+        rig.bus.answers[nowhere] = value + 1
+        assert rig.run() == HALTED
+        assert rig.bus.log == [("write", nowhere, 8, value), ("load", nowhere, 8, value + 1)]
+        assert int.from_bytes(rig.ram_at(0x200000, 8), "little") == value + 1
+
+
 def test_hundreds_of_flips_keep_memory_and_mmio_apart() -> None:
     code = f"""
                 mov ecx, 300

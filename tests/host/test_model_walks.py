@@ -169,3 +169,27 @@ def test_more_tables_than_are_remembered_are_read_again_too(pages: int) -> None:
         rig.bus.on_write_port |= {0x81: lambda: show(rig, PAGE), 0x82: lambda: show(rig, OTHER_PAGE)}
         assert rig.run() == HALTED
         assert rig.seen(1) == [1]
+
+
+@pytest.mark.parametrize("level", ["directory", "table"])
+def test_tables_of_32_bit_entries_are_read_again_too(level: str) -> None:
+    directory, table, other_table, top, window = 0x2E0000, 0x2E1000, 0x2E2000, 0x2E3000, 0x30_0000
+    entry, changed = (
+        (directory, other_table) if level == "directory" else (table + 4 * (window >> 12), OTHER_PAGE)
+    )
+    look = f"mov al, [{window}]; mov [edi], al; inc edi;"
+    code = f"""
+        mov edi, {SEEN}; mov eax, {directory}; mov cr3, eax; mov eax, cr0; or eax, 0x80000000; mov cr0, eax
+        {look} mov dword [{entry}], {changed | PRESENT_WRITABLE}; mov eax, cr3; mov cr3, eax; {look} hlt
+    """
+    with ModelRig(code, 32) as rig:
+        for at, first, shown in ((table, 0, PAGE), (other_table, 0, OTHER_PAGE), (top, 0xFFC00000, 0)):
+            pages = [first + 4096 * number for number in range(1024)]
+            pages[window >> 12] = shown or pages[window >> 12]
+            rig.put(at, struct.pack("<1024I", *(page | PRESENT_WRITABLE for page in pages)))
+        rig.put(directory, struct.pack("<I", table | PRESENT_WRITABLE))
+        rig.put(directory + 4092, struct.pack("<I", top | PRESENT_WRITABLE))
+        rig.put(PAGE, b"\x01")
+        rig.put(OTHER_PAGE, b"\x02")
+        assert rig.run() == HALTED
+        assert list(rig.ram_at(SEEN, 2)) == [1, 2]

@@ -27,6 +27,13 @@ struct elf_symbol {
     u64 value, size;
 };
 
+/* Behind the filter are the buckets, and a word for each symbol from the first one on: its hash, but bit 0 ends a bucket. */
+struct elf_hash {
+    u32 bucket_count, first_symbol, filter_words, filter_shift;
+    u64 filter[];
+};
+enum { ELF_HASH_SEED = 5381 };
+
 struct elf_relocation {
     u64 offset;
     u32 kind, symbol;
@@ -43,8 +50,6 @@ enum {
     DYNAMIC_PLTRELSZ = 2,
     DYNAMIC_STRTAB = 5,
     DYNAMIC_SYMTAB = 6,
-    DYNAMIC_RELA = 7,
-    DYNAMIC_RELASZ = 8,
-    DYNAMIC_JMPREL = 23
+    DYNAMIC_JMPREL = 23,
+    DYNAMIC_GNU_HASH = 0x6ffffef5
 };
-enum { RELOCATION_64 = 1, RELOCATION_GLOB_DAT = 6, RELOCATION_JUMP_SLOT = 7 };

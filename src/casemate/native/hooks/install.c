@@ -69,14 +69,6 @@ EXPORT u64 hooks_group_size(void) { return sizeof(struct group); }
 EXPORT u64 hooks_msrs_size(void) { return sizeof(struct msrs); }
 EXPORT const char *hooks_sources(void) { return SOURCES; }
 
-/* There are ten thousand names, so they are compared by a number first. */
-static u32 names[HOOKS];
-
-static u32 number_of(u32 number, const char *name) {
-    while (*name) number = number * 33 + (u8)*name++;
-    return number;
-}
-
 static int is_named(const char *name, const struct hook *hook) {
     const char *expected = hook->name;
     while (*expected && *name == *expected) name++, expected++;
@@ -130,8 +122,9 @@ static int is_known_build(char *base, const struct elf_segment *segment) {
 struct tables {
     const struct elf_symbol *symbols;
     const char *names;
-    const struct elf_relocation *relocations[2];
-    u64 sizes[2];
+    const struct elf_hash *hash;
+    const struct elf_relocation *slots;
+    u64 slots_size;
 };
 
 /* glibc adds the base to these addresses, musl does not. */
@@ -142,42 +135,48 @@ static int find_tables(char *base, const struct elf_dynamic *dynamic, struct tab
         switch (dynamic->tag) {
         case DYNAMIC_SYMTAB: t->symbols = located(base, dynamic->value); break;
         case DYNAMIC_STRTAB: t->names = located(base, dynamic->value); break;
-        case DYNAMIC_RELA: t->relocations[0] = located(base, dynamic->value); break;
-        case DYNAMIC_JMPREL: t->relocations[1] = located(base, dynamic->value); break;
-        case DYNAMIC_RELASZ: t->sizes[0] = dynamic->value; break;
-        case DYNAMIC_PLTRELSZ: t->sizes[1] = dynamic->value; break;
+        case DYNAMIC_GNU_HASH: t->hash = located(base, dynamic->value); break;
+        case DYNAMIC_JMPREL: t->slots = located(base, dynamic->value); break;
+        case DYNAMIC_PLTRELSZ: t->slots_size = dynamic->value; break;
         }
     }
-    return t->symbols && t->names && t->relocations[0] && t->relocations[1];
+    return t->symbols && t->names && t->hash && t->slots;
 }
 
-/* Calls ``visit`` for each place where the address of one of the hooks' functions is kept. */
-static void for_each_place(char *base, const struct tables *t,
-                           void (*visit)(char *base, const struct elf_symbol *, void **place, int hook, int is_slot)) {
-    for (int table = 0; table < 2; table++) {
-        const struct elf_relocation *r = t->relocations[table], *end = (void *)((char *)r + t->sizes[table]);
-        for (; r < end; r++) {
-            int is_slot = r->kind == RELOCATION_JUMP_SLOT;
-            if (!r->symbol || (!is_slot && r->kind != RELOCATION_GLOB_DAT && r->kind != RELOCATION_64)) continue;
-            const struct elf_symbol *symbol = &t->symbols[r->symbol];
-            const char *name = t->names + symbol->name;
-            u32 number = number_of(0, name);
-            for (int h = 0; h < HOOKS; h++)
-                if (names[h] == number && is_named(name, &hooks[h])) visit(base, symbol, (void **)(base + r->offset), h, is_slot);
-        }
+static u32 hash_of(u32 hash, const char *name) {
+    while (*name) hash = hash * 33 + (u8)*name++;
+    return hash;
+}
+
+/* The number of a hook's symbol, 0 if there is none. Those of libc are not in the hash table but before it. */
+static u32 find_symbol(const struct tables *t, const struct hook *hook) {
+    u32 first = t->hash->first_symbol, hash = hash_of(hash_of(ELF_HASH_SEED, hook->name), hook->suffix);
+    const u32 *buckets = (const u32 *)&t->hash->filter[t->hash->filter_words], *chain = buckets + t->hash->bucket_count;
+    u32 at = buckets[hash % t->hash->bucket_count];
+    for (int is_last = !at; !is_last; at++) {
+        is_last = chain[at - first] & 1;
+        if ((chain[at - first] | 1) == (hash | 1) && is_named(t->names + t->symbols[at].name, hook)) return at;
     }
+    for (at = 1; at < first; at++)
+        if (is_named(t->names + t->symbols[at].name, hook)) return at;
+    return 0;
 }
 
-static u32 found[HOOKS];
-
-static void note_original(char *base, const struct elf_symbol *symbol, void **place, int hook, int is_slot) {
-    found[hook] += !hooks[hook].ours || is_slot;
-    *hooks[hook].theirs = symbol->value ? base + symbol->value : *place; /* of libc's: ctypes binds at once */
-}
-
-static void write_ours(char *base, const struct elf_symbol *symbol, void **place, int hook, int is_slot) {
-    (void)base, (void)symbol;
-    if (hooks[hook].ours && is_slot) *place = hooks[hook].ours;
+/* Returns 0, or the name of the hook that has no place. */
+static const char *find_places(char *base, const struct tables *t, void **places[HOOKS]) {
+    u32 symbols[HOOKS];
+    for (int h = 0; h < HOOKS; h++)
+        if (!(symbols[h] = find_symbol(t, &hooks[h]))) return hooks[h].name;
+    const struct elf_relocation *r = t->slots, *end = (void *)((char *)r + t->slots_size);
+    for (; r < end; r++)
+        for (int h = 0; h < HOOKS; h++)
+            if (hooks[h].ours && symbols[h] == r->symbol) places[h] = (void **)(base + r->offset);
+    for (int h = 0; h < HOOKS; h++) {
+        u64 value = t->symbols[symbols[h]].value;
+        if (hooks[h].ours && !places[h]) return hooks[h].name;
+        *hooks[h].theirs = value ? base + value : *places[h]; /* of libc's: ctypes binds at once */
+    }
+    return 0;
 }
 
 /* Returns 0, or why nothing was done. base is where the engine was loaded. Call it once, and before the engine runs. */
@@ -194,10 +193,9 @@ EXPORT const char *hooks_install(char *base) {
     if (!is_known) return "the engine is not the known build of Unicorn 2.1.4";
     if (!jumps_to_originals()) return "the hooks were compiled without tail calls";
     if (!find_tables(base, dynamic, &t)) return "the engine's dynamic section is incomplete";
-    for (int h = 0; h < HOOKS; h++) names[h] = number_of(number_of(0, hooks[h].name), hooks[h].suffix);
-    for_each_place(base, &t, note_original);
-    for (int h = 0; h < HOOKS; h++)
-        if (!found[h]) return hooks[h].name;
-    for_each_place(base, &t, write_ours);
-    return 0;
+    void **places[HOOKS] = {0};
+    const char *missing = find_places(base, &t, places);
+    for (int h = 0; h < HOOKS && !missing; h++)
+        if (hooks[h].ours) *places[h] = hooks[h].ours;
+    return missing;
 }
