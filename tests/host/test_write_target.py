@@ -87,7 +87,7 @@ assert iced_x86.Decoder is Decoder and iced_x86.Code.NOPD and iced_x86.Mnemonic.
 _AFTER = """
 import iced_x86
 from casemate.host import decoder
-assert iced_x86.Decoder is decoder.Decoder and iced_x86.Mnemonic.MOV == decoder.MOV
+assert iced_x86.Decoder is decoder.Decoder and iced_x86.OpKind is decoder.OpKind
 """
 
 

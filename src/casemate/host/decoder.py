@@ -5,6 +5,7 @@ Nothing can be loaded in a sandbox, so each boot loads this before its first ins
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from casemate.submodules import load_submodules
@@ -33,7 +34,6 @@ else:
     MemorySizeExt, RegisterExt = _classes.MemorySizeExt, _classes.RegisterExt
 
 __all__ = [
-    "MOV",
     "CodeSize",
     "Decoder",
     "Formatter",
@@ -46,7 +46,16 @@ __all__ = [
     "Register",
     "RegisterExt",
     "UsedMemory",
+    "is_mov",
 ]
 
-MOV = Decoder(64, b"\x88\x00").decode().mnemonic
-"""``Mnemonic.MOV``; the module of that name is 2,000 others."""
+
+def is_mov(instruction: Instruction) -> bool:
+    """Whether it is a MOV."""
+    return bool(instruction.mnemonic == _mov())
+
+
+@cache
+def _mov() -> int:
+    """``Mnemonic.MOV``: the module of that name is 2,000 others, and the first decoding takes a millisecond."""
+    return Decoder(64, b"\x88\x00").decode().mnemonic

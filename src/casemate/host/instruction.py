@@ -5,7 +5,7 @@ As the decoder, it is loaded before the guest runs (docs/guide/sandbox.md).
 
 from __future__ import annotations
 
-from casemate.host.decoder import MOV, Decoder, Formatter, FormatterSyntax, OpKind
+from casemate.host.decoder import Decoder, Formatter, FormatterSyntax, OpKind, is_mov
 
 
 class GuestInstruction:
@@ -23,5 +23,5 @@ class GuestInstruction:
     def plain_write_length(self) -> int | None:
         """Its bytes, if writing to memory is all that it does."""
         # MOV to memory has no other effect; anything else (XCHG, string, read-modify-write) would have half happened.
-        plain = self._decoded.mnemonic == MOV and self._decoded.op0_kind == OpKind.MEMORY
+        plain = is_mov(self._decoded) and self._decoded.op0_kind == OpKind.MEMORY
         return self._decoded.len if plain else None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casemate.abi.kvm.structs import Regs, Segment, Sregs
 from casemate.host.decoder import (
-    MOV,
     CodeSize,
     Decoder,
     Instruction,
@@ -21,6 +20,7 @@ from casemate.host.decoder import (
     Register,
     RegisterExt,
     UsedMemory,
+    is_mov,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _targets(instruction: Instruction, bits: int, regs: Regs, sregs: Sregs) -> I
 
 
 def _moved_value(instruction: Instruction, size: int, regs: Regs) -> int | None:
-    if instruction.mnemonic != MOV or instruction.op0_kind != OpKind.MEMORY:
+    if not is_mov(instruction) or instruction.op0_kind != OpKind.MEMORY:
         return None
     if instruction.op1_kind != OpKind.REGISTER:
         return instruction.immediate(1) & (1 << 8 * size) - 1
