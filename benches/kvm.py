@@ -162,7 +162,7 @@ def _cold_starts(runs: int, folder: Path) -> Table:
     leave = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
     boot = ["boot", "--host", "kvm", "--memory", "16M", "--bios", str(image), "--serial", "none"]
     programs = {
-        "casemate": ([sys.executable, "-m", "casemate", *boot], 0),
+        "casemate": ([str(Path(sys.executable).with_name("casemate")), *boot], 0),
         "QEMU q35": ([*theirs, *leave, "-machine", "q35"], 1),
         "QEMU microvm": ([*theirs, *leave, "-machine", "microvm"], 1),
     }

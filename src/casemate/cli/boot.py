@@ -198,7 +198,7 @@ def _boot(
         return boot(
             spec,
             prepared,
-            host=chosen,
+            host=chosen._replace(make=lambda clock: confinement.beside(chosen.make(clock))),
             until=args.until,
             timeout=args.timeout,
             watchdog=args.watchdog or (DEFAULT_WATCHDOG if args.until or args.type else None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from casemate.host import sandbox, vma
 
 if TYPE_CHECKING:
     from casemate.cli.broker import Broker
+    from casemate.host.hypervisor import Hypervisor
 
 _LOADED_BEFORE = (
     "encodings.utf_16_le",
@@ -35,22 +37,34 @@ class Confinement:
             *(["json"] if args.json else ()),
             *(["textwrap"] if sys.stderr.isatty() else ()),
         ]
+        self._loader = threading.Thread(target=self._load, name="casemate-load", daemon=True)
         self._broker: Broker | None = None
         if self._wanted and (self._reports or sockets):
             from casemate.cli.broker import Broker  # loads multiprocessing, and most runs need none
 
             self._broker = Broker(self._reports, sockets)
 
+    def beside(self, host: Hypervisor) -> Hypervisor:
+        """``host``; while the process waits for KVM to make a VM, what the sandbox needs is loaded."""
+        if self._wanted and host.name == "kvm":
+            self._loader.start()
+        return host
+
     def enter(self) -> dict[str, Any] | None:
         """Give up what the run does not need; returns what is in force, None without a sandbox."""
         if not self._wanted:
             return None
-        for name in self._needed:
-            importlib.import_module(name)
+        if self._loader.ident is not None:
+            self._loader.join()
+        self._load()
         vma.hold_maps()
         if self._broker:
             self._broker.sockets_are_made()
         return sandbox.enter().to_json()
+
+    def _load(self) -> None:
+        for name in self._needed:
+            importlib.import_module(name)
 
     def write_reports(self, document: dict[str, Any]) -> None:
         """Write all reports. Raises HostError if one cannot be written."""
