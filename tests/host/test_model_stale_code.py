@@ -74,3 +74,32 @@ def test_code_rewritten_by_two_aliases_in_turn() -> None:
         rig.put(FUNCTION, "mov eax, 0; ret")
         assert rig.run() == HALTED
         assert rig.ram_at(BAD, 4) == bytes(4), "rounds that ran old code"
+
+
+STORES = 300
+
+
+def many_stores() -> str:
+    """To the page of the function, not to the function, with a call by register after each."""
+    return f"""
+                mov ecx, {STORES}
+        store:  mov [{FUNCTION} + 64], ecx
+                mov eax, {FUNCTION + 0x1000}
+                call rax
+                dec ecx
+                jne store
+    """
+
+
+@pytest.mark.parametrize("alias", [False, True], ids=["executable", "by-an-alias"])
+def test_code_on_a_page_that_was_taken_for_data(alias: bool) -> None:
+    store = many_stores().replace(f"[{FUNCTION} ", f"[{ALIAS if alias else FUNCTION} ")
+    rounds = call_and_compare(store + f"mov [{FUNCTION} + 1], ebx").replace(f"{ROUNDS}", "16")
+    with ModelRig(NEW_TABLES + f"mov eax, {FUNCTION}; call rax;" + rounds + "hlt", 64) as rig:
+        entry = struct.pack("<Q", 0x200000 | WRITABLE_LARGE)
+        rig.bus.on_write_port[0x80] = lambda: rig.put(PAGE_TABLES + 0x2000 + 8 * 2, entry)
+        rig.put(FUNCTION, "mov eax, 0; ret")
+        rig.put(FUNCTION + 0x1000, "ret")
+        assert rig.run() == HALTED
+        assert rig.ram_at(BAD, 4) == bytes(4), "rounds that ran old code"
+        assert rig.ram_at(FUNCTION + 64, 4) == (1).to_bytes(4, "little")

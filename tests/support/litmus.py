@@ -102,7 +102,7 @@ def store_buffering(rounds: int) -> bytes:
     return start_second(second) + assemble(first)
 
 
-def cross_modifying_code(rounds: int) -> bytes:
+def cross_modifying_code(rounds: int, before: str = "") -> bytes:
     """One rewrites an instruction and says so in memory; the other serializes, and must execute the new one."""
     second = f"""
                 mov ecx, 1
@@ -115,7 +115,21 @@ def cross_modifying_code(rounds: int) -> bytes:
                 inc ecx
                 jmp next
     """
-    return start_second(second) + _rewrite(rounds, f"mov [{GO}], ecx")
+    return start_second(second) + _rewrite(rounds, f"mov [{GO}], ecx", before)
+
+
+def cross_modifying_code_beside_data(rounds: int) -> bytes:
+    """The same, on a page that the first one mostly stores data to."""
+    stores = f"""
+                mov byte [{CODE + 0x1000}], 0xc3
+                mov eax, {CODE + 0x1000}
+                mov edx, 20
+        store:  mov [{CODE + 64}], edx
+                call eax
+                dec edx
+                jne store
+    """
+    return cross_modifying_code(rounds, stores)
 
 
 def cross_modifying_code_by_interrupt(rounds: int) -> bytes:
@@ -132,13 +146,14 @@ def cross_modifying_code_by_interrupt(rounds: int) -> bytes:
     return start_second(second) + assemble(_WAIT.format("_ready", GO, 1)) + _rewrite(rounds, send)
 
 
-def _rewrite(rounds: int, tell: str) -> bytes:
+def _rewrite(rounds: int, tell: str, before: str = "") -> bytes:
     return assemble(f"""
                 mov byte [{CODE}], 0x66
                 mov byte [{CODE + 1}], 0xb8
                 mov byte [{CODE + 6}], 0xc3
                 mov ecx, 1
-        next:   mov [{CODE + 2}], ecx
+        next:   {before}
+                mov [{CODE + 2}], ecx
                 {tell}
                 {_WAIT.format("_other", DONE1, "ecx")}
                 cmp [{SEEN1}], ecx
@@ -156,5 +171,6 @@ KINDS = {
     "message passing": message_passing,
     "store buffering": store_buffering,
     "cross-modifying code": cross_modifying_code,
+    "cross-modifying code beside data": cross_modifying_code_beside_data,
     "cross-modifying code by interrupt": cross_modifying_code_by_interrupt,
 }

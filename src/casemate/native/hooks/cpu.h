@@ -87,6 +87,10 @@ struct known_blocks {
 /* Entries of the TLB that a load of CR3 removes, and which regions of 2 MiB have entries of large pages, by a hash (tlb.c). */
 enum { LOCALS = 256, LARGE_REGIONS = 1 << 15 };
 
+/* Slow stores to a page, of which there are ever more until it is taken for data (tlb.c). */
+enum { STORED = 64, DATA_AFTER = 256, IS_SET = 1 };
+struct stored { u64 page; u32 stores, limit; };
+
 /* Entries of page tables that entries of the TLB were made from (walks.c). */
 enum { LEVELS = 5, WALKED = 512, WALKED_PLACES = 1024 };
 struct walked { u64 *at, value; };
@@ -116,6 +120,8 @@ struct cpu {
     struct group *group; /* or 0 where the guest has one CPU */
     u64 fetched_known, written_known; /* what of it is in this CPU's TLB and translations */
     u64 pages_noted[PAGES_NOTED]; /* pages that were noted in this turn, each in one place */
+    struct stored stored[STORED]; /* each page in one place */
+    u64 data_page;      /* the engine's number of a page that is taken for data, and IS_SET */
 
     u64 looked;         /* time-stamp counter when a PAUSE had it look for interrupts */
 
@@ -284,6 +290,7 @@ HIDDEN void note_walk(struct cpu *c);
 HIDDEN int walks_are_as_before(struct cpu *c);
 HIDDEN void forget_walks(struct cpu *c);
 HIDDEN void begin_turn(struct cpu *c);
+HIDDEN void unmark_data(struct cpu *c);
 HIDDEN void go_on(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
 HIDDEN void end_block(struct cpu *c);

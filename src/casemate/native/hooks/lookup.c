@@ -53,6 +53,7 @@ static void *engines_block(struct cpu *c, u64 pc) {
 
 static __attribute__((noinline)) void *look_up(struct cpu *c, struct known_block *k, u64 pc, u32 flags) {
     u64 *page = &c->blocks->page[k - c->blocks->at];
+    if (c->data_page) unmark_data(c);
     if (c->flushed != AT(u32, c->context, TCG_FLUSHED)) forget_all(c);
     if (k->pc == pc && k->flags == flags && is_still(c, k, *page)) {
         k->stamp = stamp_of(c, pc);

@@ -175,10 +175,22 @@ static void note_write(struct cpu *c, u64 start) {
     g->pages[g->written++ % NOTED] = (u64)e_qemu_map_ram_ptr(AT(void *, c->cpu, CPU_UC), 0, page);
 }
 
+/* A page that is stored to again and again after code was fetched from it holds data now, as firmware's memory does that was
+   loaded over: its stores are to be fast again. If it holds both, it is asked for half as often each time. */
+static void count_store(struct cpu *c, u64 start) {
+    struct stored *s = &c->stored[start / PAGE % STORED];
+    if (s->page != start / PAGE) *s = (struct stored){start / PAGE, 0, DATA_AFTER};
+    if (++s->stores < s->limit) return;
+    s->stores = 0;
+    if (s->limit < 1u << 30) s->limit *= 2;
+    c->data_page = (start & -(u64)PAGE) | IS_SET;
+    c->stamp++; /* the next lookup of a block is a safe place */
+}
+
 /* The engine calls it for each slow store. */
 void h_tb_invalidate_phys_page_fast(void *uc, void *pages, u64 start, int length, uintptr_t ra) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    if (c) note_write(c, start);
+    if (c) note_write(c, start), count_store(c, start);
     e_tb_invalidate_phys_page_fast(uc, pages, start, length, ra);
 }
 
@@ -186,6 +198,37 @@ static void forget_page(struct cpu *c, u64 host) {
     void *uc = AT(void *, c->cpu, CPU_UC);
     u64 start = e_qemu_ram_addr_from_host(uc, (void *)host);
     if (start != ~0ull) e_tb_invalidate_phys_range(uc, start, start + PAGE);
+}
+
+/* The number of the mark of a page by the host's address, which the guest must have once; or PAGES. */
+static u64 number_of(struct cpu *c, u8 *host) {
+    u64 number = PAGES, places = 0;
+    for (u64 i = 0; i < c->ram_count; i++) {
+        u64 offset = host - c->ram[i].host;
+        if (offset < c->ram[i].size) number = (c->ram[i].start + offset) >> 12 & (PAGES - 1), places++;
+    }
+    return places == 1 && c->ram_count < RAMS && c->ram[0].size <= (u64)PAGES * PAGE ? number : PAGES;
+}
+
+/* Between two blocks: nothing stays that was translated from there, be it encrypted or shared, and nothing in a TLB that lets it
+   be executed. */
+void unmark_data(struct cpu *c) {
+    void *uc = AT(void *, c->cpu, CPU_UC);
+    u64 number = number_of(c, e_qemu_map_ram_ptr(uc, 0, c->data_page & -(u64)PAGE));
+    c->data_page = 0;
+    if (number == PAGES || !c->code_pages[number]) return;
+    c->code_pages[number] = 0;
+    for (u64 i = 0; i < c->ram_count; i++) {
+        struct ram *r = &c->ram[i];
+        u64 offset = (number - (r->start >> 12) & (PAGES - 1)) * PAGE;
+        if (offset >= r->size) continue;
+        u64 start = e_qemu_ram_addr_from_host(uc, r->host + offset);
+        if (start == ~0ull) continue;
+        note_write(c, start);
+        e_tb_invalidate_phys_range(uc, start, start + PAGE);
+    }
+    if (c->group) c->group->fetched++, c->fetched_known++;
+    e_tlb_flush((void *)c->cpu);
 }
 
 static void forget_old_entries(struct cpu *c) {

@@ -63,6 +63,10 @@ class Watch(ctypes.Structure):
     _fields_ = (("start", c_uint64), ("end", c_uint64), ("sees_reads", c_uint64))
 
 
+class _Stored(ctypes.Structure):
+    _fields_ = (("page", c_uint64), ("stores", c_uint32), ("limit", c_uint32))
+
+
 class _Walked(ctypes.Structure):
     _fields_ = (("at", c_uint64), ("value", c_uint64))
 
@@ -99,6 +103,8 @@ class CpuRecord(ctypes.Structure):
         ("fetched_known", c_uint64),
         ("written_known", c_uint64),
         ("pages_noted", c_uint64 * 64),
+        ("stored", _Stored * 64),
+        ("data_page", c_uint64),
         ("looked", c_uint64),
         ("delivering", c_uint32),
         ("int_length", c_uint32),
