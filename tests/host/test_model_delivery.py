@@ -259,6 +259,19 @@ def test_exception_in_32_bit_user_mode_changes_to_the_supervisors_stack() -> Non
         assert rig.word(DUMP + 0x20) == KERNEL_STACK - 20
 
 
+@pytest.mark.parametrize("code", ["into", "int 4"])
+def test_interrupt_whose_gate_is_missing_faults_on_the_instruction(code: str) -> None:
+    instruction = "db 0xce" if code == "into" else code
+    source = f"lidt [{POINTERS}]; mov al, 0x7f; call near; near: pop ebx; add al, 1; {instruction}; hlt"
+    with Delivery(source, bits=32) as rig:
+        rig.put(IDT + 13 * 8, struct.pack("<HHBBH", HANDLER & 0xFFFF, CODE32, 0, 0x8E, HANDLER >> 16))
+        rig.put(HANDLER, f"pop eax; mov [{DUMP}], eax; pop ecx; sub ecx, ebx; mov [{DUMP + 4}], ecx; hlt")
+        assert rig.run() == HALTED
+        error, distance = struct.unpack("<II", rig.ram_at(DUMP, 8))
+        assert error == 4 * 8 | 2, "the number of the gate"
+        assert distance == len(assemble("pop ebx; add al, 1", 32)), "from `near` to the instruction"
+
+
 def test_interrupt_in_real_mode_goes_through_the_vector_table() -> None:
     with Delivery("xor ax, ax; mov ss, ax; mov sp, 0x3000; int 0x21; hlt", bits=16) as rig:
         rig.put(0x21 * 4, struct.pack("<HH", 0x600, 0))

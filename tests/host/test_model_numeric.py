@@ -106,8 +106,9 @@ def test_a_rex_prefix_names_no_ninth_mmx_register(host: Any) -> None:
     assert found.x87[REGISTERS + 40 : REGISTERS + 48] == b"\x01\0\0\0" * 2
 
 
-def test_ssse3_on_mmx_registers_changes_to_mmx_mode(host: Any) -> None:
-    found = result(host, stream("pshufb mm0, mm1"))
+@pytest.mark.parametrize("opcode", [*range(0x0C), *range(0x1C, 0x1F)], ids=hex)
+def test_ssse3_on_mmx_registers_changes_to_mmx_mode(host: Any, opcode: int) -> None:
+    found = result(host, stream(f"db 0x0f, 0x38, {opcode}, 0xc1"))  # of mm0 and mm1
     assert found.x87[TAGS] == 0xFF
     assert top(found) == 0
 
@@ -119,12 +120,21 @@ def test_emms_empties_all_and_sets_the_top(host: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("add", "words"),
-    [("phaddw", [3, 7, 11, 15, 3, 7, 11, 15]), ("phsubw", [0xFFFF] * 8)],
+    ("opcode", "element", "sign"),
+    [(1, "H", 1), (2, "I", 1), (3, "H", 1), (5, "H", -1), (6, "I", -1), (7, "H", -1)],
+    ids=["phaddw", "phaddd", "phaddsw", "phsubw", "phsubd", "phsubsw"],
 )
-def test_neighbours_of_a_register_and_itself_are_added(host: Any, add: str, words: list[int]) -> None:
-    found = result(host, stream(f"{add} xmm0, xmm0", vectors=struct.pack("<8H", *range(1, 9))))
-    assert list(struct.unpack_from("<8H", found.vectors)) == words
+def test_neighbours_of_a_register_and_itself_are_added(
+    host: Any, opcode: int, element: str, sign: int
+) -> None:
+    code = f"db 0x66, 0x0f, 0x38, {opcode}, 0xc0"  # of xmm0 and xmm0
+    count, bits = (8, 16) if element == "H" else (4, 32)
+    numbers = list(range(1, count + 1))
+    found = result(host, stream(code, vectors=struct.pack(f"<{count}{element}", *numbers)))
+    pairs = [
+        (one + sign * other) % (1 << bits) for one, other in zip(numbers[::2], numbers[1::2], strict=True)
+    ]
+    assert list(struct.unpack_from(f"<{count}{element}", found.vectors)) == pairs * 2
 
 
 def test_an_x87_store_fills_the_register(host: Any) -> None:

@@ -153,7 +153,7 @@ enum { KEPT_APART = 0xcd5 }; /* CF, PF, AF, ZF, SF, OF, DF */
 /* Flat segments of the kernel, selectors `code` and the next. */
 static void enter_kernel(void *env, u32 code, int is_64_bit, u64 rip) {
     enum { CODE64 = 0xa09b00, CODE32 = 0xc09b00, DATA = 0xc09300 };
-    u32 hidden = AT(u32, env, ENV_HFLAGS) & ~(HIDDEN_CPL | HIDDEN_ADDSEG | HIDDEN_CS64) | HIDDEN_CS32 | HIDDEN_SS32;
+    u32 hidden = (AT(u32, env, ENV_HFLAGS) & ~(HIDDEN_CPL | HIDDEN_ADDSEG | HIDDEN_CS64)) | HIDDEN_CS32 | HIDDEN_SS32;
     AT(u32, env, ENV_CS + SEGMENT_SELECTOR) = code, AT(u32, env, ENV_SS + SEGMENT_SELECTOR) = code + 8;
     AT(u64, env, ENV_CS + SEGMENT_BASE) = AT(u64, env, ENV_SS + SEGMENT_BASE) = 0;
     AT(u32, env, ENV_CS + SEGMENT_LIMIT) = AT(u32, env, ENV_SS + SEGMENT_LIMIT) = ~0u;

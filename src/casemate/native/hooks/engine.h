@@ -193,11 +193,9 @@ typedef uint8_t u8;
     X(tb_gen_code, void *, (void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags)) \
     X(memory_region_init_io, void, (void *uc, void *region, void *operations, void *opaque, u64 size))
 
-/* CMPXCHG8B and CMPXCHG16B: ours are told how the flags are kept where they are called. */
+/* CMPXCHG8B and CMPXCHG16B, which the engine executes so with LOCK, too: ours are told how the flags are kept where they are called. */
 #define CMPXCHG_HELPERS(X) \
-    X(helper_cmpxchg8b, void, (void *env, u64 at, u32 cc_op)) \
     X(helper_cmpxchg8b_unlocked, void, (void *env, u64 at, u32 cc_op)) \
-    X(helper_cmpxchg16b, void, (void *env, u64 at, u32 cc_op)) \
     X(helper_cmpxchg16b_unlocked, void, (void *env, u64 at, u32 cc_op))
 
 /* What numeric.c mends. */

@@ -220,7 +220,7 @@ void unmark_data(struct cpu *c) {
     c->code_pages[number] = 0;
     for (u64 i = 0; i < c->ram_count; i++) {
         struct ram *r = &c->ram[i];
-        u64 offset = (number - (r->start >> 12) & (PAGES - 1)) * PAGE;
+        u64 offset = ((number - (r->start >> 12)) & (PAGES - 1)) * PAGE;
         if (offset >= r->size) continue;
         u64 start = e_qemu_ram_addr_from_host(uc, r->host + offset);
         if (start == ~0ull) continue;
