@@ -5,17 +5,22 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import casemate
+from casemate import native
 from casemate.host.model.cpu import hooks
 from casemate.host.model.cpu.msr import MsrTable
 from casemate.host.model.cpu.records import CpuRecord, GroupRecord
 
 PACKAGE = Path(casemate.__file__).parent
 BUILD_AGAIN = "install the checkout anew: ./dev does"
+
+RELOCATIONS, JUMP_SLOT = 4, 7
 
 OLD_ENGINE = """
 from unicorn import UC_ARCH_X86, UC_MODE_64, Uc, x86_const
@@ -100,6 +105,52 @@ def test_library_was_compiled_from_these_sources() -> None:
 def test_guest_code_was_assembled_from_these_sources() -> None:
     data = json.loads((PACKAGE / "native/guest_code.json").read_text("utf-8"))
     assert data["sources"] == hash_files([*PACKAGE.rglob("*.S"), PACKAGE / "native/piece.h"]), BUILD_AGAIN
+
+
+def jump_slots(file: bytes) -> dict[str, int]:
+    """Where a shared library keeps the addresses of functions that it calls (System V ABI, AMD64 supplement)."""
+    (at,) = struct.unpack_from("<Q", file, 0x28)
+    size, count = struct.unpack_from("<HH", file, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", file, at + size * number) for number in range(count)]
+    found = {}
+    for _, kind, _, _, offset, length, link, _, _, _ in sections:
+        if kind != RELOCATIONS:
+            continue
+        symbols = sections[link]
+        names = sections[symbols[6]]
+        for place, info, _ in struct.iter_unpack("<QQq", file[offset : offset + length]):
+            if info & 0xFFFFFFFF == JUMP_SLOT:
+                (name,) = struct.unpack_from("<I", file, symbols[4] + 24 * (info >> 32))
+                start = names[4] + name
+                found[file[start : file.index(0, start)].decode()] = place
+    return found
+
+
+def mappings(name: str) -> list[range]:
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    places = [line[0].split("-") for line in lines if line[-1].endswith(name)]
+    return [range(int(start, 16), int(end, 16)) for start, end in places]
+
+
+def test_the_engine_calls_ours_in_place_of_each_function_that_is_replaced() -> None:
+    source = (PACKAGE / "native/hooks/engine.h").read_text("utf-8")
+    listed = source[source.index("#define REPLACED(X)") :].split("\n\n", 1)[0]
+    replaced = {f"{name}_x86_64" for name in re.findall(r"\bX\((\w+),", listed)} | {
+        "siglongjmp",
+        "abort",
+        "exit",
+    }
+    assert hooks.sources()  # now they are in place
+    engine = native.engine()
+    slots = jump_slots(engine.read_bytes())
+    base = min(each.start for each in mappings(engine.name))
+    ours = mappings(native.HOOKS.name)
+    theirs = {
+        name
+        for name in replaced
+        if not any(ctypes.c_uint64.from_address(base + slots[name]).value in each for each in ours)
+    }
+    assert not theirs
 
 
 def test_engine_made_before_the_hooks_is_unharmed() -> None:
