@@ -169,7 +169,8 @@ typedef uint8_t u8;
     X(tcg_gen_brcond_i32, void, (void *s, int cond, uintptr_t a, uintptr_t b, void *label)) \
     X(gen_new_label, void *, (void *s)) \
     X(tcg_const_i32, uintptr_t, (void *s, i32 value)) \
-    X(tcg_const_i64, uintptr_t, (void *s, u64 value))
+    X(tcg_const_i64, uintptr_t, (void *s, u64 value)) \
+    X(helper_check_exit_request, void, (void *uc, u32 kind))
 
 /* Functions that the engine calls through its PLT, so that ours can take their place. */
 #define REPLACED(X) \
@@ -241,8 +242,7 @@ typedef uint8_t u8;
     X(helper_pause, void, (void *env, int length)) \
     CMPXCHG_HELPERS(X) \
     NUMERIC_HELPERS(X) \
-    X(helper_lookup_tb_ptr, void *, (void *env)) \
-    X(helper_check_exit_request, void, (void *uc, u32 kind))
+    X(helper_lookup_tb_ptr, void *, (void *env))
 
 /* The same, by name and bytes: IN and OUT. */
 #define IN_HELPERS(X) X(helper_inb, 1) X(helper_inw, 2) X(helper_inl, 4)

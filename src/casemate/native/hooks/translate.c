@@ -89,9 +89,6 @@ void call_with_cpu(struct cpu *c, void *function, u32 value) {
     e_tcg_temp_free_internal(s, arguments[1]);
 }
 
-/* It stands in the list of helpers only for the pair's sake. */
-void h_helper_check_exit_request(void *uc, u32 kind) { TAIL e_helper_check_exit_request(uc, kind); }
-
 void h_tcg_gen_callN(void *s, void *function, void *result, int count, void **arguments) {
     void *uc = AT(void *, s, TCG_UC);
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
