@@ -5,11 +5,13 @@ python -m tools.mutations [WORD]      all of them, or those whose name contains 
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +119,20 @@ def passes(tests: list[str], root: Path) -> bool:
     )
 
 
-def main(word: str = "") -> int:
-    """Run the mutations whose name contains ``word``; 0 if every one was noticed."""
+def word_argument(description: str, names: Iterable[str]) -> str:
+    """WORD of the command line, which is in one of ``names``; nothing without one."""
+    known = list(names)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("word", nargs="?", default="", metavar="WORD", help="those whose name contains it")
+    word: str = parser.parse_args().word
+    if not any(word in name for name in known):
+        parser.error(f"no mutation has {word!r} in its name: there are {'; '.join(dict.fromkeys(known))}")
+    return word
+
+
+def main() -> int:
+    """Run the mutations that were asked for; 0 if every one was noticed."""
+    word = word_argument("Break the protection rules: a test must notice.", (each.name for each in MUTATIONS))
     chosen = [mutation for mutation in MUTATIONS if word in mutation.name]
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -141,4 +155,4 @@ def main(word: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    sys.exit(main())
