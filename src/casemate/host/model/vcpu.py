@@ -48,8 +48,10 @@ if TYPE_CHECKING:
 
 _SPIN_NS = 50_000
 """What passes for each sixteen PAUSEs, which take four microseconds."""
-_LOOK_SECONDS = 0.002
+_LOOK_SECONDS = 0.005
 """How often somebody looks whether what was asked for was heard."""
+_TURN_SECONDS = 0.002
+"""The same where other vCPUs wait for their turns, or the monitor for a window."""
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
 
 
@@ -139,6 +141,7 @@ class ModelVcpu:
         self.patches_vmcall = False
         """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
+        self._look_seconds = _TURN_SECONDS if interrupts is None else _LOOK_SECONDS
         self._ticker = None if group is not None and group.runs_them else Ticker(clock, self._look)
         if self._lapic is not None:
             self._share(self._lapic)
@@ -535,19 +538,20 @@ class ModelVcpu:
         self._engine.stop()
 
     def _look(self) -> float:
-        if self._control.stop_requested() or self._control.others_wait():
+        if self._control.others_wait():
+            self._look_seconds = _TURN_SECONDS
+            self._engine.stop()
+        elif self._control.stop_requested():
             self._engine.stop()
         wait = self._until_timer()
         if wait <= 0:
             self._engine.kick()
-            return _LOOK_SECONDS
+            return self._look_seconds
         return wait
 
     def _until_timer(self) -> float:
         """Seconds until a timer is due, at most until it is time to look again."""
-        if self._interrupts is None:
-            return _LOOK_SECONDS
-        deadline = self._interrupts.deadline()
+        deadline = self._interrupts.deadline() if self._interrupts is not None else None
         if deadline is None:
-            return _LOOK_SECONDS
-        return min((deadline - self._clock.now()) / NANOSECONDS, _LOOK_SECONDS)
+            return self._look_seconds
+        return min((deadline - self._clock.now()) / NANOSECONDS, self._look_seconds)
