@@ -21,6 +21,8 @@ class CodeWatch:
         self._seen: dict[MemorySlot, mmap.mmap] = {}
         """Which pages of a slot are protected."""
         record.fetches = fetches
+        self.before_store: int = ctypes.cast(self._library.kvm_before_store, ctypes.c_void_p).value or 0
+        """Address of what the CPU model calls before it stores to a page with code."""
         self._library.kvm_watch_vcpu(address, 1)
 
     def set(self, slots: list[MemorySlot]) -> None:

@@ -138,6 +138,7 @@ class Vcpu(VcpuMsrs):
         self._watch: CodeWatch | None = None
         if vm.kernel.watches_code and not vm.kind.is_confidential:
             self._watch = CodeWatch(record, self.address, *self._engine.hooks.code_marks())
+            self._engine.hooks.tell_before_stores(self._watch.before_store)
             self.slots_changed()
 
     def slots_changed(self) -> None:

@@ -120,6 +120,7 @@ struct cpu {
     struct group *group; /* or 0 where the guest has one CPU */
     u64 fetched_known, written_known; /* what of it is in this CPU's TLB and translations */
     u64 pages_noted[PAGES_NOTED]; /* pages that were noted in this turn, each in one place */
+    void (*before_store)(u64 page); /* is told the host's address of a page with code that is stored to; or 0 */
     struct stored stored[STORED]; /* each page in one place */
     u64 data_page;      /* the engine's number of a page that is taken for data, and IS_SET */
 

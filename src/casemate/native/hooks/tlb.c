@@ -190,7 +190,11 @@ static void count_store(struct cpu *c, u64 start) {
 /* The engine calls it for each slow store. */
 void h_tb_invalidate_phys_page_fast(void *uc, void *pages, u64 start, int length, uintptr_t ra) {
     struct cpu *c = find_cpu(AT(u64, uc, UC_CPU));
-    if (c) note_write(c, start), count_store(c, start);
+    if (c) {
+        note_write(c, start);
+        count_store(c, start);
+        if (c->before_store) c->before_store((u64)e_qemu_map_ram_ptr(uc, 0, start & -(u64)PAGE));
+    }
     e_tb_invalidate_phys_page_fast(uc, pages, start, length, ra);
 }
 

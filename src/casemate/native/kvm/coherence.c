@@ -115,20 +115,33 @@ EXPORT void kvm_log_stop(u64 *bits) {
         }
 }
 
+/* `thread` is about to write. */
+static void give_free(u64 page, u32 thread) {
+    note_write(page, thread);
+    pthread_mutex_lock(&noting);
+    note_in_logs(page);
+    protect(page, PAGE, 0);
+    pthread_mutex_unlock(&noting);
+}
+
+/* The CPU model is about to store to a page with code: cheaper than the fault that it would have. */
+EXPORT void kvm_before_store(u64 page) {
+    struct vcpu *v = current_vcpu;
+    for (u64 s = 0; v && s < v->code_count; s++) {
+        struct code *c = &v->code[s];
+        u64 number = (page - c->host) / PAGE;
+        if (page >= c->host && number < c->pages && c->seen[number]) give_free(page, v->thread);
+    }
+}
+
 static void *serve(void *unused) {
     struct uffd_msg message;
     for (;;) {
         struct pollfd ready = {faults, POLLIN, 0};
         if (poll(&ready, 1, -1) < 0 && errno != EINTR) return unused;
         while (read(faults, &message, sizeof message) == sizeof message)
-            if (message.event == UFFD_EVENT_PAGEFAULT) {
-                u64 page = message.arg.pagefault.address & -(u64)PAGE;
-                note_write(page, message.arg.pagefault.feat.ptid);
-                pthread_mutex_lock(&noting);
-                note_in_logs(page);
-                protect(page, PAGE, 0);
-                pthread_mutex_unlock(&noting);
-            }
+            if (message.event == UFFD_EVENT_PAGEFAULT)
+                give_free(message.arg.pagefault.address & -(u64)PAGE, message.arg.pagefault.feat.ptid);
     }
 }
 

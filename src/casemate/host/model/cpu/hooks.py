@@ -479,6 +479,10 @@ class EngineHooks:
         """Addresses of a byte for each page, whether code came from it, and of a count of pages that it newly did."""
         return int(self.record.code_pages), self.user_data + CpuRecord.fetched.offset
 
+    def tell_before_stores(self, function: int) -> None:
+        """Have the C function at this address called with the host's address of a page with code that is stored to."""
+        self.record.before_store = function
+
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
         if not self._shares_marks:  # another CPU's translations are still there

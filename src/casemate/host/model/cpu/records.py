@@ -103,6 +103,7 @@ class CpuRecord(ctypes.Structure):
         ("fetched_known", c_uint64),
         ("written_known", c_uint64),
         ("pages_noted", c_uint64 * 64),
+        ("before_store", c_void_p),
         ("stored", _Stored * 64),
         ("data_page", c_uint64),
         ("looked", c_uint64),
