@@ -106,9 +106,12 @@ def test_a_rex_prefix_names_no_ninth_mmx_register(host: Any) -> None:
     assert found.x87[REGISTERS + 40 : REGISTERS + 48] == b"\x01\0\0\0" * 2
 
 
-@pytest.mark.parametrize("opcode", [*range(0x0C), *range(0x1C, 0x1F)], ids=hex)
-def test_ssse3_on_mmx_registers_changes_to_mmx_mode(host: Any, opcode: int) -> None:
-    found = result(host, stream(f"db 0x0f, 0x38, {opcode}, 0xc1"))  # of mm0 and mm1
+@pytest.mark.parametrize(
+    "code",
+    [*(f"0x38, {opcode:#x}, 0xc1" for opcode in (*range(0x0C), *range(0x1C, 0x1F))), "0x3a, 0x0f, 0xc1, 3"],
+)
+def test_ssse3_on_mmx_registers_changes_to_mmx_mode(host: Any, code: str) -> None:
+    found = result(host, stream(f"db 0x0f, {code}"))  # of mm0 and mm1
     assert found.x87[TAGS] == 0xFF
     assert top(found) == 0
 
@@ -148,6 +151,18 @@ def test_truncation_to_an_integer_that_is_too_small_stores_the_least_one(host: A
     code = "fld qword [rsi]; fisttp dword [rsi + 8]; fld qword [rsi]; fisttp word [rsi + 16]"
     found = result(host, stream(code, memory=struct.pack("<d", number)))
     assert struct.unpack_from("<i4xh", found.memory, 8) == (-(1 << 31), -(1 << 15))
+
+
+@pytest.mark.parametrize("number", [32768.0, 40000.0, -32769.0, 65536.0, -65536.5])
+def test_truncation_to_the_smallest_integer_does_so_too(host: Any, number: float) -> None:
+    found = result(host, stream("fld qword [rsi]; fisttp word [rsi + 8]", memory=struct.pack("<d", number)))
+    assert struct.unpack_from("<h", found.memory, 8) == (-(1 << 15),)
+
+
+@pytest.mark.parametrize("number", [1e20, -1e20, float("inf"), float("nan"), 2.0**63])
+def test_truncation_to_the_largest_integer_does_so_too(host: Any, number: float) -> None:
+    found = result(host, stream("fld qword [rsi]; fisttp qword [rsi + 8]", memory=struct.pack("<d", number)))
+    assert struct.unpack_from("<q", found.memory, 8) == (-(1 << 63),)
 
 
 @pytest.mark.parametrize("number", [0.0, 1.9, -1.9, 2147483647.0, -2147483648.0])

@@ -217,7 +217,6 @@ typedef uint8_t u8;
     X(helper_palignr_mmx, void, (void *env, void *to, void *from, i32 count)) \
     X(helper_emms, void, (void *env)) \
     X(helper_fmov_STN_ST0, void, (void *env, i32 number)) \
-    X(helper_fistt_ST0, i32, (void *env)) \
     X(helper_fisttl_ST0, i32, (void *env)) \
     X(helper_fisttll_ST0, i64, (void *env)) \
     X(helper_fcomi_ST0_FT0, void, (void *env)) \

@@ -91,8 +91,6 @@ static int is_beyond(void *env, u32 bits) {
     return (AT(u16, env, offset) & 0x7fff) >= BIAS + bits;
 }
 
-i32 h_helper_fistt_ST0(void *env) { return is_beyond(env, 15) ? -0x8000 : e_helper_fistt_ST0(env); }
-
 i32 h_helper_fisttl_ST0(void *env) { return is_beyond(env, 31) ? (i32)(1u << 31) : e_helper_fisttl_ST0(env); }
 
 i64 h_helper_fisttll_ST0(void *env) { return is_beyond(env, 63) ? (i64)(1ull << 63) : e_helper_fisttll_ST0(env); }
