@@ -14,7 +14,7 @@ from support.firmware_images import find_images
 from casemate.cli import main
 from casemate.guests.entry import Bits, make_image
 
-pytest_plugins = ["support.vmm_programs", "support.matrix_runs"]
+pytest_plugins = ["support.matrix_runs", "support.pulse", "support.vmm_programs"]
 
 settings.register_profile("casemate", derandomize=True, deadline=None)
 settings.load_profile("casemate")
