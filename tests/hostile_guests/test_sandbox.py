@@ -23,6 +23,20 @@ LEAVE = "b0 07 e6 f4 eb fe"
 STAY = "eb fe"
 RANDOM = "0f c7 f0 0f c7 f3 39 d8 75 02 eb fe b0 07 e6 f4 eb fe"
 """rdrand eax; rdrand ebx; cmp eax, ebx; jne .leave; jmp $; .leave: as above"""
+NO_RANDOM = """
+import ctypes, struct
+from support.guest_rig import ModelRig
+libc = ctypes.CDLL(None)
+# Load the number of the system call; getrandom (318) fails with EAGAIN, all others are allowed.
+lines = (0x20, 0, 0, 0), (0x15, 0, 1, 318), (0x06, 0, 0, 0x5000B), (0x06, 0, 0, 0x7FFF0000)
+code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *line) for line in lines))
+with ModelRig(bytes.fromhex("0fc7f0 0f920425 00002000 f4"), 64) as rig:  # rdrand eax; setc [0x200000]; hlt
+    rig.put(0x200000, b"?")
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, struct.pack("@HP", len(lines), ctypes.addressof(code))) == 0  # PR_SET_SECCOMP
+    rig.run()
+    print(rig.ram_at(0x200000, 1))
+"""
 ATTACK = """
 import ctypes, errno, fcntl, json, os, socket, struct, sys, threading
 from casemate import cli
@@ -179,3 +193,10 @@ def test_run_asks_for_nothing_that_is_refused(tmp_path: Path, guest: str, size: 
 def test_guest_gets_random_numbers(tmp_path: Path) -> None:
     with boot(tmp_path, RANDOM, "--timeout", "60") as process:
         assert process.wait() == 0
+
+
+def test_random_numbers_are_the_kernels_and_a_guest_is_told_where_there_is_none() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    line = [sys.executable, "-c", NO_RANDOM]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == f"{bytes(1)}\n", done.stderr
