@@ -199,4 +199,4 @@ def test_random_numbers_are_the_kernels_and_a_guest_is_told_where_there_is_none(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     line = [sys.executable, "-c", NO_RANDOM]
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout == f"{bytes(1)}\n", done.stderr
+    assert done.stdout == f"{bytes(1)!r}\n", done.stderr
