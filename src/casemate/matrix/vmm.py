@@ -41,9 +41,8 @@ def judge_vmm(
 ) -> None:
     """The same, and which rules of conformance it broke and kept. Raises UnsupportedError if nobody could judge it."""
     said = _run(settings, folder, result, artefacts, ["conform", "--json"])
-    start = said.rfind("\n{\n") if not said.startswith("{\n") else -1
     try:
-        document, _ = json.JSONDecoder().raw_decode(said[start + 1 :])
+        document = last_document(said)
         rules = [rule for vm in document["vms"] for rule in vm["rules"]]
     except (ValueError, KeyError):
         last = (said.strip().splitlines() or ["nothing was said"])[-1]
@@ -51,6 +50,13 @@ def judge_vmm(
     result["broken_rules"] = sorted({rule["rule"] for rule in rules if rule["verdict"] == "broken"})
     result["kept_rules"] = sorted({rule["rule"] for rule in rules if rule["verdict"] == "kept"})
     result["exit_code"] = 0 if result["outcome"] == "until" else document["exit_code"]
+
+
+def last_document(said: str) -> dict[str, Any]:
+    """The JSON that a command printed last, be it on a line that its guest did not end. Raises ValueError."""
+    start = said.rfind('{\n  "')  # what is inside of it stands further to the right
+    document: dict[str, Any] = json.JSONDecoder().raw_decode(said[max(start, 0) :])[0]
+    return document
 
 
 def _run(
