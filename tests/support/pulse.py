@@ -1,4 +1,4 @@
-"""At a terminal, a tilde for each four seconds in which no test ended, so that tests are seen to go on (pytest)."""
+"""At a terminal, a tilde for each three seconds in which no test ended, so that tests are seen to go on (pytest)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-QUIET_SECONDS = 4
+QUIET_SECONDS = 3
 
 
 class Pulse:
