@@ -538,10 +538,10 @@ class ModelVcpu:
         self._engine.stop()
 
     def _look(self) -> float:
-        if self._control.others_wait():
+        others_wait = self._control.others_wait()
+        if others_wait:
             self._look_seconds = _TURN_SECONDS
-            self._engine.stop()
-        elif self._control.stop_requested():
+        if others_wait or self._control.stop_requested():
             self._engine.stop()
         wait = self._until_timer()
         if wait <= 0:
