@@ -134,3 +134,20 @@ def test_debug_and_migration_commands_fail_as_kernel_and_firmware_refuse_them(ru
         "policy 0x9: debug Input/output error 7, send Input/output error 7, receive Input/output error 21",
         "policy 0x0: debug Input/output error 2, send Input/output error 21, receive Input/output error 21",
     ]
+
+
+def test_snp_launch_refuses_what_the_kernel_refuses_and_waits_for_a_vcpu_that_is_being_made(
+    run_vmm: Vmm,
+) -> None:
+    ran = run_vmm("snp_launch")
+    assert ran.stdout.splitlines() == [
+        "no slot: Invalid argument, 4096 bytes left",
+        "a slot of shared memory alone: Invalid argument, 4096 bytes left",
+        "a shared page: Invalid argument, 4096 bytes left",
+        "no source: Bad address, 4096 bytes left",
+        "no length: Invalid argument, 0 bytes left",
+        "beyond the slot: ok, 4096 bytes left",
+        "again: File exists, 4096 bytes left",
+        *["meanwhile: ok, 0 bytes left"] * 5,
+    ], ran.stderr
+    assert "internal error" not in ran.stderr

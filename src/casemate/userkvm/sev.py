@@ -50,6 +50,9 @@ class LaunchedVm(VcpuOwner, Protocol):
     def guest_stopped(self) -> AbstractContextManager[None]:
         """No vCPU executes meanwhile."""
 
+    def private_memory_at(self, gpa: Gpa) -> int:
+        """Bytes of private memory from ``gpa`` to the end of its slot; 0 without."""
+
 
 _ERROR_AT = 16
 """Of ``SevCmd.error``."""
@@ -189,12 +192,21 @@ def _snp_launch_update(vm: LaunchedVm, address: int) -> None:
     value = SnpLaunchUpdate.from_bytes(copy_in(address, SnpLaunchUpdate.SIZE))
     if value.flags or value.type not in set(SnpPageType):
         raise Refused(EINVAL, f"flags, or page type {value.type}")
-    update = SnpUpdate(Gpa(value.gfn_start * PAGE_SIZE), Hva(value.uaddr), value.len, SnpPageType(value.type))
-    try:
-        _snp(vm).launch_update(update)
-    finally:
-        value.gfn_start, value.uaddr, value.len = update.gpa // PAGE_SIZE, update.hva, update.size
-        copy_out(address, value.to_bytes())
+    with vm.guest_stopped():
+        processor, gpa = _snp(vm), Gpa(value.gfn_start * PAGE_SIZE)
+        size = min(value.len, vm.private_memory_at(gpa))
+        if not size:
+            raise Refused(EINVAL, f"no slot with private memory at {gpa:#x}, or no length")
+        update = SnpUpdate(gpa, Hva(value.uaddr), size, SnpPageType(value.type))
+        try:
+            processor.launch_update(update)
+        finally:
+            value.gfn_start, value.uaddr, value.len = (
+                update.gpa // PAGE_SIZE,
+                update.hva,
+                value.len - size + update.size,
+            )
+            copy_out(address, value.to_bytes())
 
 
 def _snp_launch_finish(vm: LaunchedVm, address: int) -> None:

@@ -131,19 +131,23 @@ class Vm(VmMemory):
 
     def realize(self) -> ModelVm:
         """The modelled VM, made if it was not yet. Raises HostError."""
-        if self.model is None:
-            self.cpuid.is_confidential = self.kind.is_confidential
-            model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
-            self.model = model
-            for slot in self.slots.values():
-                self.back(model, slot)
-            if model.page_states is not None:
-                model.page_states.host = self
-            if model.snp_processor is not None:
-                for start, end, is_private in self.private.runs(0, ADDRESS_SPACE):
-                    if is_private:
-                        model.snp_processor.set_private(GuestRange(Gpa(start), end - start))
-        return self.model
+        with self._changing:  # a thread makes its vCPU while another one launches, or adds slots
+            if self.model is None:
+                self.model = self._make_model()
+            return self.model
+
+    def _make_model(self) -> ModelVm:
+        self.cpuid.is_confidential = self.kind.is_confidential
+        model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
+        for slot in self.slots.values():
+            self.back(model, slot)
+        if model.page_states is not None:
+            model.page_states.host = self
+        if model.snp_processor is not None:
+            for start, end, is_private in self.private.runs(0, ADDRESS_SPACE):
+                if is_private:
+                    model.snp_processor.set_private(GuestRange(Gpa(start), end - start))
+        return model
 
     @property
     def _executing(self) -> Vcpu:

@@ -306,6 +306,11 @@ class VmMemory(Descriptor):
                     return hva + gpa - start
         return None
 
+    def private_memory_at(self, gpa: Gpa) -> int:
+        """Bytes from ``gpa`` to the end of its slot, if that is bound to a file of private memory; else 0."""
+        found = next((slot for slot in self.slots.values() if slot.range.contains(gpa)), None)
+        return 0 if found is None or found.number not in self._files else found.range.end - gpa
+
     @answers(Ioctl.CREATE_GUEST_MEMFD, CreateGuestMemfd)
     def create_guest_memfd(self, value: CreateGuestMemfd) -> int:
         """A file of private memory; an SNP guest's is the model's own, whatever is in the file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from errno import EAGAIN, EEXIST, EINVAL
+from errno import EAGAIN, EEXIST, EFAULT, EINVAL
 
 from casemate.abi.sev.commands import GuestState, SevCommand
 from casemate.abi.sev.features import SevFeatures
@@ -14,6 +14,7 @@ from casemate.abi.sev.snp_policy import SnpPolicy
 from casemate.abi.sev.status import SevStatus
 from casemate.address import PAGE_SIZE, Gpa, GuestRange, Hva
 from casemate.errors import FirmwareStatusError, HostError
+from casemate.host import vma
 from casemate.host.model.cpu.cpuid import CpuidTable
 from casemate.host.model.sev.vmsa import save_area
 from casemate.host.model.snp.cpuid_table import correct_table, guest_table
@@ -86,6 +87,10 @@ class ModelSnp:
         if (update.gpa | update.size) % PAGE_SIZE or not update.size or update.page_type is SnpPageType.VMSA:
             raise HostError(
                 command, EINVAL, f"{update.size:#x} bytes at {update.gpa:#x} of {update.page_type.name}"
+            )
+        if update.page_type is not SnpPageType.ZERO and not vma.is_readable(update.hva, update.size):
+            raise HostError(
+                command, EFAULT, f"{update.size:#x} bytes at host address {update.hva:#x} cannot be read"
             )
         done = 0
         while update.size:
