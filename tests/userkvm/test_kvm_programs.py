@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from support.vmm_programs import Vmm
+
+from casemate.cli import vmm_child
+from casemate.userkvm.options import OPTIONS, Options
 
 CODE = "rewritten_code"
 
@@ -151,3 +155,20 @@ def test_snp_launch_refuses_what_the_kernel_refuses_and_waits_for_a_vcpu_that_is
         *["meanwhile: ok, 0 bytes left"] * 5,
     ], ran.stderr
     assert "internal error" not in ran.stderr
+
+
+def test_no_summary_is_lost_of_processes_that_end_with_the_command(tmp_path: Path) -> None:
+    # Sixty processes' worth of connections, with lines that are no summaries, just before the command ends.
+    command = tmp_path / "command"
+    command.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, socket\n"
+        f"path = json.loads(os.environ[{OPTIONS!r}])['socket']\n"
+        "for number in range(60):\n"
+        "    connection = socket.socket(socket.AF_UNIX)\n"
+        "    connection.connect(path)\n"
+        '    connection.sendall(b\'no summary\\n[]\\n{"pid": %d, "text": "%s"}\\n\' % (number, b\'x\' * 50000))\n'
+    )
+    command.chmod(0o755)
+    code, summaries = vmm_child.run_vmm([str(command)], Options("linux-6.18"), lambda _: None)
+    assert (code, [summary["pid"] for summary in summaries]) == (0, list(range(60)))

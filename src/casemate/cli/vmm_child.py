@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -21,6 +24,9 @@ from casemate.userkvm.options import Options
 from casemate.userkvm.report import to_text
 
 _SIGNALLED = 128
+_CHUNK = 1 << 16
+_GRACE_SECONDS = 1.0
+"""For children that outlive the command, as those that it ends with itself."""
 
 
 def run_and_report(args: argparse.Namespace, options: Options) -> int:
@@ -38,68 +44,127 @@ def run_vmm(
     ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError.
     """
     with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
-        collector = _Collector(Path(folder, "summary"))
-        program, environment = prepare(command, options._replace(socket=str(collector.path)))
-        code = _Child([str(program), *command[1:]], environment, collector, show).wait()
-        collector.close()
-    return code, collector.last()
+        path = Path(folder, "summary")
+        program, environment = prepare(command, options._replace(socket=str(path)))
+        collector = _Collector(path)
+        try:
+            code = _Child([str(program), *command[1:]], environment, collector, show).wait()
+        finally:
+            summaries = collector.close()
+    return code, summaries
 
 
 class _Collector:
-    """Takes summaries from the command and its children."""
+    """Takes summaries from the command and its children, on a thread, until the command ended.
+
+    Nothing is lost then: what a process sent before it ended is there to be read.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._summaries: dict[int, dict[str, Any]] = {}
-        self._connections: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
+        self._connections: dict[socket.socket, _Sender] = {}
+        self._arrived = threading.Condition()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._arrived = threading.Condition()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._listener.setblocking(False)
+        self._end, self._ended = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for each in (self._listener, self._ended):
+            self._selector.register(each, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _collect(self) -> None:
+        deadline = None
+        while deadline is None or self._connections:
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            ready = self._selector.select(left)
+            if not ready:
+                return
+            for key, _ in ready:
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is self._ended:
+                    self._selector.unregister(self._ended)
+                    deadline = monotonic() + _GRACE_SECONDS
+                else:
+                    self._read(key.data)
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._connections.append(connection)
-            thread = threading.Thread(target=self._read, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _read(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("r", encoding="utf-8") as lines:
-            for line in lines:
-                summary = json.loads(line)
+                sender = _Sender(connection)
+                self._selector.register(connection, selectors.EVENT_READ, sender)
                 with self._arrived:
-                    self._summaries[summary["pid"]] = summary
-                    self._arrived.notify_all()
+                    self._connections[connection] = sender
+
+    def _read(self, sender: _Sender) -> None:
+        received = sender.receive()
+        with self._arrived:
+            self._summaries |= {summary["pid"]: summary for summary in sender.take_summaries(received)}
+            if not received:
+                self._selector.unregister(sender.connection)
+                self._connections.pop(sender.connection).connection.close()
+            self._arrived.notify_all()
 
     def ask(self, seconds: float = 2.0) -> list[dict[str, Any]]:
-        """Summaries as of now."""
+        """Summaries as of now, of every process that answers in time."""
         with self._arrived:
-            before = dict(self._summaries)
-        for connection in self._connections:
-            try:
-                connection.send(b"?")
-            except OSError:
-                continue
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._summaries != before, seconds)
+            asked = [(sender, sender.received) for sender in self._connections.values() if sender.ask()]
+            self._arrived.wait_for(
+                lambda: all(sender.received > before or sender.is_gone for sender, before in asked), seconds
+            )
             return list(self._summaries.values())
 
-    def last(self) -> list[dict[str, Any]]:
-        """What came."""
+    def close(self) -> list[dict[str, Any]]:
+        """The command ended: what came, and what its last children send in the next second."""
+        self._end.send(b"!")
+        self._thread.join()
+        self._selector.close()
+        for each in (self._listener, self._end, self._ended, *self._connections):
+            each.close()
         return list(self._summaries.values())
 
-    def close(self) -> None:
-        """The command ended: take what is still on its way."""
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(1.0)
+
+class _Sender:
+    """A process at the other end of ``connection``, which may send anything."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.received = 0
+        """Summaries that came."""
+        self.is_gone = False
+        self._rest = b""
+
+    def ask(self) -> bool:
+        """For a summary; whether it can be asked."""
+        try:
+            return self.connection.send(b"?", socket.MSG_DONTWAIT) == 1
+        except OSError:
+            return False
+
+    def receive(self) -> bytes:
+        """What it sent; nothing once it is gone."""
+        try:
+            received = self.connection.recv(_CHUNK)
+        except OSError:
+            received = b""
+        self.is_gone = not received
+        return received
+
+    def take_summaries(self, received: bytes) -> Iterator[dict[str, Any]]:
+        """The summaries that are whole now."""
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        for line in lines:
+            try:
+                summary = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(summary, dict) and isinstance(summary.get("pid"), int):
+                self.received += 1
+                yield summary
 
 
 class _Child:
