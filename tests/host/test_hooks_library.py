@@ -16,6 +16,7 @@ from casemate import native
 from casemate.host.model.cpu import hooks
 from casemate.host.model.cpu.msr import MsrTable
 from casemate.host.model.cpu.records import CpuRecord, GroupRecord
+from casemate.host.model.ticker import TickerRecord
 
 PACKAGE = Path(casemate.__file__).parent
 BUILD_AGAIN = "install the checkout anew: ./dev does"
@@ -93,7 +94,7 @@ def hash_files(paths: list[Path]) -> str:
 
 
 def test_structures_are_as_large_as_those_of_the_library() -> None:
-    mirrors = CpuRecord, MsrTable, GroupRecord
+    mirrors = CpuRecord, MsrTable, GroupRecord, TickerRecord
     assert hooks.sizes() == tuple(ctypes.sizeof(each) for each in mirrors)
 
 

@@ -55,6 +55,7 @@ class PcInterrupts:
         pic.master.refresh = pic.slave.refresh = self.refresh
         self.on_deadline: Callable[[int], None] = lambda time: None
         lapic.on_timer = pit.on_timer = self.rearm
+        pic.master.mask_written = ioapic.mask_written = lambda: self.rearm(pit.next_edge)
 
     def of(self, number: int) -> PcInterrupts | ProcessorInterrupts:
         """What CPU ``number`` asks."""

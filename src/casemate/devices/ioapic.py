@@ -1,5 +1,6 @@
 """The I/O APIC: 24 interrupt inputs routed to the local APIC (Intel 82093AA data sheet, 290566; ICH9: 316972, 13.5)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from casemate.devices.lapic import DeliveryMode, Lapic
@@ -39,6 +40,8 @@ class Ioapic:
     def __init__(self, lapic: Lapic, version: int = VERSION_ICH9) -> None:
         self._lapic = lapic
         self._version = version
+        self.mask_written: Callable[[], None] = lambda: None
+        """Called when other pins may be unmasked now."""
         lapic.on_eoi = self.end_of_interrupt
         self.reset()
 
@@ -125,6 +128,7 @@ class Ioapic:
         if not entry & RTE_LEVEL:
             entry &= ~RTE_REMOTE_IRR
         self._table[pin] = entry
+        self.mask_written()
         self._pass_ext_int()
         self._deliver_if_asserted(pin)
 

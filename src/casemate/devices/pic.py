@@ -32,6 +32,8 @@ class I8259:
         self._slaves = slaves
         self.refresh: Callable[[], None] = lambda: None
         """Called before the guest sees what is requested: a timer may be due."""
+        self.mask_written: Callable[[], None] = lambda: None
+        """Called when other inputs may be unmasked now."""
         self.reset()
 
     def reset(self) -> None:
@@ -155,6 +157,7 @@ class I8259:
                 self._icw_expected = 0
             case _:
                 self._mask = value
+                self.mask_written()
 
     def _write_ocw2(self, value: int) -> None:
         irq = value & 7

@@ -28,6 +28,10 @@ class GuestClock:
         """Guest time in nanoseconds."""
         return monotonic_ns() + self._offset
 
+    def host_time(self, time: int) -> int:
+        """When that guest time is, by ``time.monotonic_ns``, if none is skipped before."""
+        return time - self._offset
+
     def skip(self, nanoseconds: int) -> None:
         """Move guest time forward by ``nanoseconds``."""
         self._offset += nanoseconds

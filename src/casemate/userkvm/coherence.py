@@ -18,8 +18,8 @@ class CodeWatch:
         self._record = record
         self._library = load()
         self._marks = marks
-        self._seen: dict[MemorySlot, mmap.mmap] = {}
-        """Which pages of a slot are protected."""
+        self._seen: dict[MemorySlot, tuple[mmap.mmap, int]] = {}
+        """Which pages of a slot are protected, a byte each, and the address of that."""
         record.fetches = fetches
         self.before_store: int = ctypes.cast(self._library.kvm_before_store, ctypes.c_void_p).value or 0
         """Address of what the CPU model calls before it stores to a page with code."""
@@ -28,19 +28,21 @@ class CodeWatch:
     def set(self, slots: list[MemorySlot]) -> None:
         """These are the slots now; between two runs. What cannot be watched is left out."""
         self._record.code_count = 0
-        largest = sorted(filter(_has_marks, slots), key=lambda slot: -slot.range.size)[:CODE_SLOTS]
-        seen = {
-            slot: self._seen.get(slot) or mmap.mmap(-1, max(slot.range.size // PAGE_SIZE, PAGE_SIZE))
-            for slot in largest
-            if slot in self._seen or not self._library.kvm_watch_memory(slot.hva, slot.range.size)
-        }
-        for code, (slot, pages) in zip(self._record.code, seen.items(), strict=False):
-            code.host, code.pages = slot.hva, slot.range.size // PAGE_SIZE
+        fitting = [slot for slot in slots if _has_marks(slot)]
+        if len(fitting) > CODE_SLOTS:
+            fitting = sorted(fitting, key=lambda slot: -slot.range.size)[:CODE_SLOTS]
+        before, self._seen = self._seen, {}
+        for slot in fitting:
+            if slot in before:
+                self._seen[slot] = before[slot]
+            elif not self._library.kvm_watch_memory(slot.hva, slot.range.size):
+                pages = mmap.mmap(-1, max(slot.range.size // PAGE_SIZE, PAGE_SIZE))
+                self._seen[slot] = pages, ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        for code, (slot, (_, address)) in zip(self._record.code, self._seen.items(), strict=False):
+            code.host, code.pages, code.seen = slot.hva, slot.range.size // PAGE_SIZE, address
             code.marks = self._marks + slot.range.start // PAGE_SIZE % PAGES
-            code.seen = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-        self._record.code_count = len(seen)
+        self._record.code_count = len(self._seen)
         self._record.must_protect = 1
-        self._seen = seen
 
 
 def _has_marks(slot: MemorySlot) -> bool:

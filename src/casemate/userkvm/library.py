@@ -182,6 +182,7 @@ def load() -> Any:
     library.kvm_register_descriptor.argtypes = (c_int, c_int, c_uint64)
     library.kvm_descriptor.argtypes = (c_int, c_uint64, ctypes.c_char_p)
     library.kvm_watch_lines.argtypes, library.kvm_watch_lines.restype = (c_uint64, c_void_p), None
+    library.kvm_copy_in.argtypes = library.kvm_copy_out.argtypes = (ctypes.c_char_p, c_uint64, c_size_t)
     library.kvm_leave.argtypes = (c_uint64, c_uint32, c_long)
     library.kvm_exit_port.argtypes = (c_uint64, c_int, c_uint32, c_uint32, c_uint32)
     library.kvm_exit_port.restype = c_uint32

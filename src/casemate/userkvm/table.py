@@ -2,22 +2,17 @@
 
 import ctypes
 import itertools
-import os
 from collections.abc import Callable, Sequence
-from ctypes import c_size_t, c_ssize_t, c_ulong, c_void_p
 from errno import E2BIG, EFAULT
 from typing import Any, ClassVar, NamedTuple
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.kvm.structs import CpuidEntry2, MsrEntry
 from casemate.abi.layout import Struct
+from casemate.userkvm.library import load
 
 _READ = 2 << 30
 _MAX_MSRS = 4096
-_libc = ctypes.CDLL(None, use_errno=True)
-for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
-    _call.argtypes = (ctypes.c_int, c_void_p, c_ulong, c_void_p, c_ulong, c_ulong)
-    _call.restype = c_ssize_t
 
 
 class Refused(Exception):
@@ -29,29 +24,22 @@ class Refused(Exception):
         self.why = why
 
 
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", c_void_p), ("size", c_size_t))
-
-
 def copy_in(address: int, size: int) -> bytes:
     """Bytes of the monitor's memory. Raises Refused EFAULT where it has none."""
     buffer = ctypes.create_string_buffer(size)
-    _copy(_libc.process_vm_readv, ctypes.addressof(buffer), address, size)
+    if load().kvm_copy_in(buffer, address, size):
+        raise _unreachable(address, size)
     return buffer.raw
 
 
 def copy_out(address: int, data: bytes) -> None:
     """Write into the monitor's memory. Raises Refused EFAULT where that cannot be."""
-    buffer = ctypes.create_string_buffer(data, len(data))
-    _copy(_libc.process_vm_writev, ctypes.addressof(buffer), address, len(data))
+    if load().kvm_copy_out(data, address, len(data)):
+        raise _unreachable(address, len(data))
 
 
-def _copy(call: Any, ours: int, theirs: int, size: int) -> None:
-    if not size:
-        return
-    local, remote = _Vector(ours, size), _Vector(theirs, size)
-    if call(os.getpid(), ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) != size:
-        raise Refused(EFAULT, f"{size} bytes at {theirs:#x} cannot be reached")
+def _unreachable(address: int, size: int) -> Refused:
+    return Refused(EFAULT, f"{size} bytes at {address:#x} cannot be reached")
 
 
 def answer_msrs(address: int, take: Callable[[MsrEntry], bool], *, is_read: bool) -> int:

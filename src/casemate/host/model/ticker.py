@@ -2,51 +2,68 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_uint32, c_uint64, c_void_p
+from time import monotonic_ns
 
 from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.model.cpu.hooks import hook_address
+
+
+class TickerRecord(ctypes.Structure):
+    """``struct ticker`` of ``native/hooks/ticker.c``."""
+
+    _fields_ = (("due", c_uint64), ("wakes", c_uint64), ("signals", c_uint32), ("closed", c_uint32))
 
 
 class Ticker:
-    """Calls ``look`` again and again while ``executing`` is set; it returns the seconds until the next time."""
+    """Calls ``look`` again and again while ``executing`` is set; it returns the seconds until the next time.
 
-    def __init__(self, clock: GuestClock, look: Callable[[], float]) -> None:
+    In between the thread sleeps without Python. When something is due it kicks the CPU whose record is ``cpu``; if that
+    is 0, it looks.
+    """
+
+    def __init__(self, clock: GuestClock, look: Callable[[], float], cpu: int = 0) -> None:
         self.executing = threading.Event()
         """Set while there is a guest to look after."""
         self._clock = clock
         self._look = look
-        self._closed = False
-        self._timer_set = threading.Lock()
-        """Free for a moment when it is to look at once: an event for one thread, and much faster."""
-        self._timer_set.acquire()
-        self._looks_at = 0
+        self._cpu = cpu
+        self._record = TickerRecord()
+        self._at = ctypes.addressof(self._record)
+        self._sleep = CFUNCTYPE(None, c_void_p, c_void_p, c_uint64, c_uint32)(hook_address("ticker_sleep"))
+        self._set = CFUNCTYPE(None, c_void_p, c_uint64)(hook_address("ticker_set"))
+        self._add = CFUNCTYPE(None, c_void_p, c_uint64)(hook_address("ticker_add"))
+        self._wake = CFUNCTYPE(None, c_void_p)(hook_address("ticker_wake"))
         self._thread = threading.Thread(target=self._run, name="casemate-ticker", daemon=True)
 
     def start(self) -> None:
         """Begin; once all that ``look`` uses is there."""
         self._thread.start()
 
-    def timer_was_set(self, time: int) -> None:
-        """Look at once if it would be late for ``time``, in guest nanoseconds."""
-        if time < self._looks_at:
-            self._looks_at = time
-            self._wake()
+    def set_due(self, time: int | None) -> None:
+        """Something is due at this guest time, in nanoseconds, and nothing before; on the CPU's thread.
+
+        None and 0: nothing that it has not seen.
+        """
+        self._set(self._at, self._clock.host_time(time) if time else 0)
+
+    def add_due(self, time: int) -> None:
+        """Something is due at this guest time, in nanoseconds, and perhaps something before. From any thread."""
+        self._add(self._at, self._clock.host_time(time))
 
     def close(self) -> None:
         """End the thread."""
-        self._closed = True
+        self._record.closed = 1
         self.executing.set()
-        self._wake()
+        self._wake(self._at)
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._record.closed:
             self.executing.wait()
+            signals = self._record.signals
             wait = self._look()
-            self._looks_at = self._clock.now() + int(wait * NANOSECONDS)
-            self._timer_set.acquire(timeout=wait)
-
-    def _wake(self) -> None:
-        if self._timer_set.locked():
-            self._timer_set.release()
+            self._sleep(self._at, self._cpu, monotonic_ns() + int(wait * NANOSECONDS), signals)

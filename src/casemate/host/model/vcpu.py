@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from casemate.abi.sev.ghcb import ExitCode
 from casemate.abi.x86 import msr
 from casemate.address import PAGE_SIZE, Gpa
-from casemate.host.clock import NANOSECONDS, GuestClock
+from casemate.host.clock import GuestClock
 from casemate.host.exits import (
     DebugEvent,
     Hlt,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _SPIN_NS = 50_000
 """What passes for each sixteen PAUSEs, which take four microseconds."""
-_LOOK_SECONDS = 0.005
+_LOOK_SECONDS = 0.02
 """How often somebody looks whether what was asked for was heard."""
 _TURN_SECONDS = 0.002
 """The same where other vCPUs wait for their turns, or the monitor for a window."""
@@ -142,7 +142,8 @@ class ModelVcpu:
         """VMCALL is another processor's: KVM puts VMMCALL in its place (KVM_X86_QUIRK_FIX_HYPERCALL_INSN)."""
         self._flush_wanted = False
         self._look_seconds = _TURN_SECONDS if interrupts is None else _LOOK_SECONDS
-        self._ticker = None if group is not None and group.runs_them else Ticker(clock, self._look)
+        runs_alone = group is None or not group.runs_them
+        self._ticker = Ticker(clock, self._look, engine.hooks.user_data) if runs_alone else None
         if self._lapic is not None:
             self._share(self._lapic)
         engine.hooks.hook_exceptions(
@@ -154,7 +155,7 @@ class ModelVcpu:
         if self._ticker is None:
             return
         if interrupts is not None:
-            interrupts.on_deadline = self._ticker.timer_was_set
+            interrupts.on_deadline = self._ticker.add_due
         clock.on_skip = engine.hooks.advance_tsc
         self._ticker.start()
 
@@ -388,7 +389,7 @@ class ModelVcpu:
             self._ticker.close()
 
     def _execute(self) -> None:
-        if self._is_interrupted():
+        if self._raise_due():
             self._engine.hooks.request_interrupt()
         if self._flush_wanted or self._control.take_stale():
             self._flush_wanted = False
@@ -464,14 +465,26 @@ class ModelVcpu:
             interrupts = self._interrupts
             if interrupts is None or self._control.defers_interrupts() or not interrupts.pending():
                 return NO_VECTOR
-            return interrupts.acknowledge()
+            vector = interrupts.acknowledge()
+            self._tell_ticker()
+            return vector
         except BaseException as error:
             self._engine.hooks.fail(error)
             return NO_VECTOR
 
+    def _raise_due(self) -> bool:
+        """Whether an interrupt waits, with what is due by now; the ticker gets to know what will be."""
+        is_wanted = self._is_interrupted()
+        self._tell_ticker()
+        return is_wanted
+
+    def _tell_ticker(self) -> None:
+        if self._ticker is not None:
+            self._ticker.set_due(self.deadline())
+
     def _poll(self) -> int:
         try:
-            is_wanted = self._is_interrupted()
+            is_wanted = self._raise_due()
             if self._group is not None:
                 self._group.look_around()
             return is_wanted
@@ -543,15 +556,9 @@ class ModelVcpu:
             self._look_seconds = _TURN_SECONDS
         if others_wait or self._control.stop_requested():
             self._engine.stop()
-        wait = self._until_timer()
-        if wait <= 0:
+        deadline = self.deadline()
+        if deadline == 0:
             self._engine.kick()
-            return self._look_seconds
-        return wait
-
-    def _until_timer(self) -> float:
-        """Seconds until a timer is due, at most until it is time to look again."""
-        deadline = self._interrupts.deadline() if self._interrupts is not None else None
-        if deadline is None:
-            return self._look_seconds
-        return min((deadline - self._clock.now()) / NANOSECONDS, self._look_seconds)
+        elif deadline is not None and self._ticker is not None:
+            self._ticker.add_due(deadline)
+        return self._look_seconds

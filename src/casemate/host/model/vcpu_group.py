@@ -74,7 +74,7 @@ class VcpuGroup(CpuGroup):
         self._ticker = Ticker(clock, self._look)
         clock.on_skip = self._skipped
         if interrupts is not None:
-            interrupts.on_deadline = self._ticker.timer_was_set
+            interrupts.on_deadline = self._ticker.add_due
         self._ticker.start()
 
     @property

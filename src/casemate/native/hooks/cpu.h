@@ -124,6 +124,8 @@ struct cpu {
     struct stored stored[STORED]; /* each page in one place */
     u64 data_page;      /* the engine's number of a page that is taken for data, and IS_SET */
 
+    u64 is_unmapping;   /* the engine takes memory away, and forgets all of its TLB behind that */
+
     u64 looked;         /* time-stamp counter when a PAUSE had it look for interrupts */
 
     /* A delivery under way (delivery.c). */
@@ -181,6 +183,7 @@ struct cpu {
 
     /* Interrupts (interrupts.c) */
     struct lapic *lapic; /* or 0 */
+    u64 kicked;          /* something may be due, and nobody has looked yet */
     int (*on_kick)(void); /* raises what is due; whether the CPU is wanted */
     u64 sites[SITES];    /* instructions that end their block, and where they end */
     u64 site_ends[SITES];

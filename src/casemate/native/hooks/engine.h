@@ -59,6 +59,7 @@ typedef uint8_t u8;
 #define ENV_TR 0x160
 #define ENV_IDT 0x190
 #define ENV_CR0 0x1a8
+#define ENV_CR2 0x1b8
 #define ENV_CR3 0x1c0 /* cr[3]: cpu_x86_update_cr3, first store */
 #define ENV_CR4 0x1c8 /* cr[4]: cpu_x86_update_cr4, last store */
 #define ENV_EFER 0x250       /* efer and the four below: helper_syscall and helper_rdmsr */
@@ -69,6 +70,7 @@ typedef uint8_t u8;
 #define ENV_LSTAR 0x12e8
 #define ENV_CSTAR 0x12f0
 #define ENV_FMASK 0x12f8
+#define ENV_OLD_EXCEPTION 0x1578 /* old_exception: raise_interrupt2, its look for a double fault */
 #define ENV_TPR 0x15b4 /* v_tpr, four bits: helper_write_crN */
 #define ENV_XCR0 0x1328 /* xcr0: helper_xgetbv */
 #define ENV_X87_TOP 0x25c  /* fpstt, fptags: helper_enter_mmx, its stores */

@@ -20,7 +20,8 @@ static void request(struct cpu *c, u32 what) {
 /* On the CPU's thread, after an access of the guest: what is due now? */
 void look_for_interrupts(struct cpu *c) {
     struct lapic *l = c->lapic;
-    if (*requests(c) & POLL) {
+    if (c->kicked) {
+        __atomic_store_n(&c->kicked, 0, __ATOMIC_SEQ_CST);
         __atomic_fetch_and(requests(c), ~POLL, __ATOMIC_SEQ_CST);
         if (c->on_kick && c->on_kick()) request(c, HARD);
     }
@@ -34,8 +35,11 @@ void look_for_interrupts(struct cpu *c) {
 }
 
 /* From any thread: something may be due, and Python is to look. The engine clears its requests without regard for other threads,
-   so a kick can be lost in the moment between two blocks; who kicks comes again. */
-EXPORT void hooks_kick(struct cpu *c) { request(c, POLL); }
+   so one can be lost in the moment between two blocks. Then the guest's next access sees to it. */
+EXPORT void hooks_kick(struct cpu *c) {
+    __atomic_store_n(&c->kicked, 1, __ATOMIC_SEQ_CST);
+    request(c, POLL);
+}
 
 /* The engine calls it between two blocks while anything is requested. */
 int h_x86_cpu_exec_interrupt(void *cpu, int what) {

@@ -120,8 +120,21 @@ void h_tlb_flush_by_mmuidx(void *cpu, u16 modes) {
 void h_tlb_flush_page_by_mmuidx(void *cpu, u64 va, u16 modes) {
     struct cpu *c = find_cpu((u64)cpu);
     u64 bit;
+    if (c && c->is_unmapping) return;
     if (c && *region_of(c, va, &bit) & bit) e_tlb_flush(cpu);
     else e_tlb_flush_page_by_mmuidx(cpu, va, modes);
+}
+
+/* Change the protection of memory, or take it away, by one of the engine's functions. It looks pages up by their physical addresses
+   as if they were virtual ones: what that leaves behind is put right. And it forgets each page, and all of the TLB after that. */
+EXPORT int hooks_change_memory(struct cpu *c, int (*change)(void *, u64, u64, u32), u64 gpa, u64 size, u32 access, u32 unmaps) {
+    u64 cr2 = AT(u64, c->env, ENV_CR2);
+    c->is_unmapping = unmaps;
+    int error = change(AT(void *, c->cpu, CPU_UC), gpa, size, access);
+    c->is_unmapping = 0;
+    AT(u64, c->env, ENV_CR2) = cr2;
+    AT(i32, c->cpu, CPU_EXCEPTION_INDEX) = AT(i32, c->env, ENV_OLD_EXCEPTION) = -1;
+    return error;
 }
 
 /* The engine makes the first store through an entry slow, to see whether there is code on the page. It is known that there is

@@ -285,17 +285,25 @@ __asm__(".globl stat64\n.type stat64,@function\n.set stat64,stat\n.globl __xstat
 
 /* ---- KVM itself ---- */
 
+/* Memory of the monitor that may not be there: 0, or -1. */
+static int copy(typeof(process_vm_readv) *call, void *ours, u64 theirs, size_t size) {
+    struct iovec local = {ours, size}, remote = {(void *)theirs, size};
+    return !size || call(this_process(), &local, 1, &remote, 1, 0) == (ssize_t)size ? 0 : -1;
+}
+
+EXPORT int kvm_copy_in(void *ours, u64 theirs, size_t size) { return copy(process_vm_readv, ours, theirs, size); }
+EXPORT int kvm_copy_out(void *ours, u64 theirs, size_t size) { return copy(process_vm_writev, ours, theirs, size); }
+
 /* Monitors lower an interrupt line at each access to a device, and mostly it is low. */
 static int lowers_low_line(const struct object *object, u32 request, u64 argument) {
     struct inside *inside = object->inside;
     int with_status = request == KVM_IRQ_LINE_STATUS;
     struct { u32 number_or_status, level; } line;
-    struct iovec ours = {&line, sizeof line}, theirs = {(void *)argument, sizeof line};
     if (object->kind != VM || !inside || (!with_status && request != KVM_IRQ_LINE)) return 0;
-    if (process_vm_readv(getpid(), &ours, 1, &theirs, 1, 0) != sizeof line) return 0;
+    if (kvm_copy_in(&line, argument, sizeof line)) return 0;
     if (line.level || line.number_or_status >= LINES || !inside->is_low[line.number_or_status]) return 0;
     line.number_or_status = 1; /* "delivered", as Python answers */
-    if (with_status && process_vm_writev(getpid(), &ours, 1, &theirs, 1, 0) != sizeof line) return 0;
+    if (with_status && kvm_copy_out(&line, argument, sizeof line)) return 0;
     __sync_fetch_and_add(&inside->lowered[with_status], 1);
     return 1;
 }

@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from casemate.address import PAGE_SIZE
 from casemate.errors import InternalError
@@ -274,24 +273,13 @@ class Engine:
     def protect(self, gpa: int, size: int, *, writable: bool) -> None:
         """Change whether writes to mapped memory are allowed."""
         access = READ | EXECUTE | (WRITE if writable else 0)
-        with self._kept_cr2():
-            self._check("uc_mem_protect", unicorn_api.mem_protect(self.handle, gpa, size, access))
+        self._check("uc_mem_protect", self.hooks.change_memory(unicorn_api.mem_protect, gpa, size, access))
 
     def unmap(self, gpa: int, size: int) -> None:
         """Remove mapped memory or MMIO."""
         self._ram = {start: what for start, what in self._ram.items() if not gpa <= start < gpa + size}
         self.hooks.memory_changed(self._ram)
-        with self._kept_cr2():
-            self._check("uc_mem_unmap", unicorn_api.mem_unmap(self.handle, gpa, size))
-
-    @contextmanager
-    def _kept_cr2(self) -> Iterator[None]:
-        # Mapped memory is looked up by its physical address as if it were virtual: that spoils the guest's CR2.
-        before = self.read(CR2)
-        yield
-        self._forget_lookup_fault()
-        if self.read(CR2) != before:
-            self.write(CR2, before)
+        self._check("uc_mem_unmap", self.hooks.change_memory(unicorn_api.mem_unmap, gpa, size))
 
     def map_mmio(self, gpa: int, size: int) -> None:
         """Send accesses to the hooks' callbacks; they get the region's ``gpa`` as user data."""

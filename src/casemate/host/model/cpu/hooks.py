@@ -102,7 +102,6 @@ def _install() -> Any:
     except OSError as error:
         raise _cannot(f"its machine code was not built ({error})") from None
     hooks.hooks_install.restype = hooks.hooks_sources.restype = ctypes.c_char_p
-    hooks.hooks_cpu_size.restype = hooks.hooks_msrs_size.restype = hooks.hooks_group_size.restype = c_uint64
     if problem := hooks.hooks_install(c_void_p(_engine_base())):
         raise _cannot(problem.decode())
     hooks.hooks_set_engine(library.uc_emu_start, library.uc_emu_stop)
@@ -132,9 +131,13 @@ def sources() -> str:
     return str(_hooks().hooks_sources().decode())
 
 
-def sizes() -> tuple[int, int, int]:
-    """Bytes of a CPU's record, its registers and a group's record, as the library has them. Raises UnsupportedError."""
-    return _hooks().hooks_cpu_size(), _hooks().hooks_msrs_size(), _hooks().hooks_group_size()
+def sizes() -> tuple[int, ...]:
+    """Bytes of the records of a CPU, its registers, a group and a ticker, as the library has them.
+
+    Raises UnsupportedError.
+    """
+    functions = ("hooks_cpu_size", "hooks_msrs_size", "hooks_group_size", "hooks_ticker_size")
+    return tuple(int(ctypes.CFUNCTYPE(c_uint64)(hook_address(name))()) for name in functions)
 
 
 def create_cpu(engine: int) -> None:
@@ -366,6 +369,13 @@ class EngineHooks:
         for number, (size, start, host) in enumerate(largest):
             record.ram[number] = RamRecord(start, size, host)
         record.ram_count = len(largest)
+
+    def change_memory(self, change: Any, gpa: int, size: int, access: int | None = None) -> int:
+        """Have the engine's function change what is mapped: its error number. Without ``access`` it is taken away."""
+        where = c_uint64(gpa), c_uint64(size)
+        return int(
+            self._hooks.hooks_change_memory(self.user_pointer, change, *where, access or 0, access is None)
+        )
 
     def take_programs(self, where: GuestRange, hand_over: Callable[[int, int], None]) -> None:
         """``hand_over`` gets how many programs of the unit at ``where`` were noted, and whether a command waits."""

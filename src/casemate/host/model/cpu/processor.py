@@ -116,11 +116,7 @@ class Processor(NamedTuple):
 
     def word(self, name: str) -> int:
         """One of CPUID's words of features."""
-        return sum(
-            1 << bit
-            for feature, (word, bit) in features().items()
-            if word == name and feature in self.features
-        )
+        return _words(self.features).get(name, 0)
 
     def answer(self, leaf: int, index: int) -> Leaf:
         """CPUID; what follows the processor's state is as after reset."""
@@ -194,9 +190,20 @@ def default_cpu(kind: GuestKind) -> CpuChoice:
     return CpuChoice(SEV_DEFAULT if kind.is_confidential else MAX)
 
 
+@functools.cache
 def everything() -> Processor:
     """AMD's with all that is executed, for VMMs that say themselves what of it their guests see."""
     return Processor(find_model("EPYC-Milan"), EXECUTED - {"la57"} - _INTELS, ())
+
+
+@functools.cache
+def _words(found: frozenset[str]) -> dict[str, int]:
+    """CPUID's words of features that have these."""
+    words: dict[str, int] = {}
+    for feature, (word, bit) in features().items():
+        if feature in found:
+            words[word] = words.get(word, 0) | 1 << bit
+    return words
 
 
 def _cache(index: int) -> Leaf:
