@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from support.guest_rig import Rig
 
 from casemate.abi.guest_kind import GuestKind
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.exits import Hlt
 from casemate.host.model.hypervisor import ModelHypervisor
+from casemate.host.model.vcpu import ModelVcpu
 
 PAUSES = 16_000
 STARTED, ENDED = 0x2000, 0x2008
@@ -58,3 +60,36 @@ def test_a_spin_skips_no_more_than_idling_may() -> None:
 
 def test_where_a_second_is_a_second_a_spin_takes_as_long_as_it_takes() -> None:
     assert spin(0)[0] == 0
+
+
+TICKS = 1 << 26
+"""Of the time-stamp counter: 13 to 130 ms."""
+
+
+def rests(between: str) -> int:
+    """How often the CPU slept while a guest counted ``TICKS`` by PAUSE, and did something else ``between``."""
+    code = f"""
+                rdtsc
+                mov ebx, eax
+        spin:   pause
+                {between}
+                rdtsc
+                sub eax, ebx
+                cmp eax, {TICKS}
+                jb spin
+                hlt
+    """
+    with Rig(code, 32, ModelHypervisor(GuestClock()).create_vm(GuestKind.PLAIN)) as rig:
+        assert rig.run() == Hlt(interrupts_enabled=False)
+        assert isinstance(rig.vcpu, ModelVcpu)
+        return rig.vcpu.engine.hooks.rests
+
+
+@pytest.mark.parametrize("between", ["", "in al, 0x80"])
+def test_guest_that_counts_down_for_long_gives_the_processor_back(between: str) -> None:
+    assert rests(between) > 5
+
+
+@pytest.mark.parametrize("between", ["in al, 0x80\nin al, 0x84", "in al, 0x80\nout 0x84, al"])
+def test_guest_that_looks_at_a_device_in_between_is_not_made_to_wait(between: str) -> None:
+    assert rests(between) == 0

@@ -114,13 +114,24 @@ static int is_time_to_look(struct cpu *c) {
     return 1;
 }
 
+/* Who has been spinning for a millisecond or more, as firmware does that counts down, need not burn the host's processor: it sleeps
+   for a moment at each PAUSE. Who looks at a device in between does not, or its many short waits would become long. */
+enum { CLOSE = 1 << 17, LONG = 1 << 22, MOMENT = 50000 };
+
+static void rest(struct cpu *c) {
+    u64 now = __builtin_ia32_rdtsc();
+    if (now - c->paused > CLOSE) c->spins = now;
+    if (now - c->spins > LONG) c->rests++, sleep_for(MOMENT);
+    c->paused = __builtin_ia32_rdtsc();
+}
+
 void h_helper_pause(void *env, int length) {
     struct cpu *c = cpu_of_env(env);
     if (c && is_time_to_look(c)) hooks_kick(c);
     if (c && c->group && c->group->others_wait) {
         c->group->pauses++;
         stop_engine(c);
-    }
+    } else if (c && !c->on_spin) rest(c);
     TAIL e_helper_pause(env, length);
 }
 

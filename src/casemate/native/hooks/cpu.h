@@ -127,6 +127,9 @@ struct cpu {
     u64 is_unmapping;   /* the engine takes memory away, and forgets all of its TLB behind that */
 
     u64 looked;         /* time-stamp counter when a PAUSE had it look for interrupts */
+    u64 paused, spins;  /* the same of its last PAUSE, and of the first of those that followed each other closely */
+    u64 clock_port;     /* the only one that was read since then */
+    u64 rests;
 
     /* A delivery under way (delivery.c). */
     u32 delivering;     /* 1 more than its vector */
@@ -272,6 +275,8 @@ HIDDEN u64 read_msr(struct cpu *c, u32 index);
 HIDDEN void write_msr(struct cpu *c, u32 index, u64 value);
 HIDDEN int serve_ghcb(struct cpu *c);
 HIDDEN void hand_over(struct cpu *c);
+HIDDEN long system_call(long number, u64 first, u64 second, u64 third, u64 fourth);
+HIDDEN void sleep_for(u64 nanoseconds); /* less than a second */
 HIDDEN void stop_engine(struct cpu *c);
 EXPORT void hooks_kick(struct cpu *c);
 HIDDEN void look_for_interrupts(struct cpu *c);

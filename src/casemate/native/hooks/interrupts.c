@@ -115,6 +115,7 @@ int wrmsr_of_apic(struct cpu *c, uintptr_t caller) {
 
 u32 read_port(struct cpu *c, u32 port, u32 size) {
     hand_over(c);
+    if (port != c->clock_port) c->clock_port = port, c->paused = 0; /* it waits for something else now (control.c) */
     u32 value = c->read_port(port, size);
     look_for_interrupts(c);
     return value;
@@ -122,6 +123,7 @@ u32 read_port(struct cpu *c, u32 port, u32 size) {
 
 void write_port(struct cpu *c, u32 port, u32 size, u32 value) {
     hand_over(c);
+    c->paused = 0;
     c->write_port(port, size, value);
     look_for_interrupts(c);
 }
@@ -137,6 +139,7 @@ u64 read_mmio(struct cpu *c, u64 gpa, u32 size) {
     }
     if (flash_read(c, gpa, size, &value)) return value;
     hand_over(c);
+    c->paused = 0;
     value = c->read_mmio(gpa, size);
     look_for_interrupts(c);
     return value;

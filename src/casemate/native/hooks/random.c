@@ -6,11 +6,7 @@ enum { GETRANDOM = 318 };
 
 u64 h_helper_rdrand(void *env) {
     u64 value = 0;
-    long got;
-    __asm__ volatile("syscall"
-                     : "=a"(got)
-                     : "a"((long)GETRANDOM), "D"(&value), "S"(sizeof value), "d"(0L)
-                     : "rcx", "r11", "memory");
+    long got = system_call(GETRANDOM, (u64)&value, sizeof value, 0, 0);
     AT(u64, env, ENV_CC_SRC) = got == sizeof value; /* the carry flag, which is all of the flags here */
     return value;
 }

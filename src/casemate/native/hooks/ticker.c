@@ -2,7 +2,7 @@
    Python. All times are the host's, in nanoseconds (CLOCK_MONOTONIC). */
 #include "cpu.h"
 
-enum { CLOCK_GETTIME = 228, FUTEX = 202, MONOTONIC = 1, WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
+enum { NANOSLEEP = 35, CLOCK_GETTIME = 228, FUTEX = 202, MONOTONIC = 1, WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
 enum { BILLION = 1000000000 };
 
 struct ticker {
@@ -14,7 +14,7 @@ struct ticker {
 
 struct time { u64 seconds, nanoseconds; };
 
-static long system_call(long number, u64 first, u64 second, u64 third, u64 fourth) {
+long system_call(long number, u64 first, u64 second, u64 third, u64 fourth) {
     register u64 r10 __asm__("r10") = fourth;
     long result;
     __asm__ volatile("syscall"
@@ -28,6 +28,11 @@ static u64 now(void) {
     struct time time;
     system_call(CLOCK_GETTIME, MONOTONIC, (u64)&time, 0, 0);
     return time.seconds * BILLION + time.nanoseconds;
+}
+
+void sleep_for(u64 nanoseconds) {
+    struct time time = {0, nanoseconds};
+    system_call(NANOSLEEP, (u64)&time, 0, 0, 0);
 }
 
 EXPORT u64 hooks_ticker_size(void) { return sizeof(struct ticker); }
