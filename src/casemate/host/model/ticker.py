@@ -44,11 +44,11 @@ class Ticker:
         self._thread.start()
 
     def set_due(self, time: int | None) -> None:
-        """Something is due at this guest time, in nanoseconds, and nothing before; on the CPU's thread.
+        """Something is due at this guest time, in nanoseconds, and nothing before, or nothing at all.
 
-        None and 0: nothing that it has not seen.
+        On the CPU's thread.
         """
-        self._set(self._at, self._clock.host_time(time) if time else 0)
+        self._set(self._at, 0 if time is None else self._clock.host_time(time))
 
     def add_due(self, time: int) -> None:
         """Something is due at this guest time, in nanoseconds, and perhaps something before. From any thread."""

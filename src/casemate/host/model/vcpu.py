@@ -50,6 +50,8 @@ _SPIN_NS = 50_000
 """What passes for each sixteen PAUSEs, which take four microseconds."""
 _LOOK_SECONDS = 0.02
 """How often somebody looks whether what was asked for was heard."""
+_AGAIN_NS = 5_000_000
+"""When the CPU is kicked anew for what waits for it."""
 _TURN_SECONDS = 0.002
 """The same where other vCPUs wait for their turns, or the monitor for a window."""
 _VMGEXIT = b"\xf3\x0f\x01\xd9"
@@ -479,8 +481,10 @@ class ModelVcpu:
         return is_wanted
 
     def _tell_ticker(self) -> None:
-        if self._ticker is not None:
-            self._ticker.set_due(self.deadline())
+        if self._ticker is None:
+            return
+        deadline = self.deadline()
+        self._ticker.set_due(self._clock.now() + _AGAIN_NS if deadline == 0 else deadline)
 
     def _poll(self) -> int:
         try:
