@@ -116,7 +116,7 @@ static int is_time_to_look(struct cpu *c) {
 
 /* Who has been spinning for a millisecond or more, as firmware does that counts down, need not burn the host's processor: it sleeps
    for a moment at each PAUSE. Who looks at a device in between does not, or its many short waits would become long. */
-enum { CLOSE = 1 << 17, LONG = 1 << 22, MOMENT = 50000 };
+enum { CLOSE = 1 << 18, LONG = 1 << 22, MOMENT = 50000 };
 
 static void rest(struct cpu *c) {
     u64 now = __builtin_ia32_rdtsc();
