@@ -107,6 +107,16 @@ def test_what_was_due_already_is_a_kick_at_once(make_rig: Callable[..., Rig]) ->
     rig.wait_for_kick()
 
 
+def test_what_is_due_comes_sooner_when_guest_time_is_skipped(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.begin()
+    rig.ticker.set_due(rig.clock.now() + 3600 * 1000 * _MILLISECOND)
+    for _ in range(3600):
+        rig.clock.skip(1000 * _MILLISECOND)
+        rig.ticker.time_skipped(1000 * _MILLISECOND)
+    rig.wait_for_kick()
+
+
 def test_python_looks_again_after_the_time_that_it_said(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(seconds=0.001)
     rig.begin()

@@ -36,6 +36,7 @@ class Ticker:
         self._sleep = CFUNCTYPE(None, c_void_p, c_void_p, c_uint64, c_uint32)(hook_address("ticker_sleep"))
         self._set = CFUNCTYPE(None, c_void_p, c_uint64)(hook_address("ticker_set"))
         self._add = CFUNCTYPE(None, c_void_p, c_uint64)(hook_address("ticker_add"))
+        self._skip = CFUNCTYPE(None, c_void_p, c_uint64)(hook_address("ticker_skip"))
         self._wake = CFUNCTYPE(None, c_void_p)(hook_address("ticker_wake"))
         self._thread = threading.Thread(target=self._run, name="casemate-ticker", daemon=True)
 
@@ -53,6 +54,10 @@ class Ticker:
     def add_due(self, time: int) -> None:
         """Something is due at this guest time, in nanoseconds, and perhaps something before. From any thread."""
         self._add(self._at, self._clock.host_time(time))
+
+    def time_skipped(self, nanoseconds: int) -> None:
+        """Guest time moved forward by so much."""
+        self._skip(self._at, nanoseconds)
 
     def close(self) -> None:
         """End the thread."""

@@ -158,7 +158,7 @@ class ModelVcpu:
             return
         if interrupts is not None:
             interrupts.on_deadline = self._ticker.add_due
-        clock.on_skip = engine.hooks.advance_tsc
+        clock.on_skip = self._time_skipped
         self._ticker.start()
 
     def join(self, group: Group) -> None:
@@ -485,6 +485,11 @@ class ModelVcpu:
             return
         deadline = self.deadline()
         self._ticker.set_due(self._clock.now() + _AGAIN_NS if deadline == 0 else deadline)
+
+    def _time_skipped(self, nanoseconds: int) -> None:
+        self._engine.hooks.advance_tsc(nanoseconds)
+        if self._ticker is not None:
+            self._ticker.time_skipped(nanoseconds)
 
     def _poll(self) -> int:
         try:

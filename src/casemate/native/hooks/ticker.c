@@ -3,7 +3,7 @@
 #include "cpu.h"
 
 enum { NANOSLEEP = 35, CLOCK_GETTIME = 228, FUTEX = 202, MONOTONIC = 1, WAIT_PRIVATE = 128, WAKE_PRIVATE = 129 };
-enum { BILLION = 1000000000 };
+enum { BILLION = 1000000000, MILLION = 1000000 };
 
 struct ticker {
     u64 due;     /* when the CPU is to be kicked, 0 never; then it is 0 again */
@@ -73,4 +73,15 @@ EXPORT void ticker_add(struct ticker *t, u64 due) {
         if (known && known <= due) return;
     } while (!__atomic_compare_exchange_n(&t->due, &known, due, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     if (due < __atomic_load_n(&t->wakes, __ATOMIC_SEQ_CST)) ticker_wake(t);
+}
+
+/* Guest time moved forward: what is due is due earlier. Time moves by microseconds, many times: the thread is woken for a
+   millisecond. */
+EXPORT void ticker_skip(struct ticker *t, u64 nanoseconds) {
+    u64 due = __atomic_load_n(&t->due, __ATOMIC_SEQ_CST), sooner;
+    do {
+        if (!due) return;
+        sooner = due > nanoseconds ? due - nanoseconds : 1;
+    } while (!__atomic_compare_exchange_n(&t->due, &due, sooner, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
+    if (sooner + MILLION < __atomic_load_n(&t->wakes, __ATOMIC_SEQ_CST)) ticker_wake(t);
 }
