@@ -9,4 +9,4 @@ def _low_memory(memory: int) -> int:
     return min(memory, 0xB0000000)
 
 
-BARE = Board("bare", _low_memory, None, pm_base=0x600)
+BOARD = Board("bare", _low_memory, None, pm_base=0x600)

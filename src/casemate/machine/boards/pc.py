@@ -15,4 +15,4 @@ def _pci(events: ChipsetEvents) -> dict[tuple[int, int], PciFunction]:
     return {(0, 0): I440fxHostBridge(), (1, 0): Piix3Isa(), (1, 3): Piix4Pm(events.pm_base)}
 
 
-PC = Board("pc", _low_memory, _pci, pm_base=None)
+BOARD = Board("pc", _low_memory, _pci, pm_base=None)

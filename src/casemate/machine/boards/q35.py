@@ -17,4 +17,4 @@ def _pci(events: ChipsetEvents) -> dict[tuple[int, int], PciFunction]:
     return {(0, 0): Q35HostBridge(events.ecam), (31, 0): Ich9Lpc(events.pm_base)}
 
 
-Q35 = Board("q35", _low_memory, _pci, pm_base=None)
+BOARD = Board("q35", _low_memory, _pci, pm_base=None)
