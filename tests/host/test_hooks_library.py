@@ -15,8 +15,7 @@ import casemate
 from casemate import native
 from casemate.host.model.cpu import hooks
 from casemate.host.model.cpu.msr import MsrTable
-from casemate.host.model.cpu.records import CpuRecord, GroupRecord
-from casemate.host.model.ticker import TickerRecord
+from casemate.host.model.cpu.records import CpuRecord, GroupRecord, TickerRecord
 
 PACKAGE = Path(casemate.__file__).parent
 BUILD_AGAIN = "install the checkout anew: ./dev does"

@@ -176,3 +176,8 @@ def test_no_summary_is_lost_of_processes_that_end_with_the_command(tmp_path: Pat
     except UnsupportedError as error:
         pytest.skip(str(error))
     assert (code, [summary["pid"] for summary in summaries]) == (0, list(range(60)))
+
+
+def test_vcpu_that_cannot_be_made_leaves_no_vm(run_vmm: Vmm) -> None:
+    ran = run_vmm("refused_vcpu")
+    assert ran.stdout == "Bad address, no VM is left\n", ran.stderr

@@ -62,7 +62,7 @@ class _Collector:
 
     def __init__(self, path: Path) -> None:
         self._summaries: dict[int, dict[str, Any]] = {}
-        self._connections: dict[socket.socket, _Sender] = {}
+        self._senders: set[_Sender] = set()
         self._arrived = threading.Condition()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -77,7 +77,7 @@ class _Collector:
 
     def _collect(self) -> None:
         deadline = None
-        while deadline is None or self._connections:
+        while deadline is None or self._senders:
             left = None if deadline is None else max(0.0, deadline - monotonic())
             ready = self._selector.select(left)
             if not ready:
@@ -98,21 +98,22 @@ class _Collector:
                 sender = _Sender(connection)
                 self._selector.register(connection, selectors.EVENT_READ, sender)
                 with self._arrived:
-                    self._connections[connection] = sender
+                    self._senders.add(sender)
 
     def _read(self, sender: _Sender) -> None:
         received = sender.receive()
         with self._arrived:
             self._summaries |= {summary["pid"]: summary for summary in sender.take_summaries(received)}
             if not received:
+                self._senders.remove(sender)
                 self._selector.unregister(sender.connection)
-                self._connections.pop(sender.connection).connection.close()
+                sender.connection.close()
             self._arrived.notify_all()
 
     def ask(self, seconds: float = 2.0) -> list[dict[str, Any]]:
         """Summaries as of now, of every process that answers in time."""
         with self._arrived:
-            asked = [(sender, sender.received) for sender in self._connections.values() if sender.ask()]
+            asked = [(sender, sender.received) for sender in self._senders if sender.ask()]
             self._arrived.wait_for(
                 lambda: all(sender.received > before or sender.is_gone for sender, before in asked), seconds
             )
@@ -123,7 +124,8 @@ class _Collector:
         self._end.send(b"!")
         self._thread.join()
         self._selector.close()
-        for each in (self._listener, self._end, self._ended, *self._connections):
+        connections = (sender.connection for sender in self._senders)
+        for each in (self._listener, self._end, self._ended, *connections):
             each.close()
         return list(self._summaries.values())
 

@@ -33,6 +33,7 @@ from casemate.host.model.cpu.hooks import Callbacks
 from casemate.host.model.cpu.state import CpuState
 from casemate.host.model.cpu.unicorn_api import library as engine_library
 from casemate.host.model.vcpu import Activity
+from casemate.host.model.vm import ModelVm
 from casemate.host.secure_processor import VcpuReset
 from casemate.userkvm.capabilities import FIX_HYPERCALL
 from casemate.userkvm.coherence import CodeWatch
@@ -71,6 +72,7 @@ class Vcpu(VcpuMsrs):
 
     def __init__(self, vm: VcpuOwner, number: int) -> None:
         super().__init__()
+        model = vm.realize()  # may fail, and then there is nothing of a vCPU yet
         self.vm = vm
         self.number = number
         self.index = vm.count_vcpus()
@@ -90,11 +92,10 @@ class Vcpu(VcpuMsrs):
         self._accessed_at = 0
         """The instruction whose access was undone."""
         self._door = ExitDoor(self.record, self.address)
-        self._make_model()
+        self._make_model(model)
 
-    def _make_model(self) -> None:
+    def _make_model(self, model: ModelVm) -> None:
         vm = self.vm
-        model = vm.realize()
         control = SignalControl(self.record, self.address)
         # The threads that the model makes must take none of the monitor's signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)

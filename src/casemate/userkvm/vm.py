@@ -139,8 +139,13 @@ class Vm(VmMemory):
     def _make_model(self) -> ModelVm:
         self.cpuid.is_confidential = self.kind.is_confidential
         model = self.kernel.hypervisor(self.kind).create_vm(self.kind, self.setup, cpuid=self.cpuid)
-        for slot in self.slots.values():
-            self.back(model, slot)
+        try:
+            for slot in self.slots.values():
+                self.back(model, slot)
+        except BaseException:
+            self._mapped.clear()
+            model.close()
+            raise
         if model.page_states is not None:
             model.page_states.host = self
         if model.snp_processor is not None:

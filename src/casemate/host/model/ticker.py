@@ -10,12 +10,7 @@ from time import monotonic_ns
 
 from casemate.host.clock import NANOSECONDS, GuestClock
 from casemate.host.model.cpu.hooks import hook_address
-
-
-class TickerRecord(ctypes.Structure):
-    """``struct ticker`` of ``native/hooks/ticker.c``."""
-
-    _fields_ = (("due", c_uint64), ("wakes", c_uint64), ("signals", c_uint32), ("closed", c_uint32))
+from casemate.host.model.cpu.records import TickerRecord
 
 
 class Ticker:

@@ -149,7 +149,7 @@ void write_mmio(struct cpu *c, u64 gpa, u32 size, u64 value) {
     struct lapic *l = c->lapic;
     if (l && lapic_covers(l, gpa) && lapic_write(l, gpa & (PAGE - 1), size, value)) l->accesses++;
     else if (flash_write(c, gpa, size, value)) return;
-    else hand_over(c), c->write_mmio(gpa, size, value);
+    else hand_over(c), c->paused = 0, c->write_mmio(gpa, size, value);
     look_for_interrupts(c);
 }
 

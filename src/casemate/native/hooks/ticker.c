@@ -44,8 +44,9 @@ EXPORT void ticker_sleep(struct ticker *t, struct cpu *c, u64 until, u32 signals
         u64 due = __atomic_load_n(&t->due, __ATOMIC_SEQ_CST), time = now(), wakes = due && due < until ? due : until;
         if (t->closed || time >= until || (!c && signal != signals)) return;
         if (due && time >= due) {
-            if (__sync_bool_compare_and_swap(&t->due, due, 0) && c) hooks_kick(c);
+            int is_still_due = __sync_bool_compare_and_swap(&t->due, due, 0);
             if (!c) return;
+            if (is_still_due) hooks_kick(c);
             continue;
         }
         __atomic_store_n(&t->wakes, wakes, __ATOMIC_SEQ_CST);

@@ -455,11 +455,6 @@ class EngineHooks:
         """Whether an NMI waits."""
         return bool(self._request.value & _NMI)
 
-    @property
-    def rests(self) -> int:
-        """How often the CPU slept while its guest spun for long."""
-        return int(self.record.rests)
-
     def read_tsc(self) -> int:
         """What the guest's RDTSC says now."""
         ticks = host_ticks()

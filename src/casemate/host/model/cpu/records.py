@@ -178,6 +178,12 @@ class CpuRecord(ctypes.Structure):
     )
 
 
+class TickerRecord(ctypes.Structure):
+    """``struct ticker`` of ``native/hooks/ticker.c``."""
+
+    _fields_ = (("due", c_uint64), ("wakes", c_uint64), ("signals", c_uint32), ("closed", c_uint32))
+
+
 class GroupRecord(ctypes.Structure):
     """``struct group`` of ``native/hooks/cpu.h``."""
 
