@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -171,11 +172,14 @@ def test_no_summary_is_lost_of_processes_that_end_with_the_command(tmp_path: Pat
         '    connection.sendall(b\'no summary\\n[]\\n{"pid": %d, "text": "%s"}\\n\' % (number, b\'x\' * 50000))\n'
     )
     command.chmod(0o755)
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+    handlers = [signal.getsignal(number) for number in signals]
     try:
         code, summaries = vmm_child.run_vmm([str(command)], Options("linux-6.18"), lambda _: None)
     except UnsupportedError as error:
         pytest.skip(str(error))
     assert (code, [summary["pid"] for summary in summaries]) == (0, list(range(60)))
+    assert [signal.getsignal(number) for number in signals] == handlers
 
 
 def test_vcpu_that_cannot_be_made_leaves_no_vm(run_vmm: Vmm) -> None:

@@ -25,6 +25,7 @@ from casemate.userkvm.report import to_text
 
 _SIGNALLED = 128
 _CHUNK = 1 << 16
+_FORWARDED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _GRACE_SECONDS = 1.0
 """For children that outlive the command, as those that it ends with itself."""
 
@@ -48,10 +49,10 @@ def run_vmm(
         program, environment = prepare(command, options._replace(socket=str(path)))
         collector = _Collector(path)
         try:
-            code = _Child([str(program), *command[1:]], environment, collector, show).wait()
+            with _Child([str(program), *command[1:]], environment, collector, show) as child:
+                return child.wait(), collector.finish()
         finally:
-            summaries = collector.close()
-    return code, summaries
+            collector.close()
 
 
 class _Collector:
@@ -119,15 +120,19 @@ class _Collector:
             )
             return list(self._summaries.values())
 
-    def close(self) -> list[dict[str, Any]]:
+    def finish(self) -> list[dict[str, Any]]:
         """The command ended: what came, and what its last children send in the next second."""
         self._end.send(b"!")
         self._thread.join()
+        return list(self._summaries.values())
+
+    def close(self) -> None:
+        """Give its sockets and its thread back."""
+        self.finish()
         self._selector.close()
         connections = (sender.connection for sender in self._senders)
         for each in (self._listener, self._end, self._ended, *connections):
             each.close()
-        return list(self._summaries.values())
 
 
 class _Sender:
@@ -170,7 +175,7 @@ class _Sender:
 
 
 class _Child:
-    """The command; signals that end or ask ``casemate kvm`` are its."""
+    """The command; as a context, signals that end or ask ``casemate kvm`` are its."""
 
     def __init__(
         self,
@@ -188,11 +193,17 @@ class _Child:
                 f"{command[0]} cannot be started: {error.strerror}", "name another command"
             ) from None
 
+    def __enter__(self) -> _Child:
+        handlers = dict.fromkeys(_FORWARDED, self._forward) | {signal.SIGUSR1: self._show}
+        self._handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
     def wait(self) -> int:
         """Its exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._forward)
-        signal.signal(signal.SIGUSR1, self._show)
         code = self._process.wait()
         return code if code >= 0 else _SIGNALLED - code
 
