@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 
 from casemate.address import PAGE_SIZE
 from casemate.host.model.cpu.records import PAGES
@@ -18,8 +17,8 @@ class CodeWatch:
         self._record = record
         self._library = load()
         self._marks = marks
-        self._seen: dict[MemorySlot, tuple[mmap.mmap, int]] = {}
-        """Which pages of a slot are protected, a byte each, and the address of that."""
+        self._seen: dict[MemorySlot, ctypes.Array[ctypes.c_uint8]] = {}
+        """Which pages of a slot are protected, a byte each."""
         record.fetches = fetches
         self.before_store: int = ctypes.cast(self._library.kvm_before_store, ctypes.c_void_p).value or 0
         """Address of what the CPU model calls before it stores to a page with code."""
@@ -36,13 +35,12 @@ class CodeWatch:
             if slot in before:
                 self._seen[slot] = before[slot]
             elif not self._library.kvm_watch_memory(slot.hva, slot.range.size):
-                pages = mmap.mmap(-1, max(slot.range.size // PAGE_SIZE, PAGE_SIZE))
-                self._seen[slot] = pages, ctypes.addressof(ctypes.c_char.from_buffer(pages))
-        for code, (slot, (_, address)) in zip(self._record.code, self._seen.items(), strict=False):
-            code.host, code.pages, code.seen = slot.hva, slot.range.size // PAGE_SIZE, address
+                self._seen[slot] = (ctypes.c_uint8 * (slot.range.size // PAGE_SIZE))()
+                self._record.must_protect = 1
+        for code, (slot, seen) in zip(self._record.code, self._seen.items(), strict=False):
+            code.host, code.pages, code.seen = slot.hva, len(seen), ctypes.addressof(seen)
             code.marks = self._marks + slot.range.start // PAGE_SIZE % PAGES
         self._record.code_count = len(self._seen)
-        self._record.must_protect = 1
 
 
 def _has_marks(slot: MemorySlot) -> bool:

@@ -179,17 +179,19 @@ EXPORT void kvm_unwatch_memory(u64 address, u64 size) {
     call(UFFDIO_UNREGISTER, &range);
 }
 
+enum { COMPARED = 4096 };
+
 /* Code pages that are new since the last look are protected. */
 static void protect_new(struct vcpu *v) {
     for (u64 i = 0; i < v->code_count; i++) {
         struct code *c = &v->code[i];
-        for (u64 page = 0; page < c->pages; page++) {
-            if (page % 8 == 0 && page + 8 <= c->pages && *(u64 *)(c->marks + page) == *(u64 *)(c->seen + page)) {
-                page += 7;
-                continue;
+        for (u64 first = 0; first < c->pages; first += COMPARED) {
+            u64 end = first + COMPARED < c->pages ? first + COMPARED : c->pages;
+            if (!memcmp(c->marks + first, c->seen + first, end - first)) continue; /* nearly always */
+            for (u64 page = first; page < end; page++) {
+                if (c->marks[page] && !c->seen[page]) protect(c->host + page * PAGE, PAGE, UFFDIO_WRITEPROTECT_MODE_WP);
+                c->seen[page] = c->marks[page];
             }
-            if (c->marks[page] && !c->seen[page]) protect(c->host + page * PAGE, PAGE, UFFDIO_WRITEPROTECT_MODE_WP);
-            c->seen[page] = c->marks[page];
         }
     }
 }

@@ -35,7 +35,6 @@ from casemate.host.model.cpu.records import (
     InterruptAcknowledger,
     InterruptPoll,
     MsrAnswer,
-    RamRecord,
     TakePrograms,
 )
 from casemate.host.model.cpu.unicorn_api import (
@@ -365,9 +364,9 @@ class EngineHooks:
             0xFFFFFFFF,
         )  # blocks are known by their pages
         largest = sorted(((size, start, host) for start, (size, host) in ram.items()), reverse=True)[:RAMS]
+        words = [word for size, start, host in largest for word in (start, size, host)]
         record.ram_count = 0
-        for number, (size, start, host) in enumerate(largest):
-            record.ram[number] = RamRecord(start, size, host)
+        ctypes.memmove(record.ram, (c_uint64 * len(words))(*words), 8 * len(words))
         record.ram_count = len(largest)
 
     def change_memory(self, change: Any, gpa: int, size: int, access: int | None = None) -> int:
