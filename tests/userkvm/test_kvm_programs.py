@@ -182,6 +182,15 @@ def test_no_summary_is_lost_of_processes_that_end_with_the_command(tmp_path: Pat
     assert [signal.getsignal(number) for number in signals] == handlers
 
 
+def test_frequency_of_the_time_stamp_counter_is_right_and_never_changes(run_vmm: Vmm) -> None:
+    assert run_vmm("tsc_frequency").stdout.splitlines() == [
+        "changes 0",
+        "within 100 parts in a million: yes",
+        "200 less: taken",
+        "300 less: Invalid argument",
+    ]
+
+
 def test_vcpu_that_cannot_be_made_leaves_no_vm(run_vmm: Vmm) -> None:
     ran = run_vmm("refused_vcpu")
     assert ran.stdout == "Bad address, no VM is left\n", ran.stderr

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from casemate.abi.guest_kind import GuestKind
@@ -15,8 +14,7 @@ from casemate.abi.kernel_eras import find_era
 from casemate.abi.kvm.vm_types import VmType
 from casemate.files import write_file
 from casemate.host import vma
-from casemate.host.clock import NANOSECONDS, GuestClock
-from casemate.host.model.cpu.unicorn_api import host_ticks
+from casemate.host.clock import GuestClock
 from casemate.host.model.hypervisor import ModelHypervisor
 from casemate.host.slots import MemorySlot
 from casemate.host.snp_processor import Certificates
@@ -47,7 +45,6 @@ class Kernel:
         self.sees_all_calls = bool(self.faults.calls)
         """Every ioctl is answered here, the library answers none by itself: some are to fail, or all are logged."""
         self._numbers = itertools.count(1)
-        self._started = monotonic_ns(), host_ticks()
 
     @cached_property
     def platform(self) -> ModelPlatform:
@@ -86,9 +83,8 @@ class Kernel:
         return vma.is_writable(slot.hva, slot.range.size)
 
     def tsc_khz(self) -> int:
-        """Of the host's time-stamp counter, as seen since the start."""
-        ticks = host_ticks() - self._started[1]
-        return int(ticks * (NANOSECONDS // 1000) // max(monotonic_ns() - self._started[0], 1))
+        """Of the host's time-stamp counter; it never changes."""
+        return int(load().kvm_tsc_khz())
 
 
 SEV_TYPES = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})

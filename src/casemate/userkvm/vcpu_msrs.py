@@ -24,6 +24,8 @@ SETTABLE_MSRS = frozenset(
     }
 )
 """Kept for the monitor; the guest's accesses do not see them."""
+_TOLERANCE = 250
+"""Parts in a million by which a frequency may be off."""
 
 
 class VcpuMsrs(DebuggedGuest):
@@ -151,8 +153,8 @@ class VcpuMsrs(DebuggedGuest):
 
     @answers(Ioctl.SET_TSC_KHZ)
     def set_tsc_khz(self, argument: int) -> None:
-        """Only the host's own, for nothing scales it."""
-        if argument and abs(argument - self.vm.tsc_khz()) * 1000 > self.vm.tsc_khz():
+        """Only the host's own, for nothing scales it (x86.c, tsc_tolerance_ppm)."""
+        if argument and abs(argument - self.vm.tsc_khz()) * 1_000_000 > self.vm.tsc_khz() * _TOLERANCE:
             raise Refused(EINVAL, "the time-stamp counter is not scaled")
 
     @answers(Ioctl.HAS_DEVICE_ATTR, DeviceAttr)

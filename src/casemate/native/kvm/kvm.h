@@ -111,6 +111,8 @@ struct vcpu {
     struct code code[CODE_SLOTS];
 };
 
+HIDDEN void note_time(void);
+
 void kvm_watch_vcpu(struct vcpu *v, int is_watched);
 HIDDEN void note_code(struct vcpu *v);
 HIDDEN int was_code_written(struct vcpu *v);

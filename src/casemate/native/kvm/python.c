@@ -112,6 +112,7 @@ static void load_once(void) {
 int start_python(void) {
     static volatile int state; /* 0, 1 while it is loaded, 2 */
     if (__sync_bool_compare_and_swap(&state, 0, 1)) {
+        note_time();
         load_once();
         state = 2;
     }
