@@ -277,10 +277,8 @@ class Engine:
 
     def unmap(self, gpa: int, size: int) -> None:
         """Remove mapped memory or MMIO."""
-        ram = {start: what for start, what in self._ram.items() if not gpa <= start < gpa + size}
-        if len(ram) != len(self._ram):
-            self._ram = ram
-            self.hooks.memory_changed(ram)
+        self._ram = {start: what for start, what in self._ram.items() if not gpa <= start < gpa + size}
+        self.hooks.memory_changed(self._ram)
         self._check("uc_mem_unmap", self.hooks.change_memory(unicorn_api.mem_unmap, gpa, size))
 
     def map_mmio(self, gpa: int, size: int) -> None:
