@@ -191,6 +191,15 @@ def test_frequency_of_the_time_stamp_counter_is_right_and_never_changes(run_vmm:
     ]
 
 
+def test_locked_instructions_are_atomic_to_the_threads_of_a_monitor(run_vmm: Vmm) -> None:
+    assert run_vmm("locked_instructions").stdout.splitlines() == [
+        *["lost 0"] * 4,
+        "read 4 bytes at 0x8000",
+        "write 4 bytes at 0x8000: 7",
+        "split 1000 and 1000, exit 2 with 0x9090909",
+    ]
+
+
 def test_vcpu_that_cannot_be_made_leaves_no_vm(run_vmm: Vmm) -> None:
     ran = run_vmm("refused_vcpu")
     assert ran.stdout == "Bad address, no VM is left\n", ran.stderr

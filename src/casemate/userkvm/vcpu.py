@@ -109,6 +109,7 @@ class Vcpu(VcpuMsrs):
         self.model.exits_on_hlt = isinstance(chips, NoIrqchip)
         vm.inside.others_wait = model.others_wait_at
         self._engine = self.model.engine
+        self._engine.hooks.share_memory()
         self._state = CpuState(self._engine)
         library, record = self._library, self.record
         python = self._engine.hooks.divert(

@@ -95,6 +95,9 @@ struct stored { u64 page; u32 stores, limit; };
 enum { LEVELS = 5, WALKED = 512, WALKED_PLACES = 1024 };
 struct walked { u64 *at, value; };
 
+/* Locked instructions that are not atomic (atomics.c). */
+enum { PLAIN = 16 };
+
 struct cpu {
     u64 cpu, env;       /* the engine's CPUState and CPUX86State */
     struct cpu *next;   /* of the same cell */
@@ -123,6 +126,9 @@ struct cpu {
     void (*before_store)(u64 page); /* is told the host's address of a page with code that is stored to; or 0 */
     struct stored stored[STORED]; /* each page in one place */
     u64 data_page;      /* the engine's number of a page that is taken for data, and IS_SET */
+
+    u64 shares_memory;  /* with other threads, to which locked instructions are atomic */
+    u64 plain_count, plain[PLAIN]; /* the linear addresses of those that are not */
 
     u64 is_unmapping;   /* the engine takes memory away, and forgets all of its TLB behind that */
 
@@ -304,5 +310,6 @@ HIDDEN void go_on(struct cpu *c);
 HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
 HIDDEN void end_block(struct cpu *c);
 HIDDEN void end_block_at_site(struct cpu *c, u64 pc);
+HIDDEN void choose_atomics(struct cpu *c, u64 pc);
 HIDDEN int flash_write(struct cpu *c, u64 gpa, u32 size, u64 value);
 HIDDEN int flash_read(struct cpu *c, u64 gpa, u32 size, u64 *value);

@@ -116,6 +116,8 @@ typedef uint8_t u8;
 #define WRITE_IS_SPECIAL 0xe40u /* TLB_INVALID, NOTDIRTY, MMIO, DISCARD_WRITE: what it leaves alone */
 
 /* TCGContext, TCGOp, DisasContextBase, TranslatorOps and TranslationBlock */
+#define TCG_CFLAGS 0x64     /* tb_cflags: tcg_gen_mb, its test, which is of the bit */
+#define TCG_IS_PARALLEL (1u << 19)
 #define TCG_INVALIDATED 0xd8 /* tb_phys_invalidate_count: do_tb_phys_invalidate, its only addition */
 #define TCG_FLUSHED 0x98d0  /* tb_flush_count: tb_flush, its last addition */
 #define TCG_CPU_ENV 0x98f0  /* cpu_env: a temporary, as an offset from the context; helper calls of the translator */
@@ -191,6 +193,7 @@ typedef uint8_t u8;
     X(do_interrupt_x86_hardirq, void, (void *env, int vector, int hardware)) \
     X(cpu_abort, void, (void *cpu, const char *format)) \
     X(cpu_ldub_code, u32, (void *env, u64 address)) \
+    X(cpu_loop_exit_atomic, void, (void *cpu, uintptr_t ra)) \
     X(tcg_gen_callN, void, (void *s, void *function, void *result, int count, void **arguments)) \
     X(translator_loop, void, (void *operations, void *block, void *cpu, void *tb, int limit)) \
     X(tb_gen_code, void *, (void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags)) \

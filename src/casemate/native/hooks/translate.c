@@ -197,6 +197,7 @@ u32 h_cpu_ldub_code(void *env, u64 at) {
             for (u64 i = 0; i < c->breakpoint_count; i++)
                 if (c->breakpoints[i] == at) refuse(c, AT_BREAKPOINT, 0);
             end_block_at_site(c, at);
+            choose_atomics(c, at);
         }
         look_at(c, at, byte);
     }

@@ -492,6 +492,10 @@ class EngineHooks:
         """Have the C function at this address called with the host's address of a page with code that is stored to."""
         self.record.before_store = function
 
+    def share_memory(self) -> None:
+        """Other threads write to the guest's memory: its locked instructions are atomic to them. Before it runs."""
+        self.record.shares_memory = 1
+
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
         if not self._shares_marks:  # another CPU's translations are still there
