@@ -200,6 +200,33 @@ def test_locked_instructions_are_atomic_to_the_threads_of_a_monitor(run_vmm: Vmm
     ]
 
 
+@pytest.mark.skipif(not sees_writes_into_code(), reason="userfaultfd(2) serves no faults of the kernel here")
+def test_code_in_pages_that_replaced_others_is_what_the_guest_executes(run_vmm: Vmm) -> None:
+    assert run_vmm("discarded_code").stdout.splitlines() == [
+        *("first: 1", "rewritten: 2", "discarded: 11", "rewritten: 12", "mapped anew: 21", "rewritten: 22"),
+        *("shared: 31", "rewritten: 32", "punched: 41", "rewritten: 42"),
+    ]
+
+
+def test_vcpus_share_ring_memory_and_clock_whichever_threads_run_them(run_vmm: Vmm) -> None:
+    assert run_vmm("several_vcpus").stdout.splitlines() == [
+        "counter apart: 1",
+        "counter of a new vCPU apart: 0",
+        "vCPU 0: port 0x71, 1 in the ring",
+        "vCPU 1: port 0x71, 2 in the ring",
+        "without memory: exit 17",
+    ]
+
+
+def test_registers_at_an_exit_are_those_of_the_instruction(run_vmm: Vmm) -> None:
+    exits = ["port 0x80 at 0x1002, carry 1", "port 0x81 at 0x1004, carry 1"]
+    assert run_vmm("registers_at_exits").stdout.splitlines() == [*exits, *exits]
+
+
+def test_monitor_may_lock_all_of_its_memory(run_vmm: Vmm) -> None:
+    assert run_vmm("locked_memory").stdout == "registers set\n"
+
+
 def test_vcpu_that_cannot_be_made_leaves_no_vm(run_vmm: Vmm) -> None:
     ran = run_vmm("refused_vcpu")
     assert ran.stdout == "Bad address, no VM is left\n", ran.stderr

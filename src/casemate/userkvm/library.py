@@ -70,6 +70,7 @@ class Inside(ctypes.Structure):
         ("others_wait", c_uint64),
         ("is_low", c_uint8 * LINES),
         ("lowered", c_uint64 * 2),
+        ("ring", c_uint64),
     )
 
     def set_zones(self, zones: list[tuple[int, int, bool]]) -> bool:

@@ -300,14 +300,17 @@ class Vcpu(VcpuMsrs):
     @answers(Ioctl.GET_REGS, Regs)
     def get_regs(self, value: Regs) -> None:
         """As they are; those of a protected guest as they were set."""
+        ctypes.memmove(ctypes.byref(value), self._known_regs().to_bytes(), Regs.SIZE)
+
+    def _known_regs(self) -> Regs:
         if self._is_open and not self._later:
             self._shown_regs = self.without_step(self._state.regs())
-        ctypes.memmove(ctypes.byref(value), self._shown_regs.to_bytes(), Regs.SIZE)
+        return self._shown_regs
 
     @answers(Ioctl.SET_REGS, Regs)
     def set_regs(self, value: Regs) -> None:
-        """Only what differs from what was last read: a monitor writes everything back."""
-        before, self._shown_regs = self._shown_regs, Regs.from_bytes(value)
+        """Only what differs from how they are: a monitor writes everything back."""
+        before, self._shown_regs = self._known_regs(), Regs.from_bytes(value)
         changed = {name for name, *_ in Regs._fields_ if getattr(value, name) != getattr(before, name)}
         if not changed or (not self._is_open and self.vm.is_running):
             return
@@ -319,16 +322,19 @@ class Vcpu(VcpuMsrs):
     @answers(Ioctl.GET_SREGS, Sregs)
     def get_sregs(self, value: Sregs) -> None:
         """Likewise."""
+        ctypes.memmove(ctypes.byref(value), self._known_sregs().to_bytes(), Sregs.SIZE)
+
+    def _known_sregs(self) -> Sregs:
         if self._is_open and not self._later:
             self._shown_sregs = self._state.sregs()
-        ctypes.memmove(ctypes.byref(value), self._shown_sregs.to_bytes(), Sregs.SIZE)
+        return self._shown_sregs
 
     @answers(Ioctl.SET_SREGS, Sregs)
     def set_sregs(self, value: Sregs) -> None:
         """Likewise; what the monitor's normal form alone changed does not count."""
         if problem := problem_of(value, self._cr4_bits()):
             raise Refused(EINVAL, problem)
-        before, self._shown_sregs = self._shown_sregs, Sregs.from_bytes(value)
+        before, self._shown_sregs = self._known_sregs(), Sregs.from_bytes(value)
         if essence(value) == essence(before) or (not self._is_open and self.vm.is_running):
             return
         if self.record.in_access and not self._later:

@@ -82,7 +82,7 @@ class VcpuMsrs(DebuggedGuest):
         if index in self.msrs:
             done = self.msrs.write(index, entry.data)
             if index == msr.TSC:
-                self._synchronize_tsc()
+                self._synchronize_tsc(entry.data)
             if done:
                 self._clock_register_written(index, entry.data)
             return done
@@ -102,12 +102,15 @@ class VcpuMsrs(DebuggedGuest):
                 self._engine.set_msr(index, entry.data)
         return True
 
-    def _synchronize_tsc(self) -> None:
-        """What is within a second of the first vCPU's counter was meant to be the same (x86.c, kvm_synchronize_tsc)."""
+    def _synchronize_tsc(self, value: int) -> None:
+        """As the first vCPU counts: what was meant to be the same as there, and who begins (x86.c, kvm_synchronize_tsc).
+
+        What is within a second of it was. 0 is what monitors write to a vCPU that is new.
+        """
         first = self.vm.first_tsc_offset()
         if self.index and first is not None:
             apart = self.msrs.tsc_offset - first & (1 << 64) - 1
-            if min(apart, (1 << 64) - apart) < self.vm.tsc_khz() * 1000:
+            if not value or min(apart, (1 << 64) - apart) < self.vm.tsc_khz() * 1000:
                 self.msrs.tsc_offset = first
 
     def _guest_msr(self, index: int, value: int | None) -> int | None:

@@ -20,7 +20,7 @@ from casemate.host.model.intercepts import AccessIntercepts
 from casemate.host.model.slots import Piece, SlotTable
 from casemate.host.slots import MemorySlot
 
-_LOW_END = 1 << 39
+_LOW_END = 1 << 32
 _CALL = "KVM_SET_USER_MEMORY_REGION (modelled)"
 
 
@@ -80,9 +80,7 @@ class PhysicalMemory:
         for slot in sorted(self._table.slots.values(), key=lambda slot: slot.range):
             self._map_hole(start, slot.range.start)
             start = slot.range.end
-        # What few have memory in is a hole of its own, for it takes longest to be given up.
-        self._map_hole(start, min(_LOW_END, self._end))
-        self._map_hole(max(start, _LOW_END), self._end)
+        self._map_hole(start, self._end)
 
     def add(self, slot: MemorySlot) -> None:
         """Back ``slot.range`` with host memory. Raises HostError as KVM does."""
@@ -203,9 +201,10 @@ class PhysicalMemory:
     def _map_hole(self, start: int, end: int) -> None:
         if start >= end or not self._holes_mapped:
             return
-        for engine, intercepts in self._cpus:
-            self._map_hole_of(engine, intercepts, start, end)
-        self._holes[start] = end
+        for first, last in [(start, end)] if self._mmio_faults else _pieces(start, end):
+            for engine, intercepts in self._cpus:
+                self._map_hole_of(engine, intercepts, first, last)
+            self._holes[first] = last
 
     def _map_hole_of(self, engine: Engine, intercepts: AccessIntercepts, start: int, end: int) -> None:
         for alias in self._aliases:
@@ -225,3 +224,11 @@ class PhysicalMemory:
                     engine.unmap(start | alias, end - start)
             self._map_hole(start, wanted.start)
             self._map_hole(wanted.end, end)
+
+
+def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Above 4 GiB they end at powers of two: the engine takes time by the page of a piece to give it up again."""
+    while start < end:
+        stop = min(end, max(_LOW_END, 1 << start.bit_length()))
+        yield start, stop
+        start = stop

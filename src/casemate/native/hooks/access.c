@@ -47,12 +47,19 @@ static __attribute__((noreturn, noinline)) void undo_port(struct cpu *c, uintptr
     raise(c, UNDONE_PORT, 0, ra);
 }
 
+/* Whoever answers IN or OUT looks at registers: RIP and RFLAGS of the instruction, which the engine computes where it ends a block. */
+EXPORT void hooks_find_place(struct cpu *c) {
+    if (c->port_at) e_cpu_restore_state((void *)c->cpu, c->port_at, 0);
+}
+
 #define HELPER_IN(name, bytes) \
     u64 h_##name(void *env, u64 port, u64 unused) { \
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
+            c->port_at = CALLER; \
             u64 value = read_port(c, port, bytes) & MASK(bytes); \
+            c->port_at = 0; \
             if (c->undo_port) undo_port(c, CALLER); \
             return value; \
         } \
@@ -65,7 +72,9 @@ IN_HELPERS(HELPER_IN)
         struct cpu *c = cpu_of_env(env); \
         if (c && c->flags & RAISES_VC) raise(c, VECTOR_VC, EXIT_IOIO, CALLER); \
         if (c) { \
+            c->port_at = CALLER; \
             write_port(c, port, bytes, value & MASK(bytes)); \
+            c->port_at = 0; \
             if (c->undo_port) undo_port(c, CALLER); \
             return 0; \
         } \

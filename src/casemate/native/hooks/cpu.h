@@ -186,6 +186,7 @@ struct cpu {
     u64 ghcb_gpa;
     u8 *ghcb;           /* where the host has it; 0 when memory was mapped anew */
     u64 reads_table;    /* the engine reads page tables: what nobody backs reads as 0, as KVM's walk finds nothing there */
+    u64 port_at;        /* where in the engine's code an IN or OUT is that is being answered; or 0 */
     u64 undo_port;      /* who answered IN or OUT wants it undone: the guest stands before it again */
     struct leaf leaves[CPUID_LEAVES];
     struct flash flash;

@@ -145,6 +145,46 @@ static void *serve(void *unused) {
     }
 }
 
+/* Memory changed that may be mapped anywhere. */
+void forget_code(void) {
+    for (int i = 0; i < VCPUS; i++) {
+        struct vcpu *v = vcpus[i];
+        if (!v) continue;
+        forget_seen(v);
+        __atomic_add_fetch(&v->writes, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+static void forget_in_slot(struct vcpu *v, struct code *c, u64 address, u64 end) {
+    u64 first = address > c->host ? (address - c->host) / PAGE : 0, found = 0;
+    for (u64 page = first; page < c->pages && c->host + page * PAGE < end; page++) {
+        found |= c->marks[page];
+        c->seen[page] = 0;
+    }
+    v->must_protect = 1;
+    if (found) __atomic_add_fetch(&v->writes, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Other pages are there from now on, or will be when somebody touches them: without the protection of those that were there. */
+void forget_memory(u64 address, u64 size) {
+    struct uffdio_register range = {.range = {address, size}, .mode = UFFDIO_REGISTER_MODE_WP};
+    int is_watched = 0;
+    for (int i = 0; i < VCPUS; i++) {
+        struct vcpu *v = vcpus[i];
+        for (u64 s = 0; v && s < v->code_count; s++) {
+            struct code *c = &v->code[s];
+            if (address + size <= c->host || address >= c->host + c->pages * PAGE) continue;
+            is_watched = 1;
+            forget_in_slot(v, c, address, address + size);
+        }
+    }
+    for (int i = 0; i < LOGS; i++)
+        if (logs[i].bits && address < logs[i].host + logs[i].pages * PAGE && logs[i].host < address + size) is_watched = 1;
+    if (!is_watched) return;
+    call(UFFDIO_REGISTER, &range);
+    for (u64 page = address; page < address + size; page += PAGE) note_in_logs(page);
+}
+
 /* 0, or an errno: then what the monitor writes is seen only when everything is forgotten. */
 EXPORT int kvm_watch_code(void) {
     struct uffdio_api api = {.api = UFFD_API, .features = FEATURES | WP_UNPOPULATED};

@@ -351,11 +351,34 @@ EXPORT int fallocate(int fd, int mode, off_t offset, off_t size) {
     int result;
     if (allocate(fd, mode, offset, size, &result)) return result;
     if (!next) next = real("fallocate");
-    return next(fd, mode, offset, size);
+    result = next(fd, mode, offset, size);
+    if (highest && !result && mode & FALLOC_FL_PUNCH_HOLE) forget_code();
+    return result;
 }
 EXPORT int fallocate64(int fd, int mode, off_t offset, off_t size) { return fallocate(fd, mode, offset, size); }
 
-/* The kernel is told by a notifier. */
+/* The kernel's KVM is told by a notifier of all that is done to mappings. These calls are made by number, for those who allocate
+   memory make them while the library's own functions are looked up. */
+
+EXPORT int madvise(void *address, size_t size, int advice) {
+    int result = syscall(SYS_madvise, address, size, advice), saved = errno;
+    if (highest && !result && (advice == MADV_DONTNEED || advice == MADV_REMOVE || advice == MADV_FREE))
+        forget_memory((u64)address, size);
+    errno = saved;
+    return result;
+}
+
+EXPORT void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset) {
+    void *result = (void *)syscall(SYS_mmap, address, size, protection, flags, fd, offset);
+    int saved = errno;
+    if (highest && result != MAP_FAILED && flags & MAP_FIXED) forget_memory((u64)result, size);
+    errno = saved;
+    return result;
+}
+EXPORT void *mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset) {
+    return mmap(address, size, protection, flags, fd, offset);
+}
+
 EXPORT int mprotect(void *address, size_t size, int protection) {
     int result = find_mprotect()(address, size, protection), saved = errno;
     if (!result && highest && python_mprotect) {

@@ -48,6 +48,8 @@ struct inside {
     /* Interrupt lines that are known to be low, and how often KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS lowered such a one */
     volatile u8 is_low[LINES];
     u64 lowered[2];
+
+    u8 *ring; /* of coalesced writes, of all vCPUs: in the mapping of the first one, where monitors look */
 };
 
 /* A slot's pages: a byte each, whether code came from there, and whether that was known at the last look. */
@@ -115,6 +117,8 @@ HIDDEN void note_time(void);
 
 void kvm_watch_vcpu(struct vcpu *v, int is_watched);
 HIDDEN void note_code(struct vcpu *v);
+HIDDEN void forget_memory(u64 address, u64 size);
+HIDDEN void forget_code(void);
 HIDDEN int was_code_written(struct vcpu *v);
 
 HIDDEN extern _Thread_local struct vcpu *current_vcpu;

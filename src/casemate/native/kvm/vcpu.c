@@ -115,6 +115,8 @@ EXPORT u64 kvm_vcpu_size(void) { return sizeof(struct vcpu); }
 EXPORT u64 kvm_inside_size(void) { return sizeof(struct inside); }
 EXPORT u64 kvm_stack_size(void) { return STACK_BYTES; }
 
+static u8 *ring_of(struct vcpu *v) { return v->run + COALESCED_PAGE * PAGE; }
+
 EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
     struct vcpu *v = calloc(1, sizeof *v);
     if (!v) return 0;
@@ -127,12 +129,14 @@ EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
     u8 *page = stats < 0 || ftruncate(stats, PAGE) ? MAP_FAILED : mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, stats, 0);
     if (v->run == MAP_FAILED || v->wake_fd < 0 || v->stack == MAP_FAILED || page == MAP_FAILED) return 0;
     v->stats_fd = stats, v->counts = (u64 *)(page + STATS_DATA);
+    if (!inside->ring) inside->ring = ring_of(v);
     *(u64 *)(v->run + RUN_APIC_BASE) = APIC_BASE;
     return v;
 }
 
 EXPORT void kvm_free_vcpu(struct vcpu *v) {
     if (current_vcpu == v) current_vcpu = 0;
+    if (v->inside->ring == ring_of(v)) v->inside->ring = 0;
     kvm_watch_vcpu(v, 0);
     munmap(v->run, RUN_BYTES);
     munmap(v->stack, STACK_BYTES);
@@ -294,9 +298,9 @@ static int is_coalesced(struct vcpu *v, u64 address, u32 size, u64 value, u64 is
     struct ring {
         u32 first, last;
         struct { u64 address; u32 size, is_pio; u64 data; } writes[(PAGE - 8) / 24];
-    } *ring = (void *)(v->run + COALESCED_PAGE * PAGE);
+    } *ring = (void *)v->inside->ring;
     enum { ROOM = sizeof ring->writes / sizeof *ring->writes };
-    for (u64 i = 0; i < v->inside->zone_count; i++) {
+    for (u64 i = 0; ring && i < v->inside->zone_count; i++) {
         struct zone *zone = &v->inside->zones[i];
         if (zone->is_pio != is_pio || address < zone->start || address + size > zone->end) continue;
         u32 last = ring->last;
@@ -435,6 +439,7 @@ static int run_uncancelled(struct vcpu *v) {
     errno = python_before_run ? python_before_run(v) : 0;
     int result = errno ? -1 : run(v), saved = errno;
     if (python_after_run) python_after_run(v, result < 0 ? -saved : result);
+    current_vcpu = 0; /* another thread may run it next */
     errno = saved;
     return result;
 }

@@ -492,14 +492,24 @@ class EngineHooks:
         """Have the C function at this address called with the host's address of a page with code that is stored to."""
         self.record.before_store = function
 
+    def find_place(self) -> None:
+        """Make RIP and RFLAGS those of the IN or OUT that is being answered, if there is one."""
+        self._hooks.hooks_find_place(self.user_pointer)
+
     def share_memory(self) -> None:
         """Other threads write to the guest's memory: its locked instructions are atomic to them. Before it runs."""
         self.record.shares_memory = 1
 
+    def _forget_code_pages(self) -> None:
+        try:
+            self._code_pages.madvise(mmap.MADV_DONTNEED)
+        except OSError:  # the process locks its memory (mlockall(2))
+            ctypes.memset(_buffer_address(self._code_pages), 0, PAGES)
+
     def translations_flushed(self) -> None:
         """The engine dropped all of its translations: no page holds code now, and no TLB entry may say otherwise."""
         if not self._shares_marks:  # another CPU's translations are still there
-            self._code_pages.madvise(mmap.MADV_DONTNEED)
+            self._forget_code_pages()
         ctypes.memset(ctypes.byref(self.record, CpuRecord.last.offset), 0, CpuRecord.last.size)
         _tlb_flush(self._cpu)
 

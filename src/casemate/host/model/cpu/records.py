@@ -162,6 +162,7 @@ class CpuRecord(ctypes.Structure):
         ("ghcb_gpa", c_uint64),
         ("ghcb", c_uint64),
         ("reads_table", c_uint64),
+        ("port_at", c_uint64),
         ("undo_port", c_uint64),
         ("leaves", c_uint32 * 7 * _LEAVES),
         ("flash", _Flash),

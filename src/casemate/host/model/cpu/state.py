@@ -56,6 +56,7 @@ class CpuState:
 
     def regs(self) -> Regs:
         """General registers, RIP and RFLAGS."""
+        self._engine.hooks.find_place()
         return Regs(*self._engine.read_many(tuple(_GENERAL.values())))
 
     def set_regs(self, values: Regs, names: Iterable[str] = tuple(_GENERAL)) -> None:
