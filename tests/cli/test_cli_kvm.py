@@ -80,6 +80,17 @@ def test_unknown_command_and_bad_rule_are_bad_input() -> None:
     assert kvm().returncode == 2
 
 
+def test_folder_and_file_that_is_no_program_are_refused_as_what_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "a vmm"
+    file.write_text("#!/bin/sh\n")
+    refused = kvm("--", str(file))
+    assert (refused.returncode, f"{file} is not executable" in refused.stderr) == (4, True)
+    assert f"chmod +x '{file}'" in refused.stderr
+    refused = kvm("--", str(tmp_path))
+    assert (refused.returncode, f"{tmp_path} is a folder" in refused.stderr) == (4, True)
+    assert "there is no command" in kvm("--", str(tmp_path / "none")).stderr
+
+
 def test_static_programs_are_refused_in_words(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
