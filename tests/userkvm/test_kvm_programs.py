@@ -90,6 +90,17 @@ def test_log_has_every_ioctl_with_its_argument_and_result(run_vmm: Vmm, tmp_path
     assert [row["errno"] for row in runs] == [None] * 5 + ["EFAULT"] + [None] * 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_log_that_cannot_be_written_ends_and_the_guest_goes_on(run_vmm: Vmm) -> None:
+    logged, plain = run_vmm(CODE, options=("--log", "/dev/full")), run_vmm(CODE)
+    assert (logged.returncode, logged.stdout) == (plain.returncode, plain.stdout)
+    told = [line for line in logged.stderr.splitlines() if "/dev/full" in line]
+    assert told == [
+        "casemate: the log /dev/full cannot be written, and ends here: No space left on device"
+    ], logged.stderr
+    assert "Traceback" not in logged.stderr
+
+
 def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     ran = run_vmm(CODE, options=("--json", "--era", "linux-6.8"))
     summary = json.loads(ran.stderr[ran.stderr.index("\n{") :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterable
@@ -76,7 +77,7 @@ class Kernel:
     def say(self, text: str) -> None:
         """One line for the user, on the monitor's standard error."""
         self.said.append(text)
-        print(f"casemate: {text}", file=sys.stderr, flush=True)
+        tell_user(text)
 
     def is_writable(self, slot: MemorySlot) -> bool:
         """Whether a slot's mapping takes writes now."""
@@ -85,6 +86,12 @@ class Kernel:
     def tsc_khz(self) -> int:
         """Of the host's time-stamp counter; it never changes."""
         return int(load().kvm_tsc_khz())
+
+
+def tell_user(text: str) -> None:
+    """One line on the monitor's standard error; where that takes none the guest goes on."""
+    with contextlib.suppress(OSError):
+        print(f"casemate: {text}", file=sys.stderr, flush=True)
 
 
 SEV_TYPES = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})
