@@ -110,6 +110,17 @@ def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     assert len(vm["violations"]) == 1
 
 
+def test_guest_that_never_stops_erring_fills_neither_the_terminal_nor_the_summary(run_vmm: Vmm) -> None:
+    ran = run_vmm("many_messages", "1000", options=("--json",))
+    assert ran.stdout == "internal errors 1000\n"
+    messages = json.loads(ran.stderr[ran.stderr.index("\n{") :])["messages"]
+    assert len(messages) == 21
+    assert len(set(messages[:20])) == 1
+    assert messages[20] == "further messages are not shown"
+    shown = ran.stderr[: ran.stderr.index("\n{")].splitlines()
+    assert shown[1:] == [f"casemate: {message}" for message in messages]
+
+
 def test_vector_that_waits_is_told_even_where_kvm_run_returns_at_once(run_vmm: Vmm) -> None:
     assert run_vmm("queued_interrupt").stdout.split("\n") == [
         "port 0x80: ready 1",

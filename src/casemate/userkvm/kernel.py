@@ -26,6 +26,9 @@ from casemate.userkvm.library import load
 if TYPE_CHECKING:
     from casemate.host.model.sev.platform import ModelPlatform
 
+_MOST_SAID = 20
+_NO_MORE = "further messages are not shown"
+
 
 class Kernel:
     """``era`` as ``linux-6.18``. Raises SpecError if there is none."""
@@ -75,9 +78,12 @@ class Kernel:
         return next(self._numbers)
 
     def say(self, text: str) -> None:
-        """One line for the user, on the monitor's standard error."""
-        self.said.append(text)
-        tell_user(text)
+        """One line for the user, on the monitor's standard error; a guest that never stops erring gets some."""
+        if len(self.said) > _MOST_SAID:
+            return
+        line = text if len(self.said) < _MOST_SAID else _NO_MORE
+        self.said.append(line)
+        tell_user(line)
 
     def is_writable(self, slot: MemorySlot) -> bool:
         """Whether a slot's mapping takes writes now."""
