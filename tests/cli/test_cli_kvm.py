@@ -91,6 +91,18 @@ def test_folder_and_file_that_is_no_program_are_refused_as_what_they_are(tmp_pat
     assert "there is no command" in kvm("--", str(tmp_path / "none")).stderr
 
 
+def test_temporary_folder_that_no_socket_fits_into_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    refused = kvm("--", "true")
+    assert (refused.returncode, "set TMPDIR to" in refused.stderr) == (4, True), refused.stderr
+    assert not list(folder.iterdir())
+    assert kvm("--quiet", "--", "true").returncode == 0
+
+
 def test_static_programs_are_refused_in_words(tmp_path: Path) -> None:
     compiler = shutil.which("cc")
     if compiler is None:

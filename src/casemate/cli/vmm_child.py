@@ -65,10 +65,7 @@ class _Collector:
         self._summaries: dict[int, dict[str, Any]] = {}
         self._senders: set[_Sender] = set()
         self._arrived = threading.Condition()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._listener.setblocking(False)
+        self._listener = _listen(path)
         self._end, self._ended = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for each in (self._listener, self._ended):
@@ -133,6 +130,21 @@ class _Collector:
         connections = (sender.connection for sender in self._senders)
         for each in (self._listener, self._end, self._ended, *connections):
             each.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise SpecError(
+            f"no socket can be made in the temporary folder {path.parent}: {error.strerror or error}",
+            "set TMPDIR to another folder, one with a short path such as /tmp",
+        ) from None
+    listener.listen()
+    listener.setblocking(False)
+    return listener
 
 
 class _Sender:
