@@ -35,6 +35,14 @@ def test_exit_code_is_that_of_the_command() -> None:
     assert kvm("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
 
 
+def test_command_without_a_summary_is_told_why() -> None:
+    told = [kvm("--", "sh", "-c", text).stderr.splitlines()[1:] for text in ("kill -9 $$", "exit 137")]
+    assert told == [
+        ["casemate: the command was ended by signal 9: there is no summary"],
+        ["casemate: the command opened no /dev/kvm, or was killed: there is no summary"],
+    ]
+
+
 def test_quiet_command_loads_nothing_that_waits_for_summaries() -> None:
     line = [sys.executable, "-X", "importtime", "-m", "casemate", "kvm", "--quiet", "--", "true"]
     rows = subprocess.run(line, capture_output=True, text=True, check=True).stderr.splitlines()

@@ -197,11 +197,19 @@ def test_no_summary_is_lost_of_processes_that_end_with_the_command(tmp_path: Pat
     signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
     handlers = [signal.getsignal(number) for number in signals]
     try:
-        code, summaries = vmm_child.run_vmm([str(command)], Options("linux-6.18"), lambda _: None)
+        ran = vmm_child.run_vmm([str(command)], Options("linux-6.18"), lambda _: None)
     except UnsupportedError as error:
         pytest.skip(str(error))
-    assert (code, [summary["pid"] for summary in summaries]) == (0, list(range(60)))
+    assert (ran.exit_code, [summary["pid"] for summary in ran.summaries]) == (0, list(range(60)))
     assert [signal.getsignal(number) for number in signals] == handlers
+
+
+def test_process_that_uses_kvm_after_the_command_ended_is_told_of(run_vmm: Vmm) -> None:
+    ran = run_vmm("daemon")
+    assert ran.returncode == 0
+    assert ran.stderr.splitlines()[1:] == [
+        "casemate: a process that uses /dev/kvm goes on after the command: there is no last summary of it"
+    ]
 
 
 def test_frequency_of_the_time_stamp_counter_is_right_and_never_changes(run_vmm: Vmm) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.cli.vmm_environment import prepare
 from casemate.errors import SpecError
@@ -30,17 +30,27 @@ _GRACE_SECONDS = 1.0
 """For children that outlive the command, as those that it ends with itself."""
 
 
+class Ran(NamedTuple):
+    """What became of a command."""
+
+    exit_code: int
+    signal: int | None
+    """The one that ended it."""
+    summaries: list[dict[str, Any]]
+    """Of its processes that opened /dev/kvm."""
+    lives_on: bool
+    """Whether one of them has it open still."""
+
+
 def run_and_report(args: argparse.Namespace, options: Options) -> int:
     """Run the command, print and write what its processes did; returns its exit code. Raises as ``run_vmm`` does."""
-    code, summaries = run_vmm(args.vmm, options, lambda summary: _print(args, summary))
-    _report(args, summaries)
-    return code
+    ran = run_vmm(args.vmm, options, lambda summary: _print(args, summary))
+    _report(args, ran)
+    return ran.exit_code
 
 
-def run_vmm(
-    command: list[str], options: Options, show: Callable[[dict[str, Any]], None]
-) -> tuple[int, list[dict[str, Any]]]:
-    """Run a VMM on the modelled KVM: its exit code, and the summaries of its processes that opened /dev/kvm.
+def run_vmm(command: list[str], options: Options, show: Callable[[dict[str, Any]], None]) -> Ran:
+    """Run a VMM on the modelled KVM, to its end.
 
     ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError.
     """
@@ -50,9 +60,13 @@ def run_vmm(
         collector = _Collector(path)
         try:
             with _Child([str(program), *command[1:]], environment, collector, show) as child:
-                return child.wait(), collector.finish()
+                code = child.wait()
+                summaries = collector.finish()
         finally:
             collector.close()
+    ended_by = -code if code < 0 else None
+    exit_code = code if ended_by is None else _SIGNALLED + ended_by
+    return Ran(exit_code, ended_by, summaries, collector.is_used)
 
 
 class _Collector:
@@ -123,6 +137,11 @@ class _Collector:
         self._thread.join()
         return list(self._summaries.values())
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a process that opened /dev/kvm had not ended when this one did."""
+        return any(not sender.is_done for sender in self._senders)
+
     def close(self) -> None:
         """Give its sockets and its thread back."""
         self.finish()
@@ -155,6 +174,8 @@ class _Sender:
         self.received = 0
         """Summaries that came."""
         self.is_gone = False
+        self.is_done = False
+        """Whether its last summary came: only the end of the process is to come."""
         self._rest = b""
 
     def ask(self) -> bool:
@@ -183,6 +204,7 @@ class _Sender:
                 continue
             if isinstance(summary, dict) and isinstance(summary.get("pid"), int):
                 self.received += 1
+                self.is_done = bool(summary.get("last"))
                 yield summary
 
 
@@ -215,9 +237,8 @@ class _Child:
             signal.signal(number, handler)
 
     def wait(self) -> int:
-        """Its exit code."""
-        code = self._process.wait()
-        return code if code >= 0 else _SIGNALLED - code
+        """Its exit code; the signal that ended it as a negative number."""
+        return self._process.wait()
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGINT:  # the terminal sends that one to both
@@ -228,19 +249,31 @@ class _Child:
             self._show_summary(summary)
 
 
-def _report(args: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
+def _report(args: argparse.Namespace, ran: Ran) -> None:
     if args.report is not None:
         from casemate.userkvm.report_html import to_html
 
         try:
-            args.report.write_text(to_html(summaries), "utf-8")
+            args.report.write_text(to_html(ran.summaries), "utf-8")
         except OSError as error:
             raise SpecError(f"--report {args.report}: {error.strerror}", "name another file") from None
-    if not summaries and not args.quiet:
-        print("casemate: the command opened no /dev/kvm, or was killed: there is no summary", file=sys.stderr)
-    for summary in summaries:
-        if not args.quiet:
-            _print(args, summary)
+    if args.quiet:
+        return
+    if (missing := _missing(ran)) is not None:
+        print(f"casemate: {missing}", file=sys.stderr)
+    for summary in ran.summaries:
+        _print(args, summary)
+
+
+def _missing(ran: Ran) -> str | None:
+    """What there is no summary of, and why."""
+    if ran.lives_on:
+        return "a process that uses /dev/kvm goes on after the command: there is no last summary of it"
+    if ran.summaries:
+        return None
+    if ran.signal is not None:
+        return f"the command was ended by signal {ran.signal}: there is no summary"
+    return "the command opened no /dev/kvm, or was killed: there is no summary"
 
 
 def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
