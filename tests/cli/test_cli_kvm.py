@@ -97,6 +97,8 @@ def test_folder_and_file_that_is_no_program_are_refused_as_what_they_are(tmp_pat
     refused = kvm("--", str(tmp_path))
     assert (refused.returncode, f"{tmp_path} is a folder" in refused.stderr) == (4, True)
     assert "there is no command" in kvm("--", str(tmp_path / "none")).stderr
+    os.mkfifo(tmp_path / "fifo", 0o755)
+    assert "there is no command" in kvm("--", str(tmp_path / "fifo")).stderr
 
 
 def test_temporary_folder_that_no_socket_fits_into_is_refused_with_the_remedy(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -25,7 +25,7 @@ from casemate.userkvm.report import to_text
 
 _SIGNALLED = 128
 _CHUNK = 1 << 16
-_FORWARDED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+_TAKEN = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 _GRACE_SECONDS = 1.0
 """For children that outlive the command, as those that it ends with itself."""
 
@@ -52,18 +52,16 @@ def run_and_report(args: argparse.Namespace, options: Options) -> int:
 def run_vmm(command: list[str], options: Options, show: Callable[[dict[str, Any]], None]) -> Ran:
     """Run a VMM on the modelled KVM, to its end.
 
-    ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError.
+    ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError, and SystemExit if a signal
+    that ends came before the command ran.
     """
-    with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
+    with _Child(show) as child, tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
         path = Path(folder, "summary")
         program, environment = prepare(command, options._replace(socket=str(path)))
-        collector = _Collector(path)
-        try:
-            with _Child([str(program), *command[1:]], environment, collector, show) as child:
-                code = child.wait()
-                summaries = collector.finish()
-        finally:
-            collector.close()
+        with contextlib.closing(_Collector(path)) as collector:
+            child.start([str(program), *command[1:]], environment, collector)
+            code = child.wait()
+            summaries = collector.finish()
     ended_by = -code if code < 0 else None
     exit_code = code if ended_by is None else _SIGNALLED + ended_by
     return Ran(exit_code, ended_by, summaries, collector.is_used)
@@ -209,42 +207,62 @@ class _Sender:
 
 
 class _Child:
-    """The command; as a context, signals that end or ask ``casemate kvm`` are its."""
+    """The command; as a context, signals that end or ask ``casemate kvm`` are its.
 
-    def __init__(
-        self,
-        command: list[str],
-        environment: dict[str, str],
-        collector: _Collector,
-        show: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self._collector = collector
+    They wait for it to run, so that nothing is left behind, and do nothing once it ended.
+    """
+
+    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
         self._show_summary = show
-        try:
-            self._process = subprocess.Popen(command, env=environment, close_fds=False)
-        except OSError as error:
-            raise SpecError(
-                f"{command[0]} cannot be started: {error.strerror}", "name another command"
-            ) from None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._collector: _Collector | None = None
+        self._came: list[int] = []
+        """Signals that end, from before it ran."""
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> _Child:
-        handlers = dict.fromkeys(_FORWARDED, self._forward) | {signal.SIGUSR1: self._show}
-        self._handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        # The command is to ignore what is ignored here (nohup), so those are taken once it runs.
+        self._take(number for number in _TAKEN if signal.getsignal(number) is not signal.SIG_IGN)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def _take(self, numbers: Iterable[signal.Signals]) -> None:
+        for number in numbers:
+            handler = self._show if number == signal.SIGUSR1 else self._forward
+            self._handlers[number] = signal.signal(number, handler)
+
+    def start(self, command: list[str], environment: dict[str, str], collector: _Collector) -> None:
+        """Raises SpecError if it cannot be started, SystemExit if it is not to be."""
+        if self._came:
+            raise SystemExit(_SIGNALLED + self._came[0])
+        try:
+            self._process = subprocess.Popen(command, env=environment, close_fds=False)
+        except OSError as error:
+            raise SpecError(
+                f"{command[0]} cannot be started: {error.strerror}", "name another command"
+            ) from None
+        self._collector = collector
+        self._take(number for number in _TAKEN if number not in self._handlers)
+        for number in self._came:
+            self._process.send_signal(number)
+
     def wait(self) -> int:
         """Its exit code; the signal that ended it as a negative number."""
+        assert self._process is not None
         return self._process.wait()
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if number != signal.SIGINT:  # the terminal sends that one to both
+        if self._process is None:
+            self._came.append(number)
+        elif number != signal.SIGINT:  # the terminal sends that one to both
             self._process.send_signal(number)
 
     def _show(self, _number: int, _frame: FrameType | None) -> None:
+        if self._collector is None:
+            return
         for summary in self._collector.ask():
             self._show_summary(summary)
 

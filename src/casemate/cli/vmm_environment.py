@@ -105,7 +105,7 @@ def _shared_python() -> Path:
 def find_program(name: str) -> Path:
     """A dynamically linked executable that may be preloaded. Raises SpecError, UnsupportedError."""
     found = shutil.which(name)
-    if found is None:
+    if found is None or not os.path.isfile(found):  # a FIFO would be waited for
         raise _no_program(name)
     path = Path(found).absolute()
     mode = path.stat().st_mode
@@ -124,7 +124,7 @@ def _no_program(name: str) -> SpecError:
     is_path = os.sep in name
     if is_path and os.path.isdir(name):
         return SpecError(f"the command {name} is a folder", "name the program in it")
-    if is_path and os.path.exists(name):
+    if is_path and os.path.isfile(name):
         return SpecError(
             f"the command {name} is not executable",
             f"use chmod +x {shlex.quote(name)}, or name another program",
