@@ -35,6 +35,14 @@ def test_exit_code_is_that_of_the_command() -> None:
     assert kvm("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
 
 
+def test_command_without_a_summary_is_told_why() -> None:
+    told = [kvm("--", "sh", "-c", text).stderr.splitlines()[1:] for text in ("kill -9 $$", "exit 137")]
+    assert told == [
+        ["casemate: the command was ended by signal 9: there is no summary"],
+        ["casemate: the command opened no /dev/kvm, or was killed: there is no summary"],
+    ]
+
+
 def test_quiet_command_loads_nothing_that_waits_for_summaries() -> None:
     line = [sys.executable, "-X", "importtime", "-m", "casemate", "kvm", "--quiet", "--", "true"]
     rows = subprocess.run(line, capture_output=True, text=True, check=True).stderr.splitlines()
@@ -78,6 +86,31 @@ def test_unknown_command_and_bad_rule_are_bad_input() -> None:
     assert kvm("--fault", "KVM_RUN", "--", "true").returncode == 4
     assert kvm("--log", "/no/such/folder/log", "--", "true").returncode == 4
     assert kvm().returncode == 2
+
+
+def test_folder_and_file_that_is_no_program_are_refused_as_what_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "a vmm"
+    file.write_text("#!/bin/sh\n")
+    refused = kvm("--", str(file))
+    assert (refused.returncode, f"{file} is not executable" in refused.stderr) == (4, True)
+    assert f"chmod +x '{file}'" in refused.stderr
+    refused = kvm("--", str(tmp_path))
+    assert (refused.returncode, f"{tmp_path} is a folder" in refused.stderr) == (4, True)
+    assert "there is no command" in kvm("--", str(tmp_path / "none")).stderr
+    os.mkfifo(tmp_path / "fifo", 0o755)
+    assert "there is no command" in kvm("--", str(tmp_path / "fifo")).stderr
+
+
+def test_temporary_folder_that_no_socket_fits_into_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    refused = kvm("--", "true")
+    assert (refused.returncode, "set TMPDIR to" in refused.stderr) == (4, True), refused.stderr
+    assert not list(folder.iterdir())
+    assert kvm("--quiet", "--", "true").returncode == 0
 
 
 def test_static_programs_are_refused_in_words(tmp_path: Path) -> None:

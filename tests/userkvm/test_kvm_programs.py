@@ -90,6 +90,17 @@ def test_log_has_every_ioctl_with_its_argument_and_result(run_vmm: Vmm, tmp_path
     assert [row["errno"] for row in runs] == [None] * 5 + ["EFAULT"] + [None] * 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_log_that_cannot_be_written_ends_and_the_guest_goes_on(run_vmm: Vmm) -> None:
+    logged, plain = run_vmm(CODE, options=("--log", "/dev/full")), run_vmm(CODE)
+    assert (logged.returncode, logged.stdout) == (plain.returncode, plain.stdout)
+    told = [line for line in logged.stderr.splitlines() if "/dev/full" in line]
+    assert told == [
+        "casemate: the log /dev/full cannot be written, and ends here: No space left on device"
+    ], logged.stderr
+    assert "Traceback" not in logged.stderr
+
+
 def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     ran = run_vmm(CODE, options=("--json", "--era", "linux-6.8"))
     summary = json.loads(ran.stderr[ran.stderr.index("\n{") :])
@@ -97,6 +108,17 @@ def test_summary_counts_exits_and_names_the_era(run_vmm: Vmm) -> None:
     (vm,) = summary["vms"]
     assert (vm["exits"]["KVM_RUN"], vm["exits"]["KVM_EXIT_IO"]) == (8, 7)
     assert len(vm["violations"]) == 1
+
+
+def test_guest_that_never_stops_erring_fills_neither_the_terminal_nor_the_summary(run_vmm: Vmm) -> None:
+    ran = run_vmm("many_messages", "1000", options=("--json",))
+    assert ran.stdout == "internal errors 1000\n"
+    messages = json.loads(ran.stderr[ran.stderr.index("\n{") :])["messages"]
+    assert len(messages) == 21
+    assert len(set(messages[:20])) == 1
+    assert messages[20] == "further messages are not shown"
+    shown = ran.stderr[: ran.stderr.index("\n{")].splitlines()
+    assert shown[1:] == [f"casemate: {message}" for message in messages]
 
 
 def test_vector_that_waits_is_told_even_where_kvm_run_returns_at_once(run_vmm: Vmm) -> None:
@@ -175,11 +197,19 @@ def test_no_summary_is_lost_of_processes_that_end_with_the_command(tmp_path: Pat
     signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
     handlers = [signal.getsignal(number) for number in signals]
     try:
-        code, summaries = vmm_child.run_vmm([str(command)], Options("linux-6.18"), lambda _: None)
+        ran = vmm_child.run_vmm([str(command)], Options("linux-6.18"), lambda _: None)
     except UnsupportedError as error:
         pytest.skip(str(error))
-    assert (code, [summary["pid"] for summary in summaries]) == (0, list(range(60)))
+    assert (ran.exit_code, [summary["pid"] for summary in ran.summaries]) == (0, list(range(60)))
     assert [signal.getsignal(number) for number in signals] == handlers
+
+
+def test_process_that_uses_kvm_after_the_command_ended_is_told_of(run_vmm: Vmm) -> None:
+    ran = run_vmm("daemon")
+    assert ran.returncode == 0
+    assert ran.stderr.splitlines()[1:] == [
+        "casemate: a process that uses /dev/kvm goes on after the command: there is no last summary of it"
+    ]
 
 
 def test_frequency_of_the_time_stamp_counter_is_right_and_never_changes(run_vmm: Vmm) -> None:

@@ -128,15 +128,15 @@ def _breaches(judged: Iterable[Judged]) -> Iterator[Finding]:
 
 def _other(args: argparse.Namespace) -> tuple[int, list[Judged]]:
     is_bios = args.firmware == "bios" if args.firmware else not any("pflash" in word for word in args.vmm)
-    code, summaries = run_vmm(args.vmm, Options(args.era, traces=True), lambda summary: None)
-    return code, [
+    ran = run_vmm(args.vmm, Options(args.era, traces=True), lambda summary: None)
+    return ran.exit_code, [
         Judged(
             f"{summary['program']} (process {summary['pid']})",
             vm["type"],
             vm["guest"],
             judge(map(KvmStep.from_json, vm["steps"]), is_bios=is_bios),
         )
-        for summary in summaries
+        for summary in ran.summaries
         for vm in summary["vms"]
         # QEMU makes VMs to ask them for their capabilities alone.
         if any(step["kind"] == "slot" for step in vm["steps"])

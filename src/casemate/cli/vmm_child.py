@@ -12,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from casemate.cli.vmm_environment import prepare
 from casemate.errors import SpecError
@@ -25,34 +25,46 @@ from casemate.userkvm.report import to_text
 
 _SIGNALLED = 128
 _CHUNK = 1 << 16
-_FORWARDED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+_TAKEN = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 _GRACE_SECONDS = 1.0
 """For children that outlive the command, as those that it ends with itself."""
 
 
+class Ran(NamedTuple):
+    """What became of a command."""
+
+    exit_code: int
+    signal: int | None
+    """The one that ended it."""
+    summaries: list[dict[str, Any]]
+    """Of its processes that opened /dev/kvm."""
+    lives_on: bool
+    """Whether one of them has it open still."""
+
+
 def run_and_report(args: argparse.Namespace, options: Options) -> int:
     """Run the command, print and write what its processes did; returns its exit code. Raises as ``run_vmm`` does."""
-    code, summaries = run_vmm(args.vmm, options, lambda summary: _print(args, summary))
-    _report(args, summaries)
-    return code
+    ran = run_vmm(args.vmm, options, lambda summary: _print(args, summary))
+    _report(args, ran)
+    return ran.exit_code
 
 
-def run_vmm(
-    command: list[str], options: Options, show: Callable[[dict[str, Any]], None]
-) -> tuple[int, list[dict[str, Any]]]:
-    """Run a VMM on the modelled KVM: its exit code, and the summaries of its processes that opened /dev/kvm.
+def run_vmm(command: list[str], options: Options, show: Callable[[dict[str, Any]], None]) -> Ran:
+    """Run a VMM on the modelled KVM, to its end.
 
-    ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError.
+    ``show`` gets summaries that SIGUSR1 asks for. Raises SpecError and UnsupportedError, and SystemExit if a signal
+    that ends came before the command ran.
     """
-    with tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
+    with _Child(show) as child, tempfile.TemporaryDirectory(prefix="casemate-kvm-") as folder:
         path = Path(folder, "summary")
         program, environment = prepare(command, options._replace(socket=str(path)))
-        collector = _Collector(path)
-        try:
-            with _Child([str(program), *command[1:]], environment, collector, show) as child:
-                return child.wait(), collector.finish()
-        finally:
-            collector.close()
+        with contextlib.closing(_Collector(path)) as collector:
+            child.start([str(program), *command[1:]], environment, collector)
+            code = child.wait()
+            summaries = collector.finish()
+    ended_by = -code if code < 0 else None
+    exit_code = code if ended_by is None else _SIGNALLED + ended_by
+    return Ran(exit_code, ended_by, summaries, collector.is_used)
 
 
 class _Collector:
@@ -65,10 +77,7 @@ class _Collector:
         self._summaries: dict[int, dict[str, Any]] = {}
         self._senders: set[_Sender] = set()
         self._arrived = threading.Condition()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._listener.setblocking(False)
+        self._listener = _listen(path)
         self._end, self._ended = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for each in (self._listener, self._ended):
@@ -126,6 +135,11 @@ class _Collector:
         self._thread.join()
         return list(self._summaries.values())
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a process that opened /dev/kvm had not ended when this one did."""
+        return any(not sender.is_done for sender in self._senders)
+
     def close(self) -> None:
         """Give its sockets and its thread back."""
         self.finish()
@@ -133,6 +147,21 @@ class _Collector:
         connections = (sender.connection for sender in self._senders)
         for each in (self._listener, self._end, self._ended, *connections):
             each.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise SpecError(
+            f"no socket can be made in the temporary folder {path.parent}: {error.strerror or error}",
+            "set TMPDIR to another folder, one with a short path such as /tmp",
+        ) from None
+    listener.listen()
+    listener.setblocking(False)
+    return listener
 
 
 class _Sender:
@@ -143,6 +172,8 @@ class _Sender:
         self.received = 0
         """Summaries that came."""
         self.is_gone = False
+        self.is_done = False
+        """Whether its last summary came: only the end of the process is to come."""
         self._rest = b""
 
     def ask(self) -> bool:
@@ -171,64 +202,96 @@ class _Sender:
                 continue
             if isinstance(summary, dict) and isinstance(summary.get("pid"), int):
                 self.received += 1
+                self.is_done = bool(summary.get("last"))
                 yield summary
 
 
 class _Child:
-    """The command; as a context, signals that end or ask ``casemate kvm`` are its."""
+    """The command; as a context, signals that end or ask ``casemate kvm`` are its.
 
-    def __init__(
-        self,
-        command: list[str],
-        environment: dict[str, str],
-        collector: _Collector,
-        show: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self._collector = collector
+    They wait for it to run, so that nothing is left behind, and do nothing once it ended.
+    """
+
+    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
         self._show_summary = show
-        try:
-            self._process = subprocess.Popen(command, env=environment, close_fds=False)
-        except OSError as error:
-            raise SpecError(
-                f"{command[0]} cannot be started: {error.strerror}", "name another command"
-            ) from None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._collector: _Collector | None = None
+        self._came: list[int] = []
+        """Signals that end, from before it ran."""
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> _Child:
-        handlers = dict.fromkeys(_FORWARDED, self._forward) | {signal.SIGUSR1: self._show}
-        self._handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        # The command is to ignore what is ignored here (nohup), so those are taken once it runs.
+        self._take(number for number in _TAKEN if signal.getsignal(number) is not signal.SIG_IGN)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def _take(self, numbers: Iterable[signal.Signals]) -> None:
+        for number in numbers:
+            handler = self._show if number == signal.SIGUSR1 else self._forward
+            self._handlers[number] = signal.signal(number, handler)
+
+    def start(self, command: list[str], environment: dict[str, str], collector: _Collector) -> None:
+        """Raises SpecError if it cannot be started, SystemExit if it is not to be."""
+        if self._came:
+            raise SystemExit(_SIGNALLED + self._came[0])
+        try:
+            self._process = subprocess.Popen(command, env=environment, close_fds=False)
+        except OSError as error:
+            raise SpecError(
+                f"{command[0]} cannot be started: {error.strerror}", "name another command"
+            ) from None
+        self._collector = collector
+        self._take(number for number in _TAKEN if number not in self._handlers)
+        for number in self._came:
+            self._process.send_signal(number)
+
     def wait(self) -> int:
-        """Its exit code."""
-        code = self._process.wait()
-        return code if code >= 0 else _SIGNALLED - code
+        """Its exit code; the signal that ended it as a negative number."""
+        assert self._process is not None
+        return self._process.wait()
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if number != signal.SIGINT:  # the terminal sends that one to both
+        if self._process is None:
+            self._came.append(number)
+        elif number != signal.SIGINT:  # the terminal sends that one to both
             self._process.send_signal(number)
 
     def _show(self, _number: int, _frame: FrameType | None) -> None:
+        if self._collector is None:
+            return
         for summary in self._collector.ask():
             self._show_summary(summary)
 
 
-def _report(args: argparse.Namespace, summaries: list[dict[str, Any]]) -> None:
+def _report(args: argparse.Namespace, ran: Ran) -> None:
     if args.report is not None:
         from casemate.userkvm.report_html import to_html
 
         try:
-            args.report.write_text(to_html(summaries), "utf-8")
+            args.report.write_text(to_html(ran.summaries), "utf-8")
         except OSError as error:
             raise SpecError(f"--report {args.report}: {error.strerror}", "name another file") from None
-    if not summaries and not args.quiet:
-        print("casemate: the command opened no /dev/kvm, or was killed: there is no summary", file=sys.stderr)
-    for summary in summaries:
-        if not args.quiet:
-            _print(args, summary)
+    if args.quiet:
+        return
+    if (missing := _missing(ran)) is not None:
+        print(f"casemate: {missing}", file=sys.stderr)
+    for summary in ran.summaries:
+        _print(args, summary)
+
+
+def _missing(ran: Ran) -> str | None:
+    """What there is no summary of, and why."""
+    if ran.lives_on:
+        return "a process that uses /dev/kvm goes on after the command: there is no last summary of it"
+    if ran.summaries:
+        return None
+    if ran.signal is not None:
+        return f"the command was ended by signal {ran.signal}: there is no summary"
+    return "the command opened no /dev/kvm, or was killed: there is no summary"
 
 
 def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:

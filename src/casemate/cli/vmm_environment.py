@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -104,8 +105,8 @@ def _shared_python() -> Path:
 def find_program(name: str) -> Path:
     """A dynamically linked executable that may be preloaded. Raises SpecError, UnsupportedError."""
     found = shutil.which(name)
-    if found is None:
-        raise SpecError(f"there is no command {name!r}", "name a program on PATH, or by its path")
+    if found is None or not os.path.isfile(found):  # a FIFO would be waited for
+        raise _no_program(name)
     path = Path(found).absolute()
     mode = path.stat().st_mode
     if mode & 0o6000 and path.stat().st_uid != os.getuid():
@@ -116,6 +117,19 @@ def find_program(name: str) -> Path:
             f"{path} is statically linked, so nothing can be preloaded", "use a dynamically linked build"
         )
     return path
+
+
+def _no_program(name: str) -> SpecError:
+    """Why a name is none of a program: what PATH is not searched for is looked at itself."""
+    is_path = os.sep in name
+    if is_path and os.path.isdir(name):
+        return SpecError(f"the command {name} is a folder", "name the program in it")
+    if is_path and os.path.isfile(name):
+        return SpecError(
+            f"the command {name} is not executable",
+            f"use chmod +x {shlex.quote(name)}, or name another program",
+        )
+    return SpecError(f"there is no command {name!r}", "name a program on PATH, or by its path")
 
 
 def _has_interpreter(head: bytes) -> bool:

@@ -7,9 +7,11 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any, TextIO
+from typing import Any
 
 from casemate.abi.kvm.ioctls import Ioctl
 from casemate.abi.layout import Struct
@@ -26,15 +28,23 @@ def call_name(request: int) -> str:
 
 
 class CallLog:
-    """Writes to ``path``, JSON lines if it ends so; each process appends whole lines."""
+    """Writes to ``path``, JSON lines if it ends so; each process appends whole lines.
 
-    def __init__(self, path: Path) -> None:
+    Where one cannot be written the log ends, and ``tell`` gets a line for the user.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        self._path = path
+        self._tell = tell
         self._json = path.suffix == ".jsonl"
-        self._file: TextIO = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        # Nothing waits in a buffer, to fail when the process ends.
+        self._file: FileIO | None = open(path, "ab", buffering=0)  # noqa: SIM115
         self._started = monotonic_ns()
 
     def write(self, who: str, request: int, argument: Any, result: int, nanoseconds: int, why: str) -> None:
         """One call: its argument decoded if it is a struct, negative ``result`` is an errno."""
+        if self._file is None:
+            return
         at = (monotonic_ns() - self._started) / NANOSECONDS
         name, seconds = call_name(request), nanoseconds / NANOSECONDS
         decoded = _decode(argument) if isinstance(argument, Struct) else argument
@@ -52,13 +62,22 @@ class CallLog:
                 "why": why or None,
                 "seconds": round(seconds, 6),
             }
-            self._file.write(json.dumps(row) + "\n")
+            self._append(json.dumps(row))
             return
         shown = _text(decoded)
         outcome = str(result) if error is None else f"-1 {error}" + (f" ({why})" if why else "")
-        self._file.write(
-            f"{at:.6f} [{threading.get_native_id()}] {who} {name}({shown}) = {outcome} <{seconds:.6f}>\n"
+        self._append(
+            f"{at:.6f} [{threading.get_native_id()}] {who} {name}({shown}) = {outcome} <{seconds:.6f}>"
         )
+
+    def _append(self, line: str) -> None:
+        file, rest = self._file, f"{line}\n".encode()
+        try:
+            while file is not None and rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            self._file = None
+            self._tell(f"the log {self._path} cannot be written, and ends here: {error.strerror}")
 
 
 def _decode(struct: Any) -> Any:

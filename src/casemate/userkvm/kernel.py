@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterable
@@ -24,6 +25,9 @@ from casemate.userkvm.library import load
 
 if TYPE_CHECKING:
     from casemate.host.model.sev.platform import ModelPlatform
+
+_MOST_SAID = 20
+_NO_MORE = "further messages are not shown"
 
 
 class Kernel:
@@ -74,9 +78,12 @@ class Kernel:
         return next(self._numbers)
 
     def say(self, text: str) -> None:
-        """One line for the user, on the monitor's standard error."""
-        self.said.append(text)
-        print(f"casemate: {text}", file=sys.stderr, flush=True)
+        """One line for the user, on the monitor's standard error; a guest that never stops erring gets some."""
+        if len(self.said) > _MOST_SAID:
+            return
+        line = text if len(self.said) < _MOST_SAID else _NO_MORE
+        self.said.append(line)
+        tell_user(line)
 
     def is_writable(self, slot: MemorySlot) -> bool:
         """Whether a slot's mapping takes writes now."""
@@ -85,6 +92,12 @@ class Kernel:
     def tsc_khz(self) -> int:
         """Of the host's time-stamp counter; it never changes."""
         return int(load().kvm_tsc_khz())
+
+
+def tell_user(text: str) -> None:
+    """One line on the monitor's standard error; where that takes none the guest goes on."""
+    with contextlib.suppress(OSError):
+        print(f"casemate: {text}", file=sys.stderr, flush=True)
 
 
 SEV_TYPES = frozenset({VmType.SEV, VmType.SEV_ES, VmType.SNP})

@@ -21,7 +21,7 @@ from casemate.errors import FirmwareStatusError, HostError, UnsupportedError
 from casemate.userkvm.call_log import CallLog, call_name
 from casemate.userkvm.cpuid import ENCRYPTION_LEAF
 from casemate.userkvm.faults import parse_fault
-from casemate.userkvm.kernel import Kernel
+from casemate.userkvm.kernel import Kernel, tell_user
 from casemate.userkvm.library import (
     AfterRunCallback,
     BeforeRunCallback,
@@ -62,7 +62,7 @@ class Server:
         self._tracer = _tracer() if options.traces else None
         self.summary = Summary(self.kernel, self._system, self._tracer)
         self._sev: Descriptor | None = None
-        self._log = None if options.log is None else CallLog(Path(options.log))
+        self._log = None if options.log is None else CallLog(Path(options.log), tell_user)
         self.kernel.sees_all_calls |= self._log is not None or self._tracer is not None
         self._left: set[int] = set()
         """VMs whose own descriptor was closed."""
