@@ -103,9 +103,9 @@ class VcpuMsrs(DebuggedGuest):
         return True
 
     def _synchronize_tsc(self, value: int) -> None:
-        """As the first vCPU counts: what was meant to be the same as there, and who begins (x86.c, kvm_synchronize_tsc).
+        """Count as the first vCPU does if that is meant (x86.c, kvm_synchronize_tsc).
 
-        What is within a second of it was. 0 is what monitors write to a vCPU that is new.
+        It is where the two are within a second of each other, and where a monitor writes 0 to a vCPU that is new.
         """
         first = self.vm.first_tsc_offset()
         if self.index and first is not None:
