@@ -165,24 +165,23 @@ static void forget_in_slot(struct vcpu *v, struct code *c, u64 address, u64 end)
     if (found) __atomic_add_fetch(&v->writes, 1, __ATOMIC_SEQ_CST);
 }
 
+static int overlaps(u64 address, u64 size, u64 other, u64 pages) { return address < other + pages * PAGE && other < address + size; }
+
 /* Other pages are there from now on, or will be when somebody touches them: without the protection of those that were there. */
 void forget_memory(u64 address, u64 size) {
     struct uffdio_register range = {.range = {address, size}, .mode = UFFDIO_REGISTER_MODE_WP};
-    int is_watched = 0;
+    int holds_code = 0, is_logged = 0;
     for (int i = 0; i < VCPUS; i++) {
         struct vcpu *v = vcpus[i];
         for (u64 s = 0; v && s < v->code_count; s++) {
-            struct code *c = &v->code[s];
-            if (address + size <= c->host || address >= c->host + c->pages * PAGE) continue;
-            is_watched = 1;
-            forget_in_slot(v, c, address, address + size);
+            if (!overlaps(address, size, v->code[s].host, v->code[s].pages)) continue;
+            holds_code = 1;
+            forget_in_slot(v, &v->code[s], address, address + size);
         }
     }
-    for (int i = 0; i < LOGS; i++)
-        if (logs[i].bits && address < logs[i].host + logs[i].pages * PAGE && logs[i].host < address + size) is_watched = 1;
-    if (!is_watched) return;
-    call(UFFDIO_REGISTER, &range);
-    for (u64 page = address; page < address + size; page += PAGE) note_in_logs(page);
+    for (int i = 0; i < LOGS; i++) is_logged |= logs[i].bits && overlaps(address, size, logs[i].host, logs[i].pages);
+    if (holds_code || is_logged) call(UFFDIO_REGISTER, &range);
+    for (u64 page = address; is_logged && page < address + size; page += PAGE) note_in_logs(page);
 }
 
 /* 0, or an errno: then what the monitor writes is seen only when everything is forgotten. */
