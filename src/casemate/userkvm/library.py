@@ -174,13 +174,8 @@ def load() -> Any:
         raise HostError(
             "dlopen", error.errno or 0, str(error), "install casemate for this computer"
         ) from None
-    for number in (
-        library.kvm_vcpu_size,
-        library.kvm_inside_size,
-        library.kvm_stack_size,
-        library.kvm_tsc_khz,
-    ):
-        number.restype = c_uint64
+    for number in ("vcpu_size", "inside_size", "stack_size", "tsc_khz"):
+        getattr(library, f"kvm_{number}").restype = c_uint64
     library.kvm_new_vcpu.restype = c_uint64
     library.kvm_new_vcpu.argtypes = (ctypes.POINTER(c_int), c_void_p)
     library.kvm_free_vcpu.argtypes = (c_uint64,)

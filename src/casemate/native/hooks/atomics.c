@@ -24,6 +24,9 @@ void h_cpu_loop_exit_atomic(void *cpu, uintptr_t at) {
         e_cpu_loop_exit_atomic(cpu, at);
         NEVER_RETURNS;
     }
-    c->plain[c->plain_count++ % PLAIN] = address_at(c, block, at);
-    execute_alone(c, block, at);
+    e_cpu_restore_state(cpu, at, 0);
+    c->plain[c->plain_count++ % PLAIN] = AT(u64, c->env, ENV_RIP) + AT(u64, block, TB_CS_BASE);
+    e_tb_phys_invalidate(c->context, block, -1);
+    e_cpu_io_recompile(cpu, at);
+    NEVER_RETURNS;
 }

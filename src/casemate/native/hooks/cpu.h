@@ -312,7 +312,5 @@ HIDDEN void be_last_in_block(struct cpu *c, u64 gpa);
 HIDDEN void end_block(struct cpu *c);
 HIDDEN void end_block_at_site(struct cpu *c, u64 pc);
 HIDDEN void choose_atomics(struct cpu *c, u64 pc);
-HIDDEN u64 address_at(struct cpu *c, void *block, uintptr_t at);
-HIDDEN __attribute__((noreturn)) void execute_alone(struct cpu *c, void *block, uintptr_t at);
 HIDDEN int flash_write(struct cpu *c, u64 gpa, u32 size, u64 value);
 HIDDEN int flash_read(struct cpu *c, u64 gpa, u32 size, u64 *value);

@@ -176,9 +176,10 @@ void be_last_in_block(struct cpu *c, u64 gpa) {
     if (!at || !c->lapic || (!lapic_covers(c->lapic, gpa) && page != IOAPIC_BASE)) return;
     uintptr_t *known = &c->last[at >> 4 & (SITES - 1)];
     if (*known == at) return;
-    void *block = e_tcg_tb_lookup(c->context, at);
+    void *context = AT(void *, AT(void *, c->cpu, CPU_UC), UC_TCG), *block = e_tcg_tb_lookup(context, at);
     if (!block) return;
-    u64 pc = address_at(c, block, at), *site = site_of(c, pc);
+    e_cpu_restore_state((void *)c->cpu, at, 0);
+    u64 pc = AT(u64, c->env, ENV_RIP) + AT(u64, block, TB_CS_BASE), *site = site_of(c, pc);
     u64 block_end = AT(u64, block, TB_PC) + AT(u16, block, TB_SIZE), *site_end = &c->site_ends[site - c->sites];
     if (AT(u16, block, TB_COUNT) == 1 || (*site == pc && *site_end == block_end)) {
         *site_end = block_end;
@@ -186,5 +187,7 @@ void be_last_in_block(struct cpu *c, u64 gpa) {
         return;
     }
     *site = pc;
-    execute_alone(c, block, at);
+    e_tb_phys_invalidate(context, block, -1);
+    e_cpu_io_recompile((void *)c->cpu, at);
+    NEVER_RETURNS;
 }

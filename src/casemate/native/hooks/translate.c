@@ -258,19 +258,6 @@ void *h_tb_gen_code(void *cpu, u64 pc, u64 cs_base, u32 flags, int cflags) {
     raise(c, c->bad_vector, c->bad_code, 0);
 }
 
-/* The linear address of the instruction at a place in a block's code. */
-u64 address_at(struct cpu *c, void *block, uintptr_t at) {
-    e_cpu_restore_state((void *)c->cpu, at, 0);
-    return AT(u64, c->env, ENV_RIP) + AT(u64, block, TB_CS_BASE);
-}
-
-/* Nothing of the instruction there has happened yet: its block is forgotten, and it is translated and executed alone. */
-void execute_alone(struct cpu *c, void *block, uintptr_t at) {
-    e_tb_phys_invalidate(c->context, block, -1);
-    e_cpu_io_recompile((void *)c->cpu, at);
-    NEVER_RETURNS;
-}
-
 /* An exception of the guest leaves for the engine's main loop from wherever it is. */
 void h_siglongjmp(void *buffer, int value) {
     struct cpu *c = executing;

@@ -135,6 +135,7 @@ EXPORT struct vcpu *kvm_new_vcpu(int *fd, struct inside *inside) {
 }
 
 EXPORT void kvm_free_vcpu(struct vcpu *v) {
+    if (current_vcpu == v) current_vcpu = 0;
     if (v->inside->ring == ring_of(v)) v->inside->ring = 0;
     kvm_watch_vcpu(v, 0);
     munmap(v->run, RUN_BYTES);
